@@ -1,0 +1,39 @@
+# Every target that runs something first makes .venv, once, under the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: demo test lint scenario clean help
+
+demo: $(STAMP)  ## watch agents play the shipped scenario
+	$(BIN)/edgerec demo
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(STAMP)  ## style, format, spelling, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+scenario: $(STAMP)  ## fit the two shipped scenarios again
+	$(BIN)/edgerec scenario
+
+# The stamp is removed first and written last, so an interrupted install is done again.
+$(STAMP): setup.py constraints.txt
+	@rm -f $@
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name a Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: edgerec_gym needs Python 3.11 or newer, $(PYTHON) is older; name another: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	@touch $@
+
+clean:  ## remove .venv, builds and caches
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,4 @@
+"""Policies for the feed: baselines, learned agents, and what trains them."""
+
+if __name__ != "edgerec_gym.agents":
+    raise ImportError("import edgerec_gym.agents, not agents")

@@ -1,0 +1,33 @@
+"""The Policy protocol: what every agent, baseline and oracle looks like to the evaluator."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+Observation = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides for a batch of sessions at once.
+
+    A policy may keep state per row; `reset` clears the rows whose session starts. Policies see
+    observations only. A policy that needs more (an oracle) has a method `bind(env)`, which the
+    evaluator calls with the vector environment before the first reset.
+    """
+
+    name: str
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Forget the rows where `mask` (B,) bool is True; the first call fixes the batch size."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64 actions, legal under `observation["action_mask"]` (B, A) int8."""
+
+
+def bind(policy: Policy, env: Any) -> None:
+    """Give the environment to policies that ask for it (oracles); others never see it."""
+    if hasattr(policy, "bind"):
+        policy.bind(env)

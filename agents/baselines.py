@@ -1,0 +1,268 @@
+"""Simple policies that every learned one must beat. All follow :class:`~edgerec_gym.agents.base.Policy`.
+
+| name | decides | tracks |
+| --- | --- | --- |
+| random | uniformly among the legal actions | all |
+| keep | cloud order, no cards, automatic pages only | all |
+| greedy | the pool row with the highest base ctr score | joint, rerank |
+| device-greedy | the pool row with the best base ctr score plus match with the behaviour on the device | joint, rerank |
+| fixed-slot | cloud order, a card at every k-th slot, card types in turn | joint, mix |
+| fixed-interval | cloud order, a request every m slots | joint, request |
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents.base import Observation, Policy
+from edgerec_gym.errors import InputError
+from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, TRACKS
+
+N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
+
+
+class Keep:
+    """Cloud order, no cards, no requests: the lowest legal action of every track."""
+
+    name = "keep"
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: there is no state."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64, the lowest legal action of each row."""
+        return observation["action_mask"].argmax(axis=1)
+
+
+class Random:
+    """Uniform over the legal actions, from its own generator."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: the generator runs on."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        count = observation["action_mask"].cumsum(axis=1, dtype=np.int64)  # (B, A)
+        pick = (self.generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
+        return (count > pick[:, None]).argmax(axis=1)
+
+
+class Greedy:
+    """The pool row with the highest base ctr score."""
+
+    name = "greedy"
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: there is no state."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        return _best_row(observation, observation["pool"][:, :, 1 - N_SCALARS])
+
+
+class DeviceGreedy:
+    """Re-rank by base ctr plus the match with what the user did on this device.
+
+    The interest is the decayed sum of embeddings, weighted by dwell on exposed cards, clicks and dwell on
+    opened pages, as the cloud does it (:class:`~edgerec_gym.config.CloudConfig`), but never stale.
+
+    Args:
+        strength: logits per unit of match.
+        decay: of the evidence, per slot.
+        dwell_weight: evidence of a long look at an exposed card.
+        click_weight: evidence of a click.
+        page_view_weight: evidence of a long page view.
+    """
+
+    name = "device-greedy"
+    dwell_centre = 0.4  # looks shorter than this (of 0..1) speak against the item
+
+    def __init__(
+        self,
+        strength: float = 4.0,
+        decay: float = 0.95,
+        dwell_weight: float = 1.0,
+        click_weight: float = 1.0,
+        page_view_weight: float = 2.0,
+    ) -> None:
+        self.strength, self.decay = strength, decay
+        self.dwell_weight, self.click_weight, self.page_view_weight = dwell_weight, click_weight, page_view_weight
+        self.slot = np.zeros(0)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the slot count of the rows where `mask` (B,) is True."""
+        self.slot = np.where(mask, 0.0, self.slot if len(self.slot) else 0.0)
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        interest = self._interest(observation)
+        pool, d = observation["pool"], interest.shape[1]
+        match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (1 + np.linalg.norm(interest, axis=1, keepdims=True))
+        ctr = np.clip(pool[:, :, d + 1], 1e-6, 1 - 1e-6)
+        self.slot += 1
+        return _best_row(observation, np.log(ctr / (1 - ctr)) + self.strength * match)
+
+    def _interest(self, observation: Observation) -> np.ndarray:
+        """Decayed evidence in the embedding space, (B, d)."""
+        d = observation["pool"].shape[2] - N_SCALARS
+        exposures, page_views = observation["exposures"], observation["page_views"]
+        dwell = exposures[:, :, -N_EXPOSURE_COLUMNS] - self.dwell_centre
+        view = page_views[:, :, -N_PAGE_VIEW_COLUMNS] - self.dwell_centre
+        now = observation["context"][:, 0]  # slot / max_slots, the unit of the rows' last column
+        max_slots = self.slot / np.maximum(now, 1e-9)
+        interest = np.zeros((len(now), d))
+        for rows, evidence in (
+            (exposures, self.dwell_weight * dwell),
+            (page_views, self.click_weight + self.page_view_weight * view),
+        ):
+            age = (now[:, None] - rows[:, :, -1]) * max_slots[:, None]
+            weight = evidence * self.decay**age  # padding has an embedding of zero
+            interest += (weight[:, None, :] @ rows[:, :, :d])[:, 0]
+        return interest
+
+
+class FixedSlot:
+    """Cloud order with a card at every k-th slot, the card types in turn (a type that is not legal is skipped).
+
+    Args:
+        track: "joint" or "mix".
+        every: slots from one card to the next.
+    """
+
+    name = "fixed-slot"
+
+    def __init__(self, track: str, every: int = 5) -> None:
+        self.track, self.every = track, _at_least_one("every", every)
+        self.slot = np.zeros(0, np.int64)
+        self.turn = np.zeros(0, np.int64)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the rows where `mask` (B,) is True."""
+        if not len(self.slot):
+            self.slot, self.turn = np.zeros((2, len(mask)), np.int64)
+        self.slot[mask] = 0
+        self.turn[mask] = 0
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        mask, n_features = observation["action_mask"], observation["pool"].shape[2]
+        first = observation["pool"].shape[1] if self.track == "joint" else 1
+        types = observation["cards"][:, :, n_features + 1 :]  # (B, M, T - 1) one-hot, goods left out
+        legal = mask[:, first : first + types.shape[1], None] * types > 0
+        n_types = types.shape[2]
+        order = (self.turn[:, None] + np.arange(n_types)) % n_types  # (B, T - 1), whose turn it is first
+        fits = np.take_along_axis(legal.any(axis=1), order, axis=1)
+        chosen = np.take_along_axis(order, fits.argmax(axis=1)[:, None], axis=1)[:, 0]
+        insert = (self.slot % self.every == self.every - 1) & fits.any(axis=1)
+        card = legal[np.arange(len(mask)), :, chosen].argmax(axis=1)
+        self.turn = np.where(insert, (chosen + 1) % n_types, self.turn)
+        self.slot += 1
+        return np.where(insert, first + card, mask.argmax(axis=1))
+
+
+class FixedInterval:
+    """Cloud order with a request every m slots, where it is legal.
+
+    Args:
+        track: "joint" or "request".
+        every: slots from one request to the next.
+    """
+
+    name = "fixed-interval"
+
+    def __init__(self, track: str, every: int = 20) -> None:
+        self.track, self.every = track, _at_least_one("every", every)
+        self.slot = np.zeros(0, np.int64)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the rows where `mask` (B,) is True."""
+        self.slot = np.where(mask, 0, self.slot if len(self.slot) else 0)
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64; the request is the last action of both tracks."""
+        mask = observation["action_mask"]
+        request = (self.slot % self.every == self.every - 1) & (mask[:, -1] > 0)
+        self.slot += 1
+        return np.where(request, mask.shape[1] - 1, mask.argmax(axis=1))
+
+
+def _best_row(observation: Observation, score: np.ndarray) -> np.ndarray:
+    """Legal pool row with the highest score (B, N); (B,) int64."""
+    legal = observation["action_mask"][:, : score.shape[1]] > 0
+    return np.where(legal, score, -np.inf).argmax(axis=1)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if int(value) != value or value < 1:
+        raise InputError(f"policy option {name} = {value!r} must be a whole number of slots, at least 1")
+    return int(value)
+
+
+BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
+    "random": (Random, TRACKS),
+    "keep": (Keep, TRACKS),
+    "greedy": (Greedy, ("joint", "rerank")),
+    "device-greedy": (DeviceGreedy, ("joint", "rerank")),
+    "fixed-slot": (FixedSlot, ("joint", "mix")),
+    "fixed-interval": (FixedInterval, ("joint", "request")),
+}
+
+
+def baselines_of(track: str) -> tuple[str, ...]:
+    """Names of the baselines that play a track."""
+    return tuple(name for name, (_, tracks) in BASELINES.items() if track in tracks)
+
+
+def make_policy(name: str, track: str, seed: int = 0, **options: Any) -> Policy:
+    """Make a policy by name.
+
+    Args:
+        name: a baseline, or "package.module:Class" for a policy of your own.
+        track: "joint", "rerank", "mix" or "request".
+        seed: of the policy's own randomness.
+        **options: arguments of the policy. `track` and `seed` are passed on to those that take them.
+
+    Raises:
+        InputError: unknown name or option, or a policy that does not play this track.
+    """
+    if track not in TRACKS:
+        raise InputError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
+    if ":" in name:
+        factory = _import_class(name)
+    elif name in BASELINES:
+        factory, tracks = BASELINES[name]
+        if track not in tracks:
+            raise InputError(f"policy {name!r} plays the tracks {', '.join(tracks)}, not {track!r}")
+    else:
+        raise InputError(f"unknown policy {name!r}; policies are {', '.join(BASELINES)}, or 'package.module:Class'")
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in parameters and not takes_any:
+            known = ", ".join(p for p in parameters if p not in ("track", "seed"))
+            raise InputError(f"policy {name!r} has no option {option!r}; its options are: {known or 'none'}")
+    given = {"track": track, "seed": seed, **options}
+    return factory(**{key: value for key, value in given.items() if key in parameters or key in options})
+
+
+def _import_class(name: str) -> Callable[..., Policy]:
+    module, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise InputError(f"policy {name!r}: cannot import {module!r}: {error}") from None
+    except AttributeError:
+        raise InputError(f"policy {name!r}: module {module!r} has no {attribute!r}") from None
+    if not (hasattr(factory, "act") and hasattr(factory, "reset")):
+        raise InputError(f"policy {name!r} is not a policy: it needs the methods reset(mask) and act(observation)")
+    return factory

@@ -1,0 +1,252 @@
+"""The numbers of the world: frozen, validated dataclasses. The dynamics read nothing else.
+
+Units: time is counted in *slots* (one card shown = one slot), hours in 0..23, days from 0.
+Every class raises :class:`~edgerec_gym.errors.InputError` naming the field and the allowed range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from edgerec_gym.errors import InputError
+
+SCHEMA_VERSION = 1
+SYNC_MODES = ("page", "periodic", "incremental")
+PRESETS = ("default", "lite")
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+def bounded(default: Any, low: float, high: float) -> Any:
+    """Dataclass field with an inclusive allowed range (also for each entry of a tuple)."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shared behaviour: range validation, `replace`, and a dict form that refuses unknown fields."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            object.__setattr__(self, f.name, _checked(type(self).__name__, f, hints[f.name], value))
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+        """Build from a plain dict (nested configs as dicts); unknown fields raise InputError."""
+        if not isinstance(values, dict):
+            raise InputError(f"{cls.__name__} must be an object with named fields, got {values!r}")
+        names = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in names:
+                raise InputError(_unknown(cls.__name__, name, names))
+        hints = get_type_hints(cls)
+        nested = {
+            name: hints[name].from_dict(value)
+            if isinstance(hints[name], type) and issubclass(hints[name], Config) and isinstance(value, dict)
+            else value
+            for name, value in values.items()
+        }
+        return cls(**nested)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain, JSON-ready dict."""
+        return cast(dict[str, Any], dataclasses.asdict(self))
+
+    def replace(self: ConfigT, **changes: Any) -> ConfigT:
+        """Return a copy with some fields changed; unknown fields raise InputError."""
+        current = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return type(self).from_dict({**current, **changes})
+
+
+def _unknown(owner: str, name: str, names: set[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; fields are {', '.join(sorted(names))}"
+    return f"{owner} has no field {name!r}{hint}"
+
+
+def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """Return `value` as the field's type, or raise InputError."""
+    where = f"{owner}.{f.name}"
+    if get_origin(hint) is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise InputError(f"{where} must be a list, got {value!r}")
+        element = get_args(hint)[0]
+        return tuple(_scalar(f"{where}[{i}]", f, element, v) for i, v in enumerate(value))
+    if isinstance(hint, type) and issubclass(hint, Config):
+        if not isinstance(value, hint):
+            raise InputError(f"{where} must be a {hint.__name__}, got {value!r}")
+        return value
+    return _scalar(where, f, hint, value)
+
+
+def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+        return value
+    if hint is str:
+        if not isinstance(value, str):
+            raise InputError(f"{where} must be text, got {value!r}")
+        return value
+    optional = type(None) in get_args(hint)
+    if optional and value is None:
+        return None
+    kind = float if hint is float else int
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InputError(f"{where} must be a number, got {value!r}")
+    if kind is int and float(value) != int(float(value)):
+        raise InputError(f"{where} must be a whole number, got {value!r}")
+    low, high = f.metadata["range"]
+    if not low <= float(value) <= high:  # also catches NaN
+        raise InputError(f"{where} = {value} is out of range; allowed: {low} to {high}")
+    return kind(value)
+
+
+@dataclass(frozen=True)
+class RewardConfig(Config):
+    """Weights of the named reward terms (reward units per event)."""
+
+    click: float = bounded(1.0, -1e3, 1e3)  # every click, goods or card
+    purchase: float = bounded(5.0, -1e3, 1e3)  # every purchase in a page view
+    request: float = bounded(-0.3, -1e3, 1e3)  # every request of the policy (automatic pages are free)
+    invalid: float = bounded(-0.1, -1e3, 1e3)  # every illegal action
+    insert_click: float = bounded(0.0, -1e3, 1e3)  # on top of `click` for a click on a mix-in card
+    leave: float = bounded(0.0, -1e3, 1e3)  # when the user leaves
+
+
+@dataclass(frozen=True)
+class CloudConfig(Config):
+    """How the cloud estimates the user and builds a page from the catalogue.
+
+    A candidate's score is `long_term_weight` x cosine(long-term estimate, item)
+    + `recent_weight` x cosine(synchronised behaviour, item) x evidence + the item's `base_logit`;
+    the page is ranked by score + `noise` x a standard normal.
+    """
+
+    sync: Literal["page", "periodic", "incremental"] = "page"  # when behaviour reaches the cloud
+    sync_period: int = bounded(20, 1, 10_000)  # slots between uploads with sync="periodic"
+    long_term_weight: float = bounded(1.0, 0.0, 50.0)  # logits per unit of cosine
+    recent_weight: float = bounded(3.0, 0.0, 50.0)  # logits per unit of cosine, at full evidence
+    noise: float = bounded(0.6, 0.0, 50.0)  # standard deviation of the ranking noise, logits
+    score_offset: float = bounded(0.0, -50.0, 50.0)  # logits; centres the shipped click score
+    interest_decay: float = bounded(0.92, 0.0, 1.0)  # per slot, of the behaviour estimate
+    dwell_weight: float = bounded(1.0, 0.0, 50.0)  # evidence of a long look at an exposed card
+    click_weight: float = bounded(1.0, 0.0, 50.0)  # evidence of a click
+    page_view_weight: float = bounded(2.0, 0.0, 50.0)  # evidence of a long page view
+    probed_categories: int = bounded(12, 1, 10_000)  # best categories that a page draws from
+    scan_limit: int = bounded(64, 4, 100_000)  # items looked at per probed category
+
+
+@dataclass(frozen=True)
+class FeedConfig(Config):
+    """One feed: sizes, rules, latency. The defaults follow the EdgeRec paper (CIKM'20)."""
+
+    page_size: int = bounded(50, 2, 500)  # slots between automatic pages
+    pool_size: int = bounded(100, 3, 1000)  # N, candidates a page ships
+    n_cards: int = bounded(8, 1, 100)  # M, mix-in cards a page ships
+    card_types: tuple[str, ...] = ("video", "live", "content", "ad")
+    embedding_size: int = bounded(16, 2, 256)  # d, as the cloud ships it
+    profile_size: int = bounded(4, 0, 64)  # profile numbers beside the long-term embedding
+    exposure_history: int = bounded(50, 1, 1000)  # rows of `exposures`
+    page_view_history: int = bounded(25, 1, 1000)  # rows of `page_views`
+    max_slots: int = bounded(200, 4, 10_000)  # truncation
+    lookahead: int = bounded(2, 0, 10)  # slots on screen below the focused one
+    request_latency: int = bounded(2, 1, 100)  # slots from request to arrival
+    request_budget: int | None = bounded(None, 0, 10_000)  # policy's requests a session; None = unlimited
+    share_caps: tuple[float, ...] = bounded((0.10, 0.06, 0.10, 0.06), 0.0, 1.0)  # per card type
+    gaps: tuple[int, ...] = bounded((5, 8, 5, 8), 0, 1000)  # least slots between cards of one type
+    first_slots: tuple[int, ...] = bounded((1, 3, 1, 3), 0, 10_000)  # first slot a type may take
+    rules: Literal["mask", "penalty"] = "mask"
+    slate_size: int = bounded(10, 1, 100)  # K of EdgeFeedSlate
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    cloud: CloudConfig = field(default_factory=CloudConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.card_types:
+            raise InputError("FeedConfig.card_types must name at least one type")
+        for name in ("share_caps", "gaps", "first_slots"):
+            if len(getattr(self, name)) != len(self.card_types):
+                raise InputError(
+                    f"FeedConfig.{name} has {len(getattr(self, name))} entries; it needs one for each of "
+                    f"the {len(self.card_types)} card_types {self.card_types}"
+                )
+        if self.request_latency >= self.page_size:
+            raise InputError(
+                f"FeedConfig.request_latency = {self.request_latency} must be below page_size = {self.page_size}"
+            )
+        if self.pool_size < self.page_size + self.request_latency:
+            raise InputError(
+                f"FeedConfig.pool_size = {self.pool_size} could run dry; it must be at least page_size + "
+                f"request_latency = {self.page_size + self.request_latency}"
+            )
+        if self.lookahead >= self.max_slots:
+            raise InputError(f"FeedConfig.lookahead = {self.lookahead} must be below max_slots = {self.max_slots}")
+
+    @property
+    def n_types(self) -> int:
+        """Number of card types with goods (T)."""
+        return 1 + len(self.card_types)
+
+    @property
+    def n_item_features(self) -> int:
+        """Item features (F): embedding, price level, base ctr score, base cvr score, freshness."""
+        return self.embedding_size + 4
+
+    @property
+    def n_user_features(self) -> int:
+        """User features (U): the cloud's long-term embedding, then the profile."""
+        return self.embedding_size + self.profile_size
+
+
+@dataclass(frozen=True)
+class SyntheticUserConfig(Config):
+    """The hidden ground truth. Each phenomenon is a weight; 0 switches it off (design.md section 4)."""
+
+    world_seed: int = bounded(0, 0, 2**31)
+    n_users: int = bounded(2000, 10, 10_000_000)
+    n_items: int = bounded(10_000, 200, 10_000_000)  # goods and cards together
+    n_categories: int = bounded(40, 2, 10_000)
+    card_fraction: float = bounded(0.2, 0.0, 0.9)  # of the items that are cards
+    n_days: int = bounded(14, 2, 1000)  # logs and training: first half; evaluation: second half
+    item_noise: float = bounded(0.5, 0.0, 10.0)  # length of shipped minus true embedding
+    long_term_noise: float = bounded(1.0, 0.0, 10.0)  # length of the error of the cloud's user estimate
+    click_bias: float = bounded(-4.8, -20.0, 5.0)  # logits
+    taste: float = bounded(0.5, 0.0, 20.0)  # long-term taste, logits per unit of cosine
+    intent: float = bounded(4.0, 0.0, 20.0)  # session intent, logits per unit of cosine
+    intent_switch: float = bounded(0.02, 0.0, 1.0)  # probability per slot that the intent jumps
+    intent_drift: float = bounded(0.25, 0.0, 1.0)  # step toward what was clicked and liked
+    satiation: float = bounded(0.5, 0.0, 20.0)  # logits lost per satisfied page view of the category
+    weariness: float = bounded(0.06, 0.0, 20.0)  # logits lost per exposure of the category without a click
+    pseudo_click: float = bounded(1.0, 0.0, 20.0)  # logits per unit of attractiveness (not of quality)
+    surroundings: float = bounded(1.0, 0.0, 20.0)  # scales same-type, type x type and contrast effects
+    type_taste: float = bounded(0.8, 0.0, 20.0)  # spread of a user's taste for card types, logits
+    fatigue: float = bounded(0.4, 0.0, 20.0)  # logits lost per 100 slots
+    patience: float = bounded(1.0, 0.0, 20.0)  # scales how boredom hastens leaving
+    purchase: float = bounded(1.0, 0.0, 1.0)  # scales purchase after a satisfied page view
+    refresh: float = bounded(1.0, 0.0, 20.0)  # scales the user's own response to a requested page
+    activity: float = bounded(0.8, 0.2, 1.0)  # share of events made by the most active 20 % (0.2 = equal)
+    day_drift: float = bounded(0.3, 0.0, 10.0)  # length of the day-to-day move of the taste
+
+
+def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
+    """Return the feed and the synthetic users of a preset: "default" (the paper's sizes) or "lite"."""
+    if name == "default":
+        return FeedConfig(), SyntheticUserConfig()
+    if name == "lite":
+        feed = FeedConfig(
+            page_size=10,
+            pool_size=20,
+            exposure_history=20,
+            page_view_history=10,
+            max_slots=60,
+            gaps=(3, 4, 3, 4),
+            share_caps=(0.2, 0.1, 0.2, 0.1),
+        )
+        return feed, SyntheticUserConfig(n_items=2000)
+    raise InputError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}")

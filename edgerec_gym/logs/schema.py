@@ -1,0 +1,67 @@
+"""The one log schema: a row per placed slot, in order of session and slot.
+
+Nullable columns are null where the event did not happen or the data set cannot tell; what a data set
+cannot tell is also named in the log folder's `logs.json` under `unidentified`, never invented.
+
+A log folder holds `logs.json` (schema version, feed config, provenance), `catalog.parquet`
+and `part-00000.parquet`, `part-00001.parquet`, ... Sessions never span parts.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from edgerec_gym.config import SCHEMA_VERSION
+
+VERSION_KEY = b"edgerec_gym.schema_version"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("session", pa.int64(), nullable=False),  # unique in the folder, rising
+        pa.field("user", pa.int64(), nullable=False),
+        pa.field("day", pa.int32(), nullable=False),  # days from 0; splits are by day
+        pa.field("hour", pa.int32(), nullable=False),  # 0..23
+        pa.field("slot", pa.int32(), nullable=False),  # 0, 1, ... within the session
+        pa.field("time", pa.float64()),  # seconds since the session began
+        pa.field("item", pa.int64(), nullable=False),  # row of catalog.parquet
+        pa.field("card_type", pa.int32(), nullable=False),  # 0 = goods, k = card_types[k - 1]
+        pa.field("page", pa.int32(), nullable=False),  # 0, 1, ... within the session
+        pa.field("page_age", pa.int32(), nullable=False),  # slots since that page arrived
+        pa.field("page_requested", pa.bool_(), nullable=False),  # by the policy, not automatic
+        pa.field("candidates", pa.list_(pa.int32())),  # item rows of the pool; on a page's first slot only
+        pa.field("cards", pa.list_(pa.int32())),  # item rows of the mix-in cards; ditto
+        pa.field("user_features", pa.list_(pa.float32())),  # as the cloud shipped; on slot 0 only
+        # item scalars as shipped with the page
+        pa.field("price_level", pa.float32(), nullable=False),
+        pa.field("base_ctr", pa.float32(), nullable=False),
+        pa.field("base_cvr", pa.float32(), nullable=False),
+        pa.field("freshness", pa.float32(), nullable=False),
+        # the policy
+        pa.field("action", pa.int32()),  # index in the EdgeFeed-v0 action space
+        pa.field("propensity", pa.float64()),  # probability of that action
+        pa.field("randomised", pa.bool_(), nullable=False),  # drawn at random with known propensity
+        pa.field("request", pa.bool_(), nullable=False),  # a page was requested before this slot
+        pa.field("request_propensity", pa.float64()),  # probability of a request at this slot
+        # the answer; answered = False: shown, never focused before the session ended
+        pa.field("answered", pa.bool_(), nullable=False),
+        pa.field("exposure_actions", pa.list_(pa.float32())),  # e1..e6 in 0..1 (users/base.py)
+        pa.field("click", pa.bool_()),
+        pa.field("page_view_actions", pa.list_(pa.float32())),  # d1..d11 in 0..1; null without a click
+        pa.field("leave", pa.bool_()),  # the session ended here by the user's will
+    ],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+
+# What a data set may be unable to tell; `logs.json` lists those that apply. The simulator then keeps
+# the matching inputs at zero and does not fit the matching heads.
+UNIDENTIFIED = (
+    "position",  # the order within a page is not the order on screen
+    "neighbours",  # nor are the cards beside a card known
+    "exposure_actions",  # no dwell, scroll or delete on exposed cards
+    "page_view_duration",
+    "page_view_actions",  # no cart, buy, ...
+    "leave",  # the end of a session is not the user's decision
+    "categories",
+    "cards",  # goods only
+    "order_within_page",  # answers of one page are simultaneous: state moves between pages only
+)

@@ -1,0 +1,102 @@
+"""Action index layout and observation spaces, derived from FeedConfig.
+
+Observations of a whole batch live in one float32 buffer, a row an environment, keys side by side; a
+fresh copy is one memory copy, and each key is a view into it (:func:`observation_dtype`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from gymnasium import spaces
+
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.errors import InputError
+
+TRACKS = ("joint", "rerank", "mix", "request")
+JOINT, RERANK, MIX, REQUEST = range(4)
+
+N_EXPOSURE_COLUMNS = 7  # e1..e7
+N_PAGE_VIEW_COLUMNS = 12  # d1..d12
+
+# Columns of `context`; share used and slots since the last card follow, one column a card type each.
+CONTEXT = (
+    "slot",  # / max_slots
+    "exposures",  # so far, / max_slots
+    "page_views",  # so far, / max_slots
+    "page_age",  # slots since the page arrived, / page_size
+    "in_flight",  # 1 while a request is on the wire
+    "arrival",  # slots until it arrives, / request_latency
+    "requests_left",  # share of the budget; 1 if unlimited
+    "page_requested",  # 1 if the policy asked for the current page
+    "hour",  # / 24
+)
+
+
+def n_actions(config: FeedConfig, track: str) -> int:
+    """Number of actions of a track."""
+    return {
+        "joint": config.pool_size + config.n_cards + 1,
+        "rerank": config.pool_size,
+        "mix": config.n_cards + 1,
+        "request": 2,
+    }[_known(track)]
+
+
+def _known(track: str) -> str:
+    if track not in TRACKS:
+        raise InputError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
+    return track
+
+
+def context_size(config: FeedConfig) -> int:
+    """Number of context columns (C)."""
+    return len(CONTEXT) + 2 * len(config.card_types)
+
+
+@lru_cache(maxsize=64)
+def observation_dtype(config: FeedConfig, track: str) -> np.dtype:
+    """Structured dtype of one observation row; float32 keys first, then the int8 mask, padded to 4 bytes."""
+    features, types = config.n_item_features, config.n_types
+    actions = n_actions(config, track)
+    return np.dtype(
+        [
+            ("user", np.float32, (config.n_user_features,)),
+            ("pool", np.float32, (config.pool_size, features)),
+            ("cards", np.float32, (config.n_cards, features + types)),
+            ("exposures", np.float32, (config.exposure_history, features + types + N_EXPOSURE_COLUMNS)),
+            ("page_views", np.float32, (config.page_view_history, features + types + N_PAGE_VIEW_COLUMNS)),
+            ("screen", np.float32, (config.lookahead, features + types)),
+            ("context", np.float32, (context_size(config),)),
+            ("action_mask", np.int8, (actions,)),
+            ("padding", np.int8, (-actions % 4,)),
+        ]
+    )
+
+
+def observation_keys(config: FeedConfig) -> tuple[str, ...]:
+    """Keys of the observation; `screen` is left out where nothing is ever on it (lookahead 0)."""
+    keys = ("user", "pool", "cards", "exposures", "page_views", "screen", "context", "action_mask")
+    return tuple(k for k in keys if k != "screen" or config.lookahead)
+
+
+def observation_space(config: FeedConfig, track: str) -> spaces.Dict:
+    """Observation space of one environment: float32 in finite bounds, the mask int8."""
+    dtype = observation_dtype(config, track)
+    signed = config.embedding_size  # embeddings lie in -1..1, everything else in 0..1
+    keys: dict[str, spaces.Space] = {}
+    for key in observation_keys(config):
+        base, shape = dtype[key].subdtype or (dtype[key], ())
+        low = np.zeros(shape, base)
+        if key == "user":
+            low[:] = -1
+        elif key not in ("context", "action_mask"):
+            low[..., :signed] = -1
+        keys[key] = spaces.Box(low, np.ones(shape, base), dtype=base.type)
+    return spaces.Dict(keys)
+
+
+def action_space(config: FeedConfig, track: str) -> spaces.Discrete:
+    """Action space of one environment."""
+    return spaces.Discrete(n_actions(config, track))

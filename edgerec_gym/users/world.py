@@ -1,0 +1,104 @@
+"""The synthetic world: items and users with latent factors, generated from SyntheticUserConfig alone.
+
+Only the catalogue (a noisy view: embeddings with error, popularity with error, hardly a trace of quality)
+leaves this module toward the cloud; the latent factors stay with the ground truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.config import FeedConfig, SyntheticUserConfig
+
+WITHIN_CATEGORY = 0.6  # length of an item's own part beside its category's direction
+
+
+@dataclass(frozen=True)
+class World:
+    """Latent truth of items and users (n items, K categories, d factors, V users, T card types)."""
+
+    catalog: Catalog
+    factors: np.ndarray  # (n, d) float32, length 1
+    attractiveness: np.ndarray  # (n,) float32, standard normal
+    quality: np.ndarray  # (n,) float32, standard normal; what a page view reveals
+    category: np.ndarray  # (n,) int32
+    centres: np.ndarray  # (K, d) float32, length 1
+    type_effect: np.ndarray  # (T, T) float32, logits of type t beside a neighbour of type s
+    taste: np.ndarray  # (V, d) float32, length 1
+    estimate: np.ndarray  # (V, d) float32, the cloud's long-term estimate, length 1
+    profile: np.ndarray  # (V, P) float32 in -1..1
+    type_taste: np.ndarray  # (V, T) float32, standard normal, 0 for goods
+    refresh: np.ndarray  # (V,) float32, standard normal
+    patience: np.ndarray  # (V,) float32, standard normal
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _directions(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return _unit(rng.standard_normal(shape))
+
+
+@lru_cache(maxsize=4)
+def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
+    """Generate the world; the same configs give the same world."""
+    rng = np.random.default_rng([config.world_seed, 20_081])
+    n, d, n_types = config.n_items, feed.embedding_size, feed.n_types
+    centres = _directions(rng, config.n_categories, d)
+    n_cards = round(n * config.card_fraction)
+    card_type = np.zeros(n, np.int32)
+    card_type[n - n_cards :] = 1 + np.arange(n_cards) % (n_types - 1)
+    category = np.arange(n, dtype=np.int32) % config.n_categories
+    factors = _unit(centres[category] + WITHIN_CATEGORY * _directions(rng, n, d))
+    quality = rng.standard_normal(n)
+    # Attractive and bad go together a little: that is what makes clicks alone misleading.
+    attractiveness = -0.4 * quality + np.sqrt(1 - 0.16) * rng.standard_normal(n)
+    scalars = np.stack(
+        [
+            rng.random(n),
+            np.clip(config.click_bias + 0.5 * attractiveness + 0.5 * rng.standard_normal(n), -20, 20),
+            1 / (1 + np.exp(2.5 - 0.3 * quality - 0.7 * rng.standard_normal(n))),
+            rng.random(n),
+        ],
+        axis=1,
+    )
+    catalog, order = Catalog.sorted(
+        _unit(factors + config.item_noise * _directions(rng, n, d)), scalars, card_type, category, np.arange(n)
+    )
+    type_effect = 0.4 * rng.standard_normal((n_types, n_types)).astype(np.float32)
+    type_effect[0, 0] = 0.0
+    users = _make_users(rng, config, feed)
+    return World(
+        catalog=catalog,
+        factors=factors[order],
+        attractiveness=attractiveness[order].astype(np.float32),
+        quality=quality[order].astype(np.float32),
+        category=category[order],
+        centres=centres,
+        type_effect=type_effect,
+        **users,
+    )
+
+
+def _make_users(rng: np.random.Generator, config: SyntheticUserConfig, feed: FeedConfig) -> dict[str, np.ndarray]:
+    n, d = config.n_users, feed.embedding_size
+    taste = _directions(rng, n, d)
+    type_taste = rng.standard_normal((n, feed.n_types)).astype(np.float32)
+    type_taste[:, 0] = 0.0
+    refresh, patience = rng.standard_normal((2, n)).astype(np.float32)
+    hints = np.column_stack([type_taste[:, 1:], refresh, patience])
+    mixing = rng.standard_normal((hints.shape[1], feed.profile_size)) / np.sqrt(hints.shape[1])
+    profile = np.tanh(0.7 * (hints @ mixing + 0.5 * rng.standard_normal((n, feed.profile_size))))
+    return {
+        "taste": taste,
+        "estimate": _unit(taste + config.long_term_noise * _directions(rng, n, d)),
+        "profile": profile.astype(np.float32),
+        "type_taste": type_taste,
+        "refresh": refresh,
+        "patience": patience,
+    }

@@ -1,0 +1,90 @@
+"""Packaging of edgerec_gym."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+
+
+def read_version() -> str:
+    """Read the version without importing the package, whose dependencies may not be installed yet."""
+    text = (ROOT / "edgerec_gym" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("edgerec_gym/__init__.py has no __version__ line")
+    return match.group(1)
+
+
+# Lower bounds are the oldest releases worth supporting; constraints.txt holds the ones that are tested.
+TRAIN = [
+    "torch>=2.8",
+    "stable-baselines3>=2.6",
+    "sb3-contrib>=2.6",
+    "onnx>=1.17",
+    "onnxscript>=0.5",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "lightgbm>=4.5",
+    "tensorboard>=2.18",
+    "matplotlib>=3.9",
+]
+RENDER = ["matplotlib>=3.9", "pillow>=10.4"]
+DEV_TOOLS = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.112",
+    "ruff>=0.15",
+    "mypy>=1.15",
+    "codespell>=2.3",
+    "build>=1.2",
+]
+ALL = list(dict.fromkeys(TRAIN + RENDER))  # everything a user can switch on, each requirement once
+
+setup(
+    name="edgerec_gym",
+    version=read_version(),
+    description="On-device feed recommendation as a Gymnasium environment, with the EdgeRec agents",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    # The folder agents/ is installed as edgerec_gym.agents: a top-level `agents` would overwrite another
+    # PyPI package. edgerec_gym/agents is a link to it, left out of the search so nothing is found twice.
+    packages=[
+        *find_packages(include=["edgerec_gym", "edgerec_gym.*"], exclude=["edgerec_gym.agents*"]),
+        *(f"edgerec_gym.{name}" for name in find_packages(include=["agents", "agents.*"])),
+    ],
+    package_dir={"edgerec_gym.agents": "agents"},
+    package_data={
+        "edgerec_gym": [
+            "py.typed",
+            *(f"scenarios/**/*.{kind}" for kind in ("json", "parquet", "onnx", "safetensors")),
+        ]
+    },
+    install_requires=[
+        "gymnasium>=1.1",  # AutoresetMode
+        "numpy>=2.0",
+        "numba>=0.61",
+        "onnxruntime>=1.20",
+        "polars>=1.20",
+        "pyarrow>=18",
+        "typer>=0.15",
+        "rich>=13.9",
+        "safetensors>=0.4.5",
+    ],
+    extras_require={"train": TRAIN, "render": RENDER, "all": ALL, "dev": ALL + DEV_TOOLS},
+    entry_points={"console_scripts": ["edgerec = edgerec_gym.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
