@@ -5,9 +5,9 @@
 | random | uniformly among the legal actions | all |
 | keep | cloud order, no cards, automatic pages only | all |
 | greedy | the pool row with the highest base ctr score | joint, rerank |
-| device-greedy | the pool row with the best base ctr score plus match with the behaviour on the device | joint, rerank |
+| device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | joint, rerank |
 | fixed-slot | cloud order, a card at every k-th slot, card types in turn | joint, mix |
-| fixed-interval | cloud order, a request every m slots | joint, request |
+| fixed-interval | cloud order, a request when the page is m slots old | joint, request |
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 
 from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.errors import InputError
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, TRACKS
+from edgerec_gym.registration import track_of
+from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, TRACKS
 
 N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
 
@@ -90,13 +91,17 @@ class DeviceGreedy:
     def __init__(
         self,
         strength: float = 4.0,
-        decay: float = 0.95,
+        decay: float = 0.92,
         dwell_weight: float = 1.0,
         click_weight: float = 1.0,
         page_view_weight: float = 2.0,
     ) -> None:
         self.strength, self.decay = strength, decay
-        self.dwell_weight, self.click_weight, self.page_view_weight = dwell_weight, click_weight, page_view_weight
+        self.dwell_weight, self.click_weight, self.page_view_weight = (
+            dwell_weight,
+            click_weight,
+            page_view_weight,
+        )
         self.slot = np.zeros(0)
 
     def reset(self, mask: np.ndarray) -> None:
@@ -107,7 +112,9 @@ class DeviceGreedy:
         """Return (B,) int64."""
         interest = self._interest(observation)
         pool, d = observation["pool"], interest.shape[1]
-        match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (1 + np.linalg.norm(interest, axis=1, keepdims=True))
+        match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (
+            1 + np.linalg.norm(interest, axis=1, keepdims=True)
+        )
         ctr = np.clip(pool[:, :, d + 1], 1e-6, 1 - 1e-6)
         self.slot += 1
         return _best_row(observation, np.log(ctr / (1 - ctr)) + self.strength * match)
@@ -132,7 +139,7 @@ class DeviceGreedy:
 
 
 class FixedSlot:
-    """Cloud order with a card at every k-th slot, the card types in turn (a type that is not legal is skipped).
+    """Cloud order with a card at every k-th slot, card types in turn; one that is not legal is skipped.
 
     Args:
         track: "joint" or "mix".
@@ -171,29 +178,34 @@ class FixedSlot:
 
 
 class FixedInterval:
-    """Cloud order with a request every m slots, where it is legal.
+    """Cloud order with a request whenever the page is `every` slots old, where it is legal.
 
     Args:
-        track: "joint" or "request".
-        every: slots from one request to the next.
+        every: slots from a page's arrival to the request; None for half a page.
     """
 
     name = "fixed-interval"
+    page_age_column = CONTEXT.index("page_age")  # in pages
 
-    def __init__(self, track: str, every: int = 20) -> None:
-        self.track, self.every = track, _at_least_one("every", every)
-        self.slot = np.zeros(0, np.int64)
+    def __init__(self, every: int | None = None) -> None:
+        self.every = None if every is None else _at_least_one("every", every)
+        self.age = np.zeros(0)  # of the page, in slots
+        self.pages = np.zeros(0)  # the same, in pages, as observed last
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
-        self.slot = np.where(mask, 0, self.slot if len(self.slot) else 0)
+        if not len(self.age):
+            self.age, self.pages = np.zeros((2, len(mask)))
+        self.age[mask] = 0
+        self.pages[mask] = 0
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64; the request is the last action of both tracks."""
-        mask = observation["action_mask"]
-        request = (self.slot % self.every == self.every - 1) & (mask[:, -1] > 0)
-        self.slot += 1
-        return np.where(request, mask.shape[1] - 1, mask.argmax(axis=1))
+        mask, pages = observation["action_mask"], observation["context"][:, self.page_age_column]
+        self.age = np.where(pages > self.pages, self.age + 1, 0)
+        self.pages = pages.copy()
+        due = pages >= 0.5 if self.every is None else self.age >= self.every
+        return np.where(due & (mask[:, -1] > 0), mask.shape[1] - 1, mask.argmax(axis=1))
 
 
 def _best_row(observation: Observation, score: np.ndarray) -> np.ndarray:
@@ -223,20 +235,19 @@ def baselines_of(track: str) -> tuple[str, ...]:
     return tuple(name for name, (_, tracks) in BASELINES.items() if track in tracks)
 
 
-def make_policy(name: str, track: str, seed: int = 0, **options: Any) -> Policy:
+def make_policy(name: str, id_or_track: str, seed: int = 0, **options: Any) -> Policy:
     """Make a policy by name.
 
     Args:
         name: a baseline, or "package.module:Class" for a policy of your own.
-        track: "joint", "rerank", "mix" or "request".
+        id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request".
         seed: of the policy's own randomness.
         **options: arguments of the policy. `track` and `seed` are passed on to those that take them.
 
     Raises:
         InputError: unknown name or option, or a policy that does not play this track.
     """
-    if track not in TRACKS:
-        raise InputError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
+    track = track_of(id_or_track)
     if ":" in name:
         factory = _import_class(name)
     elif name in BASELINES:
@@ -244,7 +255,9 @@ def make_policy(name: str, track: str, seed: int = 0, **options: Any) -> Policy:
         if track not in tracks:
             raise InputError(f"policy {name!r} plays the tracks {', '.join(tracks)}, not {track!r}")
     else:
-        raise InputError(f"unknown policy {name!r}; policies are {', '.join(BASELINES)}, or 'package.module:Class'")
+        raise InputError(
+            f"unknown policy {name!r}; policies: {', '.join(BASELINES)}, or 'package.module:Class'"
+        )
     parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:
@@ -264,5 +277,7 @@ def _import_class(name: str) -> Callable[..., Policy]:
     except AttributeError:
         raise InputError(f"policy {name!r}: module {module!r} has no {attribute!r}") from None
     if not (hasattr(factory, "act") and hasattr(factory, "reset")):
-        raise InputError(f"policy {name!r} is not a policy: it needs the methods reset(mask) and act(observation)")
+        raise InputError(
+            f"policy {name!r} is no policy: it needs reset(mask) and act(observation)"
+        )
     return factory

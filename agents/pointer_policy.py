@@ -34,8 +34,8 @@ def infer_track(n_pool: int, n_cards: int, n_actions: int) -> str:
     fitting = [track for track, size in sizes.items() if size == n_actions]
     if len(fitting) != 1:
         raise InputError(
-            f"{n_actions} actions with {n_pool} pool rows and {n_cards} cards fit {' and '.join(fitting) or 'no track'}; "
-            f"name the track of PointerPolicy: {', '.join(sizes)}"
+            f"{n_actions} actions with {n_pool} pool rows and {n_cards} cards fit "
+            f"{' and '.join(fitting) or 'no track'}; name the track of PointerPolicy: {', '.join(sizes)}"
         )
     return fitting[0]
 
@@ -114,7 +114,9 @@ class PointerNetwork(BaseFeaturesExtractor):
         self.page_views = HistoryEncoder(self.d, self.n_types, N_PAGE_VIEW_COLUMNS, heads, hidden // 2)
         self.query_scale = nn.Parameter(torch.ones(n_matches, self.d))  # weights of the elementwise products
         self.policy_state = nn.Sequential(nn.Linear(n_state, hidden), nn.ReLU())
-        self.value_state = nn.Sequential(nn.Linear(n_state, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.value_state = nn.Sequential(
+            nn.Linear(n_state, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        )
         if self.track in ("joint", "rerank"):
             self.pool_scorer = Scorer(n_candidate, hidden)
             self.pool_residual = nn.Parameter(torch.tensor(3.0))  # on logit(base ctr) / 3
@@ -150,7 +152,7 @@ class PointerNetwork(BaseFeaturesExtractor):
         return torch.cat((*logits, self.value_state(state)), -1)
 
     def _queries(self, observations: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Vectors (B, d, n_matches) that candidates are matched with, and what else is known of the session."""
+        """Vectors (B, d, n_matches) to match candidates with, and what else is known of the session."""
         user, slot = observations["user"], observations["context"][:, :1]
         exposed, exposed_summary = self.exposures(observations["exposures"], slot)
         viewed, viewed_summary = self.page_views(observations["page_views"], slot)

@@ -1,3 +1,10 @@
-"""edgerec_gym: on-device feed recommendation (EdgeRec) as a Gymnasium environment."""
+"""edgerec_gym: on-device feed recommendation (EdgeRec) as a Gymnasium environment.
+
+Importing registers EdgeFeed-v0, EdgeFeedRerank-v0, EdgeFeedMix-v0 and EdgeFeedRequest-v0.
+"""
+
+from edgerec_gym.registration import register_envs
 
 __version__ = "0.1.0.dev0"
+
+register_envs()

@@ -216,7 +216,8 @@ class SyntheticUserConfig(Config):
     n_days: int = bounded(14, 2, 1000)  # logs and training: first half; evaluation: second half
     item_noise: float = bounded(0.5, 0.0, 10.0)  # length of shipped minus true embedding
     long_term_noise: float = bounded(1.0, 0.0, 10.0)  # length of the error of the cloud's user estimate
-    click_bias: float = bounded(-4.8, -20.0, 5.0)  # logits
+    click_bias: float = bounded(-5.2, -20.0, 5.0)  # logits
+    leave_bias: float = bounded(-6.6, -20.0, 5.0)  # logits per slot, of a user who is not bored
     taste: float = bounded(0.5, 0.0, 20.0)  # long-term taste, logits per unit of cosine
     intent: float = bounded(4.0, 0.0, 20.0)  # session intent, logits per unit of cosine
     intent_switch: float = bounded(0.02, 0.0, 1.0)  # probability per slot that the intent jumps
@@ -239,6 +240,7 @@ def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
     if name == "default":
         return FeedConfig(), SyntheticUserConfig()
     if name == "lite":
+        # The same feed in short: pages, sessions and moods turn over faster, so requests are cheaper.
         feed = FeedConfig(
             page_size=10,
             pool_size=20,
@@ -246,7 +248,9 @@ def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
             page_view_history=10,
             max_slots=60,
             gaps=(3, 4, 3, 4),
-            share_caps=(0.2, 0.1, 0.2, 0.1),
+            share_caps=(0.1, 0.1, 0.1, 0.1),
+            reward=RewardConfig(request=-0.1),
+            cloud=CloudConfig(interest_decay=0.85),
         )
-        return feed, SyntheticUserConfig(n_items=2000)
+        return feed, SyntheticUserConfig(n_items=2000, intent_switch=0.08, leave_bias=-5.9)
     raise InputError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}")

@@ -1,0 +1,29 @@
+"""Who answers: the hidden ground truth (synthetic) or the simulator learned from logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.users.base import UserModel
+
+if TYPE_CHECKING:
+    from edgerec_gym.scenario import Scenario
+
+USERS = ("learned", "synthetic")
+
+
+def make_users(kind: str, scenario: Scenario, config: FeedConfig) -> UserModel:
+    """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind."""
+    if kind == "learned":
+        from edgerec_gym.users.learned import LearnedUsers
+
+        return LearnedUsers(scenario)
+    if kind == "synthetic":
+        from edgerec_gym.users.synthetic import SyntheticUsers
+
+        if scenario.synthetic is None:
+            raise InputError(f"scenario {scenario.name!r} was fitted on real logs and has no synthetic users")
+        return SyntheticUsers(scenario.synthetic, config)
+    raise InputError(f"unknown users {kind!r}; allowed: {', '.join(USERS)}")

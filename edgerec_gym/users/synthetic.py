@@ -12,8 +12,17 @@ from numba.experimental import structref
 
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 from edgerec_gym.kernel_cache import SOURCE_DIGEST
-from edgerec_gym.users.base import Focus, UserStart
-from edgerec_gym.users.synthetic_kernels import answer, start_user
+from edgerec_gym.state import NO_ITEM, FeedState
+from edgerec_gym.users.base import FOCUSED, WINDOW, Focus, UserStart
+from edgerec_gym.users.synthetic_kernels import (
+    answer,
+    click_logit,
+    intent_moved,
+    purchase_rate,
+    satisfaction,
+    sigmoid,
+    start_user,
+)
 from edgerec_gym.users.world import World, make_world
 
 
@@ -24,6 +33,7 @@ class SyntheticArrays:
     # --- weights (SyntheticUserConfig) ----------------------------------------------------------
     n_days: int
     click_bias: float
+    leave_bias: float
     taste: float
     intent: float
     intent_switch: float
@@ -90,7 +100,7 @@ def _pack(values):
     return SyntheticState(*values)
 
 
-def _kernels(digest: str) -> tuple[Any, Any]:
+def _kernels(digest: str) -> tuple[Any, ...]:
     # The digest is part of numba's cache key: see kernel_cache.
     @njit(cache=True, nogil=True)
     def start(users, rows, keys, split):
@@ -105,10 +115,34 @@ def _kernels(digest: str) -> tuple[Any, Any]:
             if active[row]:
                 answer(users, row, items[row], context[row], response[row])
 
-    return start, respond
+    @njit(cache=True, nogil=True)
+    def foresee(state, users, values):
+        _ = digest
+        window = np.full(WINDOW, NO_ITEM, np.int32)
+        last = state.window_items.shape[1] - 1
+        for row in range(values.shape[0]):
+            slot = state.slot[row]
+            window[FOCUSED - 2] = state.window_items[row, last - 1]
+            window[FOCUSED - 1] = state.window_items[row, last]
+            for j in range(values.shape[1]):
+                card = j - state.n_pool
+                item = state.pool_items[row, j] if card < 0 else state.card_items[row, card]
+                click = 0.0 if item == NO_ITEM else sigmoid(click_logit(users, row, item, window, slot))
+                values[row, j, 0] = click
+                values[row, j, 1] = 0.0
+                if click > 0:
+                    values[row, j, 1] = click * satisfaction(users, row, item) * purchase_rate(users, item)
+
+    @njit(cache=True, nogil=True)
+    def moved(users, values):
+        _ = digest
+        for row in range(values.shape[0]):
+            values[row] = intent_moved(users, row)
+
+    return start, respond, foresee, moved
 
 
-_start, _respond = _kernels(SOURCE_DIGEST)
+_start, _respond, _foresee, _moved = _kernels(SOURCE_DIGEST)
 
 
 class SyntheticUsers:
@@ -166,6 +200,27 @@ class SyntheticUsers:
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.users.base.UserModel`."""
         _respond(self.state, focus.active, focus.items, focus.context, response)
+
+    def true_values(self, feed: FeedState, num_envs: int, n_candidates: int) -> np.ndarray:
+        """For oracles: what each candidate would earn at the next slot, in the user's present state.
+
+        Args:
+            feed: the struct of the feed that these users answer.
+            num_envs: B.
+            n_candidates: N + M, pool rows then cards.
+
+        Returns:
+            (B, N + M, 2) float64 true click and purchase probabilities; 0 where the place is empty.
+        """
+        values = np.zeros((num_envs, n_candidates, 2))
+        _foresee(feed, self.state, values)
+        return values
+
+    def intent_moved(self) -> np.ndarray:
+        """For oracles: 1 - cosine between the intent now and at the current page's first card, (B,)."""
+        values = np.zeros(len(self.arrays.user))
+        _moved(self.state, values)
+        return values
 
 
 def world_feed(feed: FeedConfig) -> FeedConfig:

@@ -191,7 +191,7 @@ def answer(users, row, items, context, response):
     response[CLICK] = 1.0 if click else 0.0
     _open(users, row, slot, item, click, satisfied, response)
     _advance(users, row, slot, item, interest, click, satisfied)
-    logit = -5.6 - 0.5 * users.world_patience[users.user[row]] + users.patience * 5.0 * users.boredom[row]
+    logit = users.leave_bias - 0.5 * users.world_patience[users.user[row]] + users.patience * 5.0 * users.boredom[row]
     if users.user[row] >= int(ACTIVE_SHARE * users.world_taste.shape[0]):
         logit += 1.2 * (users.activity - ACTIVE_SHARE)
     leave = uniform(key, slot, draws.LEAVE_DRAW, 0) < sigmoid(logit)

@@ -1,0 +1,179 @@
+"""EdgeFeedEnv: one feed, a batch of one. Its docstring is the manual page of every id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from edgerec_gym.errors import InputError
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.state import REWARD_TERMS
+from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY
+from edgerec_gym.vector_env import RENDER_MODES, EdgeFeedVectorEnv
+
+
+class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
+    """A feed on a phone, slot by slot.
+
+    ## Description
+    A feed is an infinite list. The cloud ships a *page* of candidates ranked with a stale view of the user;
+    the device sees every scroll and tap and decides, slot by slot, what stands next: any unexposed
+    candidate of the pool (re-rank), a mix-in card (video, live, content, ad) within share and spacing rules,
+    and whether to pay for a fresh page now (request). EdgeRec, CIKM'20 (arXiv 2005.08416).
+
+    ## Action Space
+    | id | space | meaning |
+    | --- | --- | --- |
+    | EdgeFeed-v0 | Discrete(N + M + 1) | 0..N-1 place that pool row; N..N+M-1 that card; N+M request and keep |
+    | EdgeFeedRerank-v0 | Discrete(N) | place that pool row |
+    | EdgeFeedMix-v0 | Discrete(M + 1) | 0 keep; k place card k - 1 |
+    | EdgeFeedRequest-v0 | Discrete(2) | 0 keep; 1 request a page and keep |
+
+    *Keep* is the lowest pool row not used yet: the cloud's order. `action_mask` marks legal actions; there is
+    always one. An illegal action plays keep, pays the `invalid` term and sets `info["invalid_action"]`. A value
+    outside the space raises InputError.
+
+    ## Observation Space
+    Dict of float32 in finite bounds (T card types with goods, F item features = embedding d, price level,
+    base ctr, base cvr, freshness; zero rows where empty):
+
+    | key | shape | content |
+    | --- | --- | --- |
+    | user | (U,) | the cloud's long-term embedding of the user, profile |
+    | pool | (N, F) | candidates of the page in cloud order; zero once used |
+    | cards | (M, F + T) | mix-in cards with their type; zero once used |
+    | exposures | (50, F + T + 7) | answered cards, oldest first, with exposure actions e1..e7 |
+    | page_views | (25, F + T + 12) | opened cards, oldest first, with page-view actions d1..d12 |
+    | screen | (lookahead, F + T) | placed, not answered yet |
+    | context | (C,) | see :data:`edgerec_gym.spaces.CONTEXT`, then per card type share used, slots since |
+    | action_mask | (A,) int8 | 1 = legal |
+
+    e7 and d12 are the slot at which the row happened / max_slots; recency is `context[0]` minus it.
+
+    ## Rewards
+    Sum of named terms x weights (RewardConfig), in `info["reward_terms"]`: click 1, purchase 5, request -0.3,
+    invalid -0.1, insert_click 0, leave 0. The user answers the card `lookahead` slots above the bottom, so a
+    decision is rewarded `lookahead` steps later; cards still on screen when the session ends are not answered.
+
+    ## Starting State
+    A new session: a user, a day, an hour, and the first page. The episode depends on (split, seed, episodes
+    since seeding) and the actions alone.
+
+    ## Episode End
+    Terminated when the user leaves; truncated at `max_slots` slots.
+
+    ## Arguments
+    `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned" or "synthetic"), `split`, any
+    FeedConfig field, `render_mode` (None or "ansi"). See :class:`~edgerec_gym.config.FeedConfig`.
+
+    ## Version History
+    v0: first version; may change until release 0.1.0.
+    """
+
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+
+    def __init__(
+        self,
+        *,
+        track: str = "joint",
+        scenario: str | Scenario = "default",
+        users: str = "learned",
+        split: str = "train",
+        render_mode: str | None = None,
+        **config: Any,
+    ) -> None:
+        self._vector = EdgeFeedVectorEnv(
+            1,
+            track=track,
+            scenario=scenario,
+            users=users,
+            split=split,
+            render_mode=render_mode,
+            autoreset_mode=AutoresetMode.DISABLED,
+            **config,
+        )
+        self.track, self.render_mode = track, render_mode
+        self.config, self.scenario, self.users = self._vector.config, self._vector.scenario, self._vector.users
+        self.batch = self._vector.batch
+        self.observation_space = self._vector.single_observation_space
+        self.action_space = self._vector.single_action_space
+        self._action = np.zeros(1, np.int64)
+        self._started = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode; without a seed, the next one of the last seed."""
+        super().reset(seed=seed)
+        if seed is None and not self._started:
+            seed = int(self.np_random.integers(2**31))
+        self.batch.reset(np.zeros(1, np.int64), None if seed is None else np.array([seed], np.int64))
+        self._started = True
+        return self._observation(), self._info()
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Play one slot."""
+        if not self._started:
+            raise InputError("call reset before step")
+        arrays = self.batch.arrays
+        if arrays.terminated[0] or arrays.truncated[0]:
+            raise InputError("the episode has ended: call reset before the next step")
+        self._action[0] = self._checked(action)
+        self.batch.step(self._action)
+        return (
+            self._observation(),
+            float(arrays.reward[0]),
+            bool(arrays.terminated[0]),
+            bool(arrays.truncated[0]),
+            self._info(),
+        )
+
+    def _checked(self, action: Any) -> int:
+        n = self.batch.n_actions
+        value = action.item() if isinstance(action, (np.ndarray, np.generic)) and action.size == 1 else action
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"action must be a whole number from 0 to {n - 1}, got {action!r}")
+        if not 0 <= value < n:
+            raise InputError(f"action {value} is outside the action space; allowed: 0 to {n - 1}")
+        return value
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        row = self.batch.arrays.observation.copy().view(self.batch.dtype)[0, 0]
+        return {key: row[key] for key in self.batch.keys}
+
+    def _info(self) -> dict[str, Any]:
+        a = self.batch.arrays
+        answered = bool(a.focus_active[0])
+        return {
+            "action_mask": self.action_masks().astype(np.int8),
+            "reward_terms": dict(zip(REWARD_TERMS, a.reward_terms[0].tolist(), strict=True)),
+            "invalid_action": bool(a.invalid[0]),
+            "cost": int(a.cost[0]),
+            "click_probability": float(a.response[0, CLICK_PROBABILITY]) if answered else 0.0,
+            "purchase_probability": float(a.response[0, PURCHASE_PROBABILITY]) if answered else 0.0,
+            "page_arrived": bool(a.arrived[0]),
+            "request_sent": int(a.sent[0]),
+            "placed_item": int(a.placed_item[0]),
+            "placed_action": int(a.placed_action[0]),
+            "answered": answered,
+        }
+
+    def action_masks(self) -> np.ndarray:
+        """Return the legal actions, (A,) bool; the sb3-contrib name."""
+        a = self.batch.arrays
+        return a.observation_bytes[0, a.mask_at : a.mask_at + self.batch.n_actions] != 0
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the screen as text with `render_mode="ansi"`."""
+        if self.render_mode is None:
+            return None
+        from edgerec_gym.render import screen_text
+
+        return screen_text(self.batch, 0)
+
+    def close(self) -> None:
+        """Release the batch."""
+        self._vector.close()

@@ -1,0 +1,36 @@
+"""The ids. Registered by `import edgerec_gym`, once."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from edgerec_gym.errors import InputError
+
+IDS = {
+    "EdgeFeed-v0": "joint",
+    "EdgeFeedRerank-v0": "rerank",
+    "EdgeFeedMix-v0": "mix",
+    "EdgeFeedRequest-v0": "request",
+}
+
+
+def register_envs() -> None:
+    """Register every id with both entry points; does nothing for ids already there."""
+    for env_id, track in IDS.items():
+        if env_id not in gym.registry:
+            gym.register(
+                id=env_id,
+                entry_point="edgerec_gym.env:EdgeFeedEnv",
+                vector_entry_point="edgerec_gym.vector_env:EdgeFeedVectorEnv",
+                kwargs={"track": track},
+            )
+
+
+def track_of(id_or_track: str) -> str:
+    """Return the track of an id ("EdgeFeedMix-v0" -> "mix"); the name of a track passes through."""
+    name = id_or_track.removeprefix("edgerec_gym:")
+    if name in IDS.values():
+        return name
+    if name not in IDS:
+        raise InputError(f"unknown id {id_or_track!r}; ids are {', '.join(IDS)}")
+    return IDS[name]

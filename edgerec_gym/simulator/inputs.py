@@ -1,0 +1,164 @@
+"""What the user network reads: units, masks and codes of cards, context and answers.
+
+Inputs that a log cannot identify, or that never varied in it, are multiplied by 0 here, in fitting and at
+run time alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.users.base import (
+    CLICK,
+    CONTEXT_SIZE,
+    DWELL_BUCKETS,
+    FOCUSED,
+    HOUR,
+    LAST_CLICKED,
+    LEAVE,
+    N_EXPOSURE_ACTIONS,
+    N_EXPOSURES,
+    N_PAGE_VIEW_ACTIONS,
+    N_PAGE_VIEWS,
+    PAGE_AGE,
+    PAGE_REQUESTED,
+    PAGE_VIEW,
+    PAGE_VIEW_BUCKETS,
+    SINCE_PAGE_VIEW,
+    SLOT,
+    WINDOW,
+)
+
+N_ACTIONS = LEAVE  # e1..e6, click, d1..d11: a response row up to `leave`
+N_SIGNS = N_PAGE_VIEW_ACTIONS - 1  # binary page-view actions d2..d11
+N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
+AGES = (4.0, 12.0)  # slots; time constants of what fades after a page arrived or was opened
+N_CONTEXT_CODE = CONTEXT_SIZE + 3 * len(AGES) + 2
+LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
+
+
+class SessionBatch(NamedTuple):
+    """Padded sessions: B sessions, T answered slots, F + T features of a card; float32 but `length`.
+
+    Attributes:
+        cards: (B, T + 4, F + T) placed cards; column 2 is the card of slot 0, zero where absent.
+        context: (B, T, 8) columns of users/base.py.
+        user: (B, U) what the cloud shipped.
+        actions: (B, T, 19) response rows up to and with `leave`.
+        length: (B,) int64 answered slots.
+        weight: (B,) weight of the session in the loss.
+    """
+
+    cards: Tensor
+    context: Tensor
+    user: Tensor
+    actions: Tensor
+    length: Tensor
+    weight: Tensor
+
+
+def hat(value: Tensor, levels: int) -> Tensor:
+    """One-hot code of levels stored as level / (levels - 1), (..., 1) to (..., levels)."""
+    grid = torch.arange(levels, dtype=torch.float32)
+    return torch.relu(1 - (value * (levels - 1) - grid).abs())
+
+
+def answer_code(actions: Tensor) -> Tensor:
+    """Answers (..., 18) as the memory reads them, (..., N_ANSWER_CODE): durations as one-hot levels."""
+    opened = hat(actions[..., PAGE_VIEW : PAGE_VIEW + 1], PAGE_VIEW_BUCKETS) * actions[..., CLICK : CLICK + 1]
+    dwell = hat(actions[..., :1], DWELL_BUCKETS)
+    return torch.cat([dwell, actions[..., 1:PAGE_VIEW], opened, actions[..., PAGE_VIEW + 1 : N_ACTIONS]], -1)
+
+
+class InputEncoder(nn.Module):
+    """Units and masks of the inputs, as constants that are saved with the weights.
+
+    Args:
+        config: the feed; fixes sizes and the units of the context.
+        unidentified: what the log cannot tell (logs/schema.py).
+    """
+
+    near: Tensor
+    card_scale: Tensor
+    ctr_logit: Tensor
+    user_scale: Tensor
+    context_scale: Tensor
+    context_ages: Tensor
+    age_shift: Tensor
+    context_waves: Tensor
+    wave_shift: Tensor
+
+    def __init__(self, config: FeedConfig, unidentified: frozenset[str]) -> None:
+        super().__init__()
+        self.d, self.width = config.embedding_size, config.n_item_features + config.n_types
+        self.n_attributes = self.width - self.d + 1  # scalars, type, and the logit of base ctr
+        near = torch.ones(WINDOW, 1)
+        near[FOCUSED + 1 + config.lookahead :] = 0  # not placed yet when the answer is given
+        if "neighbours" in unidentified:
+            near[:] = 0
+            near[FOCUSED] = 1
+        scale = torch.zeros(CONTEXT_SIZE)
+        scale[[SLOT, N_EXPOSURES, SINCE_PAGE_VIEW]] = 1 / config.max_slots
+        scale[PAGE_AGE], scale[HOUR], scale[N_PAGE_VIEWS] = 1 / config.page_size, 1 / 24, 0.1
+        scale[[PAGE_REQUESTED, LAST_CLICKED]] = 1
+        ages, shift = torch.zeros(CONTEXT_SIZE, 3, len(AGES)), torch.zeros(3, len(AGES))
+        for k, slots in enumerate(AGES):
+            ages[PAGE_AGE, :2, k] = ages[SINCE_PAGE_VIEW, 2, k] = -1 / slots
+        ages[PAGE_REQUESTED, 1], shift[1] = 30, -30  # the age of a requested page; e^-30 for automatic ones
+        waves = torch.zeros(CONTEXT_SIZE, 2)
+        waves[HOUR] = 2 * math.pi / 24
+        hidden = [SLOT, PAGE_AGE, N_EXPOSURES] if "position" in unidentified else []
+        hidden += [LAST_CLICKED] if unidentified & {"neighbours", "order_within_page"} else []
+        for matrix in (scale, ages, waves):
+            matrix[hidden] = 0
+        for name, value in (
+            ("near", near),
+            ("card_scale", near.expand(WINDOW, self.width).clone()),
+            ("ctr_logit", torch.tensor([-3.0, 1.0])),  # centre, 1 / spread
+            ("user_scale", torch.ones(config.n_user_features)),
+            ("context_scale", scale),
+            ("context_ages", ages.flatten(1)),
+            ("age_shift", shift.flatten()),
+            ("context_waves", waves),
+            ("wave_shift", torch.tensor([0.0, math.pi / 2])),
+        ):
+            self.register_buffer(name, value)
+
+    @torch.no_grad()
+    def set_scales(self, card: Tensor, ctr_logit: Tensor, context: Tensor, user: Tensor) -> None:
+        """Set the units of a log; a factor of 0 hides an input that never varied in it.
+
+        Args:
+            card: (F + T,) factors of card features.
+            ctr_logit: (2,) centre of the logit of base ctr, and its factor.
+            context: (8,) 1 or 0 for each column.
+            user: (U,) factors of user features.
+        """
+        self.card_scale.copy_(self.near * card)
+        self.ctr_logit.copy_(ctr_logit)
+        self.user_scale.copy_(user)
+        for matrix in (self.context_scale, self.context_ages, self.context_waves):
+            matrix.mul_(context if matrix.ndim == 1 else context[:, None])
+
+    def forward(self, cards: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode windows of cards and their context.
+
+        Args:
+            cards: (N, 5, F + T).
+            context: (N, 8).
+
+        Returns:
+            embeddings (N, 5, d), attributes (N, 5, n_attributes), context code (N, N_CONTEXT_CODE).
+        """
+        scaled = cards * self.card_scale
+        ctr = cards[:, :, self.d + 1 : self.d + 2].clamp(LEAST_CTR, 1 - LEAST_CTR)
+        logit = (torch.log(ctr / (1 - ctr)) - self.ctr_logit[0]) * self.ctr_logit[1] * self.near
+        attributes = torch.cat([scaled[:, :, self.d :], logit], 2)
+        fading = torch.exp(context @ self.context_ages + self.age_shift)
+        waves = torch.sin(context @ self.context_waves + self.wave_shift)
+        return scaled[:, :, : self.d], attributes, torch.cat([context * self.context_scale, fading, waves], 1)

@@ -1,0 +1,199 @@
+"""EdgeFeedVectorEnv: the batch as a Gymnasium vector environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from edgerec_gym.batch import FeedBatch
+from edgerec_gym.errors import InputError
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.spaces import action_space, observation_space
+from edgerec_gym.state import REWARD_TERMS
+from edgerec_gym.users import make_users
+from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY
+
+RENDER_MODES = ("ansi",)
+
+
+class EdgeFeedVectorEnv(VectorEnv):
+    """Many feeds stepped by one kernel call; row i equals the single environment seeded `seed + i`.
+
+    Args:
+        num_envs: number of environments.
+        track: "joint" (EdgeFeed), "rerank", "mix" or "request".
+        scenario: a shipped name, a scenario folder, or a Scenario.
+        users: "learned" (the simulator fitted on logs) or "synthetic" (the hidden ground truth).
+        split: "log", "train" or "eval"; their episodes never meet.
+        autoreset_mode: NEXT_STEP (the step after an end resets, its action is ignored), SAME_STEP (the
+            ended row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
+            `reset(options={"reset_mask": mask})`).
+        copy: hand out fresh arrays; False reuses the observation buffer, which the next step overwrites.
+        threads: worker threads for large batches; results do not depend on it.
+        render_mode: None or "ansi".
+        **config: any FeedConfig field, e.g. `pool_size=60`.
+
+    Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
+    `reward_terms` (a dict of arrays, in reward units), `invalid_action`, `cost`, `click_probability` and
+    `purchase_probability` of the card answered in this step (0 if none), `page_arrived`, `request_sent`
+    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`.
+    """
+
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        track: str = "joint",
+        scenario: str | Scenario = "default",
+        users: str = "learned",
+        split: str = "train",
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        copy: bool = True,
+        threads: int = 1,
+        render_mode: str | None = None,
+        **config: Any,
+    ) -> None:
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise InputError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            allowed = ", ".join(mode.value for mode in AutoresetMode)
+            raise InputError(f"autoreset_mode must be one of {allowed}, got {autoreset_mode!r}") from None
+        self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+        self.config = self.scenario.config.replace(**config)
+        self.users = make_users(users, self.scenario, self.config)
+        self.batch = FeedBatch(
+            num_envs, track, self.config, self.scenario.catalog, self.users, split=split, threads=threads
+        )
+        self.num_envs, self.track, self.copy, self.render_mode = num_envs, track, copy, render_mode
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = observation_space(self.config, track)
+        self.single_action_space = action_space(self.config, track)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._ended = np.zeros(num_envs, np.bool_)  # rows that wait for a reset
+        self._started = False
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start new episodes; an int seed gives row i the seed `seed + i`.
+
+        `options={"reset_mask": (B,) bool}` resets only those rows.
+        """
+        rows = self._rows_to_reset(options)
+        if seed is not None:
+            self.batch.reset(rows, self._seeds(seed)[rows])
+        elif not self._started:
+            self._np_random_seed = int(np.random.default_rng().integers(2**31))
+            self.batch.reset(rows, self._np_random_seed + rows)
+        else:
+            self.batch.reset(rows)
+        self._started = True
+        self._ended[rows] = False
+        return self.batch.observation(self.copy), self._infos(rows)
+
+    def _rows_to_reset(self, options: dict[str, Any] | None) -> np.ndarray:
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            return np.arange(self.num_envs)
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise InputError(f'options["reset_mask"] must be {self.num_envs} booleans, got {mask!r}')
+        if not self._started and not mask.all():
+            raise InputError("the first reset must start every row")
+        return np.flatnonzero(mask)
+
+    def _seeds(self, seed: int | list[int | None]) -> np.ndarray:
+        values = [seed + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else list(seed)
+        if len(values) != self.num_envs or any(
+            isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 0 for v in values
+        ):
+            raise InputError(f"seed must be a whole number >= 0 or {self.num_envs} of them, got {seed!r}")
+        return np.array(values, np.int64)
+
+    def step(
+        self, actions: Any
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Play one slot in every row; see the class for `infos`."""
+        if not self._started:
+            raise InputError("call reset before step")
+        batch, arrays = self.batch, self.batch.arrays
+        actions = batch.check_actions(actions)
+        waiting = self._ended
+        if self.autoreset_mode == AutoresetMode.DISABLED and waiting.any():
+            raise InputError(f"row {int(waiting.argmax())} has ended: reset it before the next step")
+        rows = np.flatnonzero(waiting)
+        batch.step(actions, waiting if len(rows) else None)
+        if len(rows):  # NEXT_STEP: this step of theirs is the reset
+            batch.reset(rows)
+        rewards = arrays.reward.copy()
+        terminated, truncated = arrays.terminated.copy(), arrays.truncated.copy()
+        self._ended = terminated | truncated
+        infos = self._infos()
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
+            self._reset_ended(infos)
+        return batch.observation(self.copy), rewards, terminated, truncated, infos
+
+    def _reset_ended(self, infos: dict[str, Any]) -> None:
+        ended = self._ended
+        rows = np.flatnonzero(ended)
+        final = self.batch.observation(copy=True)
+        observations = np.full(self.num_envs, None, object)
+        for row in rows:
+            observations[row] = {key: value[row] for key, value in final.items()}
+        final_info = {key: value for key, value in infos.items() if not key.startswith("_")}
+        final_info |= {f"_{key}": ended.copy() for key in final_info}
+        self.batch.reset(rows)
+        infos.update(final_obs=observations, _final_obs=ended.copy(), final_info=final_info, _final_info=ended.copy())
+        infos["action_mask"] = self._mask().astype(np.int8)
+        self._ended = np.zeros(self.num_envs, np.bool_)
+
+    def _infos(self, rows: np.ndarray | None = None) -> dict[str, Any]:
+        """Everything of the last step that is not in the observation; `rows` marks rows just reset."""
+        a = self.batch.arrays
+        present = np.ones(self.num_envs, np.bool_)
+        if rows is not None:
+            present[:] = False
+            present[rows] = True
+        answered = a.focus_active.copy()
+        infos: dict[str, Any] = {
+            "action_mask": self._mask().astype(np.int8),
+            "reward_terms": {name: a.reward_terms[:, k].copy() for k, name in enumerate(REWARD_TERMS)},
+            "invalid_action": a.invalid.copy(),
+            "cost": a.cost.copy(),
+            "click_probability": np.where(answered, a.response[:, CLICK_PROBABILITY], 0).astype(np.float64),
+            "purchase_probability": np.where(answered, a.response[:, PURCHASE_PROBABILITY], 0).astype(np.float64),
+            "page_arrived": a.arrived.copy(),
+            "request_sent": a.sent.copy(),
+            "placed_item": a.placed_item.copy(),
+            "placed_action": a.placed_action.copy(),
+            "answered": answered,
+        }
+        return infos | {f"_{key}": present for key in infos}
+
+    def _mask(self) -> np.ndarray:
+        a = self.batch.arrays
+        return a.observation_bytes[:, a.mask_at : a.mask_at + self.batch.n_actions] != 0
+
+    def action_masks(self) -> np.ndarray:
+        """Return the legal actions of every row, (B, A) bool; the sb3-contrib name."""
+        return self._mask()
+
+    def render(self) -> tuple[str, ...] | None:
+        """Return each row's screen as text with `render_mode="ansi"`."""
+        if self.render_mode is None:
+            return None
+        from edgerec_gym.render import screen_text
+
+        return tuple(screen_text(self.batch, row) for row in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the worker threads."""
+        self.batch.close()
