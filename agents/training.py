@@ -92,7 +92,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = True,
     progress: bool = False,
-    threads: int = 2,
+    threads: int = 1,
     **hyper: Any,
 ) -> dict[str, Any]:
     """Train on the split `train` and write the run's folder.

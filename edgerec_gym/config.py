@@ -99,7 +99,7 @@ def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any
     kind = float if hint is float else int
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InputError(f"{where} must be a number, got {value!r}")
-    if kind is int and float(value) != int(float(value)):
+    if kind is int and not float(value).is_integer():
         raise InputError(f"{where} must be a whole number, got {value!r}")
     low, high = f.metadata["range"]
     if not low <= float(value) <= high:  # also catches NaN

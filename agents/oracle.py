@@ -1,0 +1,88 @@
+"""The reference policy of each track: reads the ground truth's latent state, which nothing else may.
+
+Myopic, so a policy that plans ahead may pass it. `bind(env)` refuses anything but synthetic users.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerec_gym.agents.base import Observation
+from edgerec_gym.errors import InputError
+from edgerec_gym.users.synthetic import SyntheticUsers
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+
+class OraclePolicy:
+    """Greedy by true value: order, insertions and requests, as far as the track lets it decide.
+
+    - order: the pool row with the highest true value (click and purchase probability x reward weights);
+    - insertion: the best legal card if it is worth `margin` more than the row that would stand there
+      (rules make a card now cost a card later, hence the margin);
+    - request: when what the device knows of the present intent exceeds what the current page was built
+      from by `knowledge_gain` (difference of two cosines, shrunk where there is little evidence).
+
+    Args:
+        margin: in reward units.
+        knowledge_gain: in 0..2.
+    """
+
+    name = "oracle"
+
+    def __init__(self, margin: float = 0.05, knowledge_gain: float = 0.2) -> None:
+        self.margin, self.knowledge_gain = margin, knowledge_gain
+        self._env: EdgeFeedVectorEnv | None = None
+
+    def bind(self, env: EdgeFeedVectorEnv) -> None:
+        """Take the environment whose latent state is read; InputError unless its users are synthetic."""
+        if not isinstance(env.unwrapped.users, SyntheticUsers):
+            raise InputError("the oracle needs users='synthetic': learned users have no ground truth to read")
+        self._env = env.unwrapped
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: there is no state."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        if self._env is None:
+            raise InputError("bind the oracle to an environment first: policy.bind(env)")
+        track, n_pool = self._env.track, self._env.config.pool_size
+        mask = observation["action_mask"] != 0
+        value = self._values()
+        pool, cards = value[:, :n_pool], value[:, n_pool:]
+        rows = np.arange(len(value))
+        place = pool.argmax(axis=1) if track in ("joint", "rerank") else (pool >= 0).argmax(axis=1)
+        if track == "rerank":
+            return place
+        wants = self._wants_page()
+        if track == "request":
+            return (wants & mask[:, 1]).astype(np.int64)
+        # Cards stand behind the pool rows in the joint space, behind "no card" in the mix space.
+        first = n_pool if track == "joint" else 1
+        action = place if track == "joint" else np.zeros_like(place)
+        legal = np.where(mask[:, first : first + cards.shape[1]], cards, -np.inf)
+        best = legal.argmax(axis=1)
+        insert = legal[rows, best] > pool[rows, place] + self.margin
+        action = np.where(insert, first + best, action)
+        if track == "joint":
+            action = np.where(wants & mask[:, -1], mask.shape[1] - 1, action)
+        return action
+
+    def _values(self) -> np.ndarray:
+        """True value of every candidate at the next slot, (B, N + M) in reward units; -1 where empty."""
+        assert self._env is not None
+        env, reward = self._env, self._env.config.reward
+        n = env.config.pool_size + env.config.n_cards
+        probabilities = env.users.true_values(env.batch.state, env.num_envs, n)
+        value = reward.click * probabilities[..., 0] + reward.purchase * probabilities[..., 1]
+        return np.where(probabilities[..., 0] > 0, value, -1.0)
+
+    def _wants_page(self) -> np.ndarray:
+        assert self._env is not None
+        feed, intent = self._env.batch.arrays, self._env.users.arrays.intent_now
+
+        def match(evidence: np.ndarray) -> np.ndarray:
+            return (evidence * intent).sum(axis=1) / (1 + np.linalg.norm(evidence, axis=1))
+
+        gain = match(feed.interest) - match(feed.wire_interest)
+        return (gain > self.knowledge_gain) & (feed.wire == 0) & (feed.page_age > 1)

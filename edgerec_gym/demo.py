@@ -1,0 +1,142 @@
+"""`edgerec demo` and `edgerec scenario`: the whole path from logs to a scored policy, in resumable stages."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym import console
+from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.config import PRESETS, preset
+from edgerec_gym.errors import InputError
+from edgerec_gym.report import RESULTS, read_training_curve, write_report
+from edgerec_gym.users import USERS
+
+RECORD = "demo.json"
+PRESET, ENV_ID = "lite", "EdgeFeed-v0"
+POLICIES = ("keep", "random", "greedy", "device-greedy")
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work each stage does."""
+
+    collect_sessions: int = 4000
+    ensemble: int = 2
+    epochs: int = 20
+    train_steps: int = 150_000
+    evaluate_sessions: int = 2000
+
+
+QUICK = Sizes(collect_sessions=500, ensemble=1, epochs=2, train_steps=4096, evaluate_sessions=200)
+
+
+def run_demo(
+    out: str | Path, *, quick: bool = False, fresh: bool = False, seed: int = 0
+) -> tuple[list[dict[str, Any]], Path]:
+    """Collect, fit, train and evaluate on the lite preset; finished stages are skipped.
+
+    Args:
+        out: folder; `logs`, `scenario`, `policy` and `report` are made in it.
+        quick: tiny sizes.
+        fresh: remove what an earlier demo left in `out` first.
+        seed: of every stage.
+
+    Returns:
+        (results, report folder).
+
+    Raises:
+        InputError: `out` cannot be written to, or holds a demo with other arguments.
+        MissingExtraError: the extra `train` is not installed.
+    """
+    from edgerec_gym.agents.lookup import find_policies
+    from edgerec_gym.agents.training import train
+    from edgerec_gym.evaluate import REFERENCE, evaluate
+    from edgerec_gym.logs.collect import collect
+    from edgerec_gym.simulator.fit import fit
+
+    out, sizes = make_folder(out), QUICK if quick else Sizes()
+    logs, scenario, policy, report = (out / name for name in ("logs", "scenario", "policy", "report"))
+    if fresh and (out / RECORD).is_file():
+        for folder in (report, policy, scenario, logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        (out / RECORD).unlink()
+    _same_arguments(out, {"seed": seed, **asdict(sizes)})
+    with console.progress_bar("collect") as progress:
+        collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
+    if not (scenario / "scenario.json").is_file():  # written last
+        with console.progress_bar("fit") as progress:
+            fit(
+                logs, scenario, seed=seed, ensemble=sizes.ensemble, epochs=sizes.epochs, threads=THREADS,
+                progress=progress,
+            )  # fmt: skip
+    train(
+        ENV_ID, policy, scenario=str(scenario), steps=sizes.train_steps, seed=seed, resume=True, progress=True,
+        threads=THREADS,
+    )  # fmt: skip
+    if not (report / RESULTS).is_file():  # written last
+        policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
+        with console.progress_bar("evaluate") as progress:
+            results = evaluate(
+                policies,
+                env_id=ENV_ID,
+                scenario=str(scenario),
+                users=USERS,
+                sessions=sizes.evaluate_sessions,
+                seed=seed,
+                progress=console.over_all(progress, policies, USERS),
+            )
+        write_report(results, report, training_curve=read_training_curve(policy), title="edgerec demo")
+    return read_json(report / RESULTS)["results"], report
+
+
+def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
+    """Record the arguments of a new demo; InputError if the folder holds one with others."""
+    if not (out / RECORD).is_file():
+        write_json(out / RECORD, arguments)
+    elif read_json(out / RECORD) != arguments:
+        raise InputError(f"{out} holds a demo with other arguments: start over with --fresh, or choose another --out")
+
+
+def refit_shipped(
+    names: list[str] | None, *, sessions: int, out: str | Path | None, work: str | Path, ensemble: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Fit the shipped scenarios again, from freshly collected logs, and record command and seed in them.
+
+    Args:
+        names: presets; None for all.
+        sessions: to collect for each.
+        out: folder that gets one folder for each name; None for the scenarios inside the package.
+        work: folder of logs and unfinished fits, which a later call goes on with.
+        ensemble: networks in each ensemble.
+        seed: of logs and fits.
+
+    Returns:
+        name -> fidelity figures on held-out sessions.
+    """
+    from edgerec_gym.logs.collect import collect
+    from edgerec_gym.scenario import SHIPPED_FOLDER, SIMULATOR_FILES, Scenario
+    from edgerec_gym.simulator.fit import fit
+
+    names = list(PRESETS) if names is None else names
+    for name in names:
+        preset(name)  # an unknown name is better known before the work
+    fidelity = {}
+    for name in names:
+        logs, fitted = Path(work) / name / "logs", Path(work) / name / "scenario"
+        target = make_folder(Path(out or SHIPPED_FOLDER) / name)
+        with console.progress_bar(f"{name}: collect") as progress:
+            collect(logs, preset_name=name, sessions=sessions, seed=seed, progress=progress)
+        with console.progress_bar(f"{name}: fit") as progress:
+            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, threads=THREADS, progress=progress)
+        for file in SIMULATOR_FILES:
+            with atomic_path(target / file) as temporary:
+                shutil.copyfile(fitted / file, temporary)
+        scenario = Scenario.load(fitted)
+        command = f"edgerec scenario --name {name} --sessions {sessions} --ensemble {ensemble} --seed {seed}"
+        provenance = {**scenario.provenance, "command": command, "seed": seed}
+        replace(scenario, name=name, provenance=provenance).save(target)
+    return fidelity

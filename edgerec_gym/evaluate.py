@@ -1,0 +1,178 @@
+"""Score policies: exactly the first episode of each key, the same keys for every policy (design.md section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgerec_gym.errors import InputError
+from edgerec_gym.metrics import (
+    Interval,
+    bias_interval,
+    exploitation_interval,
+    gap_closed_interval,
+    mean_interval,
+    ratio_interval,
+)
+from edgerec_gym.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.registration import track_of
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+KEEP, REFERENCE = "keep", "oracle"
+Progress = Callable[[int, int], None]
+Sessions = dict[str, np.ndarray]
+
+
+class Policy(Protocol):
+    """What the evaluator needs of a policy (see edgerec_gym.agents.base)."""
+
+    name: str
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Forget the rows where `mask` is True."""
+
+    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """Return (B,) actions."""
+
+
+def play(
+    policy: Policy,
+    *,
+    env_id: str,
+    scenario: str | Scenario,
+    users: str,
+    sessions: int,
+    seed: int,
+    num_envs: int = 512,
+    progress: Progress | None = None,
+) -> Sessions:
+    """Play sessions of one policy on the `eval` split.
+
+    Returns:
+        Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
+        violations, and cards of each type as `cards_<type>`. `value` sums the true (or the simulator's)
+        click and purchase probabilities along the played feed instead of what was drawn; it has the mean
+        of the reward (where reward has no `leave` term) with far less noise.
+    """
+    if sessions < 1:
+        raise InputError(f"sessions must be at least 1, got {sessions}")
+    scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    chunks = []
+    for first in range(0, sessions, num_envs):
+        size = min(num_envs, sessions - first)
+        env = EdgeFeedVectorEnv(
+            size, track=track_of(env_id), scenario=scenario, users=users, split="eval", copy=False
+        )
+        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first))
+        env.close()
+        if progress:
+            progress(first + size, sessions)
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int) -> Sessions:
+    batch, config, size = env.batch, env.config, env.num_envs
+    a, reward = batch.arrays, env.config.reward
+    names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
+    names += [f"cards_{name}" for name in config.card_types]
+    sums = {name: np.zeros(size) for name in names}
+    env.reset(seed=seed)
+    if hasattr(policy, "bind"):
+        policy.bind(env)
+    policy.reset(np.ones(size, np.bool_))
+    done = np.zeros(size, np.bool_)
+    while not done.all():
+        actions = batch.check_actions(policy.act(batch.observation(copy=False)))
+        batch.step(actions, done)
+        live, answered = ~done, ~done & a.focus_active
+        focused = a.focus_cards[:, FOCUSED, config.n_item_features :] > 0
+        probability = a.response[:, CLICK_PROBABILITY].astype(np.float64)
+        expected = reward.click * probability + reward.purchase * a.response[:, PURCHASE_PROBABILITY]
+        expected = expected + reward.insert_click * probability * ~focused[:, 0]
+        paid = reward.request * (a.sent == 1) + reward.invalid * a.invalid
+        sums["reward"] += np.where(live, a.reward, 0)
+        sums["value"] += np.where(live, paid, 0) + np.where(answered, expected, 0)
+        sums["clicks"] += np.where(answered, a.response[:, CLICK], 0)
+        sums["purchases"] += np.where(answered, a.response[:, BUY], 0)
+        sums["exposures"] += answered
+        sums["requests"] += live & (a.sent == 1)
+        sums["violations"] += live & (a.invalid | (a.cost > 0))
+        for k, name in enumerate(config.card_types):
+            sums[f"cards_{name}"] += answered & focused[:, k + 1]
+        done |= a.terminated | a.truncated
+    return sums
+
+
+def evaluate(
+    policies: Sequence[Policy],
+    *,
+    env_id: str = "EdgeFeed-v0",
+    scenario: str | Scenario = "default",
+    users: Sequence[str] = ("learned", "synthetic"),
+    sessions: int = 2000,
+    seed: int = 0,
+    num_envs: int = 512,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Score policies with common random numbers and 95 % bootstrap intervals.
+
+    A policy named "keep" must be among them to report gains, "oracle" to report the share of the gap
+    closed. Oracles read latent state and are scored on synthetic users only.
+
+    Returns:
+        One dict for each (policy, users): policy, users, env_id, scenario, sessions, seed, and metrics as
+        {"mean", "low", "high"}: reward, value, clicks, click_rate, purchases, exposures, requests,
+        share_<type>, violations, gain_over_keep (paired, of value), gap_closed (synthetic users), and on
+        learned users, where synthetic users were scored too, bias and exploitation_gap.
+    """
+    scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    played: dict[tuple[str, str], Sessions] = {}
+    for policy in policies:
+        for kind in users:
+            if kind != "synthetic" and hasattr(policy, "bind"):
+                continue
+            label = f"{policy.name} on {kind} users"
+            played[policy.name, kind] = play(
+                policy,
+                env_id=env_id,
+                scenario=scenario,
+                users=kind,
+                sessions=sessions,
+                seed=seed,
+                num_envs=num_envs,
+                progress=None if progress is None else lambda n, total, label=label: progress(label, n, total),
+            )
+    common = {"env_id": env_id, "scenario": scenario.name, "sessions": sessions, "seed": seed}
+    return [
+        {"policy": name, "users": kind, **common, **_metrics(played, name, kind, seed)} for name, kind in played
+    ]
+
+
+def _metrics(played: dict[tuple[str, str], Sessions], name: str, kind: str, seed: int) -> dict[str, Interval]:
+    own = played[name, kind]
+    metrics = {
+        key: mean_interval(own[key], seed)
+        for key in ("reward", "value", "clicks", "purchases", "exposures", "requests", "violations")
+    }
+    metrics["click_rate"] = ratio_interval(own["clicks"], own["exposures"], seed)
+    for key in own:
+        if key.startswith("cards_"):
+            metrics["share_" + key.removeprefix("cards_")] = ratio_interval(own[key], own["exposures"], seed)
+    keep, reference = played.get((KEEP, kind)), played.get((REFERENCE, kind))
+    if keep is not None:
+        metrics["gain_over_keep"] = mean_interval(own["value"] - keep["value"], seed)
+        if reference is not None and name != KEEP:
+            metrics["gap_closed"] = gap_closed_interval(own["value"], keep["value"], reference["value"], seed)
+    true = played.get((name, "synthetic"))
+    if kind == "learned" and true is not None:
+        metrics["bias"] = bias_interval(own["value"], true["value"], seed)
+        keep_true = played.get((KEEP, "synthetic"))
+        if keep is not None and keep_true is not None:
+            metrics["exploitation_gap"] = exploitation_interval(
+                own["value"], true["value"], keep["value"], keep_true["value"], seed
+            )
+    return metrics

@@ -1,0 +1,292 @@
+"""`edgerec collect`: log sessions of a policy, by default one that randomises with known propensities.
+
+Part k holds the sessions of the keys k * SESSIONS_PER_PART .. of the `log` split, so a killed run
+continues with the next part and ends with the same files as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+from edgerec_gym import random_stream as draws
+from edgerec_gym.batch import FeedBatch
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.config import FeedConfig, preset
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.store import LogWriter
+from edgerec_gym.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.users import make_users
+from edgerec_gym.users.base import CLICK, LEAVE, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW, UserModel
+from edgerec_gym.users.synthetic import SyntheticUsers
+
+SESSIONS_PER_PART = 500
+DECISIONS = ("order", "insert", "request")
+REQUEST_PROBABILITY = 0.03  # per slot where a request is legal
+INSERT_PROBABILITY = 0.15  # per slot where a card is legal
+ORDER_PROBABILITY = 0.5  # of a uniformly drawn pool row instead of the cloud's next
+DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle of each exposure bucket
+PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])
+
+
+class Policy(Protocol):
+    """What collect needs of a policy (see edgerec_gym.agents.base)."""
+
+    name: str
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Forget the rows where `mask` is True."""
+
+    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """Return (B,) actions."""
+
+
+@njit(cache=True)
+def _uniforms(keys, slot, out):
+    for row in range(keys.shape[0]):
+        for j in range(out.shape[1]):
+            out[row, j] = draws.uniform(keys[row], slot, draws.POLICY_DRAW, j)
+
+
+class RandomisedPolicy:
+    """Cloud order with random re-rankings, insertions and requests; the propensity of every action is known.
+
+    At each slot: request with probability 0.03 if legal; else, with probability 0.15, a uniformly drawn
+    legal card if there is one; else, with probability 0.5, a uniformly drawn pool row; else keep.
+
+    Args:
+        decisions: which of "order", "insert", "request" are randomised; the others stay at their default.
+    """
+
+    name = "randomised"
+
+    def __init__(self, decisions: Sequence[str] = DECISIONS) -> None:
+        for name in decisions:
+            if name not in DECISIONS:
+                raise InputError(f"cannot randomise {name!r}; allowed: {', '.join(DECISIONS)}")
+        self.request = REQUEST_PROBABILITY if "request" in decisions else 0.0
+        self.insert = INSERT_PROBABILITY if "insert" in decisions else 0.0
+        self.order = ORDER_PROBABILITY if "order" in decisions else 0.0
+
+    def draw(self, batch: FeedBatch, slot: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draw actions of the joint track.
+
+        Returns:
+            action (B,) int64; its propensity (B,) float64; the probability of a request (B,) float64;
+            whether the action was drawn from more than one (B,) bool.
+        """
+        a, n_pool = batch.arrays, batch.config.pool_size
+        mask = a.observation_bytes[:, a.mask_at : a.mask_at + batch.n_actions] != 0
+        pool, cards = mask[:, :n_pool], mask[:, n_pool:-1]
+        u = np.empty((batch.num_envs, 5))
+        _uniforms(a.key, slot, u)
+        p_request = np.where(mask[:, -1], self.request, 0.0)
+        p_insert = (1 - p_request) * np.where(cards.any(axis=1), self.insert, 0.0)
+        p_order = (1 - p_request - p_insert) * self.order
+        p_keep = 1 - p_request - p_insert - p_order
+        row = _pick(pool, u[:, 1])
+        keep = pool.argmax(axis=1)
+        card = n_pool + _pick(cards, u[:, 2])
+        branch = u[:, 0]
+        request, insert = branch < p_request, branch < p_request + p_insert
+        order = branch < p_request + p_insert + p_order
+        action = np.where(request, batch.n_actions - 1, np.where(insert, card, np.where(order, row, keep)))
+        p_row = p_order / np.maximum(pool.sum(axis=1), 1)
+        propensity = np.where(
+            request,
+            p_request,
+            np.where(insert, p_insert / np.maximum(cards.sum(axis=1), 1), p_row + np.where(action == keep, p_keep, 0)),
+        )
+        return action, propensity, p_request, propensity < 1.0
+
+
+def _pick(legal: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Column of the floor(u x count)-th legal entry of each row; 0 where none is."""
+    count = legal.cumsum(axis=1)
+    return (count > (u * count[:, -1]).astype(np.int64)[:, None]).argmax(axis=1)
+
+
+def collect(
+    out: str | Path,
+    *,
+    preset_name: str | None = None,
+    scenario: str | None = None,
+    users: str = "synthetic",
+    sessions: int = 5000,
+    seed: int = 0,
+    randomise: Sequence[str] = DECISIONS,
+    policy: Policy | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Log sessions into a folder; continues a folder that an earlier, killed run left.
+
+    Args:
+        out: log folder.
+        preset_name: "default" or "lite": synthetic users of a preset, no scenario needed.
+        scenario: a scenario whose users answer instead.
+        users: "synthetic" or "learned", with `scenario`.
+        sessions: how many, at least 1.
+        seed: sessions' keys start at seed * 2^20 of the `log` split.
+        randomise: decisions that the logging policy draws.
+        policy: log this policy of EdgeFeed-v0 instead; its propensities are unknown (null).
+        progress: called with (sessions done, total).
+
+    Returns:
+        {"sessions", "slots", "parts", "resumed_from"}.
+    """
+    if sessions < 1:
+        raise InputError(f"sessions must be at least 1, got {sessions}")
+    if (preset_name is None) == (scenario is None):
+        raise InputError("give either a preset or a scenario to collect from")
+    logging_policy = RandomisedPolicy(randomise) if policy is None else None
+    config, catalog, provenance, make = _source(preset_name, scenario, users)
+    provenance |= {
+        "sessions": sessions,
+        "seed": seed,
+        "policy": policy.name if policy else "randomised",
+        "randomise": list(randomise) if policy is None else [],
+        "sessions_per_part": SESSIONS_PER_PART,
+    }
+    writer = LogWriter(out, config, catalog, provenance)
+    first_part = writer.parts
+    parts = -(-sessions // SESSIONS_PER_PART)
+    for part in range(first_part, parts):
+        first = part * SESSIONS_PER_PART
+        size = min(SESSIONS_PER_PART, sessions - first)
+        batch = FeedBatch(size, "joint", config, catalog, make(), split="log")
+        writer.write(_log_batch(batch, seed * CLI_SEED_STRIDE + first, first, logging_policy, policy))
+        if progress:
+            progress(first + size, sessions)
+    writer.finish()
+    return {"sessions": writer.sessions, "slots": writer.slots, "parts": parts, "resumed_from": first_part}
+
+
+def _source(
+    preset_name: str | None, scenario: str | None, users: str
+) -> tuple[FeedConfig, Catalog, dict[str, Any], Callable[[], UserModel]]:
+    """Config, catalogue, provenance and a maker of users."""
+    if preset_name is not None:
+        config, synthetic = preset(preset_name)
+        model = SyntheticUsers(synthetic, config)
+        provenance = {"source": "synthetic", "preset": preset_name, "synthetic": synthetic.to_dict()}
+        return config, model.world.catalog, provenance, lambda: SyntheticUsers(synthetic, config)
+    loaded = Scenario.load(str(scenario))
+    provenance = {"source": users, "scenario": loaded.name}
+    if loaded.synthetic is not None:
+        provenance["synthetic"] = loaded.synthetic.to_dict()
+    return loaded.config, loaded.catalog, provenance, lambda: make_users(users, loaded, loaded.config)
+
+
+def _log_batch(
+    batch: FeedBatch, seed: int, first_session: int, randomised: RandomisedPolicy | None, policy: Policy | None
+) -> pa.Table:
+    """Play the first episode of every row and return its log, sorted by session and slot."""
+    a, size, lag = batch.arrays, batch.num_envs, batch.config.lookahead
+    batch.reset(np.arange(size), seed + np.arange(size))
+    users = batch.users.arrays if isinstance(batch.users, SyntheticUsers) else None
+    start = a.observation[:, a.user_at : a.user_at + a.n_user].copy()
+    if policy:
+        policy.reset(np.ones(size, np.bool_))
+    done = np.zeros(size, np.bool_)
+    steps: list[dict[str, Any]] = []
+    slot = 0
+    while not done.all():
+        live = ~done
+        step: dict[str, Any] = {"live": live, "candidates": [None] * size, "cards": [None] * size}
+        for row in np.flatnonzero(live & (a.page_age == 0)):
+            step["candidates"][row] = a.pool_items[row].tolist()
+            step["cards"][row] = a.card_items[row][a.card_items[row] >= 0].tolist()
+        step["page"], step["page_age"] = a.page.copy(), a.page_age.copy()
+        step["page_requested"] = a.page_requested > 0
+        if randomised:
+            step["action"], step["propensity"], step["p_request"], step["randomised"] = randomised.draw(batch, slot)
+        else:
+            step["action"] = policy.act(batch.observation())  # type: ignore[union-attr]
+        batch.step(batch.check_actions(step["action"]), done)
+        step["item"] = a.placed_item.copy()
+        d = batch.config.embedding_size
+        step["scalars"] = a.window_cards[:, -1, d : d + 4].copy()
+        step["card_type"] = a.window_cards[:, -1, d + 4 :].argmax(axis=1)
+        step["request"] = a.sent == 1
+        step["answered"] = np.zeros(size, np.bool_)
+        step["response"] = np.zeros_like(a.response)
+        if slot >= lag:  # this step answered the card placed `lag` steps ago
+            steps[slot - lag]["answered"] = live & a.focus_active
+            steps[slot - lag]["response"] = a.response.copy()
+        steps.append(step)
+        done = done | a.terminated | a.truncated
+        slot += 1
+    return _table(steps, first_session, start, a.hour, users, randomised is not None)
+
+
+def _table(
+    steps: list[dict[str, Any]],
+    first_session: int,
+    start: np.ndarray,
+    hour: np.ndarray,
+    users: Any,
+    randomised: bool,
+) -> pa.Table:
+    size, slots = len(start), len(steps)
+    live = np.stack([step["live"] for step in steps], axis=1)  # (B, slots)
+    rows, slot = np.nonzero(live)
+
+    def column(name: str) -> np.ndarray:
+        return np.stack([step[name] for step in steps], axis=1)[rows, slot]
+
+    answered, response = column("answered"), column("response")
+    click = answered & (response[:, CLICK] > 0)
+    seconds = np.where(answered, DWELL_SECONDS[np.rint(response[:, 0] * 7).astype(int)], 0.0)
+    seconds += np.where(click, PAGE_VIEW_SECONDS[np.rint(response[:, PAGE_VIEW] * 7).astype(int)], 0.0)
+    spent = np.zeros((size, slots))
+    spent[rows, slot] = seconds
+    features: list[Any] = [None] * len(rows)
+    for j in np.flatnonzero(slot == 0):
+        features[j] = start[rows[j]]
+    scalars = column("scalars")
+    missing = np.ones(len(rows), np.bool_)
+    columns = {
+        "session": first_session + rows,
+        "user": users.user[rows] if users else first_session + rows,
+        "day": users.day[rows] if users else np.zeros(len(rows), np.int32),
+        "hour": hour[rows],
+        "slot": slot,
+        "time": (np.cumsum(spent, axis=1) - spent)[rows, slot],
+        "item": column("item"),
+        "card_type": column("card_type"),
+        "page": column("page"),
+        "page_age": column("page_age"),
+        "page_requested": column("page_requested"),
+        "candidates": [steps[s]["candidates"][r] for r, s in zip(rows, slot, strict=True)],
+        "cards": [steps[s]["cards"][r] for r, s in zip(rows, slot, strict=True)],
+        "user_features": features,
+        **{name: scalars[:, k] for k, name in enumerate(("price_level", "base_ctr", "base_cvr", "freshness"))},
+        "action": column("action"),
+        "propensity": pa.array(column("propensity")) if randomised else pa.array(np.zeros(len(rows)), mask=missing),
+        "randomised": column("randomised") if randomised else np.zeros(len(rows), np.bool_),
+        "request": column("request"),
+        "request_propensity": pa.array(column("p_request"))
+        if randomised
+        else pa.array(np.zeros(len(rows)), mask=missing),
+        "answered": answered,
+        "exposure_actions": _lists(response[:, :N_EXPOSURE_ACTIONS], answered),
+        "click": pa.array(click, mask=~answered),
+        "page_view_actions": _lists(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
+        "leave": pa.array(response[:, LEAVE] > 0, mask=~answered),
+    }
+    arrays = [pa.array(values, type=SCHEMA.field(name).type) if not isinstance(values, pa.Array) else values.cast(SCHEMA.field(name).type) for name, values in columns.items()]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _lists(values: np.ndarray, present: np.ndarray) -> pa.Array:
+    """(n, k) numbers as an Arrow list column; null where not present."""
+    offsets = np.concatenate([[0], np.cumsum(present) * values.shape[1]]).astype(np.int32)
+    flat = pa.array(values[present].ravel(), pa.float32())
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))

@@ -1,0 +1,95 @@
+"""Statistics of evaluations: bootstrap intervals over sessions, paired by common random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVEL = 0.95
+CHUNK = 50  # resamples drawn at once, to bound memory
+
+Interval = dict[str, float]
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def bootstrap(columns: np.ndarray, statistic: Statistic, *, seed: int = 0) -> Interval:
+    """95 % percentile bootstrap over sessions.
+
+    Args:
+        columns: (S, k) float64, per-session sums.
+        statistic: maps (..., k) means of the columns to (...) values; ratios of means are fine.
+        seed: of the resampling; the same seed and S give the same resamples, so intervals are paired.
+
+    Returns:
+        {"mean", "low", "high"}; mean is the statistic of the full sample. NaN where it is not defined.
+    """
+    columns = np.asarray(columns, np.float64)
+    values = statistic(_resampled_means(columns, np.random.default_rng(seed)))
+    return _interval(float(statistic(columns.mean(axis=0))), values)
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean per session with its 95 % bootstrap interval; `values` is (S,)."""
+    return bootstrap(values[:, None], lambda means: means[..., 0], seed=seed)
+
+
+def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0) -> Interval:
+    """Ratio of two per-session sums (S,), sessions resampled together."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return bootstrap(
+            np.column_stack([numerator, denominator]), lambda means: means[..., 0] / means[..., 1], seed=seed
+        )
+
+
+def gap_closed_interval(value: np.ndarray, keep: np.ndarray, reference: np.ndarray, seed: int = 0) -> Interval:
+    """Share of the gap between keep (0) and the reference (1) that a policy closes; all (S,), paired."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return bootstrap(
+            np.column_stack([value, keep, reference]),
+            lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1]),
+            seed=seed,
+        )
+
+
+def bias_interval(learned: np.ndarray, true: np.ndarray, seed: int = 0) -> Interval:
+    """(value on learned users - true value) / true value; two independent samples of sessions, (S,) each."""
+    return _two_samples(learned[:, None], true[:, None], lambda ratio: ratio[..., 0] - 1, seed)
+
+
+def exploitation_interval(
+    learned: np.ndarray, true: np.ndarray, keep_learned: np.ndarray, keep_true: np.ndarray, seed: int = 0
+) -> Interval:
+    """bias(policy) - bias(keep); (S,) each, policy and keep paired within each kind of users."""
+    return _two_samples(
+        np.column_stack([learned, keep_learned]),
+        np.column_stack([true, keep_true]),
+        lambda ratio: ratio[..., 0] - ratio[..., 1],
+        seed,
+    )
+
+
+def _two_samples(learned: np.ndarray, true: np.ndarray, statistic: Statistic, seed: int) -> Interval:
+    """Bootstrap a statistic of the ratio of two samples' column means."""
+    rng = np.random.default_rng(seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = statistic(_resampled_means(learned, rng) / _resampled_means(true, rng))
+        mean = float(statistic(learned.mean(axis=0) / true.mean(axis=0)))
+    return _interval(mean, values)
+
+
+def _resampled_means(columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(RESAMPLES, k) means of the columns (S, k) of resampled sessions."""
+    sessions = len(columns)
+    even = np.full(sessions, 1.0 / sessions)
+    draws = [rng.multinomial(sessions, even, size=CHUNK) @ columns for _ in range(RESAMPLES // CHUNK)]
+    return np.concatenate(draws) / sessions
+
+
+def _interval(mean: float, values: np.ndarray) -> Interval:
+    finite = values[np.isfinite(values)]
+    if not len(finite) or not np.isfinite(mean):
+        return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"mean": mean, "low": float(low), "high": float(high)}

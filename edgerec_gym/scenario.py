@@ -1,0 +1,153 @@
+"""Scenario: a folder with the config, the catalogue and the users fitted on logs.
+
+| file | content |
+| --- | --- |
+| scenario.json | schema version, config, provenance, fidelity figures, sha256 of the simulator's files |
+| catalog.parquet | the items as the cloud ships them |
+| simulator.onnx | one step of the learned users |
+| simulator.safetensors | the weights of every ensemble member, and the table of session starts |
+
+No pickle anywhere. Loading validates and says which file is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.atomic import make_folder, read_json, write_json
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig, preset
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.schema import UNIDENTIFIED
+
+SHIPPED = PRESETS  # names of the scenarios in the package
+SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
+SIMULATOR_FILES = ("simulator.onnx", "simulator.safetensors")
+KIND = "edgerec_gym scenario"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A world to train and evaluate in.
+
+    Attributes:
+        name: for messages and reports.
+        config: the feed; environments may override single fields.
+        catalog: the items.
+        synthetic: the ground truth that the logs came from; None for real logs.
+        unidentified: what the logs could not tell (:data:`edgerec_gym.logs.schema.UNIDENTIFIED`).
+        provenance: where the logs came from, command and seed.
+        fidelity: figures of the fitted users on held-out sessions.
+        path: the folder; None for a scenario without learned users.
+    """
+
+    name: str
+    config: FeedConfig
+    catalog: Catalog
+    synthetic: SyntheticUserConfig | None = None
+    unidentified: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Scenario:
+        """Load a shipped scenario by name or any scenario folder; each folder is read once.
+
+        Raises:
+            InputError: unknown name, missing or broken file, wrong schema version.
+        """
+        folder = Path(name_or_path)
+        if str(name_or_path) in SHIPPED:
+            folder = SHIPPED_FOLDER / str(name_or_path)
+        elif not folder.is_dir():
+            raise InputError(
+                f"no scenario {str(name_or_path)!r}: neither a folder nor one of the shipped {', '.join(SHIPPED)}"
+            )
+        file = folder / "scenario.json"
+        stamp = file.stat().st_mtime_ns if file.exists() else 0
+        return _load(folder.resolve(), stamp)
+
+    @classmethod
+    def from_preset(cls, name: str, **synthetic: Any) -> Scenario:
+        """Make the ground truth of a preset, without learned users; keywords change SyntheticUserConfig."""
+        from edgerec_gym.users.synthetic import world_feed
+        from edgerec_gym.users.world import make_world
+
+        feed, users = preset(name)
+        users = users.replace(**synthetic)
+        return cls(name, feed, make_world(users, world_feed(feed)).catalog, synthetic=users)
+
+    def save(self, folder: str | Path) -> None:
+        """Write catalogue and scenario.json (last) into a folder that already holds the simulator's files."""
+        folder = make_folder(folder)
+        self.catalog.save(folder / "catalog.parquet")
+        write_json(
+            folder / "scenario.json",
+            {
+                "kind": KIND,
+                "schema_version": SCHEMA_VERSION,
+                "name": self.name,
+                "config": self.config.to_dict(),
+                "synthetic": None if self.synthetic is None else self.synthetic.to_dict(),
+                "unidentified": list(self.unidentified),
+                "provenance": self.provenance,
+                "fidelity": self.fidelity,
+                "sha256": {name: _sha256(folder / name) for name in SIMULATOR_FILES},
+            },
+        )
+
+    def simulator_files(self) -> tuple[Path, Path]:
+        """Return the checked paths of simulator.onnx and simulator.safetensors."""
+        if self.path is None:
+            raise InputError(f"scenario {self.name!r} has no learned users: fit them on logs (edgerec fit)")
+        recorded = read_json(self.path / "scenario.json").get("sha256", {})
+        for name in SIMULATOR_FILES:
+            file = self.path / name
+            if not file.is_file():
+                raise InputError(f"{file} does not exist")
+            if _sha256(file) != recorded.get(name):
+                raise InputError(f"{file} is corrupted: its content differs from what scenario.json recorded")
+        return self.path / SIMULATOR_FILES[0], self.path / SIMULATOR_FILES[1]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _load(folder: Path, stamp: int) -> Scenario:
+    file = folder / "scenario.json"
+    values = read_json(file)
+    if values.get("kind") != KIND:
+        raise InputError(f"{file} does not describe a scenario (kind is {values.get('kind')!r})")
+    if values.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{file} has schema version {values.get('schema_version')!r}; this version reads {SCHEMA_VERSION}"
+        )
+    for name in ("name", "config", "unidentified", "provenance", "fidelity"):
+        if name not in values:
+            raise InputError(f"{file} lacks the field {name!r}")
+    for name in values["unidentified"]:
+        if name not in UNIDENTIFIED:
+            raise InputError(f"{file}: unidentified names {name!r}; known are {', '.join(UNIDENTIFIED)}")
+    synthetic = values.get("synthetic")
+    try:
+        config = FeedConfig.from_dict(values["config"])
+        users = None if synthetic is None else SyntheticUserConfig.from_dict(synthetic)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return Scenario(
+        name=str(values["name"]),
+        config=config,
+        catalog=Catalog.load(folder / "catalog.parquet", config.embedding_size),
+        synthetic=users,
+        unidentified=tuple(values["unidentified"]),
+        provenance=values["provenance"],
+        fidelity=values["fidelity"],
+        path=folder,
+    )

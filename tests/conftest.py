@@ -1,0 +1,30 @@
+"""Shared fixtures: the lite ground truth without a simulator, and every registered id."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from edgerec_gym.registration import IDS
+from edgerec_gym.scenario import Scenario
+
+
+@pytest.fixture(scope="session")
+def lite() -> Scenario:
+    """The shipped lite scenario."""
+    return Scenario.load("lite")
+
+
+@pytest.fixture(params=sorted(IDS))
+def env_id(request: pytest.FixtureRequest) -> str:
+    """Every registered id in turn."""
+    return request.param
+
+
+@pytest.fixture(params=["synthetic", "learned"])
+def users(request: pytest.FixtureRequest) -> str:
+    """Both kinds of users in turn."""
+    return request.param

@@ -1,0 +1,237 @@
+"""Every id and both kinds of users: spaces, masks, rewards, resets, and agreement of single and batch."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import edgerec_gym  # noqa: F401  (registers the ids)
+from edgerec_gym.errors import InputError
+from edgerec_gym.registration import IDS
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+
+def legal(rng, mask):
+    """A uniformly drawn legal action of each row."""
+    return (rng.random(mask.shape) * mask).argmax(axis=-1)
+
+
+def test_check_env_passes_without_a_warning(env_id, users, recwarn):
+    check_env(gym.make(env_id, scenario="lite", users=users).unwrapped, skip_render_check=True)
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_observations_stay_inside_the_space(env_id, users):
+    env = gym.make(env_id, scenario="lite", users=users)
+    rng = np.random.default_rng(0)
+    observation, info = env.reset(seed=1)
+    for _ in range(150):
+        assert env.observation_space.contains(observation)
+        assert np.array_equal(observation["action_mask"], info["action_mask"])
+        assert observation["action_mask"].any()
+        assert np.array_equal(env.unwrapped.action_masks(), observation["action_mask"] == 1)
+        observation, reward, terminated, truncated, info = env.step(legal(rng, observation["action_mask"]))
+        assert reward == pytest.approx(sum(info["reward_terms"].values()))
+        if terminated or truncated:
+            observation, info = env.reset()
+
+
+def test_make_vec_and_sync_vectorisation(env_id):
+    batch = gym.make_vec(env_id, num_envs=64, scenario="lite", users="synthetic")
+    assert isinstance(batch, EdgeFeedVectorEnv)
+    loop = gym.make_vec(env_id, num_envs=3, vectorization_mode="sync", scenario="lite", users="synthetic")
+    a, _ = batch.reset(seed=5)
+    b, _ = loop.reset(seed=5)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        actions = legal(rng, a["action_mask"])
+        a, reward_a, *_ = batch.step(actions)
+        b, reward_b, *_ = loop.step(actions[:3])
+        for key in b:
+            assert np.array_equal(a[key][:3], b[key]), key
+        assert np.array_equal(reward_a[:3], reward_b)
+
+
+@pytest.mark.parametrize("scenario", ["default", "lite"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_row_of_a_batch_equals_the_single_env_bit_for_bit(env_id, scenario, threads):
+    """500 steps, through resets."""
+    size, row = 130, 100
+    batch = gym.make_vec(env_id, num_envs=size, scenario=scenario, users="synthetic", threads=threads)
+    single = gym.make(env_id, scenario=scenario, users="synthetic", disable_env_checker=True)
+    a, _ = batch.reset(seed=11)
+    b, _ = single.reset(seed=11 + row)
+    rng = np.random.default_rng(0)
+    ended = False
+    resets = 0
+    for _ in range(500):
+        actions = legal(rng, a["action_mask"])
+        a, rewards, terminated, truncated, infos = batch.step(actions)
+        if ended:  # NEXT_STEP: the batch used this step for the reset
+            b, info = single.reset()
+            reward, over = 0.0, (False, False)
+            resets += 1
+        else:
+            b, reward, *over, info = single.step(actions[row])
+        ended = any(over)
+        assert rewards[row] == reward
+        assert [terminated[row], truncated[row]] == list(over)
+        assert infos["click_probability"][row] == info["click_probability"]
+        for key in b:
+            assert np.array_equal(a[key][row], b[key]), key
+    assert resets > 2
+
+
+def test_autoreset_modes_show_the_same_episodes(env_id):
+    def episodes(mode):
+        env = gym.make_vec(env_id, num_envs=8, scenario="lite", users="synthetic", autoreset_mode=mode)
+        assert env.metadata["autoreset_mode"] == AutoresetMode(mode)
+        observation, _ = env.reset(seed=3)
+        out = [[] for _ in range(8)]
+        ended = np.zeros(8, bool)
+        for _ in range(150):
+            skipped = ended if mode == "NextStep" else np.zeros(8, bool)
+            observation, reward, terminated, truncated, infos = env.step(observation["action_mask"].argmax(axis=1))
+            ended = terminated | truncated
+            for row in np.flatnonzero(~skipped):
+                last = observation
+                if mode == "SameStep" and ended[row]:
+                    last = {key: value[None] for key, value in infos["final_obs"][row].items()}
+                out[row].append((reward[row], ended[row], last["context"][row if last is observation else 0].sum()))
+        return out
+
+    for next_step, same_step in zip(episodes("NextStep"), episodes("SameStep"), strict=True):
+        n = min(len(next_step), len(same_step))
+        assert n > 100 and next_step[:n] == same_step[:n]
+
+
+def test_same_step_final_observation_and_info():
+    env = gym.make_vec("EdgeFeed-v0", num_envs=32, scenario="lite", users="synthetic", autoreset_mode="SameStep")
+    observation, _ = env.reset(seed=0)
+    for _ in range(80):
+        observation, _, terminated, truncated, infos = env.step(observation["action_mask"].argmax(axis=1))
+        ended = terminated | truncated
+        if ended.any():
+            break
+    assert np.array_equal(infos["_final_obs"], ended)
+    row = int(ended.argmax())
+    assert env.single_observation_space.contains(infos["final_obs"][row])
+    assert infos["final_obs"][row]["context"][0] > 0 and observation["context"][row, 0] == 0
+    assert infos["final_info"]["click_probability"].shape == (32,)
+
+
+def test_disabled_autoreset_needs_a_reset_mask():
+    env = gym.make_vec("EdgeFeed-v0", num_envs=4, scenario="lite", users="synthetic", autoreset_mode="Disabled")
+    observation, _ = env.reset(seed=0)
+    ended = np.zeros(4, bool)
+    while not ended.any():
+        observation, _, terminated, truncated, _ = env.step(observation["action_mask"].argmax(axis=1))
+        ended = terminated | truncated
+    with pytest.raises(InputError, match="has ended"):
+        env.step(observation["action_mask"].argmax(axis=1))
+    observation, _ = env.reset(options={"reset_mask": ended})
+    assert np.array_equal(observation["context"][:, 0] == 0, ended)
+
+
+def test_copy_false_reuses_the_buffer_and_copy_true_does_not():
+    for copy in (True, False):
+        env = gym.make_vec("EdgeFeed-v0", num_envs=4, scenario="lite", users="synthetic", copy=copy)
+        first, _ = env.reset(seed=0)
+        second, *_ = env.step(first["action_mask"].argmax(axis=1))
+        assert np.shares_memory(first["pool"], second["pool"]) is not copy
+
+
+def test_cards_answer_lookahead_steps_later():
+    env = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic")
+    env.reset(seed=0)
+    answered = [env.step(0 if t == 0 else int(env.unwrapped.action_masks().argmax()))[4]["answered"] for t in range(4)]
+    assert answered == [False, False, True, True]
+
+
+@pytest.mark.parametrize("action", [-1, 29, 1.5, "a", None, True, [1, 2]])
+def test_action_outside_the_space(action):
+    env = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic").unwrapped
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="0 to 28"):
+        env.step(action)
+
+
+def test_illegal_action_plays_keep_and_pays():
+    a = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic").unwrapped
+    b = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic").unwrapped
+    for env in (a, b):
+        env.reset(seed=0)
+        env.step(0)
+    observation_a, reward_a, *_, info_a = a.step(0)  # row 0 is used up
+    observation_b, reward_b, *_, info_b = b.step(1)  # keep
+    assert info_a["invalid_action"] and not info_b["invalid_action"]
+    assert reward_a == pytest.approx(reward_b - 0.1)
+    assert all(np.array_equal(observation_a[key], observation_b[key]) for key in observation_a)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"pool_sise": 30}, "did you mean 'pool_size'"),
+        ({"users": "real"}, "unknown users 'real'"),
+        ({"scenario": "nowhere"}, "nowhere"),
+        ({"split": "test"}, "splits are log, train, eval"),
+        ({"render_mode": "gif"}, "render_mode"),
+    ],
+)
+def test_bad_arguments_of_make(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        gym.make("EdgeFeed-v0", **({"scenario": "lite"} | kwargs))
+
+
+@pytest.mark.parametrize("num_envs", [0, -1, 2.5])
+def test_bad_num_envs(num_envs):
+    with pytest.raises(InputError, match="num_envs"):
+        EdgeFeedVectorEnv(num_envs, scenario="lite", users="synthetic")
+
+
+def test_bad_batched_actions_and_seeds():
+    env = EdgeFeedVectorEnv(3, scenario="lite", users="synthetic")
+    with pytest.raises(InputError, match="reset"):
+        env.step([0, 0, 0])
+    for seed in ([1, 2], -1, [1, 2, -3]):
+        with pytest.raises(InputError, match="seed"):
+            env.reset(seed=seed)
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="row 1"):
+        env.step([0, 99, 0])
+    with pytest.raises(InputError, match="3 whole numbers"):
+        env.step([0, 0])
+
+
+def test_ansi_rendering(env_id):
+    env = gym.make(env_id, scenario="lite", users="synthetic", render_mode="ansi")
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(0)
+    text = env.render()
+    assert text.count("on screen") == 2 and "slot 5" in text
+
+
+def test_ids_are_registered_with_both_entry_points():
+    for env_id in IDS:
+        spec = gym.spec(env_id)
+        assert spec.entry_point and spec.vector_entry_point
+    assert gym.make("edgerec_gym:EdgeFeed-v0", scenario="lite", users="synthetic").spec.id == "EdgeFeed-v0"
+
+
+def test_unseeded_resets_differ_and_episodes_differ():
+    env = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic")
+    a, _ = env.reset(seed=0)
+    b, _ = env.reset()
+    c, _ = env.reset(seed=0)
+    assert not np.array_equal(a["pool"], b["pool"]) and np.array_equal(a["pool"], c["pool"])
+
+
+def test_splits_never_share_an_episode():
+    pools = [
+        gym.make("EdgeFeed-v0", scenario="lite", users="synthetic", split=split).reset(seed=0)[0]["pool"]
+        for split in ("log", "train", "eval")
+    ]
+    assert not np.array_equal(pools[0], pools[1]) and not np.array_equal(pools[1], pools[2])
