@@ -43,7 +43,9 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
             sys.path.insert(0, os.getcwd())  # a console script does not start with it
     elif name not in BASELINES:
         known = ", ".join((*BASELINES, OraclePolicy.name))
-        raise InputError(f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class")
+        raise InputError(
+            f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class"
+        )
     return make_policy(name, env_id, seed)
 
 

@@ -24,8 +24,12 @@ from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
 ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
 N_SCALARS = 4  # price level, base ctr, base cvr, freshness
-CARD_BIAS = -3.0  # an untrained policy inserts a card now and then,
+LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
+MATCH_SCALE = float(__import__("os").environ.get("MS","3"))
+POOL_PRIOR = float(__import__("os").environ.get("PP","1"))  # an untrained policy samples pool rows by the odds of their base ctr,
+CARD_BIAS = -3.0  # inserts a card now and then,
 REQUEST_BIAS = -4.0  # and seldom asks for a page
+DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item
 
 
 def infer_track(n_pool: int, n_cards: int, n_actions: int) -> str:
@@ -43,17 +47,32 @@ def infer_track(n_pool: int, n_cards: int, n_actions: int) -> str:
 def _scalars(items: Tensor, d: int) -> Tensor:
     """Item scalars (..., 4), the base ctr as a logit of order 1."""
     price, ctr, cvr, freshness = items[..., d : d + N_SCALARS].unbind(-1)
-    return torch.stack((price, torch.logit(ctr, 1e-4) / 3, cvr, freshness), -1)
+    return torch.stack((price, torch.logit(ctr, 1e-4) / LOGIT_SCALE, cvr, freshness), -1)
 
 
 class HistoryEncoder(nn.Module):
-    """Behaviour rows (B, L, F + T + columns) -> interest vectors (B, heads, d) and a summary (B, hidden)."""
+    """Behaviour rows (B, L, F + T + columns) -> interest vectors (B, heads, d) and a summary (B, hidden).
 
-    def __init__(self, d: int, n_types: int, n_columns: int, heads: int, hidden: int) -> None:
+    A row's weight is a network of its actions, type, scalars and age, plus a linear part that starts as the
+    cloud's own evidence: `offset + slope * duration`, decayed with age, each head at its own rate.
+    """
+
+    def __init__(
+        self, d: int, n_types: int, n_columns: int, heads: int, hidden: int, slope: float, offset: float
+    ) -> None:
         super().__init__()
         self.d, self.n_types = d, n_types
-        self.rows = nn.Sequential(nn.Linear(N_SCALARS + n_types + n_columns + 1, hidden), nn.ReLU())
+        n_actions = n_columns - 1  # the last column is the slot
+        self.rows = nn.Sequential(nn.Linear(N_SCALARS + n_types + n_actions + 2, hidden), nn.ReLU())
         self.weights = nn.Linear(hidden, heads)
+        self.evidence = nn.Linear(n_actions, heads)
+        self.decay = nn.Parameter(torch.linspace(1.5, 3.0, heads))  # log of the rate per max_slots
+        nn.init.orthogonal_(self.weights.weight, 0.1)
+        for parameter in (self.weights.bias, self.evidence.weight):
+            nn.init.zeros_(parameter)
+        nn.init.constant_(self.evidence.bias, offset)
+        with torch.no_grad():
+            self.evidence.weight[:, 0] = slope
 
     def forward(self, rows: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Encode; `slot` (B, 1) is now, in the unit of the rows' last column."""
@@ -61,26 +80,36 @@ class HistoryEncoder(nn.Module):
         present = behaviour[..., : self.n_types].sum(-1, keepdim=True)  # (B, L, 1): 1, or 0 for padding
         age = slot.unsqueeze(1) - rows[..., -1:]
         hidden = self.rows(torch.cat((_scalars(rows, self.d), behaviour, age, torch.exp(-10 * age)), -1))
-        hidden = hidden * present
-        weights = self.weights(hidden) * present  # (B, L, heads)
-        return weights.transpose(1, 2) @ rows[..., : self.d], hidden.mean(1)
+        weights = self.evidence(behaviour[..., self.n_types :]) + self.weights(hidden)
+        weights = weights * torch.exp(-age * self.decay.exp()) * present  # (B, L, heads)
+        interests = weights.transpose(1, 2) @ rows[..., : self.d]
+        # Little evidence counts little, much evidence counts as a direction.
+        interests = MATCH_SCALE * interests / (1 + interests.square().sum(-1, keepdim=True).add(1e-6).sqrt())
+        return interests, (hidden * present).mean(1)
 
 
 class Scorer(nn.Module):
-    """Score of every candidate (B, n, features) in a state (B, hidden): (B, n)."""
+    """Score of every candidate (B, n, features) in a state (B, hidden): (B, n).
 
-    def __init__(self, n_features: int, hidden: int) -> None:
+    A linear part plus a small network; it starts as `prior * logit(base ctr)`.
+    """
+
+    def __init__(self, n_features: int, base_ctr_at: int, hidden: int, prior: float) -> None:
         super().__init__()
+        self.linear = nn.Linear(n_features, 1)
         self.candidate = nn.Linear(n_features, hidden)
         self.state = nn.Linear(hidden, hidden, bias=False)
-        self.out = nn.Linear(hidden, 1)
+        self.out = nn.Linear(hidden, 1, bias=False)
         nn.init.orthogonal_(self.out.weight, 0.01)
-        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        with torch.no_grad():
+            self.linear.weight[0, base_ctr_at] = prior * LOGIT_SCALE
 
     def forward(self, candidates: Tensor, state: Tensor) -> Tensor:
         """Score."""
         hidden = torch.relu(self.candidate(candidates) + self.state(state).unsqueeze(1))
-        return self.out(hidden).squeeze(-1)
+        return (self.linear(candidates) + self.out(hidden)).squeeze(-1)
 
 
 class PointerNetwork(BaseFeaturesExtractor):
@@ -110,18 +139,21 @@ class PointerNetwork(BaseFeaturesExtractor):
         n_candidate = n_matches + N_SCALARS
         n_state = shapes["context"][0] + shapes["user"][0] - self.d + hidden + 3 * n_candidate
         n_state += self.lookahead * (N_SCALARS + self.n_types)
-        self.exposures = HistoryEncoder(self.d, self.n_types, N_EXPOSURE_COLUMNS, heads, hidden // 2)
-        self.page_views = HistoryEncoder(self.d, self.n_types, N_PAGE_VIEW_COLUMNS, heads, hidden // 2)
+        self.exposures = HistoryEncoder(
+            self.d, self.n_types, N_EXPOSURE_COLUMNS, heads, hidden // 2, 1.0, -DWELL_CENTRE
+        )
+        self.page_views = HistoryEncoder(
+            self.d, self.n_types, N_PAGE_VIEW_COLUMNS, heads, hidden // 2, 2.0, 1.0 - 2 * DWELL_CENTRE
+        )
         self.query_scale = nn.Parameter(torch.ones(n_matches, self.d))  # weights of the elementwise products
         self.policy_state = nn.Sequential(nn.Linear(n_state, hidden), nn.ReLU())
         self.value_state = nn.Sequential(
             nn.Linear(n_state, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
         if self.track in ("joint", "rerank"):
-            self.pool_scorer = Scorer(n_candidate, hidden)
-            self.pool_residual = nn.Parameter(torch.tensor(3.0))  # on logit(base ctr) / 3
+            self.pool_scorer = Scorer(n_candidate, n_matches + 1, hidden, POOL_PRIOR)
         if self.track in ("joint", "mix"):
-            self.card_scorer = Scorer(n_candidate + self.n_types + 2, hidden)
+            self.card_scorer = Scorer(n_candidate + self.n_types + 2, n_matches + 1, hidden, 0.0)
         if self.track in ("joint", "request"):
             self.request_scorer = nn.Linear(hidden, 1)
             nn.init.orthogonal_(self.request_scorer.weight, 0.01)
@@ -138,8 +170,7 @@ class PointerNetwork(BaseFeaturesExtractor):
 
         logits = []
         if self.track in ("joint", "rerank"):
-            scores = self.pool_scorer(pool_inputs, hidden) + self.pool_residual * pool_inputs[..., -3]
-            scores = scores.masked_fill(~present, ABSENT)
+            scores = self.pool_scorer(pool_inputs, hidden).masked_fill(~present, ABSENT)
             logits.append(scores.log_softmax(-1))
         else:
             logits.append(torch.zeros_like(context[:, :1]))

@@ -15,6 +15,8 @@ killed run resumes from its last complete checkpoint, with new episodes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,7 +142,7 @@ def train(
         "id": env_id,
         "track": track,
         "policy": policy,
-        "scenario": {"name": scenario.name, "sha256": scenario.digest},
+        "scenario": {"name": scenario.name, "sha256": _digest(scenario)},
         "users": users,
         "seed": seed,
         "num_envs": num_envs,
@@ -179,6 +181,14 @@ def train(
 def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _digest(scenario: Scenario) -> str:
+    """SHA-256 of what the scenario is made of (scenario.json holds the hashes of the other files)."""
+    if scenario.path is not None:
+        return hashlib.sha256((scenario.path / "scenario.json").read_bytes()).hexdigest()
+    parts = [scenario.config.to_dict(), scenario.synthetic and scenario.synthetic.to_dict()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

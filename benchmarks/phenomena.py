@@ -85,7 +85,6 @@ def simulate(config: SyntheticUserConfig, feed: FeedConfig, sessions: int, seed:
     answers["goods"] = answers["type"] == 0
     answers["attractiveness"] = world.attractiveness[answers["item"]]
     answers["type_taste"] = world.type_taste[answers["user"], answers["type"]]
-    answers["sensitivity"] = world.refresh[answers["user"]]
     around = answers["window"][:, [1, 3]]
     answers["same_type_near"] = (
         (world.catalog.card_type[np.maximum(around, 0)] == answers["type"][:, None]) & (around >= 0)
@@ -192,8 +191,8 @@ PHENOMENA = (
     ),
     Phenomenon(
         "refresh",
-        "click rate after a requested page, users who like / dislike it",
-        lambda a: _ratio(a, *_quartiles(a, "sensitivity", a["goods"] & (np.abs(a["refresh"]) > 0.05))),
+        "click rate after a requested page that pleased / annoyed",
+        lambda a: _ratio(a, a["goods"] & (a["refresh"] > 0.1), a["goods"] & (a["refresh"] < -0.1)),
         {"intent_switch": 0.05},
     ),
     Phenomenon(

@@ -21,10 +21,10 @@ SHIPPED_SESSIONS = 20_000  # logs behind a shipped scenario
 class OneLineErrors(TyperGroup):
     """Bad input ends in one line on stderr and exit code 2; a bug still shows its traceback."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> NoReturn:
-        """Run and exit; `standalone_mode` is typer's."""
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command and exit."""
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except UsageError as error:
             self._fail(error.format_message())
         except (InputError, MissingExtraError) as error:
@@ -51,7 +51,9 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable results on stdout.")]
 EnvId = Annotated[str, typer.Option("--id", help="EdgeFeed-v0, EdgeFeedRerank-v0, ...")]
-ScenarioName = Annotated[str, typer.Option("--scenario", help="A shipped scenario (default, lite) or a folder.")]
+ScenarioName = Annotated[
+    str, typer.Option("--scenario", help="A shipped scenario (default, lite) or a folder.")
+]
 NumEnvs = Annotated[int, typer.Option(min=1, help="Environments stepped together.")]
 Threads = Annotated[int, typer.Option(min=1, help="Torch threads.")]
 
@@ -76,8 +78,12 @@ def collect(
     scenario: Annotated[str | None, typer.Option(help="Or the users of a scenario.")] = None,
     users: Annotated[str, typer.Option(help="Of the scenario: synthetic or learned.")] = "synthetic",
     sessions: Annotated[int, typer.Option(min=1, help="How many to log.")] = 5000,
-    policy: Annotated[str | None, typer.Option(help="Log a baseline, a trained run or module:Class instead.")] = None,
-    randomise: Annotated[str, typer.Option(help="Decisions that are drawn at random.")] = "order,insert,request",
+    policy: Annotated[
+        str | None, typer.Option(help="Log a baseline, a trained run or module:Class instead.")
+    ] = None,
+    randomise: Annotated[
+        str, typer.Option(help="Decisions that are drawn at random.")
+    ] = "order,insert,request",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +97,10 @@ def collect(
 
         # The shipped scenario of a preset's name has the preset's sizes.
         logging_policy = find_policy(policy, "EdgeFeed-v0", scenario or str(preset), users, seed)
-    with console.interruptible(f"the complete parts in {out} are kept; the same command resumes"), console.progress_bar("collect") as progress:
+    with (
+        console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),
+        console.progress_bar("collect") as progress,
+    ):
         result = collect(
             out,
             preset_name=preset,
@@ -126,19 +135,29 @@ def fit(
 
     real = is_ebnerd(logs)
     reference: dict[str, float] = {}
-    with console.interruptible(f"finished epochs in {out} are kept; the same command resumes"):
+    with console.interruptible(f"what is finished in {out} is kept; the same command resumes"):
         if real:
             with console.progress_bar("convert") as progress:
                 convert_ebnerd(logs, out / "logs", progress=progress)
             reference = ebnerd_reference(out / "logs")
             logs = out / "logs"
         with console.progress_bar("fit") as progress:
-            metrics = fit(logs, out, seed=seed, ensemble=ensemble, epochs=epochs, threads=threads, progress=progress)
+            metrics = fit(
+                logs, out, seed=seed, ensemble=ensemble, epochs=epochs, threads=threads, progress=progress
+            )
     if as_json:
         console.print_json(metrics | ({"reference": reference} if real else {}) | {"out": str(out)})
         return
     if real:
-        console.print_auc(reference, metrics)
+        console.print_table(
+            "mean click AUC within an impression, validation week",
+            ["ranked by", "AUC"],
+            [
+                ["item popularity", f"{reference['popularity']:.3f}"],
+                ["200 boosted trees on 7 streaming features", f"{reference['boosted_trees']:.3f}"],
+                ["learned users", f"{metrics['impression_auc']:.3f}"],
+            ],
+        )
     print("fidelity on held-out sessions:")
     console.print_nested(metrics, 1)
     print(f"scenario: {out}")
@@ -156,7 +175,8 @@ def train(
     num_envs: NumEnvs = 64,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder.")] = True,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter, e.g. gamma=0.9.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter, e.g. gamma=0.9."),
     ] = None,
     threads: Threads = 2,
     seed: Seed = 0,
@@ -191,7 +211,9 @@ def train(
 def evaluate(
     policies: Annotated[
         list[str] | None,
-        typer.Argument(help="Baselines, oracle, trained runs' folders, module:Class; default: all baselines."),
+        typer.Argument(
+            help="Baselines, oracle, trained runs' folders, module:Class; default: all baselines."
+        ),
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
@@ -222,9 +244,15 @@ def evaluate(
     found = find_policies(names, env_id, loaded, users[0], seed)
     with console.interruptible("nothing is kept"), console.progress_bar("evaluate") as progress:
         results = evaluate(
-            found, env_id=env_id, scenario=loaded, users=users, sessions=sessions, seed=seed, num_envs=num_envs,
+            found,
+            env_id=env_id,
+            scenario=loaded,
+            users=users,
+            sessions=sessions,
+            seed=seed,
+            num_envs=num_envs,
             progress=console.over_all(progress, found, users),
-        )  # fmt: skip
+        )
     if out is not None:
         write_report(results, out, title=f"{env_id} on the scenario {scenario}")
     if as_json:
@@ -292,7 +320,9 @@ def demo(
     """Collect logs, fit users, train a policy and score it on the ground truth, in a few minutes."""
     from edgerec_gym.demo import run_demo
 
-    with console.interruptible(f"finished stages and checkpoints in {out} are kept; the same command resumes"):
+    with console.interruptible(
+        f"finished stages and checkpoints in {out} are kept; the same command resumes"
+    ):
         results, report = run_demo(out, quick=quick, fresh=fresh, seed=seed)
     if as_json:
         console.print_json({"results": results, "report": str(report)})

@@ -50,8 +50,9 @@ def print_nested(values: dict[str, Any], indent: int = 0) -> None:
             print(f"{'  ' * indent}{key}")
             print_nested(value, indent + 1)
         else:
-            shown = f"{value:.4g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            print(f"{'  ' * indent}{key}: {shown}")
+            if isinstance(value, list | tuple):
+                value = ", ".join(map(str, value))
+            print(f"{'  ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 def note(text: str) -> None:
@@ -61,22 +62,29 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr; yields update(done, total, text="")."""
+    """Show a progress bar on stderr from the first update on; yields update(done, total, text="")."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(f"{label:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
+    progress = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+    task = progress.add_task("", total=None)
 
-        def update(done: int, total: int, text: str = "") -> None:
-            progress.update(task, completed=done, total=total, description=text)
+    def update(done: int, total: int, text: str = "") -> None:
+        progress.start()  # not before: bad input ends in one line and nothing else
+        progress.update(task, completed=done, total=total, description=text)
 
+    try:
         yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
-def over_all(update: Callable[..., None], policies: list[Any], users: Sequence[str]) -> Callable[[str, int, int], None]:
-    """Turn a progress bar into the callback of `evaluate`, so that it runs once over all policies and users."""
+def over_all(
+    update: Callable[..., None], policies: list[Any], users: Sequence[str]
+) -> Callable[[str, int, int], None]:
+    """Turn a progress bar into the callback of `evaluate`: one bar over all policies and users."""
     pairs = sum(kind == "synthetic" or not hasattr(policy, "bind") for policy in policies for kind in users)
     done_by: dict[str, int] = {}
 

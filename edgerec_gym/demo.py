@@ -74,9 +74,15 @@ def run_demo(
                 progress=progress,
             )  # fmt: skip
     train(
-        ENV_ID, policy, scenario=str(scenario), steps=sizes.train_steps, seed=seed, resume=True, progress=True,
+        ENV_ID,
+        policy,
+        scenario=str(scenario),
+        steps=sizes.train_steps,
+        seed=seed,
+        resume=True,
+        progress=True,
         threads=THREADS,
-    )  # fmt: skip
+    )
     if not (report / RESULTS).is_file():  # written last
         policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
         with console.progress_bar("evaluate") as progress:
@@ -98,11 +104,19 @@ def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
     if not (out / RECORD).is_file():
         write_json(out / RECORD, arguments)
     elif read_json(out / RECORD) != arguments:
-        raise InputError(f"{out} holds a demo with other arguments: start over with --fresh, or choose another --out")
+        raise InputError(
+            f"{out} holds a demo with other arguments: add --fresh to start over, or choose another --out"
+        )
 
 
 def refit_shipped(
-    names: list[str] | None, *, sessions: int, out: str | Path | None, work: str | Path, ensemble: int, seed: int
+    names: list[str] | None,
+    *,
+    sessions: int,
+    out: str | Path | None,
+    work: str | Path,
+    ensemble: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Fit the shipped scenarios again, from freshly collected logs, and record command and seed in them.
 
@@ -131,7 +145,9 @@ def refit_shipped(
         with console.progress_bar(f"{name}: collect") as progress:
             collect(logs, preset_name=name, sessions=sessions, seed=seed, progress=progress)
         with console.progress_bar(f"{name}: fit") as progress:
-            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, threads=THREADS, progress=progress)
+            fidelity[name] = fit(
+                logs, fitted, seed=seed, ensemble=ensemble, threads=THREADS, progress=progress
+            )
         for file in SIMULATOR_FILES:
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(fitted / file, temporary)

@@ -62,19 +62,21 @@ def play(
         raise InputError(f"sessions must be at least 1, got {sessions}")
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     chunks = []
-    for first in range(0, sessions, num_envs):
-        size = min(num_envs, sessions - first)
+    size = min(num_envs, sessions)  # of every batch, the last one too: a policy keeps one row per session
+    for first in range(0, sessions, size):
         env = EdgeFeedVectorEnv(
             size, track=track_of(env_id), scenario=scenario, users=users, split="eval", copy=False
         )
-        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first))
+        wanted = min(size, sessions - first)
+        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted))
         env.close()
         if progress:
-            progress(first + size, sessions)
+            progress(first + wanted, sessions)
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int) -> Sessions:
+def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int) -> Sessions:
+    """Play the first `wanted` rows of a batch; the others stand still."""
     batch, config, size = env.batch, env.config, env.num_envs
     a, reward = batch.arrays, env.config.reward
     names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
@@ -84,7 +86,7 @@ def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int) -> Sessions:
     if hasattr(policy, "bind"):
         policy.bind(env)
     policy.reset(np.ones(size, np.bool_))
-    done = np.zeros(size, np.bool_)
+    done = np.arange(size) >= wanted
     while not done.all():
         actions = batch.check_actions(policy.act(batch.observation(copy=False)))
         batch.step(actions, done)
@@ -104,7 +106,7 @@ def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int) -> Sessions:
         for k, name in enumerate(config.card_types):
             sums[f"cards_{name}"] += answered & focused[:, k + 1]
         done |= a.terminated | a.truncated
-    return sums
+    return {name: values[:wanted] for name, values in sums.items()}
 
 
 def evaluate(

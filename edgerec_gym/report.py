@@ -48,16 +48,17 @@ COLUMNS = (
 )
 RESULTS = "results.json"
 USERS_TITLES = {"learned": "learned users", "synthetic": "synthetic users (ground truth)"}
-USERS_STYLE = {"synthetic": ("#1b6ca8", "o", "#1b6ca8"), "learned": ("#d1702b", "D", "white")}  # line, marker, fill
+# Line colour, marker, its fill.
+USERS_STYLE = {"synthetic": ("#1b6ca8", "o", "#1b6ca8"), "learned": ("#d1702b", "D", "white")}
 INK, FAINT = "#333333", "#d9d9d9"
 
 NOTES = """\
-Every number is a mean per session; brackets hold the 95 % bootstrap interval. *Reward* is what was drawn; *value* is
-its expectation along the played feed (click and purchase probabilities in place of clicks and purchases), the
-same mean with less noise. All policies meet the same sessions with the same luck (common random numbers), so *gain
-over keep* is paired by session; it, and what follows, is of the value. *Gap closed* is the share of the way from keep
-(0 %) to the oracle, the track's reference (100 %). *Bias* is what the learned users promise too much, relative to
-the ground truth; the *exploitation gap* is a policy's bias beyond that of keep.
+Every number is a mean per session; brackets hold the 95 % bootstrap interval. *Reward* is what was drawn;
+*value* is its expectation along the played feed (click and purchase probabilities in place of clicks and
+purchases): the same mean, less noise. All policies meet the same sessions with the same luck (common random
+numbers), so *gain over keep* is paired by session; it is the gain in value. *Gap closed* is the share of the
+way from keep (0 %) to the oracle, the track's reference (100 %). *Bias* is how much more value the learned
+users promise than the ground truth gives; the *exploitation gap* is a policy's bias beyond that of keep.
 """
 
 
@@ -178,7 +179,8 @@ def read_training_curve(run: str | Path) -> dict[str, list[float]]:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         if "rollout/ep_rew_mean" in events.Tags()["scalars"]:
             points |= {event.step: event.value for event in events.Scalars("rollout/ep_rew_mean")}
-    return {"slots": [float(step) for step in sorted(points)], "reward": [points[step] for step in sorted(points)]}
+    slots = sorted(points)
+    return {"slots": [float(step) for step in slots], "reward": [points[step] for step in slots]}
 
 
 def _order(results: list[Result]) -> list[str]:
@@ -208,7 +210,9 @@ def _plain(axes: Any) -> None:
     axes.tick_params(length=0, labelsize=9, colors=INK)
 
 
-def _dots(axes: Any, results: list[Result], key: str, title: str, unit: str = "", numbers: bool = False) -> None:
+def _dots(
+    axes: Any, results: list[Result], key: str, title: str, unit: str = "", numbers: bool = False
+) -> None:
     """One line per policy: a dot with its interval for each kind of users, and the mean as a number."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -216,7 +220,8 @@ def _dots(axes: Any, results: list[Result], key: str, title: str, unit: str = ""
     kinds = [users for users in USERS_STYLE if any(row["users"] == users for row in results)]
     for k, users in enumerate(kinds):
         line, marker, fill = USERS_STYLE[users]
-        rows = {row["policy"]: value for row in results if row["users"] == users and (value := estimate(row, key))}
+        own = [row for row in results if row["users"] == users]
+        rows = {row["policy"]: value for row in own if (value := estimate(row, key))}
         at = [order.index(policy) + 0.13 * (len(kinds) - 1) - 0.26 * k for policy in rows]
         mean = [value[0] for value in rows.values()]
         error = [[v[0] - v[1] for v in rows.values()], [v[2] - v[0] for v in rows.values()]]
@@ -225,9 +230,9 @@ def _dots(axes: Any, results: list[Result], key: str, title: str, unit: str = ""
             elinewidth=1.6, label=USERS_TITLES[users],
         )  # fmt: skip
         if numbers:
-            for (value, _, high), y in zip(rows.values(), at, strict=True):
+            for (number, _, high), y in zip(rows.values(), at, strict=True):
                 axes.annotate(
-                    f"{value:.2f}", (high, y), xytext=(5, 0), textcoords="offset points", va="center",
+                    f"{number:.2f}", (high, y), xytext=(5, 0), textcoords="offset points", va="center",
                     fontsize=8, color=line,
                 )  # fmt: skip
     for edge in range(1, len(order)):
@@ -244,8 +249,9 @@ def _dots(axes: Any, results: list[Result], key: str, title: str, unit: str = ""
 def _legend(figure: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9, labelcolor=INK
-    )
+        handles, labels, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9,
+        labelcolor=INK,
+    )  # fmt: skip
 
 
 def _reward_figure(results: list[Result]) -> Any:
@@ -297,7 +303,8 @@ def _training_figure(curve: dict[str, list[float]]) -> Any:
     figure = _figure(1, 5)
     axes = figure.add_subplot()
     axes.plot(curve["slots"], curve["reward"], color=USERS_STYLE["learned"][0], linewidth=1.8)
-    axes.set_title("Training: mean reward of the last 100 sessions, learned users", loc="left", fontsize=10, color=INK)
+    title = "Training: mean reward of the last 100 sessions"
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("slots played", fontsize=9, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda slots, _: f"{slots:,.0f}"))
     _plain(axes)

@@ -1,0 +1,1 @@
+"""Logs: one schema, its folders on disk, and adapters that bring other data into it."""

@@ -157,13 +157,14 @@ def collect(
     writer = LogWriter(out, config, catalog, provenance)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)
+    size = min(sessions, SESSIONS_PER_PART)  # of every batch, the last one too: a policy keeps one row per session
     for part in range(first_part, parts):
         first = part * SESSIONS_PER_PART
-        size = min(SESSIONS_PER_PART, sessions - first)
+        wanted = min(SESSIONS_PER_PART, sessions - first)
         batch = FeedBatch(size, "joint", config, catalog, make(), split="log")
-        writer.write(_log_batch(batch, seed * CLI_SEED_STRIDE + first, first, logging_policy, policy))
+        writer.write(_log_batch(batch, seed * CLI_SEED_STRIDE + first, first, wanted, logging_policy, policy))
         if progress:
-            progress(first + size, sessions)
+            progress(first + wanted, sessions)
     writer.finish()
     return {"sessions": writer.sessions, "slots": writer.slots, "parts": parts, "resumed_from": first_part}
 
@@ -185,16 +186,21 @@ def _source(
 
 
 def _log_batch(
-    batch: FeedBatch, seed: int, first_session: int, randomised: RandomisedPolicy | None, policy: Policy | None
+    batch: FeedBatch,
+    seed: int,
+    first_session: int,
+    wanted: int,
+    randomised: RandomisedPolicy | None,
+    policy: Policy | None,
 ) -> pa.Table:
-    """Play the first episode of every row and return its log, sorted by session and slot."""
+    """Play the first episode of the first `wanted` rows; return its log, sorted by session and slot."""
     a, size, lag = batch.arrays, batch.num_envs, batch.config.lookahead
     batch.reset(np.arange(size), seed + np.arange(size))
     users = batch.users.arrays if isinstance(batch.users, SyntheticUsers) else None
     start = a.observation[:, a.user_at : a.user_at + a.n_user].copy()
     if policy:
         policy.reset(np.ones(size, np.bool_))
-    done = np.zeros(size, np.bool_)
+    done = np.arange(size) >= wanted
     steps: list[dict[str, Any]] = []
     slot = 0
     while not done.all():

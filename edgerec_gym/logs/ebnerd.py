@@ -1,0 +1,255 @@
+"""EB-NeRD (Ekstra Bladet news, official bundle layout) as a log folder.
+
+An impression is one page: its in-view articles are consecutive slots in listed order, which is not their
+order on screen. A session is EB-NeRD's (user, session_id) in order of time; one with more slots than
+`FeedConfig.max_slots` continues as a new session at the next page. The train week is days 0..6, the
+validation week days 7..13; day and hour are those of the session's start. A click's page-view duration is
+`next_read_time`, the reading time of the first clicked article; for further clicks of the same impression it
+is unknown. Scroll percentages have no counterpart among the page-view actions and are left out.
+
+Item scalars (:data:`SCALARS`) are streaming: they use impressions of earlier seconds only, see
+:mod:`edgerec_gym.logs.ebnerd_features`. User features are the unit-length mean embedding of the articles
+read before the week, then :data:`PROFILE`. The catalogue holds the articles that were ever in view, with
+their scalars as of the beginning of the validation week; what was not seen by then has the scalars of a new
+article.
+
+What the data cannot tell is in :data:`UNIDENTIFIED`. Beside it: impressions without a click were not
+published; and most articles are newer than the reads that embeddings come from, so they have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.config import CloudConfig, FeedConfig
+from edgerec_gym.logs import ebnerd_features as features
+from edgerec_gym.logs.ebnerd_source import FILES, SPLITS, Bundle, read_bundle
+from edgerec_gym.logs.reference import ebnerd_reference, write_reference
+from edgerec_gym.logs.store import LogReader, LogWriter
+from edgerec_gym.users.base import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS
+
+__all__ = ["convert_ebnerd", "ebnerd_reference", "is_ebnerd"]
+
+UNIDENTIFIED = (
+    "position",
+    "neighbours",
+    "exposure_actions",
+    "page_view_actions",
+    "leave",
+    "categories",
+    "cards",
+    "order_within_page",
+)
+SCALARS = {
+    "base_ctr": "popularity: sigmoid of a logit of decayed click and view shares",
+    "base_cvr": "repeats: how often the user was shown the article before, 0..4, divided by 4",
+    "freshness": "exp(-age / 24 h); age since first shown, or first read before the train week",
+    "price_level": "recent clicks per view, half-life 30 minutes",
+}
+PROFILE = (
+    "device: desktop -1, mobile 0, tablet 1",
+    "subscriber: no -1, unknown 0, yes 1",
+    "articles read before the week: log10(1 + n) / 1.5 - 1, at most 1",
+    "single sign-on: no -1, unknown 0, yes 1",
+)
+KNOWN_CATEGORIES, UNKNOWN_CATEGORIES = 6, 14
+# The cloud ranks by popularity alone, which is what base_ctr is, and looks into every category.
+FEED = FeedConfig(
+    page_size=10,
+    pool_size=30,
+    n_cards=4,
+    exposure_history=20,
+    page_view_history=10,
+    max_slots=100,
+    profile_size=len(PROFILE),
+    cloud=CloudConfig(
+        long_term_weight=0.0,
+        recent_weight=0.0,
+        probed_categories=KNOWN_CATEGORIES + UNKNOWN_CATEGORIES,
+        scan_limit=256,
+    ),
+)
+PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # seconds
+SESSIONS_PER_PART = 2000
+
+
+def is_ebnerd(folder: str | Path) -> bool:
+    """Whether a folder has the official bundle layout: train|validation/{behaviors,history}.parquet."""
+    return all((Path(folder) / name).is_file() for name in FILES)
+
+
+def convert_ebnerd(
+    source: str | Path, out_folder: str | Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Write an EB-NeRD bundle as a log folder; continues or keeps what an earlier run left.
+
+    All impressions are held in memory while the log is written.
+
+    Args:
+        source: folder of the bundle.
+        out_folder: log folder; beside the log it gets `reference.parquet` for :func:`ebnerd_reference`.
+        progress: called with (sessions written, total).
+
+    Returns:
+        Counts of everything that was kept, changed and dropped; also in the log's provenance.
+
+    Raises:
+        InputError: naming the file, column or row that is wrong.
+        MissingExtraError: without scikit-learn.
+    """
+    source, out_folder = Path(source), Path(out_folder)
+    digests = {name: _digest(source / name) for name in FILES if (source / name).is_file()}
+    if (out_folder / "logs.json").exists():
+        found = LogReader(out_folder, allow_empty=True)
+        if found.complete and found.provenance.get("files") == digests:
+            return dict(found.provenance["counts"])
+    bundle = read_bundle(source, FEED.max_slots)
+    rows, at_end = _signals(bundle)
+    before_train, before_validation = (
+        bundle.reads[split].select("user", "article").unique() for split in SPLITS
+    )
+    articles, embeddings = features.article_embeddings(
+        before_train,
+        before_validation,
+        bundle.articles[np.unique(bundle.item[~bundle.column("validation")])],
+        FEED.embedding_size,
+    )
+    catalog, place = _catalog(bundle, at_end, articles, embeddings)
+    known = int(catalog.embeddings.any(axis=1).sum())
+    counts = bundle.counts | {"articles": len(catalog), "articles_with_embedding": known}
+    provenance = {
+        "source": "EB-NeRD",
+        "files": digests,
+        "counts": counts,
+        "first_validation_day": int(bundle.column("day")[bundle.column("validation")].min()),
+        "scalars": SCALARS,
+        "profile": list(PROFILE),
+    }
+    writer = LogWriter(out_folder, FEED, catalog, provenance, UNIDENTIFIED)
+    write_reference(out_folder, bundle, rows)
+    users = _user_features(bundle, articles, embeddings)
+    bounds = np.append(np.flatnonzero(bundle.slot == 0), len(bundle.slot))
+    sessions = len(bounds) - 1
+    item, scalars = place[bundle.item], rows.scalars()
+    scalars[:, 1] = 1 / (1 + np.exp(-scalars[:, 1]))
+    for first in range(writer.parts * SESSIONS_PER_PART, sessions, SESSIONS_PER_PART):
+        last = min(first + SESSIONS_PER_PART, sessions)
+        writer.write(_part(bundle, slice(bounds[first], bounds[last]), item, scalars, users))
+        if progress:
+            progress(last, sessions)
+    writer.finish()
+    return counts
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _signals(bundle: Bundle) -> tuple[features.ItemSignals, features.ItemSignals]:
+    """Signals of every slot, and of every article when the validation week begins."""
+    first = bundle.reads["train"].group_by("article").agg(pl.col("seconds").min())
+    first = first.filter(pl.col("article").is_in(bundle.articles.tolist()))
+    first_read = np.full(len(bundle.articles), np.inf)
+    first_read[np.searchsorted(bundle.articles, first["article"].to_numpy())] = first["seconds"].to_numpy()
+    seconds = bundle.column("seconds")
+    begin = int(seconds[bundle.column("validation")].min())
+    user = np.unique(bundle.column("user"), return_inverse=True)[1]
+    return features.item_signals(seconds, user, bundle.item, bundle.click, first_read, begin)
+
+
+def _catalog(
+    bundle: Bundle, signals: features.ItemSignals, articles: np.ndarray, embeddings: np.ndarray
+) -> tuple[Catalog, np.ndarray]:
+    """The catalogue, and the row in it of each of the bundle's articles."""
+    names = bundle.articles
+    vectors = np.zeros((len(names), FEED.embedding_size), np.float32)
+    at = np.flatnonzero(np.isin(names, articles))
+    vectors[at] = embeddings[np.searchsorted(articles, names[at])]
+    early = np.zeros(len(names), np.bool_)
+    early[bundle.item[~bundle.column("validation")]] = True
+    category = features.clusters(vectors, early, KNOWN_CATEGORIES, UNKNOWN_CATEGORIES)
+    goods = np.zeros(len(names), np.int32)
+    catalog, order = Catalog.sorted(vectors, signals.scalars(), goods, category, names)
+    place = np.empty(len(names), np.int64)
+    place[order] = np.arange(len(names))
+    return catalog, place
+
+
+def _user_features(bundle: Bundle, articles: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """User features for each impression, (impressions, U) float32."""
+    pages = bundle.impressions
+    rows = np.zeros((pages.height, FEED.n_user_features), np.float32)
+    late, user = pages["validation"].to_numpy(), pages["user"].to_numpy()
+    for split, chosen in zip(SPLITS, (~late, late), strict=True):
+        reads = bundle.reads[split].select("user", "article").unique().sort("user", "article")
+        ids, of = np.unique(user[chosen], return_inverse=True)
+        n_read = np.zeros(len(ids))
+        seen = reads.filter(pl.col("user").is_in(ids.tolist()))["user"].to_numpy()
+        np.add.at(n_read, np.searchsorted(ids, seen), 1)
+        d = FEED.embedding_size
+        rows[chosen, :d] = features.mean_embeddings(reads, ids, articles, embeddings)[of]
+        rows[chosen, d + 2] = np.minimum(np.log10(1 + n_read) / 1.5 - 1, 1)[of]
+    device = pages["device_type"].fill_null(2).to_numpy()
+    rows[:, d] = np.clip(device - 2, -1, 1)
+    for column, name in ((d + 1, "is_subscriber"), (d + 3, "is_sso_user")):
+        rows[:, column] = pages[name].cast(pl.Float32).fill_null(0.5).to_numpy() * 2 - 1
+    return rows
+
+
+def _part(
+    bundle: Bundle, part: slice, item: np.ndarray, scalars: np.ndarray, users: np.ndarray
+) -> dict[str, object]:
+    """Columns of the log schema for some rows of the bundle."""
+    page = bundle.impressions[bundle.page_row[part]]
+    click, slot = bundle.click[part], bundle.slot[part]
+    n = len(slot)
+    actions = np.zeros((n, N_PAGE_VIEW_ACTIONS), np.float32)
+    bucket = np.searchsorted(PAGE_VIEW_EDGES, page["next_read_time"].to_numpy(), side="right")
+    actions[:, 0] = bucket / (PAGE_VIEW_BUCKETS - 1)
+    nothing = pa.nulls(n)
+    no = np.zeros(n, np.bool_)
+    return {
+        "session": page["session"].to_numpy(),
+        "user": page["user"].to_numpy(),
+        "day": page["day"].to_numpy(),
+        "hour": page["hour"].to_numpy(),
+        "slot": slot,
+        "time": (page["seconds"] - page["start"]).to_numpy(),
+        "item": item[part],
+        "card_type": np.zeros(n, np.int32),
+        "page": page["page"].to_numpy(),
+        "page_age": bundle.page_age[part],
+        "page_requested": no,
+        "candidates": nothing,  # what else the site could have shown is not published
+        "cards": nothing,
+        "user_features": _lists(users[bundle.page_row[part]], slot == 0),
+        "price_level": scalars[part, 0],
+        "base_ctr": scalars[part, 1],
+        "base_cvr": scalars[part, 2],
+        "freshness": scalars[part, 3],
+        "action": nothing,
+        "propensity": nothing,
+        "randomised": no,
+        "request": no,
+        "request_propensity": nothing,
+        "answered": ~no,
+        "exposure_actions": nothing,
+        "click": click,
+        "page_view_actions": _lists(actions, bundle.timed[part]),
+        "leave": nothing,
+    }
+
+
+def _lists(values: np.ndarray, present: np.ndarray) -> pa.Array:
+    """(n, k) numbers as a list column; null where not present."""
+    offsets = np.concatenate([[0], np.cumsum(present) * values.shape[1]]).astype(np.int32)
+    flat = pa.array(values[present].ravel(), pa.float32())
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))

@@ -1,0 +1,301 @@
+"""Log folders on disk: a writer that survives being killed, and a reader that streams.
+
+A folder holds `logs.json` (schema version, feed config, provenance, what the data cannot tell),
+`catalog.parquet` and the parts `part-00000.parquet`, `part-00001.parquet`, ... (see schema.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
+from edgerec_gym.logs.schema import SCHEMA, UNIDENTIFIED
+
+KIND = "edgerec_gym logs"
+ROW_GROUP = 2**17  # slots that are read at once
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+
+
+class LogWriter:
+    """Write a log folder part by part; opened again after a kill it goes on after the last complete part.
+
+    Args:
+        folder: created if needed. An existing log is continued if config, catalogue and provenance agree.
+        config: the feed that was logged.
+        catalog: what `item` points into.
+        provenance: JSON-ready facts on where the log comes from.
+        unidentified: what the data cannot tell, of :data:`edgerec_gym.logs.schema.UNIDENTIFIED`.
+
+    Attributes:
+        parts, sessions, slots: what is complete on disk.
+        complete: whether the log is finished.
+
+    Raises:
+        InputError: if the folder cannot be written to or holds another log.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: FeedConfig,
+        catalog: Catalog,
+        provenance: dict[str, Any],
+        unidentified: tuple[str, ...] = (),
+    ) -> None:
+        _check_unidentified(unidentified, "unidentified")
+        self.folder = make_folder(folder)
+        self.config, self.catalog = config, catalog
+        self._header = json.loads(  # through JSON, so that it compares equal to what a file holds
+            json.dumps(
+                {
+                    "kind": KIND,
+                    "schema_version": SCHEMA_VERSION,
+                    "config": config.to_dict(),
+                    "provenance": provenance,
+                    "unidentified": list(unidentified),
+                }
+            )
+        )
+        self.parts = self.sessions = self.slots = 0
+        self.complete = False
+        self._last_session: int | None = None
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+        if (self.folder / "logs.json").exists():
+            self._resume()
+        elif _part_paths(self.folder):
+            raise InputError(f"{self.folder} holds log parts but no logs.json; choose another folder")
+        else:
+            catalog.save(self.folder / "catalog.parquet")
+            write_json(self.folder / "logs.json", {**self._header, "complete": False})
+
+    def _resume(self) -> None:
+        reader = LogReader(self.folder, allow_empty=True)
+        for name in ("config", "provenance", "unidentified"):
+            found, wanted = reader.header[name], self._header[name]
+            if found == wanted:
+                continue
+            if isinstance(found, dict):
+                different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))[0]
+                name, found, wanted = f"{name} {different!r}", found.get(different), wanted.get(different)
+            raise InputError(
+                f"{self.folder} holds another log: its {name} is {found!r}, not {wanted!r}; choose another"
+            )
+        for name in ("embeddings", "scalars", "card_type", "category", "names"):
+            if not np.array_equal(getattr(reader.catalog, name), getattr(self.catalog, name)):
+                raise InputError(f"{self.folder} holds another log: its catalogue has other {name}")
+        self.complete = reader.complete
+        for table in reader.batches(["session"]):
+            session = table["session"].to_numpy()
+            self.sessions += len(session_bounds(session)) - 1
+            self.slots += len(session)
+            self._last_session = int(session[-1])
+        self.parts = len(reader.paths)
+
+    def write(self, table: pa.Table | dict[str, Any]) -> None:
+        """Write one part: whole sessions in rising order, columns of :data:`SCHEMA`.
+
+        Args:
+            table: an Arrow table, or a dict of arrays or lists by column name.
+
+        Raises:
+            InputError: naming the part, column or row that is wrong; nothing is written then.
+        """
+        path = self.folder / f"part-{self.parts:05d}.parquet"
+        if self.complete:
+            raise InputError(f"{self.folder} is complete; choose another folder")
+        part = as_log_table(table, path)
+        if not part.num_rows:
+            raise InputError(f"{path}: a part needs at least one row")
+        check_rows(part, path, 0, self.config, self.catalog)
+        session = part["session"].to_numpy()
+        if self._last_session is not None and session[0] <= self._last_session:
+            raise InputError(
+                f"{path}: row 0: session {session[0]} does not come after {self._last_session}, the last "
+                "session of the part before; sessions must be whole and rise"
+            )
+        with atomic_path(path) as temporary:
+            pq.write_table(part, temporary, compression="zstd", row_group_size=ROW_GROUP)
+        self._last_session = int(session[-1])
+        self.sessions += len(session_bounds(session)) - 1
+        self.slots += len(session)
+        self.parts += 1
+
+    def finish(self) -> None:
+        """Mark the log as complete."""
+        if not self.parts:
+            raise InputError(f"{self.folder}: a log needs at least one part")
+        totals = {"complete": True, "parts": self.parts, "sessions": self.sessions, "slots": self.slots}
+        write_json(self.folder / "logs.json", {**self._header, **totals})
+        self.complete = True
+
+
+class LogReader:
+    """Read a log folder, never more than a row group and the sessions it touches at a time.
+
+    Args:
+        folder: a log folder; an incomplete one (its writer was killed) is read as far as it goes.
+        allow_empty: accept a folder without any part.
+
+    Attributes:
+        config: FeedConfig of the logged feed.
+        catalog: Catalog.
+        unidentified: what the data cannot tell.
+        provenance: dict.
+        complete: whether the writer finished.
+        paths: the parts, in order.
+
+    Raises:
+        InputError: naming the file that is missing, broken or of another schema version.
+    """
+
+    def __init__(self, folder: str | Path, *, allow_empty: bool = False) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "logs.json"
+        self.header = read_json(path)
+        if self.header.get("kind") != KIND:
+            raise InputError(f"{path}: kind is {self.header.get('kind')!r}; a log folder has {KIND!r}")
+        version = self.header.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path} has log schema version {version}; supported: {SCHEMA_VERSION}")
+        for name, kind in (("config", dict), ("provenance", dict), ("unidentified", list)):
+            if not isinstance(self.header.get(name), kind):
+                raise InputError(f"{path}: {name!r} is missing or not a {kind.__name__}")
+        try:
+            self.config = FeedConfig.from_dict(self.header["config"])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        self.provenance: dict[str, Any] = self.header["provenance"]
+        self.unidentified = tuple(self.header["unidentified"])
+        _check_unidentified(self.unidentified, f"{path}: unidentified")
+        self.complete = self.header.get("complete") is True
+        self.paths = _part_paths(self.folder)
+        if self.complete and len(self.paths) != self.header.get("parts"):
+            named = self.header.get("parts")
+            raise InputError(f"{path} names {named} parts, the folder holds {len(self.paths)}")
+        if not self.paths and not allow_empty:
+            raise InputError(f"{self.folder} holds no log parts (part-00000.parquet, ...)")
+        self.catalog = Catalog.load(self.folder / "catalog.parquet", self.config.embedding_size)
+        self._totals: tuple[int, int] | None = None
+
+    @property
+    def sessions(self) -> int:
+        """Number of sessions."""
+        return self._count()[0]
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self._count()[1]
+
+    def _count(self) -> tuple[int, int]:
+        if self._totals is None:
+            if self.complete:
+                self._totals = int(self.header["sessions"]), int(self.header["slots"])
+            else:
+                bounds = [session_bounds(table["session"].to_numpy()) for table in self.batches(["session"])]
+                self._totals = sum(len(b) - 1 for b in bounds), sum(int(b[-1]) for b in bounds)
+        return self._totals
+
+    def batches(
+        self, columns: Sequence[str] | None = None, days: Sequence[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """Iterate over tables of whole sessions, in order; what is read is validated.
+
+        Args:
+            columns: names of :data:`SCHEMA` to read; None = all.
+            days: keep the sessions that begin on these days; None = all.
+
+        Yields:
+            Tables with the columns asked for and at least one row.
+
+        Raises:
+            InputError: naming the file and, where it applies, the first offending row.
+        """
+        wanted = list(SCHEMA.names if columns is None else columns)
+        for name in wanted:
+            if name not in SCHEMA.names:
+                raise InputError(f"logs have no column {name!r}; columns are {', '.join(SCHEMA.names)}")
+        extra = ["session", "slot"] if days is None else ["session", "slot", "day"]
+        needed = list(dict.fromkeys(wanted + extra))
+        last: int | None = None
+        for path in self.paths:
+            for first_row, table in _whole_sessions(path, needed):
+                check_rows(table, path, first_row, self.config, self.catalog)
+                session = table["session"].to_numpy()
+                if last is not None and session[0] <= last:
+                    problem = "appears in two parts" if session[0] == last else f"comes after {last}"
+                    where = f"{path}: row {first_row}: session {session[0]}"
+                    raise InputError(f"{where} {problem}; sessions must be whole and rise")
+                last = int(session[-1])
+                if days is not None:
+                    bounds = session_bounds(session)
+                    kept = np.isin(table["day"].to_numpy()[bounds[:-1]], list(days))
+                    table = table.filter(pa.array(np.repeat(kept, np.diff(bounds))))
+                if table.num_rows:
+                    yield table.select(wanted)
+
+    def session_starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the cloud ships when a session starts, one row a session.
+
+        Returns:
+            features (S, U) float32 in [-1, 1], zero where the log has none; hour (S,) int32 in 0..23.
+        """
+        features, hours = [], []
+        for table in self.batches(["slot", "hour", "user_features"]):
+            first = table.filter(pa.array(table["slot"].to_numpy() == 0))
+            column = first["user_features"].combine_chunks()
+            rows = np.zeros((len(column), self.config.n_user_features), np.float32)
+            known = column.is_valid().to_numpy(zero_copy_only=False)
+            rows[known] = column.flatten().to_numpy().reshape(-1, rows.shape[1])
+            features.append(rows)
+            hours.append(first["hour"].to_numpy().astype(np.int32))
+        return np.concatenate(features), np.concatenate(hours)
+
+
+def _check_unidentified(names: Sequence[str], where: str) -> None:
+    for name in names:
+        if name not in UNIDENTIFIED:
+            raise InputError(f"{where}: {name!r} is unknown; allowed: {', '.join(UNIDENTIFIED)}")
+
+
+def _part_paths(folder: Path) -> list[Path]:
+    """Complete parts in order; InputError if one is missing between others."""
+    numbers = sorted(int(m[1]) for p in folder.iterdir() if (m := _PART.fullmatch(p.name)))
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            raise InputError(f"{folder / f'part-{expected:05d}.parquet'} is missing")
+    return [folder / f"part-{number:05d}.parquet" for number in numbers]
+
+
+def _whole_sessions(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Read a part row group by row group; the session that a row group cuts waits for the next one."""
+    try:
+        with pq.ParquetFile(path) as file:
+            check_schema(file.schema_arrow, path)
+            waiting, first_row = file.schema_arrow.empty_table().select(columns), 0
+            for group in range(file.num_row_groups):
+                table = pa.concat_tables([waiting, file.read_row_group(group, columns=columns)])
+                whole = table.num_rows
+                if whole and group < file.num_row_groups - 1:
+                    session = table["session"].to_numpy()
+                    whole = int(session_bounds(session)[-2])
+                waiting = table.slice(whole)
+                if whole:
+                    yield first_row, table.slice(0, whole).combine_chunks()
+                first_row += whole
+    except (pa.ArrowException, OSError) as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a readable Parquet file: {message}") from None
