@@ -54,7 +54,7 @@ SCALARS = {
     "price_level": "recent clicks per view, half-life 30 minutes",
 }
 PROFILE = (
-    "device: desktop -1, mobile 0, tablet 1",
+    "device: desktop -1, mobile or unknown 0, tablet 1",
     "subscriber: no -1, unknown 0, yes 1",
     "articles read before the week: log10(1 + n) / 1.5 - 1, at most 1",
     "single sign-on: no -1, unknown 0, yes 1",
@@ -197,8 +197,8 @@ def _user_features(bundle: Bundle, articles: np.ndarray, embeddings: np.ndarray)
         d = FEED.embedding_size
         rows[chosen, :d] = features.mean_embeddings(reads, ids, articles, embeddings)[of]
         rows[chosen, d + 2] = np.minimum(np.log10(1 + n_read) / 1.5 - 1, 1)[of]
-    device = pages["device_type"].fill_null(2).to_numpy()
-    rows[:, d] = np.clip(device - 2, -1, 1)
+    device = pages["device_type"].fill_null(0).to_numpy()
+    rows[:, d] = (device == 3).astype(np.float32) - (device == 1)
     for column, name in ((d + 1, "is_subscriber"), (d + 3, "is_sso_user")):
         rows[:, column] = pages[name].cast(pl.Float32).fill_null(0.5).to_numpy() * 2 - 1
     return rows

@@ -85,7 +85,7 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, float]:
         "num_leaves": 15,
         "learning_rate": 0.05,
         "seed": 0,
-        "num_threads": 2,
+        "num_threads": 1,
         "deterministic": True,
         "force_row_wise": True,
         "verbosity": -1,

@@ -1,0 +1,169 @@
+"""How well a network tells what users do: log-losses for fitting, figures on held-out sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgerec_gym.logs.reference import impression_auc
+from edgerec_gym.simulator.dataset import Sessions, SessionStream, plan_batches
+from edgerec_gym.simulator.inputs import N_ACTIONS
+from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
+from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
+
+# What a head counts in the loss: everything else turns on the click, and exposures are frequent.
+HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 1.0}
+UNFITTED = {  # heads that a log without these cannot teach
+    "exposure_actions": ("dwell", "exposure"),
+    "page_view_duration": ("page_view",),
+    "page_view_actions": ("signs",),
+    "leave": ("leave",),
+}
+MOST_HELD_OUT = 1_000_000  # answered slots that figures are computed on
+CALIBRATION_BINS = 15
+BATCH_SLOTS = 8000
+
+
+def fitted_heads(unidentified: frozenset[str]) -> list[str]:
+    """Heads that a log can teach."""
+    unfitted = {head for reason in unidentified & UNFITTED.keys() for head in UNFITTED[reason]}
+    return [head for head in HEADS if head not in unfitted]
+
+
+def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dict[str, Tensor]:
+    """Negative log-likelihood of what was done, by head.
+
+    Args:
+        logits: of :meth:`UserNetwork.forward_sequence`.
+        rows: (N, 19) response rows up to `leave`.
+        heads: those to compute.
+
+    Returns:
+        (N,) each, in nats; page-view heads are 0 without a click.
+    """
+    click = rows[:, CLICK]
+
+    def dwell() -> Tensor:
+        return functional.cross_entropy(logits["dwell"], _level(rows[:, 0], DWELL_BUCKETS), reduction="none")
+
+    def exposure() -> Tensor:
+        target = (rows[:, 1:CLICK] * (torch.tensor(LEVELS) - 1)).round().long()
+        levels = logits["exposure"].view(-1, MOST_LEVELS)
+        return functional.cross_entropy(levels, target.flatten(), reduction="none").view(-1, len(LEVELS)).sum(1)
+
+    def page_view() -> Tensor:
+        target = _level(rows[:, PAGE_VIEW], PAGE_VIEW_BUCKETS)
+        return click * functional.cross_entropy(logits["page_view"], target, reduction="none")
+
+    def signs() -> Tensor:
+        return click * _binary(logits["signs"], rows[:, PAGE_VIEW + 1 : N_ACTIONS]).sum(1)
+
+    losses = {
+        "dwell": dwell,
+        "exposure": exposure,
+        "click": lambda: _binary(logits["click"][:, 0], click),
+        "page_view": page_view,
+        "signs": signs,
+        "leave": lambda: _binary(logits["leave"][:, 0], rows[:, LEAVE]),
+    }
+    return {head: losses[head]() for head in heads}
+
+
+def _binary(logits: Tensor, target: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def _level(value: Tensor, levels: int) -> Tensor:
+    return (value * (levels - 1)).round().long()
+
+
+def objective(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
+    """Weighted mean over slots (N,) of the weighted sum over heads; a scalar."""
+    total = torch.stack([HEAD_WEIGHTS[head] * loss for head, loss in losses.items()]).sum(0)
+    return (total * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def held_out_loss(network: UserNetwork, sessions: Sessions, heads: list[str]) -> float:
+    """Objective on held-out sessions, each slot with the same weight."""
+    total, slots = 0.0, 0
+    for index in _fixed_batches(sessions):
+        logits, rows = network.forward_sequence(sessions.batch(index, np.ones(len(index))))
+        total += float(objective(log_losses(logits, rows, heads), torch.ones(len(rows)))) * len(rows)
+        slots += len(rows)
+    return total / slots
+
+
+def _fixed_batches(sessions: Sessions) -> Iterator[np.ndarray]:
+    yield from plan_batches(sessions.answered, BATCH_SLOTS, np.random.default_rng(0))
+
+
+@torch.no_grad()
+def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: list[str]) -> dict[str, object]:
+    """Fidelity of an ensemble on held-out sessions.
+
+    Returns:
+        `log_loss` by head (nats a slot, mean over members) beside `log_loss_constant`, that of always giving
+        the average click; `click_auc`, `impression_auc` (mean over the pages of a session) and `click_ece`
+        (expected calibration error) of the ensemble's mean click probability; `click_auc_member`, the mean of
+        the members' own; `click_auc_base`, that of the base ctr alone; what the figures were computed on.
+    """
+    sums = dict.fromkeys(heads, 0.0)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("click", "page", "base", "probability")}
+    n_sessions = slots = pages = 0
+    for chunk in stream.chunks():
+        for index in _fixed_batches(chunk):
+            batch = chunk.batch(index, np.ones(len(index)))
+            member = []
+            for network in networks:
+                logits, rows = network.forward_sequence(batch)
+                member.append(logits["click_probability"].numpy())
+                for head, loss in log_losses(logits, rows, heads).items():
+                    sums[head] += float(loss.sum()) / len(networks)
+            placed = np.concatenate([np.arange(a, a + n) for a, n in zip(chunk.starts[index], chunk.answered[index])])
+            n_pages = np.cumsum([0, *(chunk.page[chunk.starts[index + 1] - 1] + 1)])
+            page = chunk.page[placed] + np.repeat(pages + n_pages[:-1], chunk.answered[index])
+            pages += int(n_pages[-1])
+            parts["click"].append(rows[:, CLICK].numpy() > 0)
+            parts["page"].append(page)
+            parts["base"].append(chunk.scalars[placed, 1])
+            parts["probability"].append(np.stack(member))
+            n_sessions, slots = n_sessions + len(index), slots + len(placed)
+            if slots >= MOST_HELD_OUT:
+                break
+        if slots >= MOST_HELD_OUT:
+            break
+    click, page, base = (np.concatenate(parts[name]) for name in ("click", "page", "base"))
+    members = np.concatenate(parts["probability"], axis=1)  # (members, slots)
+    mean = members.mean(0)
+    rate = float(np.clip(click.mean(), 1e-6, 1 - 1e-6))
+    return {
+        "log_loss": {head: total / slots for head, total in sums.items()},
+        "log_loss_constant": -rate * np.log(rate) - (1 - rate) * np.log(1 - rate),
+        "click_auc": _auc(mean, click),
+        "click_auc_member": float(np.mean([_auc(p, click) for p in members])),
+        "click_auc_base": _auc(base, click),
+        "impression_auc": impression_auc(mean, click, page),
+        "impression_auc_base": impression_auc(base, click, page),
+        "click_ece": _calibration_error(mean, click),
+        "click_rate": float(click.mean()),
+        "click_rate_predicted": float(mean.mean()),
+        "sessions": n_sessions,
+        "slots": slots,
+    }
+
+
+def _auc(score: np.ndarray, click: np.ndarray) -> float:
+    return impression_auc(score, click, np.zeros(len(score), np.int64))
+
+
+def _calibration_error(probability: np.ndarray, click: np.ndarray) -> float:
+    """Mean distance between predicted and observed rate over bins of equally many slots."""
+    order = np.argsort(probability, kind="stable")
+    bins = np.array_split(order, CALIBRATION_BINS)
+    distances = [len(b) * abs(probability[b].mean() - click[b].mean()) for b in bins if len(b)]
+    return float(sum(distances) / len(order))

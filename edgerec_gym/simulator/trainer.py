@@ -1,0 +1,149 @@
+"""One member of the ensemble: maximum likelihood by Adam, with a checkpoint after every epoch."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from edgerec_gym.atomic import atomic_path
+from edgerec_gym.errors import InputError
+from edgerec_gym.simulator.dataset import Sessions, SessionStream, plan_batches
+from edgerec_gym.simulator.fidelity import held_out_loss, log_losses, objective
+from edgerec_gym.simulator.model import UserNetwork
+
+LEARNING_RATE = 4e-3
+WARM_UP = 50  # steps
+LEAST_GAIN = 3e-4  # relative; less held-out progress in an epoch lowers the learning rate
+DROP = 0.25  # of the learning rate, from the best weights
+DROPS = 3  # the last of them ends the training
+GRADIENT_NORM = 1.0
+BATCHES_PER_EPOCH = 60  # aimed at, within the limits below
+BATCH_SLOTS = (1200, 4000)  # padded slots in a batch, least and most
+
+
+@dataclass
+class Progress:
+    """Where a training stands; everything but the tensors."""
+
+    epoch: int = 0
+    steps: int = 0
+    drops: int = 0
+    best_loss: float = float("inf")
+    held_out: list[float] = field(default_factory=list)  # loss after each epoch
+
+    @property
+    def done(self) -> bool:
+        """Whether the learning rate has run out."""
+        return self.drops >= DROPS
+
+
+class Trainer:
+    """Train one network.
+
+    Args:
+        network: with input scales set; trained in place, ends with the best weights.
+        train: its sessions.
+        held_out: sessions that decide when to stop.
+        heads: heads to fit.
+        bootstrap: generator seeds of the member's session weights; None = every session counts once.
+        seed: generator seeds of the order of batches.
+        path: checkpoint; training goes on from it if it exists.
+    """
+
+    def __init__(
+        self,
+        network: UserNetwork,
+        train: SessionStream,
+        held_out: Sessions,
+        heads: list[str],
+        *,
+        bootstrap: list[int] | None,
+        seed: list[int],
+        path: Path,
+    ) -> None:
+        self.network, self.train, self.held_out, self.heads = network, train, held_out, heads
+        self.bootstrap, self.seed, self.path = bootstrap, seed, path
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+        self.best = _copy(network)
+        self.progress = Progress()
+        if path.exists():
+            self._load()
+
+    def run_epoch(self, batch_slots: int, stop: threading.Event) -> None:
+        """Train on every session once and save a checkpoint; nothing is kept if `stop` is set meanwhile."""
+        rng = np.random.default_rng([*self.seed, self.progress.epoch])
+        steps = self.progress.steps
+        for chunk in self.train.chunks():
+            weight = np.ones(len(chunk))
+            if self.bootstrap is not None:
+                weight = np.random.default_rng([*self.bootstrap, int(chunk.session[0])]).poisson(1.0, len(chunk))
+            for index in plan_batches(chunk.answered * (weight > 0), batch_slots, rng):
+                if stop.is_set():
+                    return
+                steps += 1
+                self._step(chunk, index, weight[index], steps)
+        progress = self.progress
+        progress.epoch, progress.steps = progress.epoch + 1, steps
+        loss = held_out_loss(self.network, self.held_out, self.heads)
+        progress.held_out.append(loss)
+        enough = loss < progress.best_loss * (1 - LEAST_GAIN)
+        if loss < progress.best_loss:
+            progress.best_loss, self.best = loss, _copy(self.network)
+        if not enough:
+            progress.drops += 1
+            self.network.load_state_dict(self.best)
+        self._save()
+
+    def _step(self, chunk: Sessions, index: np.ndarray, weight: np.ndarray, steps: int) -> None:
+        batch = chunk.batch(index, weight)
+        logits, rows = self.network.forward_sequence(batch)
+        loss = objective(log_losses(logits, rows, self.heads), batch.weight.repeat_interleave(batch.length))
+        for group in self.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, steps / WARM_UP) * DROP**self.progress.drops
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+        self.optimizer.step()
+
+    def _save(self) -> None:
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
+        with atomic_path(self.path) as temporary:
+            save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(self.progress))})
+
+    def _load(self) -> None:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.progress = Progress(**json.loads(file.metadata()["progress"]))
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{self.path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
+        self.network.load_state_dict(_below(tensors, "network."))
+        self.best = _below(tensors, "best.")
+        state = self.optimizer.state_dict()
+        for number in {name.split(".")[1] for name in tensors if name.startswith("adam.")}:
+            state["state"][int(number)] = _below(tensors, f"adam.{number}.")
+        self.optimizer.load_state_dict(state)
+
+
+def batch_slots(slots: int) -> int:
+    """Padded slots in a batch, for an epoch of so many answered slots."""
+    least, most = BATCH_SLOTS
+    return min(most, max(least, slots // BATCHES_PER_EPOCH))
+
+
+def _copy(network: UserNetwork) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
