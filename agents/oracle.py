@@ -35,9 +35,10 @@ class OraclePolicy:
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
         """Take the environment whose latent state is read; InputError unless its users are synthetic."""
-        if not isinstance(env.unwrapped.users, SyntheticUsers):
+        users = env.unwrapped.users
+        if not isinstance(users, SyntheticUsers):
             raise InputError("the oracle needs users='synthetic': learned users have no ground truth to read")
-        self._env = env.unwrapped
+        self._env, self._users = env.unwrapped, users
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: there is no state."""
@@ -73,13 +74,13 @@ class OraclePolicy:
         assert self._env is not None
         env, reward = self._env, self._env.config.reward
         n = env.config.pool_size + env.config.n_cards
-        probabilities = env.users.true_values(env.batch.state, env.num_envs, n)
+        probabilities = self._users.true_values(env.batch.state, env.num_envs, n)
         value = reward.click * probabilities[..., 0] + reward.purchase * probabilities[..., 1]
         return np.where(probabilities[..., 0] > 0, value, -1.0)
 
     def _wants_page(self) -> np.ndarray:
         assert self._env is not None
-        feed, intent = self._env.batch.arrays, self._env.users.arrays.intent_now
+        feed, intent = self._env.batch.arrays, self._users.arrays.intent_now
 
         def match(evidence: np.ndarray) -> np.ndarray:
             return (evidence * intent).sum(axis=1) / (1 + np.linalg.norm(evidence, axis=1))

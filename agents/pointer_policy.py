@@ -25,8 +25,8 @@ from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
 N_SCALARS = 4  # price level, base ctr, base cvr, freshness
 LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
-MATCH_SCALE = float(__import__("os").environ.get("MS","3"))
-POOL_PRIOR = float(__import__("os").environ.get("PP","1"))  # an untrained policy samples pool rows by the odds of their base ctr,
+MATCH_SCALE = 10.0  # on matches with the interest vectors: a larger unit learns faster
+POOL_PRIOR = 1.0  # an untrained policy samples pool rows by the odds of their base ctr,
 CARD_BIAS = -3.0  # inserts a card now and then,
 REQUEST_BIAS = -4.0  # and seldom asks for a page
 DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item

@@ -60,11 +60,11 @@ POLICIES = ("pointer", "flat")
 class PPOConfig(Config):
     """Hyper-parameters of MaskablePPO and of the policy network."""
 
-    learning_rate: float = bounded(1e-3, 1e-7, 1.0)
-    final_learning_rate: float = bounded(1e-4, 0.0, 1.0)  # reached linearly at the last step
-    n_steps: int = bounded(32, 2, 100_000)  # slots per environment and update
+    learning_rate: float = bounded(3e-3, 1e-7, 1.0)
+    final_learning_rate: float = bounded(3e-4, 0.0, 1.0)  # reached linearly at the last step
+    n_steps: int = bounded(16, 2, 100_000)  # slots per environment and update
     batch_size: int = bounded(512, 2, 1_000_000)  # slots per gradient step
-    n_epochs: int = bounded(4, 1, 100)  # passes over each update's slots
+    n_epochs: int = bounded(2, 1, 100)  # passes over each update's slots
     gamma: float = bounded(0.95, 0.0, 1.0)  # discount per slot
     gae_lambda: float = bounded(0.95, 0.0, 1.0)
     clip_range: float = bounded(0.2, 0.01, 1.0)
@@ -88,7 +88,7 @@ def train(
     scenario: Any = "default",
     users: str = "learned",
     steps: int = 200_000,
-    num_envs: int = 64,
+    num_envs: int = 256,
     seed: int = 0,
     checkpoint_every: int = 50_000,
     resume: bool = False,

@@ -32,7 +32,16 @@ TRACKS = {
     "EdgeFeedMix-v0": [Keep(), FixedSlot("mix", every=6), OraclePolicy()],
     "EdgeFeed-v0": [Keep(), OraclePolicy()],
 }
-COLUMNS = ("value", "clicks", "click_rate", "purchases", "exposures", "requests", "gain_over_keep", "gap_closed")
+COLUMNS = (
+    "value",
+    "clicks",
+    "click_rate",
+    "purchases",
+    "exposures",
+    "requests",
+    "gain_over_keep",
+    "gap_closed",
+)
 
 
 def interval(metric: dict[str, float] | None) -> str:
@@ -51,7 +60,9 @@ def main() -> None:
     console = Console()
 
     measured = effects(sessions=min(sessions, 3000))
-    measures = {p.name: p.measure for p in PHENOMENA} | {"day_drift": "cosine of one user's taste on two days"}
+    measures = {p.name: p.measure for p in PHENOMENA} | {
+        "day_drift": "cosine of one user's taste on two days"
+    }
     table = Table("phenomenon", "measured", "on", "off", title="Phenomena, each alone in a plain world")
     for name, effect in measured.items():
         table.add_row(name, measures[name], f"{effect['on']:.3f}", f"{effect['off']:.3f}")
@@ -70,7 +81,7 @@ def main() -> None:
         make_folder(RESULTS) / "ground_truth.json",
         {
             "versions": {"edgerec_gym": edgerec_gym.__version__, "numpy": np.__version__},
-            "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
+            "machine": f"{platform.machine()}, Python {platform.python_version()}",
             "seed": 0,
             "phenomena": measured,
             "rows": rows,

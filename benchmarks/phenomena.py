@@ -135,9 +135,21 @@ class Phenomenon:
 
 
 PHENOMENA = (
-    Phenomenon("taste", "click rate, items near / far from the taste", lambda a: _ratio(a, *_quartiles(a, "taste")), {}),
-    Phenomenon("intent", "click rate, items near / far from the intent", lambda a: _ratio(a, *_quartiles(a, "intent")), {}),
-    Phenomenon("intent_switch", "cosine of the intent with itself 20 slots later", _intent_stays, {"intent": 4.0}),
+    Phenomenon(
+        "taste",
+        "click rate, items near / far from the taste",
+        lambda a: _ratio(a, *_quartiles(a, "taste")),
+        {},
+    ),
+    Phenomenon(
+        "intent",
+        "click rate, items near / far from the intent",
+        lambda a: _ratio(a, *_quartiles(a, "intent")),
+        {},
+    ),
+    Phenomenon(
+        "intent_switch", "cosine of the intent with itself 20 slots later", _intent_stays, {"intent": 4.0}
+    ),
     Phenomenon(
         "intent_drift",
         "move of the intent toward a clicked and liked item (cosine)",
@@ -175,7 +187,10 @@ PHENOMENA = (
         {},
     ),
     Phenomenon(
-        "fatigue", "click rate, slots 60+ / 0-20", lambda a: _ratio(a, a["goods"] & (a["slot"] >= 60), a["goods"] & (a["slot"] <= 20)), {}
+        "fatigue",
+        "click rate, slots 60+ / 0-20",
+        lambda a: _ratio(a, a["goods"] & (a["slot"] >= 60), a["goods"] & (a["slot"] <= 20)),
+        {},
     ),
     Phenomenon(
         "patience",
@@ -196,7 +211,10 @@ PHENOMENA = (
         {"intent_switch": 0.05},
     ),
     Phenomenon(
-        "activity", "share of events by the most active 20 % of users", lambda a: float(a["active"].mean()), {}
+        "activity",
+        "share of events by the most active 20 % of users",
+        lambda a: float(a["active"].mean()),
+        {},
     ),
 )
 
@@ -213,7 +231,9 @@ def effects(sessions: int = 4000, seed: int = 0) -> dict[str, dict[str, float]]:
         on = plain.replace(**{phenomenon.name: getattr(full, phenomenon.name)})
         table[phenomenon.name] = {
             "on": phenomenon.effect(simulate(on, feed, sessions, seed)),
-            "off": phenomenon.effect(simulate(plain.replace(**{phenomenon.name: OFF[phenomenon.name]}), feed, sessions, seed)),
+            "off": phenomenon.effect(
+                simulate(plain.replace(**{phenomenon.name: OFF[phenomenon.name]}), feed, sessions, seed)
+            ),
         }
     for state, day_drift in (("on", full.day_drift), ("off", 0.0)):
         drifting = full.replace(**(OFF | {"day_drift": day_drift, "n_users": 500}))

@@ -175,7 +175,8 @@ class FeedBatch:
         if values.min() < 0 or values.max() >= self.n_actions:
             row = int(np.flatnonzero((values < 0) | (values >= self.n_actions))[0])
             raise InputError(
-                f"action {values[row]} of row {row} is outside the action space; allowed: 0 to {self.n_actions - 1}"
+                f"action {values[row]} of row {row} is outside the action space; "
+                f"allowed: 0 to {self.n_actions - 1}"
             )
         return values
 

@@ -21,7 +21,15 @@ from numba.experimental import structref
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.config import SYNC_MODES, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.random_stream import CARD_NOISE, CARD_PICK, PAGE_GROUP, PAGE_NOISE, PAGE_OFFSET, fast_normal, fold
+from edgerec_gym.random_stream import (
+    CARD_NOISE,
+    CARD_PICK,
+    PAGE_GROUP,
+    PAGE_NOISE,
+    PAGE_OFFSET,
+    fast_normal,
+    fold,
+)
 from edgerec_gym.state import NO_ITEM, UNUSED
 
 SYNC_PAGE, SYNC_PERIODIC, SYNC_INCREMENTAL = range(len(SYNC_MODES))
@@ -81,11 +89,15 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudState:
     group_bounds = np.append(np.flatnonzero(np.diff(code, prepend=-1)), len(catalog))
     goods = int((catalog.card_type[group_bounds[:-1]] == 0).sum())
     centroids = np.stack(
-        [catalog.embeddings[a:b].mean(axis=0) for a, b in zip(group_bounds[:goods], group_bounds[1 : goods + 1], strict=True)]
+        [
+            catalog.embeddings[a:b].mean(axis=0)
+            for a, b in zip(group_bounds[:goods], group_bounds[1 : goods + 1], strict=True)
+        ]
     )
     if catalog.card_type.max() >= config.n_types:
         raise InputError(
-            f"catalogue has card_type {catalog.card_type.max()}, the feed names only {len(config.card_types)} card types"
+            f"catalogue has card_type {catalog.card_type.max()}, "
+            f"the feed names only {len(config.card_types)} card types"
         )
     reachable = int(np.minimum(np.diff(group_bounds[: goods + 1]), config.cloud.scan_limit).sum())
     needed = config.pool_size + config.max_slots
@@ -176,7 +188,9 @@ def _fill_pool(state, cloud, row, scale):
         g = group_order[place]
         start = cloud.group_bounds[g]
         size = cloud.group_bounds[g + 1] - start
-        offset = fold(key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(PAGE_OFFSET) << np.uint64(56)) ^ np.uint64(g))
+        offset = fold(
+            key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(PAGE_OFFSET) << np.uint64(56)) ^ np.uint64(g)
+        )
         first = np.int64(offset % np.uint64(size))
         for j in range(min(size, cloud.scan_limit)):
             i = start + (first + j) % size
@@ -221,7 +235,12 @@ def _fill_cards(state, cloud, row, scale):
         size = cloud.type_bounds[card_type + 1] - start
         best, best_rank, best_score = NO_ITEM, -1e300, 0.0
         for j in range(min(size, cloud.scan_limit // 4)):
-            draw = fold(key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(CARD_PICK) << np.uint64(56)) ^ np.uint64(m * 65536 + j))
+            draw = fold(
+                key,
+                (np.uint64(slot) << np.uint64(32))
+                ^ (np.uint64(CARD_PICK) << np.uint64(56))
+                ^ np.uint64(m * 65536 + j),
+            )
             i = start + np.int64(draw % np.uint64(size))
             score = _match(state, cloud, row, cloud.embeddings, i, scale) + cloud.scalars[i, 1]
             rank = score + cloud.noise * fast_normal(key, slot, CARD_NOISE, i)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from edgerec_gym.errors import InputError
 
@@ -55,7 +55,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain, JSON-ready dict."""
-        return cast(dict[str, Any], dataclasses.asdict(self))
+        return dataclasses.asdict(self)
 
     def replace(self: ConfigT, **changes: Any) -> ConfigT:
         """Return a copy with some fields changed; unknown fields raise InputError."""
@@ -178,7 +178,8 @@ class FeedConfig(Config):
                 )
         if self.request_latency >= self.page_size:
             raise InputError(
-                f"FeedConfig.request_latency = {self.request_latency} must be below page_size = {self.page_size}"
+                f"FeedConfig.request_latency = {self.request_latency} must be below "
+                f"page_size = {self.page_size}"
             )
         if self.pool_size < self.page_size + self.request_latency:
             raise InputError(
@@ -186,7 +187,9 @@ class FeedConfig(Config):
                 f"request_latency = {self.page_size + self.request_latency}"
             )
         if self.lookahead >= self.max_slots:
-            raise InputError(f"FeedConfig.lookahead = {self.lookahead} must be below max_slots = {self.max_slots}")
+            raise InputError(
+                f"FeedConfig.lookahead = {self.lookahead} must be below max_slots = {self.max_slots}"
+            )
 
     @property
     def n_types(self) -> int:
@@ -206,7 +209,7 @@ class FeedConfig(Config):
 
 @dataclass(frozen=True)
 class SyntheticUserConfig(Config):
-    """The hidden ground truth. Each phenomenon is a weight; 0 switches it off (design.md section 4)."""
+    """The hidden ground truth. Each phenomenon is a weight; 0 switches it off."""
 
     world_seed: int = bounded(0, 0, 2**31)
     n_users: int = bounded(2000, 10, 10_000_000)

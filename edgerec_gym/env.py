@@ -27,14 +27,14 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
     ## Action Space
     | id | space | meaning |
     | --- | --- | --- |
-    | EdgeFeed-v0 | Discrete(N + M + 1) | 0..N-1 place that pool row; N..N+M-1 that card; N+M request and keep |
+    | EdgeFeed-v0 | Discrete(N + M + 1) | 0..N-1 place that pool row; N..N+M-1 that card; N+M request, keep |
     | EdgeFeedRerank-v0 | Discrete(N) | place that pool row |
     | EdgeFeedMix-v0 | Discrete(M + 1) | 0 keep; k place card k - 1 |
     | EdgeFeedRequest-v0 | Discrete(2) | 0 keep; 1 request a page and keep |
 
     *Keep* is the lowest pool row not used yet: the cloud's order. `action_mask` marks legal actions; there is
-    always one. An illegal action plays keep, pays the `invalid` term and sets `info["invalid_action"]`. A value
-    outside the space raises InputError.
+    always one. An illegal action plays keep, pays the `invalid` term and sets `info["invalid_action"]`. A
+    value outside the space raises InputError.
 
     ## Observation Space
     Dict of float32 in finite bounds (T card types with goods, F item features = embedding d, price level,
@@ -56,7 +56,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
     ## Rewards
     Sum of named terms x weights (RewardConfig), in `info["reward_terms"]`: click 1, purchase 5, request -0.3,
     invalid -0.1, insert_click 0, leave 0. The user answers the card `lookahead` slots above the bottom, so a
-    decision is rewarded `lookahead` steps later; cards still on screen when the session ends are not answered.
+    decision is rewarded `lookahead` steps later; cards still on screen at the end are not answered.
 
     ## Starting State
     A new session: a user, a day, an hour, and the first page. The episode depends on (split, seed, episodes
@@ -96,7 +96,11 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             **config,
         )
         self.track, self.render_mode = track, render_mode
-        self.config, self.scenario, self.users = self._vector.config, self._vector.scenario, self._vector.users
+        self.config, self.scenario, self.users = (
+            self._vector.config,
+            self._vector.scenario,
+            self._vector.users,
+        )
         self.batch = self._vector.batch
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
@@ -166,7 +170,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         a = self.batch.arrays
         return a.observation_bytes[0, a.mask_at : a.mask_at + self.batch.n_actions] != 0
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the screen as text with `render_mode="ansi"`."""
         if self.render_mode is None:
             return None

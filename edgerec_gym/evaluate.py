@@ -1,8 +1,9 @@
-"""Score policies: exactly the first episode of each key, the same keys for every policy (design.md section 6)."""
+"""Score policies: exactly the first episode of each key, the same keys for every policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,11 +147,12 @@ def evaluate(
                 sessions=sessions,
                 seed=seed,
                 num_envs=num_envs,
-                progress=None if progress is None else lambda n, total, label=label: progress(label, n, total),
+                progress=partial(progress, label) if progress else None,
             )
     common = {"env_id": env_id, "scenario": scenario.name, "sessions": sessions, "seed": seed}
     return [
-        {"policy": name, "users": kind, **common, **_metrics(played, name, kind, seed)} for name, kind in played
+        {"policy": name, "users": kind, **common, **_metrics(played, name, kind, seed)}
+        for name, kind in played
     ]
 
 

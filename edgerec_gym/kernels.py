@@ -1,6 +1,6 @@
 """The feed's dynamics as kernels over one row of the batch: begin, place, absorb, observe.
 
-The order within a step is design.md section 3: decode; a request joins the wire; the card lands; the user
+The order within a step: decode; a request joins the wire; the card lands; the user
 answers the slot `lookahead` above (users/); history, cloud and counters update; a due page arrives; the end.
 """
 
@@ -136,7 +136,11 @@ def _land(state, cloud, row, where):
         for k in range(width):
             state.window_cards[row, j, k] = state.window_cards[row, j + 1, k]
     if where < state.n_pool:
-        item, at, columns = state.pool_items[row, where], state.pool_at + where * state.n_features, state.n_features
+        item, at, columns = (
+            state.pool_items[row, where],
+            state.pool_at + where * state.n_features,
+            state.n_features,
+        )
         state.pool_items[row, where] = NO_ITEM
     else:
         m = where - state.n_pool

@@ -43,7 +43,9 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0
         )
 
 
-def gap_closed_interval(value: np.ndarray, keep: np.ndarray, reference: np.ndarray, seed: int = 0) -> Interval:
+def gap_closed_interval(
+    value: np.ndarray, keep: np.ndarray, reference: np.ndarray, seed: int = 0
+) -> Interval:
     """Share of the gap between keep (0) and the reference (1) that a policy closes; all (S,), paired."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return bootstrap(

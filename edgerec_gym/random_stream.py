@@ -39,7 +39,9 @@ def fold(key, word):
 @njit
 def uniform(key, slot, purpose, item):
     """Draw from [0, 1) for (episode key, slot, purpose, item)."""
-    z = fold(key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(purpose) << np.uint64(56)) ^ np.uint64(item))
+    z = fold(
+        key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(purpose) << np.uint64(56)) ^ np.uint64(item)
+    )
     return float(z >> np.uint64(11)) * _INVERSE
 
 
@@ -60,7 +62,9 @@ def episode_key(split, seed, episode):
 @njit
 def fast_normal(key, slot, purpose, item):
     """Draw an approximate standard normal (sum of four 16-bit uniforms) from one word; for ranking noise."""
-    z = fold(key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(purpose) << np.uint64(56)) ^ np.uint64(item))
+    z = fold(
+        key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(purpose) << np.uint64(56)) ^ np.uint64(item)
+    )
     mask = np.uint64(0xFFFF)
     total = (z & mask) + ((z >> np.uint64(16)) & mask) + ((z >> np.uint64(32)) & mask) + (z >> np.uint64(48))
     return (float(total) / 65536.0 - 2.0) * 1.7320508075688772

@@ -15,7 +15,8 @@ def screen_text(batch: FeedBatch, row: int) -> str:
     features, types = config.n_item_features, config.n_types
     lines = [
         f"slot {a.slot[row]}  page {a.page[row]} (age {a.page_age[row]})  "
-        f"clicks {a.page_views[row]}  requests {a.requests[row]}" + ("  [page on its way]" if a.wire[row] else "")
+        f"clicks {a.page_views[row]}  requests {a.requests[row]}"
+        + ("  [page on its way]" if a.wire[row] else "")
     ]
     count = min(int(a.exposures[row]), config.exposure_history)
     exposures = observation["exposures"][row, max(0, count - SHOWN) : count]
@@ -25,9 +26,13 @@ def screen_text(batch: FeedBatch, row: int) -> str:
         slot = round(float(card[-1]) * config.max_slots)
         dwell = "#" * round(7 * float(card[features + types]))
         name = names[int(card[features : features + types].argmax())]
-        lines.append(f"{slot:5d}  {name:8s} ctr {card[features - 3]:.2f}  {dwell:7s} {'click' if slot in clicked else ''}".rstrip())
+        lines.append(
+            f"{slot:5d}  {name:8s} ctr {card[features - 3]:.2f}  {dwell:7s}" + " click" * (slot in clicked)
+        )
     if config.lookahead:
         for card in observation["screen"][row]:
             if card.any():
-                lines.append(f"    .  {names[int(card[features:].argmax())]:8s} ctr {card[features - 3]:.2f}  on screen")
+                lines.append(
+                    f"    .  {names[card[features:].argmax()]:8s} ctr {card[features - 3]:.2f}  on screen"
+                )
     return "\n".join(lines)

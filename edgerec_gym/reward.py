@@ -7,7 +7,9 @@ from numba import njit
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users.base import BUY, CLICK, LEAVE
 
-TERM_CLICK, TERM_PURCHASE, TERM_REQUEST, TERM_INVALID, TERM_INSERT_CLICK, TERM_LEAVE = range(len(REWARD_TERMS))
+TERM_CLICK, TERM_PURCHASE, TERM_REQUEST, TERM_INVALID, TERM_INSERT_CLICK, TERM_LEAVE = range(
+    len(REWARD_TERMS)
+)
 
 
 @njit

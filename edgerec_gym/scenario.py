@@ -66,7 +66,7 @@ class Scenario:
             folder = SHIPPED_FOLDER / str(name_or_path)
         elif not folder.is_dir():
             raise InputError(
-                f"no scenario {str(name_or_path)!r}: neither a folder nor one of the shipped {', '.join(SHIPPED)}"
+                f"no scenario {str(name_or_path)!r}: neither a folder nor shipped ({', '.join(SHIPPED)})"
             )
         file = folder / "scenario.json"
         stamp = file.stat().st_mtime_ns if file.exists() else 0

@@ -137,7 +137,7 @@ def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
     """Make the zeroed arrays of `num_envs` environments."""
     batch, features, types_ = num_envs, config.n_item_features, config.n_types
     dtype = observation_dtype(config, track)
-    offsets = {name: dtype.fields[name][1] for name in dtype.names}  # type: ignore[index]
+    offsets = {name: place[1] for name, place in (dtype.fields or {}).items()}
     observation = np.zeros((batch, dtype.itemsize // 4), np.float32)
     window = config.lookahead + 3
     hash_size = 1 << int(np.ceil(np.log2(2 * config.max_slots)))
@@ -219,5 +219,3 @@ def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
         sent=ints(),
         arrived=np.zeros(batch, np.bool_),
     )
-
-

@@ -42,7 +42,11 @@ class EdgeFeedVectorEnv(VectorEnv):
     (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -59,7 +63,9 @@ class EdgeFeedVectorEnv(VectorEnv):
         **config: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
-            raise InputError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
+            raise InputError(
+                f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}"
+            )
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError:
@@ -111,7 +117,9 @@ class EdgeFeedVectorEnv(VectorEnv):
         return np.flatnonzero(mask)
 
     def _seeds(self, seed: int | list[int | None]) -> np.ndarray:
-        values = [seed + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else list(seed)
+        values = (
+            [seed + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else list(seed)
+        )
         if len(values) != self.num_envs or any(
             isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 0 for v in values
         ):
@@ -151,7 +159,9 @@ class EdgeFeedVectorEnv(VectorEnv):
         final_info = {key: value for key, value in infos.items() if not key.startswith("_")}
         final_info |= {f"_{key}": ended.copy() for key in final_info}
         self.batch.reset(rows)
-        infos.update(final_obs=observations, _final_obs=ended.copy(), final_info=final_info, _final_info=ended.copy())
+        infos.update(
+            final_obs=observations, _final_obs=ended.copy(), final_info=final_info, _final_info=ended.copy()
+        )
         infos["action_mask"] = self._mask().astype(np.int8)
         self._ended = np.zeros(self.num_envs, np.bool_)
 
@@ -169,7 +179,9 @@ class EdgeFeedVectorEnv(VectorEnv):
             "invalid_action": a.invalid.copy(),
             "cost": a.cost.copy(),
             "click_probability": np.where(answered, a.response[:, CLICK_PROBABILITY], 0).astype(np.float64),
-            "purchase_probability": np.where(answered, a.response[:, PURCHASE_PROBABILITY], 0).astype(np.float64),
+            "purchase_probability": np.where(answered, a.response[:, PURCHASE_PROBABILITY], 0).astype(
+                np.float64
+            ),
             "page_arrived": a.arrived.copy(),
             "request_sent": a.sent.copy(),
             "placed_item": a.placed_item.copy(),

@@ -3,119 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from small_ebnerd import BEGIN, MadeUp, bundle, convert, rows_of, save
 
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs import ebnerd, ebnerd_features
+from edgerec_gym.logs import ebnerd
 from edgerec_gym.logs.ebnerd import FEED, convert_ebnerd, ebnerd_reference, is_ebnerd
-from edgerec_gym.logs.ebnerd_features import decayed_before
-from edgerec_gym.logs.reference import impression_auc
 from edgerec_gym.logs.store import LogReader
 
 pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
 
 DEMO = Path(__file__).parents[2] / "shared" / "data" / "ebnerd_demo"
-BEGIN = datetime(2023, 5, 18, 7)
-WEEK = timedelta(days=7)
-N_USERS, N_ARTICLES = 30, 60
-Frames = dict[str, pl.DataFrame]
-
-
-def bundle(seed: int = 0) -> Frames:
-    """Two weeks in the official layout; an article is older the smaller its id, popular ones are even."""
-    rng = np.random.default_rng(seed)
-    frames = {}
-    for week, split in enumerate(("train", "validation")):
-        begin = BEGIN + week * WEEK
-        rows: list[dict[str, Any]] = []
-        for k in range(250):
-            second = int(rng.integers(0, 7 * 24 * 3600)) if k else 3
-            newest = 20 + 20 * week + second // (7 * 24 * 180)  # 20 new articles a week
-            shown = rng.choice(np.arange(max(0, newest - 25), newest), rng.integers(2, 9), replace=False)
-            weight = np.where(shown % 2 == 0, 5.0, 1.0)
-            clicked = rng.choice(shown, p=weight / weight.sum())
-            user = int(rng.integers(N_USERS))
-            rows.append(
-                {
-                    "impression_id": 1000 * week + k,
-                    "impression_time": begin + timedelta(seconds=second),
-                    "article_ids_inview": shown.tolist(),
-                    "article_ids_clicked": [int(clicked)],
-                    "user_id": user,
-                    "session_id": user * 10 + second // (24 * 3600),
-                    "next_read_time": float(rng.integers(0, 300)) if rng.random() < 0.9 else None,
-                    "device_type": user % 4,
-                    "is_subscriber": user % 5 == 0,
-                    "is_sso_user": None if user == 1 else user % 2 == 0,
-                }
-            )
-        types = {"device_type": pl.Int8, "next_read_time": pl.Float32}
-        frames[f"{split}/behaviors.parquet"] = pl.DataFrame(rows, schema_overrides=types)
-        reads: list[dict[str, Any]] = []
-        for user in range(N_USERS):
-            count = int(rng.integers(0, 20))
-            times = np.sort(rng.integers(0, 21 * 24 * 3600, count))
-            reads.append(
-                {
-                    "user_id": user,
-                    "impression_time_fixed": [begin - timedelta(seconds=int(t) + 1) for t in times[::-1]],
-                    "article_id_fixed": rng.integers(0, 20 + 20 * week, count).tolist(),
-                }
-            )
-        history = {
-            "user_id": pl.Int64,
-            "impression_time_fixed": pl.List(pl.Datetime("us")),
-            "article_id_fixed": pl.List(pl.Int64),
-        }
-        frames[f"{split}/history.parquet"] = pl.DataFrame(reads, schema=history)
-    return frames
-
-
-def save(frames: Frames, folder: Path) -> Path:
-    for name, frame in frames.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / name)
-    return folder
-
-
-def convert(frames: Frames, folder: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Log rows with article ids and embeddings, and the counts."""
-    counts = convert_ebnerd(save(frames, folder / "bundle"), folder / "log")
-    return rows_of(folder / "log"), counts
-
-
-def rows_of(log: Path) -> pl.DataFrame:
-    reader = LogReader(log)
-    frame = pl.concat([pl.from_arrow(table) for table in reader.batches()])  # type: ignore[type-var]
-    assert isinstance(frame, pl.DataFrame)
-    item = frame["item"].to_numpy()
-    return frame.with_columns(
-        article=reader.catalog.names[item], embedding=pl.Series(reader.catalog.embeddings[item].tolist())
-    )
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> tuple[Frames, Path, pl.DataFrame, dict[str, int]]:
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
     folder = tmp_path_factory.mktemp("ebnerd")
     frames = bundle()
     return frames, folder, *convert(frames, folder)
 
 
-def test_layout(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]], tmp_path: Path) -> None:
+def test_layout(made_up: MadeUp, tmp_path: Path) -> None:
     _, folder, _, _ = made_up
     assert is_ebnerd(folder / "bundle") and not is_ebnerd(folder / "log") and not is_ebnerd(folder / "no")
     with pytest.raises(InputError, match=r"train/behaviors\.parquet does not exist; an EB-NeRD bundle has"):
         convert_ebnerd(tmp_path, tmp_path / "log")
 
 
-def test_every_impression_is_a_page(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]]) -> None:
+def test_every_impression_is_a_page(made_up: MadeUp) -> None:
     frames, folder, rows, counts = made_up
     impressions = pl.concat([frames[f"{split}/behaviors.parquet"] for split in ("train", "validation")])
     assert counts["impressions"] == 500 and counts["slots"] == len(rows)
@@ -141,7 +61,7 @@ def test_every_impression_is_a_page(made_up: tuple[Frames, Path, pl.DataFrame, d
     assert rows["exposure_actions"].null_count() == rows["leave"].null_count() == len(rows)
 
 
-def test_sessions_days_and_hours(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]]) -> None:
+def test_sessions_days_and_hours(made_up: MadeUp) -> None:
     frames, _, rows, counts = made_up
     impressions = pl.concat([frames[f"{split}/behaviors.parquet"] for split in ("train", "validation")])
     starts = (
@@ -173,112 +93,7 @@ def test_page_view_durations(tmp_path: Path, seconds: float, bucket: int) -> Non
     assert rows.filter(~pl.col("click"))["page_view_actions"].null_count() == (~rows["click"]).sum()
 
 
-def test_scalars_against_direct_sums(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]]) -> None:
-    """Recompute repeats, freshness, recent click rate and popularity of some rows from the bundle."""
-    frames, _, rows, _ = made_up
-    events = [
-        (r["impression_time"], r["user_id"], a, a in r["article_ids_clicked"])
-        for split in ("train", "validation")
-        for r in frames[f"{split}/behaviors.parquet"].iter_rows(named=True)
-        for a in r["article_ids_inview"]
-    ]
-    time = np.array([(t - BEGIN).total_seconds() for t, *_ in events])
-    user, article, click = (np.array([e[k] for e in events]) for k in (1, 2, 3))
-    reads = frames["train/history.parquet"].explode("impression_time_fixed", "article_id_fixed")
-    first_read = dict(
-        reads.group_by("article_id_fixed").agg(pl.col("impression_time_fixed").min()).iter_rows()
-    )
-    clock = _clock(frames, rows)
-    rng = np.random.default_rng(2)
-    for k in rng.choice(len(rows), 40, replace=False):
-        row, now = rows.row(int(k), named=True), clock[k]
-        earlier = time < now
-        same = earlier & (article == row["article"])
-
-        def decayed(mask: np.ndarray, hours: float, now: float = now) -> float:
-            return float(np.sum(0.5 ** ((now - time[mask]) / (hours * 3600))))
-
-        assert row["base_cvr"] == pytest.approx(min((same & (user == row["user"])).sum(), 4) / 4)
-        seen = [time[article == row["article"]].min()]
-        if row["article"] in first_read:
-            seen.append((first_read[row["article"]] - BEGIN).total_seconds())
-        assert row["freshness"] == pytest.approx(np.exp(-max(now - min(seen), 0) / 86400), abs=1e-5)
-        rate = (decayed(same & click, 0.5) + 0.1) / (decayed(same, 0.5) + 1)
-        assert row["price_level"] == pytest.approx(rate, rel=1e-4)
-        clicks = decayed(same & click, 4) / max(decayed(earlier & click, 4), 1)
-        views = decayed(same, 2) / max(decayed(earlier, 2), 1)
-        logit = -0.87 + 0.49 * (np.log(clicks + 1e-4) - np.log(views + 1e-3) / 2)
-        assert row["base_ctr"] == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
-
-
-def _clock(frames: Frames, rows: pl.DataFrame) -> np.ndarray:
-    """Seconds since BEGIN of each log row, through the session's start."""
-    starts = (
-        pl.concat([frames[f"{split}/behaviors.parquet"] for split in ("train", "validation")])
-        .group_by("user_id", "session_id", late=pl.col("impression_id") >= 1000)
-        .agg(pl.col("impression_time").min())
-        .sort("impression_time")["impression_time"]
-    )
-    rank = rows["session"].rank("dense").to_numpy() - 1
-    start = np.array([(t - BEGIN).total_seconds() for t in starts])
-    return start[rank.astype(int)] + rows["time"].to_numpy()
-
-
-def test_decayed_sums_against_a_double_loop() -> None:
-    rng = np.random.default_rng(0)
-    seconds, key = rng.integers(0, 40, 200), rng.integers(0, 6, 200)
-    weight, half_life = rng.random((200, 2)), np.array([7.0, np.inf])
-    found = decayed_before(seconds, key, weight, half_life)
-    for i in range(200):
-        earlier = (seconds < seconds[i]) & (key == key[i])
-        decay = 0.5 ** ((seconds[i] - seconds[earlier, None]) / half_life)
-        assert found[i] == pytest.approx((weight[earlier] * decay).sum(axis=0))
-
-
-FEATURES = ["user_features", "price_level", "base_ctr", "base_cvr", "freshness", "embedding"]
-
-
-def reverse_clicks(frame: pl.DataFrame, after: datetime) -> pl.DataFrame:
-    """From some moment on, another article is clicked; who was shown what and when stays."""
-    late = pl.col("impression_time") >= after
-    return frame.with_columns(
-        article_ids_clicked=pl.when(late)
-        .then(pl.col("article_ids_inview").list.slice(0, 1))
-        .otherwise("article_ids_clicked")
-    )
-
-
-def test_nothing_depends_on_the_future(
-    made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]], tmp_path: Path
-) -> None:
-    frames, _, rows, _ = made_up
-    clock = _clock(frames, rows)
-    train, validation = "train/behaviors.parquet", "validation/behaviors.parquet"
-    for day in (2, 5, 9):
-        moment = BEGIN + timedelta(days=day)
-        changed = frames | {name: reverse_clicks(frames[name], moment) for name in (train, validation)}
-        other, _ = convert(changed, tmp_path / str(day))
-        before = clock <= day * 86400
-        assert 0 < before.sum() < len(rows)
-        assert other.filter(before).select(FEATURES).equals(rows.filter(before).select(FEATURES))
-        assert not other.filter(~before).select(FEATURES).equals(rows.filter(~before).select(FEATURES))
-
-
-def test_the_train_week_knows_nothing_of_the_validation_week(
-    made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]], tmp_path: Path
-) -> None:
-    """Not of its impressions, nor of the reads before it, part of which happened in the train week."""
-    frames, _, rows, _ = made_up
-    other_frames = bundle(seed=9)
-    changed = frames | {name: other_frames[name] for name in frames if name.startswith("validation")}
-    other, _ = convert(changed, tmp_path)
-    train, other_train = rows.filter(pl.col("day") < 7), other.filter(pl.col("day") < 7)
-    columns = [*FEATURES, "session", "user", "day", "slot", "article", "click", "time"]
-    assert other_train.select(columns).equals(train.select(columns))
-    assert train.select(pl.col("embedding").list.eval(pl.element().abs()).list.sum() > 0).to_series().any()
-
-
-def test_user_features(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]]) -> None:
+def test_user_features(made_up: MadeUp) -> None:
     frames, folder, rows, _ = made_up
     d = FEED.embedding_size
     starts = rows.filter(pl.col("slot") == 0)
@@ -297,7 +112,7 @@ def test_user_features(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]
     assert np.allclose(features[early, d + 2], expected, atol=1e-6)
 
 
-def test_catalogue(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]]) -> None:
+def test_catalogue(made_up: MadeUp) -> None:
     frames, folder, rows, counts = made_up
     catalog = LogReader(folder / "log").catalog
     assert sorted(catalog.names) == sorted(rows["article"].unique()) and counts["articles"] == len(catalog)
@@ -403,7 +218,7 @@ def test_truncated_and_swapped_files(tmp_path: Path) -> None:
 
 
 def test_interrupted_conversion_goes_on(
-    made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]],
+    made_up: MadeUp,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -428,43 +243,6 @@ def test_interrupted_conversion_goes_on(
         convert_ebnerd(save(bundle(seed=4), tmp_path / "other"), tmp_path)
 
 
-def test_impression_auc_against_scikit_learn() -> None:
-    from sklearn.metrics import roc_auc_score
-
-    rng = np.random.default_rng(0)
-    impression = rng.integers(0, 50, 400)
-    click, score = rng.random(400) < 0.2, np.round(rng.random(400), 1)  # with ties
-    click[impression == 3] = False  # has no AUC and does not count
-    expected = [
-        roc_auc_score(click[rows], score[rows])
-        for k in range(50)
-        if 0 < click[rows := impression == k].sum() < rows.sum()
-    ]
-    assert len(expected) < 50
-    assert impression_auc(score, click, impression) == pytest.approx(np.mean(expected))
-
-
-def test_reference(made_up: tuple[Frames, Path, pl.DataFrame, dict[str, int]], tmp_path: Path) -> None:
-    _, folder, rows, _ = made_up
-    late = rows.filter(pl.col("day") >= 7)
-    page = late.select(pl.struct("session", "page").rank("dense")).to_series().to_numpy()
-    popularity = impression_auc(late["base_ctr"].to_numpy(), late["click"].to_numpy(), page)
-    found = ebnerd_reference(folder / "log")
-    assert found["popularity"] == pytest.approx(popularity, abs=1e-4)
-    assert popularity > 0.52 and found["boosted_trees"] > 0.52  # even articles are clicked more
-    with pytest.raises(InputError, match=r"reference\.parquet is not readable; convert the bundle again"):
-        ebnerd_reference(tmp_path)
-
-
-def test_stand_in_categories_deal_out_what_has_no_embedding() -> None:
-    vectors = np.zeros((20, 2), np.float32)
-    vectors[:4], vectors[4:8] = (1, 0), (0, 1)
-    early = np.arange(20) < 6
-    category = ebnerd_features.clusters(vectors, early, n_known=6, n_unknown=3)
-    assert len(set(category[:4])) == len(set(category[4:8])) == 1 and category[0] != category[4]
-    assert sorted(category[8:]) == [2] * 4 + [3] * 4 + [4] * 4
-
-
 @pytest.mark.skipif(not is_ebnerd(DEMO), reason="the EB-NeRD demo bundle is not here")
 def test_demo_bundle(tmp_path: Path) -> None:
     """The real columns and types, on the impressions of some users."""
@@ -476,9 +254,9 @@ def test_demo_bundle(tmp_path: Path) -> None:
     rows, counts = convert(frames, tmp_path)
     weeks = [frames[f"{split}/behaviors.parquet"] for split in ("train", "validation")]
     assert counts["impressions"] == sum(week.height for week in weeks)
-    assert counts["slots"] == len(rows) == sum(week["article_ids_inview"].list.len().sum() for week in weeks)
-    assert set(rows["day"]) == set(range(14)) and rows["slot"].max() < FEED.max_slots
-    late = rows.filter(pl.col("day") >= 7)
-    assert late.height == weeks[1]["article_ids_inview"].list.len().sum()
+    slots = [int(week["article_ids_inview"].list.len().sum()) for week in weeks]
+    assert counts["slots"] == len(rows) == sum(slots)
+    assert set(rows["day"]) == set(range(14)) and rows["slot"].to_numpy().max() < FEED.max_slots
+    assert rows.filter(pl.col("day") >= 7).height == slots[1]
     found = ebnerd_reference(tmp_path / "log")
     assert 0.6 < found["popularity"] < found["boosted_trees"] < 0.8

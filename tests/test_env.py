@@ -92,13 +92,17 @@ def test_autoreset_modes_show_the_same_episodes(env_id):
         ended = np.zeros(8, bool)
         for _ in range(150):
             skipped = ended if mode == "NextStep" else np.zeros(8, bool)
-            observation, reward, terminated, truncated, infos = env.step(observation["action_mask"].argmax(axis=1))
+            observation, reward, terminated, truncated, infos = env.step(
+                observation["action_mask"].argmax(axis=1)
+            )
             ended = terminated | truncated
             for row in np.flatnonzero(~skipped):
                 last = observation
                 if mode == "SameStep" and ended[row]:
                     last = {key: value[None] for key, value in infos["final_obs"][row].items()}
-                out[row].append((reward[row], ended[row], last["context"][row if last is observation else 0].sum()))
+                out[row].append(
+                    (reward[row], ended[row], last["context"][row if last is observation else 0].sum())
+                )
         return out
 
     for next_step, same_step in zip(episodes("NextStep"), episodes("SameStep"), strict=True):
@@ -107,7 +111,9 @@ def test_autoreset_modes_show_the_same_episodes(env_id):
 
 
 def test_same_step_final_observation_and_info():
-    env = gym.make_vec("EdgeFeed-v0", num_envs=32, scenario="lite", users="synthetic", autoreset_mode="SameStep")
+    env = gym.make_vec(
+        "EdgeFeed-v0", num_envs=32, scenario="lite", users="synthetic", autoreset_mode="SameStep"
+    )
     observation, _ = env.reset(seed=0)
     for _ in range(80):
         observation, _, terminated, truncated, infos = env.step(observation["action_mask"].argmax(axis=1))
@@ -122,7 +128,9 @@ def test_same_step_final_observation_and_info():
 
 
 def test_disabled_autoreset_needs_a_reset_mask():
-    env = gym.make_vec("EdgeFeed-v0", num_envs=4, scenario="lite", users="synthetic", autoreset_mode="Disabled")
+    env = gym.make_vec(
+        "EdgeFeed-v0", num_envs=4, scenario="lite", users="synthetic", autoreset_mode="Disabled"
+    )
     observation, _ = env.reset(seed=0)
     ended = np.zeros(4, bool)
     while not ended.any():
@@ -145,7 +153,9 @@ def test_copy_false_reuses_the_buffer_and_copy_true_does_not():
 def test_cards_answer_lookahead_steps_later():
     env = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic")
     env.reset(seed=0)
-    answered = [env.step(0 if t == 0 else int(env.unwrapped.action_masks().argmax()))[4]["answered"] for t in range(4)]
+    answered = [
+        env.step(0 if t == 0 else int(env.unwrapped.action_masks().argmax()))[4]["answered"] for t in range(4)
+    ]
     assert answered == [False, False, True, True]
 
 

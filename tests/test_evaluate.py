@@ -69,7 +69,13 @@ def test_evaluate_scores_on_both_kinds_of_users():
 def test_sessions_do_not_depend_on_the_batch_size():
     def run(num_envs):
         return play(
-            Keep(), env_id="EdgeFeed-v0", scenario="lite", users="synthetic", sessions=50, seed=3, num_envs=num_envs
+            Keep(),
+            env_id="EdgeFeed-v0",
+            scenario="lite",
+            users="synthetic",
+            sessions=50,
+            seed=3,
+            num_envs=num_envs,
         )
 
     a, b = run(16), run(50)

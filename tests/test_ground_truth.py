@@ -1,4 +1,4 @@
-"""The hidden ground truth: every phenomenon is there and can be switched off, and the world has room for skill."""
+"""The hidden ground truth: its phenomena, their switches, and the room it leaves for skill."""
 
 import numpy as np
 import pytest

@@ -86,7 +86,9 @@ def test_rules_pages_and_history_hold_in_every_feed(changes, seed):
             assert not observation["pool"][row, used].any()
             assert np.array_equal(observation["action_mask"][row, : config.pool_size] == 0, used)
         for key, space in batch_spaces(config).items():
-            assert np.all(observation[key] >= space.low - 1e-6) and np.all(observation[key] <= space.high + 1e-6)
+            assert np.all(observation[key] >= space.low - 1e-6) and np.all(
+                observation[key] <= space.high + 1e-6
+            )
 
 
 def batch_spaces(config):
@@ -128,12 +130,14 @@ def test_request_arrives_after_its_latency_and_restarts_the_automatic_count():
 
 @pytest.mark.parametrize("sync", ["page", "periodic", "incremental"])
 def test_what_the_cloud_knows_when_a_request_is_sent(sync):
-    config = SCENARIO.config.replace(cloud={**SCENARIO.config.cloud.to_dict(), "sync": sync, "sync_period": 7})
+    config = SCENARIO.config.replace(
+        cloud={**SCENARIO.config.cloud.to_dict(), "sync": sync, "sync_period": 7}
+    )
     patient = SyntheticUsers(SCENARIO.synthetic.replace(leave_bias=-20), config)
     batch = FeedBatch(1, "request", config, SCENARIO.catalog, patient)
     batch.reset(np.array([0]), np.array([5]))
     history = []
-    for t in range(8):  # the automatic request goes out at slot 8
+    for _t in range(8):  # the automatic request goes out at slot 8
         history.append(batch.arrays.interest[0].copy())
         batch.step(np.array([0]))
     history.append(batch.arrays.interest[0].copy())

@@ -102,7 +102,11 @@ class RandomisedPolicy:
         propensity = np.where(
             request,
             p_request,
-            np.where(insert, p_insert / np.maximum(cards.sum(axis=1), 1), p_row + np.where(action == keep, p_keep, 0)),
+            np.where(
+                insert,
+                p_insert / np.maximum(cards.sum(axis=1), 1),
+                p_row + np.where(action == keep, p_keep, 0),
+            ),
         )
         return action, propensity, p_request, propensity < 1.0
 
@@ -157,7 +161,9 @@ def collect(
     writer = LogWriter(out, config, catalog, provenance)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)
-    size = min(sessions, SESSIONS_PER_PART)  # of every batch, the last one too: a policy keeps one row per session
+    size = min(
+        sessions, SESSIONS_PER_PART
+    )  # of every batch, the last one too: a policy keeps one row per session
     for part in range(first_part, parts):
         first = part * SESSIONS_PER_PART
         wanted = min(SESSIONS_PER_PART, sessions - first)
@@ -212,7 +218,9 @@ def _log_batch(
         step["page"], step["page_age"] = a.page.copy(), a.page_age.copy()
         step["page_requested"] = a.page_requested > 0
         if randomised:
-            step["action"], step["propensity"], step["p_request"], step["randomised"] = randomised.draw(batch, slot)
+            step["action"], step["propensity"], step["p_request"], step["randomised"] = randomised.draw(
+                batch, slot
+            )
         else:
             step["action"] = policy.act(batch.observation())  # type: ignore[union-attr]
         batch.step(batch.check_actions(step["action"]), done)
@@ -273,9 +281,13 @@ def _table(
         "candidates": [steps[s]["candidates"][r] for r, s in zip(rows, slot, strict=True)],
         "cards": [steps[s]["cards"][r] for r, s in zip(rows, slot, strict=True)],
         "user_features": features,
-        **{name: scalars[:, k] for k, name in enumerate(("price_level", "base_ctr", "base_cvr", "freshness"))},
+        **{
+            name: scalars[:, k] for k, name in enumerate(("price_level", "base_ctr", "base_cvr", "freshness"))
+        },
         "action": column("action"),
-        "propensity": pa.array(column("propensity")) if randomised else pa.array(np.zeros(len(rows)), mask=missing),
+        "propensity": pa.array(column("propensity"))
+        if randomised
+        else pa.array(np.zeros(len(rows)), mask=missing),
         "randomised": column("randomised") if randomised else np.zeros(len(rows), np.bool_),
         "request": column("request"),
         "request_propensity": pa.array(column("p_request"))
@@ -287,7 +299,12 @@ def _table(
         "page_view_actions": _lists(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
         "leave": pa.array(response[:, LEAVE] > 0, mask=~answered),
     }
-    arrays = [pa.array(values, type=SCHEMA.field(name).type) if not isinstance(values, pa.Array) else values.cast(SCHEMA.field(name).type) for name, values in columns.items()]
+    arrays = [
+        pa.array(values, type=SCHEMA.field(name).type)
+        if not isinstance(values, pa.Array)
+        else values.cast(SCHEMA.field(name).type)
+        for name, values in columns.items()
+    ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 

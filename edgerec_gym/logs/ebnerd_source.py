@@ -21,7 +21,7 @@ KINDS: dict[str, Callable[[pl.DataType], bool]] = {
     "numbers": lambda t: t.is_numeric(),
     "true or false": lambda t: t == pl.Boolean,
     "times": lambda t: isinstance(t, pl.Datetime),
-    "lists of whole numbers": lambda t: isinstance(t, pl.List) and t.inner.is_integer(),  # type: ignore[union-attr]
+    "lists of whole numbers": lambda t: isinstance(t, pl.List) and t.inner.is_integer(),
     "lists of times": lambda t: isinstance(t, pl.List) and isinstance(t.inner, pl.Datetime),
 }
 # Column -> (kind, may be empty)

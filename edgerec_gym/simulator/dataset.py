@@ -5,7 +5,7 @@ A log that fits is read once; a larger one is read again, part by part, in every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,6 +135,19 @@ class Sessions:
         starts = np.concatenate([p.starts[:-1] + end for p, end in zip(parts, ends, strict=False)] + [ends[-1:]])
         return cls(catalog=parts[0].catalog, n_types=parts[0].n_types, starts=starts, **joined)
 
+    def select(self, index: np.ndarray) -> Sessions:
+        """Keep some sessions, in the given order."""
+        length = np.diff(self.starts)[index]
+        starts = np.concatenate([[0], np.cumsum(length)])
+        rows = np.repeat(self.starts[index] - starts[:-1], length) + np.arange(starts[-1])
+        return Sessions(
+            self.catalog,
+            self.n_types,
+            starts,
+            *(getattr(self, name)[index] for name in ("answered", "session", "user")),
+            *(getattr(self, name)[rows] for name in ("item", "scalars", "page", "context", "actions")),
+        )
+
     def batch(self, index: np.ndarray, weight: np.ndarray) -> SessionBatch:
         """Pad the sessions `index` (B,) with their weights (B,) to tensors."""
         length = self.answered[index]
@@ -206,11 +219,18 @@ class SessionStream:
     Args:
         reader: the log.
         days: days to read; None = all.
+        keep: tells from session ids (S,) int64 which to keep; None = all.
         cached_slots: read once and keep if there are at most so many slots.
     """
 
-    def __init__(self, reader: LogReader, days: list[int] | None, cached_slots: int = CACHED_SLOTS) -> None:
-        self.reader, self.days, self.cached_slots = reader, days, cached_slots
+    def __init__(
+        self,
+        reader: LogReader,
+        days: list[int] | None,
+        keep: Callable[[np.ndarray], np.ndarray] | None = None,
+        cached_slots: int = CACHED_SLOTS,
+    ) -> None:
+        self.reader, self.days, self.keep, self.cached_slots = reader, days, keep, cached_slots
         self._cache: list[Sessions] | None = None
 
     def chunks(self) -> Iterator[Sessions]:
@@ -222,6 +242,8 @@ class SessionStream:
         streaming, slots = False, 0
         for table in self.reader.batches(COLUMNS, self.days):
             chunk = Sessions.from_table(table, self.reader.config, self.reader.catalog)
+            if self.keep is not None:
+                chunk = chunk.select(np.flatnonzero(self.keep(chunk.session)))
             slots += len(chunk.item)
             waiting.append(chunk)
             streaming = streaming or slots > self.cached_slots

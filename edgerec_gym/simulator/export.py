@@ -77,6 +77,7 @@ def _step_graph(network: UserNetwork) -> bytes:
                 dynamic_shapes={name: {0: batch} for name in INPUTS},
                 dynamo=True,
                 opset_version=OPSET,
+                optimize=False,  # folding would bake the first member's weights into constants
                 verbose=False,
             )
     finally:

@@ -1,6 +1,6 @@
 """The ground truth's behaviour as kernels over one row: start, answer, and the true probabilities.
 
-Every phenomenon of design.md section 4 is a term with a weight in SyntheticUserConfig; 0 switches it off.
+Every phenomenon is a term with a weight in SyntheticUserConfig; 0 switches it off.
 """
 
 from __future__ import annotations
@@ -191,7 +191,11 @@ def answer(users, row, items, context, response):
     response[CLICK] = 1.0 if click else 0.0
     _open(users, row, slot, item, click, satisfied, response)
     _advance(users, row, slot, item, interest, click, satisfied)
-    logit = users.leave_bias - 0.5 * users.world_patience[users.user[row]] + users.patience * 5.0 * users.boredom[row]
+    logit = (
+        users.leave_bias
+        - 0.5 * users.world_patience[users.user[row]]
+        + users.patience * 5.0 * users.boredom[row]
+    )
     if users.user[row] >= int(ACTIVE_SHARE * users.world_taste.shape[0]):
         logit += 1.2 * (users.activity - ACTIVE_SHARE)
     leave = uniform(key, slot, draws.LEAVE_DRAW, 0) < sigmoid(logit)
@@ -200,7 +204,7 @@ def answer(users, row, items, context, response):
 
 @njit
 def _notice_page(users, row, context):
-    """On a page's first card: a requested page pleases or annoys, by person and by how far the intent moved."""
+    """A page's first card: if requested, it pleases or annoys, by person and by the intent's move."""
     users.refresh_now[row] *= REFRESH_MEMORY
     if context[PAGE_AGE] > 0 or context[SLOT] == 0:
         return
@@ -231,7 +235,9 @@ def _look(users, row, slot, item, interest, response):
     count = 0 if u > 0.25 * drawn_in else (1 if u > 0.08 * drawn_in else 2)
     u = uniform(key, slot, draws.SCROLL_SPEED, item)
     speed = min(SPEED_LEVELS - 1, int(SPEED_LEVELS * u ** (0.6 + drawn_in)))
-    duration = min(SPEED_LEVELS - 1, int(0.5 * bucket + 2.0 * uniform(key, slot, draws.SCROLL_DURATION, item)))
+    duration = min(
+        SPEED_LEVELS - 1, int(0.5 * bucket + 2.0 * uniform(key, slot, draws.SCROLL_DURATION, item))
+    )
     scrolls = min(COUNT_LEVELS - 1, count + int(2.0 * uniform(key, slot, draws.SCROLL_COUNT, item)))
     reason = 0
     if uniform(key, slot, draws.DELETE, item) < 0.02 * (1.0 - drawn_in):

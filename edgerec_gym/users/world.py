@@ -68,7 +68,11 @@ def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
         axis=1,
     )
     catalog, order = Catalog.sorted(
-        _unit(factors + config.item_noise * _directions(rng, n, d)), scalars, card_type, category, np.arange(n)
+        _unit(factors + config.item_noise * _directions(rng, n, d)),
+        scalars,
+        card_type,
+        category,
+        np.arange(n),
     )
     type_effect = 0.4 * rng.standard_normal((n_types, n_types)).astype(np.float32)
     type_effect[0, 0] = 0.0
@@ -85,7 +89,9 @@ def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
     )
 
 
-def _make_users(rng: np.random.Generator, config: SyntheticUserConfig, feed: FeedConfig) -> dict[str, np.ndarray]:
+def _make_users(
+    rng: np.random.Generator, config: SyntheticUserConfig, feed: FeedConfig
+) -> dict[str, np.ndarray]:
     n, d = config.n_users, feed.embedding_size
     taste = _directions(rng, n, d)
     type_taste = rng.standard_normal((n, feed.n_types)).astype(np.float32)

@@ -1,0 +1,316 @@
+"""Learn users from logs: an ensemble of networks by maximum likelihood, written as a scenario."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.atomic import make_folder, read_json, write_json
+from edgerec_gym.config import FeedConfig, SyntheticUserConfig
+from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.scenario import Scenario
+
+try:
+    import torch
+except ImportError:
+    raise MissingExtraError("fitting users", "train") from None
+
+from edgerec_gym.simulator.dataset import Sessions, SessionStream
+from edgerec_gym.simulator.export import export
+from edgerec_gym.simulator.fidelity import fitted_heads, held_out_figures
+from edgerec_gym.simulator.inputs import LEAST_CTR
+from edgerec_gym.simulator.model import UserNetwork
+from edgerec_gym.simulator.trainer import Trainer, batch_slots
+from edgerec_gym.users.base import HOUR
+
+CHECKPOINTS = "fit"  # folder inside the scenario's, removed at the end
+HELD_OUT_SHARE = 7  # one day in so many is held out, the last ones; of a single day, one session in so many
+MOST_STARTS = 2000  # rows of the table of session starts
+STOPPING_SESSIONS = 3000  # held-out sessions that decide when to stop
+
+Report = Callable[[int, int, str], None]
+
+
+def fit(
+    log_folder: str | Path,
+    out_folder: str | Path,
+    *,
+    seed: int = 0,
+    ensemble: int = 5,
+    epochs: int = 20,
+    hidden: int = 48,
+    held_out_from: int | None = None,
+    threads: int = 2,
+    resume: bool = True,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """Fit users on a log and write a scenario folder.
+
+    Each member sees its own bootstrap of the sessions. A killed fit goes on after the last complete epoch of
+    each member when it is called again with the same arguments; a finished one returns its figures.
+
+    Args:
+        log_folder: see :class:`~edgerec_gym.logs.store.LogReader`.
+        out_folder: becomes the scenario.
+        seed: of initial weights, bootstraps and the order of batches.
+        ensemble: members.
+        epochs: at most, for each member; training stops when held-out sessions gain no more.
+        hidden: size of the exposure GRU.
+        held_out_from: first held-out day; default: the last seventh of the days, the second period of a log
+            that has one (EB-NeRD's validation week), every seventh session of a log of one day.
+        threads: members trained at a time.
+        resume: go on from what is in `out_folder`; False starts over.
+        progress: called with (epochs done, epochs at most, text).
+
+    Returns:
+        Figures on held-out sessions (:func:`~edgerec_gym.simulator.fidelity.held_out_figures`).
+
+    Raises:
+        InputError: bad arguments, a bad log, or an unfinished fit with other arguments in `out_folder`.
+    """
+    for name, value in (("ensemble", ensemble), ("epochs", epochs), ("threads", threads), ("hidden", hidden)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    reader = LogReader(log_folder)
+    if held_out_from is None:
+        held_out_from = reader.provenance.get("first_validation_day")
+    settings = {
+        "seed": seed,
+        "ensemble": ensemble,
+        "epochs": epochs,
+        "hidden": hidden,
+        "held_out_from": held_out_from,
+        "sessions": reader.sessions,
+        "slots": reader.slots,
+    }
+    out = make_folder(out_folder)
+    finished = _finished(out, reader, settings) if resume else None
+    if finished is not None:
+        return finished
+    work = _work_folder(out, settings, resume)
+    train, held_out = _split(reader, held_out_from)
+    stopping = _first_sessions(held_out, STOPPING_SESSIONS)
+    seen = _Statistics(reader.config)
+    for chunk in train.chunks():
+        seen.add(chunk)
+    if not seen.slots or stopping is None:
+        raise InputError(f"{log_folder} has too few answered slots to fit and hold out sessions")
+    heads = fitted_heads(frozenset(reader.unidentified))
+    trainers = [
+        Trainer(
+            _new_network(reader, hidden, seed, k, seen),
+            train,
+            stopping,
+            heads,
+            bootstrap=[seed, k, 1] if ensemble > 1 else None,
+            seed=[seed, k, 2],
+            path=work / f"member{k}.safetensors",
+        )
+        for k in range(ensemble)
+    ]
+    _run(trainers, epochs, batch_slots(seen.slots), threads, progress)
+    networks = [trainer.network.eval() for trainer in trainers]
+    figures = held_out_figures(networks, held_out, heads)
+    figures["epochs"] = [trainer.progress.epoch for trainer in trainers]
+    if "leave" in reader.unidentified:
+        figures["leave"] = f"not identified: a constant hazard of {seen.hazard:.4f} a slot, from session lengths"
+    export(networks, *seen.starts(seed), folder=out)
+    synthetic = reader.provenance.get("synthetic")
+    Scenario(
+        name=out.resolve().name,
+        config=reader.config,
+        catalog=reader.catalog,
+        synthetic=None if synthetic is None else SyntheticUserConfig.from_dict(synthetic),
+        unidentified=reader.unidentified,
+        provenance={"logs": reader.provenance, "fit": settings},
+        fidelity=figures,
+    ).save(out)
+    shutil.rmtree(work)
+    return figures
+
+
+def _finished(out: Path, reader: LogReader, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Figures of an earlier fit of the same log with the same settings, if `out` holds one."""
+    if not (out / "scenario.json").is_file() or (out / CHECKPOINTS).exists():
+        return None
+    found = read_json(out / "scenario.json")
+    if found.get("provenance") != {"logs": reader.provenance, "fit": settings}:
+        return None
+    scenario = Scenario.load(out)
+    scenario.simulator_files()
+    return scenario.fidelity
+
+
+def _work_folder(out: Path, settings: dict[str, Any], resume: bool) -> Path:
+    """Folder of the checkpoints; InputError if it holds those of another fit."""
+    work = out / CHECKPOINTS
+    record = work / "settings.json"
+    if not resume and record.is_file():
+        shutil.rmtree(work)
+    if record.is_file():
+        found = read_json(record)
+        different = [name for name in settings if found.get(name) != settings[name]]
+        if different:
+            name = different[0]
+            raise InputError(
+                f"{out} holds an unfinished fit with {name} = {found.get(name)!r}, not {settings[name]!r}; "
+                "finish it, remove the folder, or choose another"
+            )
+    else:
+        write_json(make_folder(work) / "settings.json", settings)
+    return work
+
+
+def _split(reader: LogReader, held_out_from: int | None) -> tuple[SessionStream, SessionStream]:
+    """Sessions to train on and sessions held out, by day."""
+    days = sorted({int(d) for table in reader.batches(["day"]) for d in np.unique(table["day"].to_numpy())})
+    if len(days) == 1 and held_out_from is None:
+        return (
+            SessionStream(reader, None, keep=lambda session: session % HELD_OUT_SHARE != 0),
+            SessionStream(reader, None, keep=lambda session: session % HELD_OUT_SHARE == 0),
+        )
+    if held_out_from is None:
+        held_out_from = days[-max(1, round(len(days) / HELD_OUT_SHARE))]
+    early, late = [d for d in days if d < held_out_from], [d for d in days if d >= held_out_from]
+    if not early or not late:
+        raise InputError(
+            f"held_out_from = {held_out_from} leaves no days on one side; the log has days {days[0]} to {days[-1]}"
+        )
+    return SessionStream(reader, early), SessionStream(reader, late)
+
+
+def _first_sessions(stream: SessionStream, most: int) -> Sessions | None:
+    """Up to `most` sessions of the stream's first chunk, evenly spread; None if nothing was answered."""
+    for chunk in stream.chunks():
+        index = np.flatnonzero(chunk.answered > 0)
+        if len(index):
+            return chunk.select(index[np.linspace(0, len(index) - 1, min(most, len(index))).astype(np.int64)])
+    return None
+
+
+def _new_network(reader: LogReader, hidden: int, seed: int, member: int, seen: _Statistics) -> UserNetwork:
+    # Initial weights come from torch's generator; it is put back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 1000 + member)
+        network = UserNetwork(reader.config, reader.unidentified, hidden)
+    network.inputs.set_scales(*seen.scales())
+    if "leave" in reader.unidentified:
+        network.set_leave_hazard(seen.hazard)
+    return network
+
+
+def _run(trainers: list[Trainer], epochs: int, slots: int, threads: int, progress: Report | None) -> None:
+    """Train the members, `threads` at a time, each on one thread of torch's."""
+    stop, lock = threading.Event(), threading.Lock()
+
+    def total() -> int:
+        return sum(t.progress.epoch if t.progress.done else epochs for t in trainers)
+
+    def report() -> None:
+        if progress:
+            with lock:
+                done = sum(t.progress.epoch for t in trainers)
+                best = min(t.progress.best_loss for t in trainers)
+                progress(done, total(), f"held-out loss {best:.4f}" if math.isfinite(best) else "")
+
+    def train(trainer: Trainer) -> None:
+        torch.set_num_threads(1)
+        try:
+            while not (stop.is_set() or trainer.progress.done or trainer.progress.epoch >= epochs):
+                trainer.run_epoch(slots, stop)
+                report()
+            trainer.network.load_state_dict(trainer.best)
+        except BaseException:
+            stop.set()
+            raise
+
+    before = torch.get_num_threads()
+    report()
+    try:
+        with ThreadPoolExecutor(min(threads, len(trainers))) as pool:
+            futures = [pool.submit(train, trainer) for trainer in trainers]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                stop.set()  # Ctrl-C here: the workers end within a batch
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Statistics:
+    """What one pass over the training sessions tells: units of the inputs, session starts, session ends."""
+
+    def __init__(self, config: FeedConfig) -> None:
+        self.config = config
+        self.slots = self.sessions = self.ended = 0
+        self._moments: dict[str, list[Any]] = {}
+        self._features: list[np.ndarray] = []
+        self._hours: list[np.ndarray] = []
+
+    def add(self, chunk: Sessions) -> None:
+        """Take in a chunk."""
+        ctr = np.clip(chunk.scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
+        types = np.eye(chunk.n_types)[chunk.catalog.card_type[chunk.item]]
+        self._count("card", np.concatenate([chunk.catalog.embeddings[chunk.item], chunk.scalars, types], axis=1))
+        self._count("logit", np.log(ctr / (1 - ctr))[:, None])
+        self._count("context", chunk.context)
+        self._count("user", chunk.user)
+        answered = chunk.answered > 0
+        self.slots += int(chunk.answered.sum())
+        self.sessions += int(answered.sum())
+        # A session as long as the feed allows did not end by itself.
+        self.ended += int((np.diff(chunk.starts)[answered] < self.config.max_slots).sum())
+        self._features.append(chunk.user)
+        self._hours.append(chunk.context[chunk.starts[:-1], HOUR])
+
+    def _count(self, name: str, values: np.ndarray) -> None:
+        values = values.astype(np.float64)
+        new = [len(values), values.sum(0), (values**2).sum(0), values.min(0), values.max(0)]
+        old = self._moments.get(name)
+        if old is not None:
+            new = [
+                *(a + b for a, b in zip(old[:3], new[:3], strict=True)),
+                np.minimum(old[3], new[3]),
+                np.maximum(old[4], new[4]),
+            ]
+        self._moments[name] = new
+
+    def _spread(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, standard deviation, and whether it varied at all."""
+        n, total, squares, low, high = self._moments[name]
+        mean = total / n
+        return mean, np.sqrt(np.maximum(squares / n - mean**2, 1e-12)), low != high
+
+    def scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Arguments of :meth:`InputEncoder.set_scales`."""
+        _, deviation, varied = self._spread("card")
+        card = varied.astype(np.float64)
+        scalars = slice(self.config.embedding_size, self.config.n_item_features)
+        card[scalars] /= np.maximum(deviation[scalars], 0.05)
+        mean, deviation, moved = self._spread("logit")
+        logit = np.concatenate([mean, moved / np.maximum(deviation, 0.1)])
+        scales = (card, logit, self._spread("context")[2], self._spread("user")[2])
+        card, logit, context, user = (torch.tensor(np.asarray(s, np.float32)) for s in scales)
+        return card, logit, context, user
+
+    @property
+    def hazard(self) -> float:
+        """Probability per answered slot that a session ends by itself."""
+        return min(0.5, max(self.ended, 1) / self.slots)
+
+    def starts(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Table of session starts: features (S, U) float32, hour (S,) int32, at most MOST_STARTS rows."""
+        features, hours = np.concatenate(self._features), np.concatenate(self._hours)
+        rows = np.arange(len(hours))
+        if len(rows) > MOST_STARTS:
+            rows = np.sort(np.random.default_rng([seed, 3]).choice(len(rows), MOST_STARTS, replace=False))
+        return features[rows].astype(np.float32), hours[rows].astype(np.int32)

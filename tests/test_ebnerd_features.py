@@ -1,0 +1,181 @@
+"""What the EB-NeRD adapter says of articles: right, and from the past only."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from small_ebnerd import BEGIN, Frames, MadeUp, bundle, convert
+
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs import ebnerd_features
+from edgerec_gym.logs.ebnerd import ebnerd_reference
+from edgerec_gym.logs.ebnerd_features import article_embeddings, decayed_before
+from edgerec_gym.logs.reference import impression_auc
+
+pytest.importorskip("sklearn")
+pytest.importorskip("lightgbm")
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
+    folder = tmp_path_factory.mktemp("ebnerd")
+    frames = bundle()
+    return frames, folder, *convert(frames, folder)
+
+
+def test_scalars_against_direct_sums(made_up: MadeUp) -> None:
+    """Recompute repeats, freshness, recent click rate and popularity of some rows from the bundle."""
+    frames, _, rows, _ = made_up
+    events = [
+        (r["impression_time"], r["user_id"], a, a in r["article_ids_clicked"])
+        for split in ("train", "validation")
+        for r in frames[f"{split}/behaviors.parquet"].iter_rows(named=True)
+        for a in r["article_ids_inview"]
+    ]
+    time = np.array([(t - BEGIN).total_seconds() for t, *_ in events])
+    user, article, click = (np.array([e[k] for e in events]) for k in (1, 2, 3))
+    reads = frames["train/history.parquet"].explode("impression_time_fixed", "article_id_fixed")
+    first_read = dict(
+        reads.group_by("article_id_fixed").agg(pl.col("impression_time_fixed").min()).iter_rows()
+    )
+    clock = _clock(frames, rows)
+    rng = np.random.default_rng(2)
+    for k in rng.choice(len(rows), 40, replace=False):
+        row, now = rows.row(int(k), named=True), clock[k]
+        earlier = time < now
+        same = earlier & (article == row["article"])
+
+        def decayed(mask: np.ndarray, hours: float, now: float = now) -> float:
+            return float(np.sum(0.5 ** ((now - time[mask]) / (hours * 3600))))
+
+        assert row["base_cvr"] == pytest.approx(min((same & (user == row["user"])).sum(), 4) / 4)
+        seen = [time[article == row["article"]].min()]
+        if row["article"] in first_read:
+            seen.append((first_read[row["article"]] - BEGIN).total_seconds())
+        assert row["freshness"] == pytest.approx(np.exp(-max(now - min(seen), 0) / 86400), abs=1e-5)
+        rate = (decayed(same & click, 0.5) + 0.1) / (decayed(same, 0.5) + 1)
+        assert row["price_level"] == pytest.approx(rate, rel=1e-4)
+        clicks = decayed(same & click, 4) / max(decayed(earlier & click, 4), 1)
+        views = decayed(same, 2) / max(decayed(earlier, 2), 1)
+        logit = -0.87 + 0.49 * (np.log(clicks + 1e-4) - np.log(views + 1e-3) / 2)
+        assert row["base_ctr"] == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
+
+
+def _clock(frames: Frames, rows: pl.DataFrame) -> np.ndarray:
+    """Seconds since BEGIN of each log row, through the session's start."""
+    starts = (
+        pl.concat([frames[f"{split}/behaviors.parquet"] for split in ("train", "validation")])
+        .group_by("user_id", "session_id", late=pl.col("impression_id") >= 1000)
+        .agg(pl.col("impression_time").min())
+        .sort("impression_time")["impression_time"]
+    )
+    rank = rows["session"].rank("dense").to_numpy() - 1
+    start = np.array([(t - BEGIN).total_seconds() for t in starts])
+    return start[rank.astype(int)] + rows["time"].to_numpy()
+
+
+def test_decayed_sums_against_a_double_loop() -> None:
+    rng = np.random.default_rng(0)
+    seconds, key = rng.integers(0, 40, 200), rng.integers(0, 6, 200)
+    weight, half_life = rng.random((200, 2)), np.array([7.0, np.inf])
+    found = decayed_before(seconds, key, weight, half_life)
+    for i in range(200):
+        earlier = (seconds < seconds[i]) & (key == key[i])
+        decay = 0.5 ** ((seconds[i] - seconds[earlier, None]) / half_life)
+        assert found[i] == pytest.approx((weight[earlier] * decay).sum(axis=0))
+
+
+FEATURES = ["user_features", "price_level", "base_ctr", "base_cvr", "freshness", "embedding"]
+
+
+def reverse_clicks(frame: pl.DataFrame, after: datetime) -> pl.DataFrame:
+    """From some moment on, another article is clicked; who was shown what and when stays."""
+    late = pl.col("impression_time") >= after
+    return frame.with_columns(
+        article_ids_clicked=pl.when(late)
+        .then(pl.col("article_ids_inview").list.slice(0, 1))
+        .otherwise("article_ids_clicked")
+    )
+
+
+def test_nothing_depends_on_the_future(made_up: MadeUp, tmp_path: Path) -> None:
+    frames, _, rows, _ = made_up
+    clock = _clock(frames, rows)
+    train, validation = "train/behaviors.parquet", "validation/behaviors.parquet"
+    for day in (2, 5, 9):
+        moment = BEGIN + timedelta(days=day)
+        changed = frames | {name: reverse_clicks(frames[name], moment) for name in (train, validation)}
+        other, _ = convert(changed, tmp_path / str(day))
+        before = clock <= day * 86400
+        assert 0 < before.sum() < len(rows)
+        assert other.filter(before).select(FEATURES).equals(rows.filter(before).select(FEATURES))
+        assert not other.filter(~before).select(FEATURES).equals(rows.filter(~before).select(FEATURES))
+
+
+def test_the_train_week_knows_nothing_of_the_validation_week(made_up: MadeUp, tmp_path: Path) -> None:
+    """Not of its impressions, nor of the reads before it, part of which happened in the train week."""
+    frames, _, rows, _ = made_up
+    other_frames = bundle(seed=9)
+    changed = frames | {name: other_frames[name] for name in frames if name.startswith("validation")}
+    other, _ = convert(changed, tmp_path)
+    train, other_train = rows.filter(pl.col("day") < 7), other.filter(pl.col("day") < 7)
+    columns = [*FEATURES, "session", "user", "day", "slot", "article", "click", "time"]
+    assert other_train.select(columns).equals(train.select(columns))
+    assert train.select(pl.col("embedding").list.eval(pl.element().abs()).list.sum() > 0).to_series().any()
+
+
+def test_embeddings_take_reads_of_both_periods_only_where_no_train_row_sees_them() -> None:
+    def reads(of: dict[int, list[int]]) -> pl.DataFrame:
+        pairs = [(user, article) for article, users in of.items() for user in users]
+        return pl.DataFrame(pairs, schema=["user", "article"], orient="row")
+
+    groups = {1: [0, 1, 2, 3], 2: [0, 1, 2, 3], 3: [4, 5, 6, 7], 4: [4, 5, 6], 5: [0, 7]}
+    later = {6: [4, 5, 6, 7], 7: [4, 5, 6, 7], 5: [0, 1, 2], 8: [20, 21, 22]}
+    articles, vectors = article_embeddings(reads(groups), reads(later), np.array([1, 5, 7]), size=2)
+    # 5 and 7 were shown in the train week and had too few readers by then; nobody knows the readers of 8.
+    assert articles.tolist() == [1, 2, 3, 4, 6] and vectors.shape == (5, 2)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    cosine = vectors @ vectors.T
+    assert np.allclose(cosine[0, 1], 1) and np.allclose(cosine[2, 4], 1)  # the same readers
+    assert cosine[2, 3] > 0.9 and abs(cosine[0, 3]) < 0.5
+
+
+def test_impression_auc_against_scikit_learn() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    impression = rng.integers(0, 50, 400)
+    click, score = rng.random(400) < 0.2, np.round(rng.random(400), 1)  # with ties
+    click[impression == 3] = False  # has no AUC and does not count
+    expected = [
+        roc_auc_score(click[rows], score[rows])
+        for k in range(50)
+        if 0 < click[rows := impression == k].sum() < rows.sum()
+    ]
+    assert len(expected) < 50
+    assert impression_auc(score, click, impression) == pytest.approx(np.mean(expected))
+
+
+def test_reference(made_up: MadeUp, tmp_path: Path) -> None:
+    _, folder, rows, _ = made_up
+    late = rows.filter(pl.col("day") >= 7)
+    page = late.select(pl.struct("session", "page").rank("dense")).to_series().to_numpy()
+    popularity = impression_auc(late["base_ctr"].to_numpy(), late["click"].to_numpy(), page)
+    found = ebnerd_reference(folder / "log")
+    assert found["popularity"] == pytest.approx(popularity, abs=1e-4)
+    assert popularity > 0.52 and found["boosted_trees"] > 0.52  # even articles are clicked more
+    with pytest.raises(InputError, match=r"reference\.parquet is not readable; convert the bundle again"):
+        ebnerd_reference(tmp_path)
+
+
+def test_stand_in_categories_deal_out_what_has_no_embedding() -> None:
+    vectors = np.zeros((20, 2), np.float32)
+    vectors[:4], vectors[4:8] = (1, 0), (0, 1)
+    early = np.arange(20) < 6
+    category = ebnerd_features.clusters(vectors, early, n_known=6, n_unknown=3)
+    assert len(set(category[:4])) == len(set(category[4:8])) == 1 and category[0] != category[4]
+    assert sorted(category[8:]) == [2] * 4 + [3] * 4 + [4] * 4
