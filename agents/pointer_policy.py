@@ -27,8 +27,8 @@ N_SCALARS = 4  # price level, base ctr, base cvr, freshness
 LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
 MATCH_SCALE = 10.0  # on matches with the interest vectors: a larger unit learns faster
 POOL_PRIOR = 1.0  # an untrained policy samples pool rows by the odds of their base ctr,
-CARD_BIAS = -3.0  # inserts a card now and then,
-REQUEST_BIAS = -4.0  # and seldom asks for a page
+CARD_BIAS = -1.0  # inserts a card now and then,
+REQUEST_BIAS = -2.0  # and seldom asks for a page
 DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item
 
 

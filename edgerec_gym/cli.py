@@ -55,7 +55,6 @@ ScenarioName = Annotated[
     str, typer.Option("--scenario", help="A shipped scenario (default, lite) or a folder.")
 ]
 NumEnvs = Annotated[int, typer.Option(min=1, help="Environments stepped together.")]
-Threads = Annotated[int, typer.Option(min=1, help="Torch threads.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -125,12 +124,13 @@ def fit(
     out: Annotated[Path, typer.Option(help="Scenario folder; an interrupted fit is continued.")],
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,
-    threads: Threads = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Networks trained at a time.")] = 2,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Learn users from logs and write a scenario."""
-    from edgerec_gym.logs.ebnerd import convert_ebnerd, ebnerd_reference, is_ebnerd
+    from edgerec_gym.logs.ebnerd import convert_ebnerd, is_ebnerd
+    from edgerec_gym.logs.reference import ebnerd_reference
     from edgerec_gym.simulator.fit import fit
 
     real = is_ebnerd(logs)
@@ -178,7 +178,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter, e.g. gamma=0.9."),
     ] = None,
-    threads: Threads = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads; more is rarely faster.")] = 1,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:

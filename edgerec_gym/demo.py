@@ -17,7 +17,6 @@ from edgerec_gym.users import USERS
 RECORD = "demo.json"
 PRESET, ENV_ID = "lite", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy")
-THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,8 @@ def run_demo(
     _same_arguments(out, {"seed": seed, **asdict(sizes)})
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
-    if not (scenario / "scenario.json").is_file():  # written last
-        with console.progress_bar("fit") as progress:
-            fit(
-                logs, scenario, seed=seed, ensemble=sizes.ensemble, epochs=sizes.epochs, threads=THREADS,
-                progress=progress,
-            )  # fmt: skip
+    with console.progress_bar("fit") as progress:
+        fit(logs, scenario, seed=seed, ensemble=sizes.ensemble, epochs=sizes.epochs, progress=progress)
     train(
         ENV_ID,
         policy,
@@ -81,7 +76,7 @@ def run_demo(
         seed=seed,
         resume=True,
         progress=True,
-        threads=THREADS,
+        threads=1,
     )
     if not (report / RESULTS).is_file():  # written last
         policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
@@ -145,9 +140,7 @@ def refit_shipped(
         with console.progress_bar(f"{name}: collect") as progress:
             collect(logs, preset_name=name, sessions=sessions, seed=seed, progress=progress)
         with console.progress_bar(f"{name}: fit") as progress:
-            fidelity[name] = fit(
-                logs, fitted, seed=seed, ensemble=ensemble, threads=THREADS, progress=progress
-            )
+            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, progress=progress)
         for file in SIMULATOR_FILES:
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(fitted / file, temporary)

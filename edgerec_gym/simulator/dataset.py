@@ -244,6 +244,8 @@ class SessionStream:
             chunk = Sessions.from_table(table, self.reader.config, self.reader.catalog)
             if self.keep is not None:
                 chunk = chunk.select(np.flatnonzero(self.keep(chunk.session)))
+            if not len(chunk):
+                continue
             slots += len(chunk.item)
             waiting.append(chunk)
             streaming = streaming or slots > self.cached_slots

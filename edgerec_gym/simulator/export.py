@@ -14,10 +14,9 @@ from safetensors.numpy import save_file
 
 from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import MissingExtraError
-from edgerec_gym.simulator.model import N_UNIFORMS, UserNetwork
-from edgerec_gym.users.base import CONTEXT_SIZE, WINDOW
+from edgerec_gym.simulator.model import UserNetwork
 
-INPUTS = ("cards", "context", "user", "state", "uniforms")
+INPUTS = ("slot", "state")
 OUTPUTS = ("response", "new_state")
 OPSET = 20
 
@@ -42,6 +41,7 @@ def export(networks: list[UserNetwork], features: np.ndarray, hours: np.ndarray,
         for k, network in enumerate(networks)
         for name, value in network.state_dict().items()
     }
+    tensors["answer"] = np.array([networks[0].answer.start, networks[0].answer.stop], np.int32)
     tensors |= {"starts.features": features.astype(np.float32), "starts.hour": hours.astype(np.int32)}
     with atomic_path(folder / "simulator.safetensors") as temporary:
         save_file(tensors, temporary)
@@ -54,14 +54,7 @@ def _step_graph(network: UserNetwork) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError:
         raise MissingExtraError("exporting users", "train") from None
-    inputs = network.inputs
-    example = (
-        torch.rand(3, WINDOW, inputs.width),
-        torch.rand(3, CONTEXT_SIZE),
-        torch.rand(3, inputs.user_scale.shape[0]),
-        torch.zeros(3, network.state_size),
-        torch.rand(3, N_UNIFORMS),
-    )
+    example = (torch.rand(3, sum(network.slot_sizes)), torch.zeros(3, network.state_size))
     batch = torch.export.Dim("batch", min=1)
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -98,7 +98,7 @@ def fit(
     work = _work_folder(out, settings, resume)
     train, held_out = _split(reader, held_out_from)
     stopping = _first_sessions(held_out, STOPPING_SESSIONS)
-    seen = _Statistics(reader.config)
+    seen = _Statistics(reader.config, seed)
     for chunk in train.chunks():
         seen.add(chunk)
     if not seen.slots or stopping is None:
@@ -122,7 +122,7 @@ def fit(
     figures["epochs"] = [trainer.progress.epoch for trainer in trainers]
     if "leave" in reader.unidentified:
         figures["leave"] = f"not identified: a constant hazard of {seen.hazard:.4f} a slot, from session lengths"
-    export(networks, *seen.starts(seed), folder=out)
+    export(networks, *seen.starts, folder=out)
     synthetic = reader.provenance.get("synthetic")
     Scenario(
         name=out.resolve().name,
@@ -249,12 +249,11 @@ def _run(trainers: list[Trainer], epochs: int, slots: int, threads: int, progres
 class _Statistics:
     """What one pass over the training sessions tells: units of the inputs, session starts, session ends."""
 
-    def __init__(self, config: FeedConfig) -> None:
-        self.config = config
+    def __init__(self, config: FeedConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
         self.slots = self.sessions = self.ended = 0
         self._moments: dict[str, list[Any]] = {}
-        self._features: list[np.ndarray] = []
-        self._hours: list[np.ndarray] = []
+        self._starts = (np.zeros(0), np.zeros((0, config.n_user_features), np.float32), np.zeros(0, np.int32))
 
     def add(self, chunk: Sessions) -> None:
         """Take in a chunk."""
@@ -269,8 +268,7 @@ class _Statistics:
         self.sessions += int(answered.sum())
         # A session as long as the feed allows did not end by itself.
         self.ended += int((np.diff(chunk.starts)[answered] < self.config.max_slots).sum())
-        self._features.append(chunk.user)
-        self._hours.append(chunk.context[chunk.starts[:-1], HOUR])
+        self._sample_starts(chunk)
 
     def _count(self, name: str, values: np.ndarray) -> None:
         values = values.astype(np.float64)
@@ -307,10 +305,15 @@ class _Statistics:
         """Probability per answered slot that a session ends by itself."""
         return min(0.5, max(self.ended, 1) / self.slots)
 
-    def starts(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Table of session starts: features (S, U) float32, hour (S,) int32, at most MOST_STARTS rows."""
-        features, hours = np.concatenate(self._features), np.concatenate(self._hours)
-        rows = np.arange(len(hours))
-        if len(rows) > MOST_STARTS:
-            rows = np.sort(np.random.default_rng([seed, 3]).choice(len(rows), MOST_STARTS, replace=False))
-        return features[rows].astype(np.float32), hours[rows].astype(np.int32)
+    def _sample_starts(self, chunk: Sessions) -> None:
+        """Keep the sessions with the lowest random numbers: a sample without replacement, in one pass."""
+        draw = np.random.default_rng([self.seed, 3, int(chunk.session[0])]).random(len(chunk))
+        hour = chunk.context[chunk.starts[:-1], HOUR].astype(np.int32)
+        both = [np.concatenate(pair) for pair in zip(self._starts, (draw, chunk.user, hour), strict=True)]
+        lowest = np.argsort(both[0], kind="stable")[:MOST_STARTS]
+        self._starts = both[0][lowest], both[1][lowest], both[2][lowest]
+
+    @property
+    def starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Table of session starts: features (S, U) float32, hour (S,) int32; at most MOST_STARTS rows."""
+        return self._starts[1:]

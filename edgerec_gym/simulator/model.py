@@ -32,6 +32,7 @@ from edgerec_gym.simulator.inputs import (
 )
 from edgerec_gym.users.base import (
     CLICK,
+    CONTEXT_SIZE,
     COUNT_LEVELS,
     DELETE_REASONS,
     DWELL_BUCKETS,
@@ -111,6 +112,7 @@ class UserNetwork(nn.Module):
         frozen = [*self.memory_sizes, N_CONTEXT_CODE] if self.frozen_pages else []
         self.state_sizes = [*self.memory_sizes, seen, N_ACTIONS, *frozen]
         self.state_size = sum(self.state_sizes)
+        self.slot_sizes = [WINDOW * self.inputs.width, CONTEXT_SIZE, users, N_UNIFORMS]
         at = sum(self.memory_sizes) + seen
         self.answer = slice(at, at + N_ACTIONS)  # columns of the state that hold the last answer
         self._start_heads()
@@ -223,21 +225,18 @@ class UserNetwork(nn.Module):
 
     # --- one slot, for playing ------------------------------------------------------------------
 
-    def forward(
-        self, cards: Tensor, context: Tensor, user: Tensor, state: Tensor, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, slot: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Absorb the last answer, then answer one slot.
 
         Args:
-            cards: (N, 5, F + T) window of the focused card.
-            context: (N, 8).
-            user: (N, U).
+            slot: (N, slot_size): window of cards (5 x (F + T)), context (8), user (U), N_UNIFORMS uniforms.
             state: (N, state_size); zeros at the start of a session.
-            uniforms: (N, N_UNIFORMS) in [0, 1).
 
         Returns:
             response (N, RESPONSE_SIZE) and the new state.
         """
+        flat, context, user, uniforms = slot.split(self.slot_sizes, 1)
+        cards = flat.view(-1, WINDOW, self.inputs.width)
         embeddings, attributes, code = self.inputs(cards, context)
         parts = state.split(self.state_sizes, 1)
         memory = self._absorb(parts)
