@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
@@ -135,6 +136,13 @@ class PointerNetwork(BaseFeaturesExtractor):
         self.lookahead = shapes["screen"][0] if "screen" in shapes else 0
         self.track = infer_track(n_pool, n_cards, n_actions) if track is None else track
 
+        self.group_sizes = {
+            "joint": [n_pool, n_cards, 1],
+            "rerank": [n_pool],
+            "mix": [1, n_cards],
+            "request": [1, 1],
+        }[self.track]
+
         n_matches = 2 * heads + 1 + self.lookahead  # one a query vector
         n_candidate = n_matches + N_SCALARS
         n_state = shapes["context"][0] + shapes["user"][0] - self.d + hidden + 3 * n_candidate
@@ -208,6 +216,26 @@ class PointerNetwork(BaseFeaturesExtractor):
         types = cards[..., self.d + N_SCALARS :]
         per_type = context[:, len(CONTEXT) :].unflatten(-1, (2, self.n_types - 1))  # (B, 2, T - 1)
         return torch.cat((types, types[..., 1:] @ per_type.transpose(1, 2)), -1)
+
+
+class GroupedCategorical(MaskableCategoricalDistribution):
+    """Categorical over pool rows, cards and request whose mode is taken group first, then within it.
+
+    A hundred good pool rows share their group's probability, so a plain argmax would prefer the one request
+    over any of them. For a single group the two are the same.
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__(sum(sizes))
+        self.sizes = sizes
+
+    def mode(self) -> Tensor:
+        """Return (B,) int64, the most probable action of the most probable group."""
+        groups = self.distribution.probs.split(self.sizes, dim=1)
+        best_group = torch.stack([group.sum(1) for group in groups], 1).argmax(1, keepdim=True)
+        starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
+        best = torch.stack([group.argmax(1) + start for group, start in zip(groups, starts, strict=True)], 1)
+        return best.gather(1, best_group).squeeze(1)
 
 
 class _Split(nn.Module):
@@ -285,8 +313,9 @@ class PointerPolicy(MaskableActorCriticPolicy):
         }
 
     def _build(self, lr_schedule: Any) -> None:
-        n_actions = int(self.action_space.n)
-        self.mlp_extractor = _Split(n_actions, self.hidden)
+        network = self.features_extractor
+        self.action_dist = GroupedCategorical(network.group_sizes)
+        self.mlp_extractor = _Split(sum(network.group_sizes), self.hidden)
         self.action_net = nn.Identity()
         self.value_net = nn.Linear(self.hidden, 1)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)

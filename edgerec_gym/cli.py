@@ -15,7 +15,7 @@ from edgerec_gym.errors import InputError, MissingExtraError
 
 # typer brings its own copy of click since 0.2x; this is the UsageError of whichever it uses.
 UsageError: Any = typer.BadParameter.__base__
-SHIPPED_SESSIONS = 20_000  # logs behind a shipped scenario
+SHIPPED_SESSIONS = 10_000  # logs behind a shipped scenario
 
 
 class OneLineErrors(TyperGroup):
@@ -150,7 +150,7 @@ def fit(
         return
     if real:
         console.print_table(
-            "mean click AUC within an impression, validation week",
+            "validation week: click AUC within an impression, mean over impressions",
             ["ranked by", "AUC"],
             [
                 ["item popularity", f"{reference['popularity']:.3f}"],
@@ -231,7 +231,7 @@ def evaluate(
     from edgerec_gym.agents.lookup import find_policies
     from edgerec_gym.evaluate import KEEP, REFERENCE, evaluate
     from edgerec_gym.registration import track_of
-    from edgerec_gym.report import write_report
+    from edgerec_gym.report import require_matplotlib, write_report
     from edgerec_gym.scenario import Scenario
 
     names, track = list(policies or ()), track_of(env_id)
@@ -239,8 +239,9 @@ def evaluate(
     if not users:
         users = ["learned"] if loaded.synthetic is None else ["learned", "synthetic"]
     names = [KEEP, *(names or baselines_of(track)), *([REFERENCE] if "synthetic" in users else [])]
-    if out is not None:
-        make_folder(out)  # a folder that cannot be written to is better known before the work
+    if out is not None:  # what stops the report is better known before the work
+        require_matplotlib()
+        make_folder(out)
     found = find_policies(names, env_id, loaded, users[0], seed)
     with console.interruptible("nothing is kept"), console.progress_bar("evaluate") as progress:
         results = evaluate(
@@ -268,7 +269,8 @@ def info(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a scenario is: sizes, where it comes from, how well its users fit."""
+    """Show what a scenario is: what is unlike the default, where it comes from, how well its users fit."""
+    from edgerec_gym.config import FeedConfig
     from edgerec_gym.scenario import Scenario
 
     loaded = Scenario.load(scenario)
@@ -282,8 +284,10 @@ def info(
     }
     if as_json:
         console.print_json(content)
-    else:
-        console.print_nested(content)
+        return
+    usual = FeedConfig().to_dict()
+    unusual = {name: value for name, value in loaded.config.to_dict().items() if value != usual[name]}
+    console.print_nested(content | {"config": unusual or "as the preset default"})
 
 
 @app.command("scenario")

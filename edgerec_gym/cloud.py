@@ -120,12 +120,12 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudState:
 
 
 @njit
-def was_shown(state, row, item):
-    """Whether an item was placed this session (open-addressing hash set)."""
-    mask = state.shown.shape[1] - 1
+def was_shown(shown, item):
+    """Whether an item is in a session's hash set of placed items (open addressing)."""
+    mask = shown.shape[0] - 1
     place = (item * 40503) & mask
-    while state.shown[row, place] != UNUSED:
-        if state.shown[row, place] == item:
+    while shown[place] != UNUSED:
+        if shown[place] == item:
             return True
         place = (place + 1) & mask
     return False
@@ -142,40 +142,50 @@ def mark_shown(state, row, item):
 
 
 @njit
-def _interest_scale(state, row):
-    """1 / (1 + length): little evidence counts little, much evidence counts as a direction."""
-    total = 0.0
-    for k in range(state.n_embedding):
-        total += state.wire_interest[row, k] ** 2
-    return 1.0 / (1.0 + math.sqrt(total))
+def _query(state, cloud, row):
+    """What the cloud looks for, (d,): its score of an embedding is the product with it, in logits.
+
+    Little evidence of recent behaviour counts little, much evidence counts as a direction.
+    """
+    d = state.n_embedding
+    user, recent = state.observation[row, state.user_at : state.user_at + d], state.wire_interest[row]
+    length = 0.0
+    for k in range(d):
+        length += recent[k] ** 2
+    scale = cloud.recent_weight / (1.0 + math.sqrt(length))
+    query = np.empty(d)
+    for k in range(d):
+        query[k] = cloud.long_term_weight * user[k] + scale * recent[k]
+    return query
 
 
 @njit
-def _match(state, cloud, row, vectors, i, scale):
-    """Score in logits of one embedding against what the cloud knows of the user."""
-    long_term, recent = 0.0, 0.0
-    for k in range(state.n_embedding):
-        long_term += state.observation[row, state.user_at + k] * vectors[i, k]
-        recent += state.wire_interest[row, k] * vectors[i, k]
-    return cloud.long_term_weight * long_term + cloud.recent_weight * scale * recent
+def _match(query, vectors, i):
+    """Score in logits of one embedding."""
+    total = 0.0
+    for k in range(query.shape[0]):
+        total += query[k] * vectors[i, k]
+    return total
 
 
 @njit
 def build_page(state, cloud, row):
     """Replace the pool and the cards of a row by a fresh page that repeats no item already shown."""
-    scale = _interest_scale(state, row)
-    _fill_pool(state, cloud, row, scale)
-    _fill_cards(state, cloud, row, scale)
+    query = _query(state, cloud, row)
+    _fill_pool(state, cloud, row, query)
+    _fill_cards(state, cloud, row, query)
 
 
 @njit
-def _fill_pool(state, cloud, row, scale):
+def _fill_pool(state, cloud, row, query):
+    embeddings, scalars, ranking_noise = cloud.embeddings, cloud.scalars, cloud.noise
+    centroids, shown = cloud.centroids, state.shown[row]
     key, slot, n_pool = state.key[row], state.slot[row], state.n_pool
     n_groups = cloud.centroids.shape[0]
     group_score = np.empty(n_groups)
     for g in range(n_groups):
-        noise = cloud.noise * fast_normal(key, slot, PAGE_GROUP, g)
-        group_score[g] = -_match(state, cloud, row, cloud.centroids, g, scale) - noise
+        noise = ranking_noise * fast_normal(key, slot, PAGE_GROUP, g)
+        group_score[g] = -_match(query, centroids, g) - noise
     group_order = np.argsort(group_score)
 
     capacity = max(cloud.probed_categories * cloud.scan_limit, n_pool) + cloud.scan_limit
@@ -194,11 +204,11 @@ def _fill_pool(state, cloud, row, scale):
         first = np.int64(offset % np.uint64(size))
         for j in range(min(size, cloud.scan_limit)):
             i = start + (first + j) % size
-            if was_shown(state, row, i):
+            if was_shown(shown, i):
                 continue
             item[found], group[found] = i, g
-            score[found] = _match(state, cloud, row, cloud.embeddings, i, scale) + cloud.scalars[i, 1]
-            rank[found] = -score[found] - cloud.noise * fast_normal(key, slot, PAGE_NOISE, i)
+            score[found] = _match(query, embeddings, i) + scalars[i, 1]
+            rank[found] = -score[found] - ranking_noise * fast_normal(key, slot, PAGE_NOISE, i)
             found += 1
 
     # Best first, at most `quota` of one category while others can fill the page.
@@ -225,7 +235,7 @@ def _fill_pool(state, cloud, row, scale):
 
 
 @njit
-def _fill_cards(state, cloud, row, scale):
+def _fill_cards(state, cloud, row, query):
     """Card row m gets the best of a random handful of items of type 1 + m mod (T - 1)."""
     key, slot = state.key[row], state.slot[row]
     width = state.n_features + state.n_types
@@ -242,9 +252,9 @@ def _fill_cards(state, cloud, row, scale):
                 ^ np.uint64(m * 65536 + j),
             )
             i = start + np.int64(draw % np.uint64(size))
-            score = _match(state, cloud, row, cloud.embeddings, i, scale) + cloud.scalars[i, 1]
+            score = _match(query, cloud.embeddings, i) + cloud.scalars[i, 1]
             rank = score + cloud.noise * fast_normal(key, slot, CARD_NOISE, i)
-            if rank > best_rank and not was_shown(state, row, i) and not _on_cards(state, row, m, i):
+            if rank > best_rank and not was_shown(state.shown[row], i) and not _on_cards(state, row, m, i):
                 best, best_rank, best_score = i, rank, score
         state.card_items[row, m] = best
         at = state.cards_at + m * width

@@ -25,16 +25,14 @@ def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        pad_edge=False, show_edge=False,
-    )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for k, name in enumerate(header):
         table.add_column(name, justify="right" if k else "left", no_wrap=True)
     for cells in body:
         table.add_row(*cells)
-    Console(highlight=False).print(table, "")
+    Console(highlight=False).print(Text(title, style="bold"), table, "")
 
 
 def print_results(results: list[dict[str, Any]]) -> None:
@@ -50,8 +48,8 @@ def print_nested(values: dict[str, Any], indent: int = 0) -> None:
             print(f"{'  ' * indent}{key}")
             print_nested(value, indent + 1)
         else:
-            if isinstance(value, list | tuple):
-                value = ", ".join(map(str, value))
+            if isinstance(value, dict | list | tuple):
+                value = ", ".join(map(str, value)) or "none"
             print(f"{'  ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
 
 

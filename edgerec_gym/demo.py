@@ -11,7 +11,7 @@ from edgerec_gym import console
 from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.config import PRESETS, preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.report import RESULTS, read_training_curve, write_report
+from edgerec_gym.report import RESULTS, read_training_curve, require_matplotlib, write_report
 from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
@@ -57,6 +57,7 @@ def run_demo(
     from edgerec_gym.logs.collect import collect
     from edgerec_gym.simulator.fit import fit
 
+    require_matplotlib()  # better known before the work
     out, sizes = make_folder(out), QUICK if quick else Sizes()
     logs, scenario, policy, report = (out / name for name in ("logs", "scenario", "policy", "report"))
     if fresh and (out / RECORD).is_file():
@@ -64,6 +65,8 @@ def run_demo(
             shutil.rmtree(folder, ignore_errors=True)
         (out / RECORD).unlink()
     _same_arguments(out, {"seed": seed, **asdict(sizes)})
+    if (report / RESULTS).is_file():  # written last: everything is finished
+        return read_json(report / RESULTS)["results"], report
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
     with console.progress_bar("fit") as progress:
@@ -78,20 +81,19 @@ def run_demo(
         progress=True,
         threads=1,
     )
-    if not (report / RESULTS).is_file():  # written last
-        policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
-        with console.progress_bar("evaluate") as progress:
-            results = evaluate(
-                policies,
-                env_id=ENV_ID,
-                scenario=str(scenario),
-                users=USERS,
-                sessions=sizes.evaluate_sessions,
-                seed=seed,
-                progress=console.over_all(progress, policies, USERS),
-            )
-        write_report(results, report, training_curve=read_training_curve(policy), title="edgerec demo")
-    return read_json(report / RESULTS)["results"], report
+    policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
+    with console.progress_bar("evaluate") as progress:
+        results = evaluate(
+            policies,
+            env_id=ENV_ID,
+            scenario=str(scenario),
+            users=USERS,
+            sessions=sizes.evaluate_sessions,
+            seed=seed,
+            progress=console.over_all(progress, policies, USERS),
+        )
+    write_report(results, report, training_curve=read_training_curve(policy), title="edgerec demo")
+    return results, report
 
 
 def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:

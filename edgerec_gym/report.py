@@ -107,6 +107,14 @@ def _cell(row: Result, column: Column) -> str:
     return f"{mean} [{low}, {high}]" if column.interval else mean
 
 
+def require_matplotlib() -> None:
+    """Raise MissingExtraError if the plots cannot be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("a report with plots", "render") from None
+
+
 def write_report(
     results: list[Result],
     out: str | Path,
@@ -132,10 +140,7 @@ def write_report(
     """
     if not results:
         raise InputError("no results to report")
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("a report with plots", "render") from None
+    require_matplotlib()
     folder = make_folder(out)
     plots = {"reward": _reward_figure(results), "behaviour": _behaviour_figure(results)}
     if any(estimate(row, "bias") for row in results):

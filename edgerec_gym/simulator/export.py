@@ -2,87 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from edgerec_gym.atomic import atomic_path
-from edgerec_gym.errors import MissingExtraError
+from edgerec_gym.simulator.graph import answer_columns, step_graph
 from edgerec_gym.simulator.model import UserNetwork
-
-INPUTS = ("slot", "state")
-OUTPUTS = ("response", "new_state")
-OPSET = 20
+from edgerec_gym.simulator.pack import pack
 
 
 def export(networks: list[UserNetwork], features: np.ndarray, hours: np.ndarray, folder: Path) -> None:
-    """Write simulator.onnx (one step, dynamic batch) and simulator.safetensors.
+    """Write simulator.onnx (one step, any batch size) and simulator.safetensors.
 
-    The graph holds the weights of the first member under their names; the others take their place at run
-    time. Files are the same, byte for byte, for the same weights and package versions.
+    The graph holds the weights of the first member under their names; those of any member, in the other
+    file as "member0.<name>", ..., take their place at run time. The same weights give the same bytes.
 
     Args:
-        networks: the members.
+        networks: the members, all of one shape.
         features: (S, U) float32 user features of session starts.
         hours: (S,) int32 their hours.
         folder: where to write; it must exist.
     """
-    graph = _step_graph(networks[0])
+    weights = [pack(network) for network in networks]
     with atomic_path(folder / "simulator.onnx") as temporary:
-        temporary.write_bytes(graph)
-    tensors = {
-        f"member{k}.{name}": np.ascontiguousarray(value.numpy())
-        for k, network in enumerate(networks)
-        for name, value in network.state_dict().items()
+        temporary.write_bytes(step_graph(networks[0], weights[0]))
+    tensors = {f"member{k}.{name}": values for k, member in enumerate(weights) for name, values in member.items()}
+    tensors |= {
+        "answer": np.array(answer_columns(networks[0]), np.int32),  # columns of the state with the last answer
+        "starts.features": np.ascontiguousarray(features, np.float32),
+        "starts.hour": hours.astype(np.int32),
     }
-    tensors["answer"] = np.array([networks[0].answer.start, networks[0].answer.stop], np.int32)
-    tensors |= {"starts.features": features.astype(np.float32), "starts.hour": hours.astype(np.int32)}
     with atomic_path(folder / "simulator.safetensors") as temporary:
-        save_file(tensors, temporary)
-
-
-def _step_graph(network: UserNetwork) -> bytes:
-    """Export one step, without the traces and paths that exporters leave in it."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("exporting users", "train") from None
-    example = (torch.rand(3, sum(network.slot_sizes)), torch.zeros(3, network.state_size))
-    batch = torch.export.Dim("batch", min=1)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                network,
-                example,
-                input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
-                dynamic_shapes={name: {0: batch} for name in INPUTS},
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,  # folding would bake the first member's weights into constants
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
-    model = program.model_proto
-    model.doc_string = model.producer_name = model.producer_version = ""
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.name, graph.doc_string = "simulator", ""
-    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    del graph.value_info[:]
-    onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+        temporary.write_bytes(save(tensors))

@@ -153,7 +153,7 @@ class InputEncoder(nn.Module):
             context: (N, 8).
 
         Returns:
-            embeddings (N, 5, d), attributes (N, 5, n_attributes), context code (N, N_CONTEXT_CODE).
+            scaled cards (N, 5, F + T), attributes (N, 5, n_attributes), context code (N, N_CONTEXT_CODE).
         """
         scaled = cards * self.card_scale
         ctr = cards[:, :, self.d + 1 : self.d + 2].clamp(LEAST_CTR, 1 - LEAST_CTR)
@@ -161,4 +161,4 @@ class InputEncoder(nn.Module):
         attributes = torch.cat([scaled[:, :, self.d :], logit], 2)
         fading = torch.exp(context @ self.context_ages + self.age_shift)
         waves = torch.sin(context @ self.context_waves + self.wave_shift)
-        return scaled[:, :, : self.d], attributes, torch.cat([context * self.context_scale, fading, waves], 1)
+        return scaled, attributes, torch.cat([context * self.context_scale, fading, waves], 1)

@@ -60,7 +60,8 @@ HEADS = {
 NEVER = -1e4  # logit of a level that does not exist
 DECAYS = (0.6, 0.8, 0.9, 0.97)  # of evidence, per slot
 CHANNELS = 2  # of evidence, per decay
-QUERIES = 2  # vectors that the memory compares a card with
+QUERIES = 3  # vectors that the memory compares a card with
+PAIRS = 4  # ways to compare a card with each card of its window
 
 Memory = tuple[Tensor, Tensor, Tensor]  # exposure (N, H), page view (N, H'), evidence (N, channels * d)
 Window = tuple[Tensor, Tensor, Tensor]  # what InputEncoder returns
@@ -93,15 +94,13 @@ class UserNetwork(nn.Module):
         self.evidence = nn.Linear(N_ANSWER_CODE, self.n_evidence)
         remembered = hidden + page_view + users
         self.query = nn.Linear(remembered, QUERIES * self.d)
-        matches = WINDOW + self.n_evidence + QUERIES + 1
-        width = remembered + seen - attributes + WINDOW * (attributes + 1)
-        width += matches + 2 * self.n_evidence + (QUERIES + 1) * self.d
-        self.trunk = nn.Sequential(nn.Linear(width, trunk), nn.SiLU(), nn.Linear(trunk, trunk), nn.SiLU())
+        self.pair = nn.Linear(self.inputs.width, PAIRS, bias=False)
+        width = remembered + self.d + WINDOW * (attributes + PAIRS) + N_CONTEXT_CODE
+        width += 3 * self.n_evidence + QUERIES * self.d
+        self.trunk = nn.Sequential(nn.Linear(width, trunk), nn.ReLU(), nn.Linear(trunk, trunk), nn.ReLU())
         self.heads = nn.Linear(trunk, sum(HEADS.values()))
-        self.click_skip = nn.Linear(width, 1, bias=False)
         self.exposure_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS, HEADS["exposure"]))
         self.click_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS))
-        self.page_view_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS, PAGE_VIEW_BUCKETS))
         self.signs_by_page_view = nn.Parameter(torch.zeros(PAGE_VIEW_BUCKETS, N_SIGNS))
         self.leave_by_actions = nn.Parameter(torch.zeros(1, N_ACTIONS))
         self.register_buffer("decay", torch.tensor(DECAYS).repeat_interleave(CHANNELS))
@@ -122,7 +121,6 @@ class UserNetwork(nn.Module):
         """Small heads. Levels that do not exist and heads that cannot be fitted stay as they are set here."""
         self.heads.weight.mul_(0.1)
         self.heads.bias.zero_()
-        self.click_skip.weight.zero_()
         bias, weight = self._by_head(self.heads.bias), self._by_head(self.heads.weight)
         bias["click"].fill_(-3.0)
         bias["leave"].fill_(-4.0)
@@ -148,26 +146,21 @@ class UserNetwork(nn.Module):
 
     def _logits(self, window: Window, user: Tensor, memory: Memory) -> dict[str, Tensor]:
         """Logits of every head before any sample of the slot is known, (N, levels) each."""
-        embeddings, attributes, context = window
+        cards, attributes, context = window
         exposure, page_view, evidence_flat = memory
         evidence = evidence_flat.view(-1, self.n_evidence, self.d)
         remembered = torch.cat([exposure, page_view, user], 1)
-        query = self.query(remembered).view(-1, QUERIES, self.d)
         # How the focused card compares with its neighbours, with what was seen, and with what is wanted.
-        vectors = torch.cat([embeddings, evidence, query, user[:, None, : self.d]], 1)
-        products = vectors * embeddings[:, FOCUSED : FOCUSED + 1]
-        matches = products.sum(2)
-        size = torch.sqrt((evidence * evidence).sum(2) + 1)
-        cosines = matches[:, WINDOW : WINDOW + self.n_evidence] / size
-        wanted = products[:, WINDOW + self.n_evidence :].flatten(1)
-        types = attributes[:, :, 4:-1]
-        same_type = (types * types[:, FOCUSED : FOCUSED + 1]).sum(2)
-        focused, others = embeddings[:, FOCUSED], attributes.flatten(1)
-        inputs = torch.cat(
-            [remembered, focused, others, context, matches, cosines, size, wanted, same_type], 1
-        )  # (N, width)
+        pairs = self.pair(cards * cards[:, FOCUSED : FOCUSED + 1]).flatten(1)
+        focused = cards[:, FOCUSED, : self.d]
+        matches = (evidence @ focused[:, :, None]).flatten(1)
+        size = evidence.norm(dim=2)
+        wanted = self.query(remembered) * focused.repeat(1, QUERIES)
+        inputs = torch.cat(  # (N, width)
+            [remembered, focused, attributes.flatten(1), context, pairs, matches, size, matches / (size + 1), wanted],
+            1,
+        )
         logits = dict(zip(HEADS, self.heads(self.trunk(inputs)).split(list(HEADS.values()), 1), strict=True))
-        logits["click"] = logits["click"] + self.click_skip(inputs)
         return logits
 
     # --- a whole session at once, for fitting ---------------------------------------------------
@@ -182,9 +175,9 @@ class UserNetwork(nn.Module):
         mask = torch.arange(batch.context.shape[1])[None] < batch.length[:, None]  # (B, T)
         cards = batch.cards.unfold(1, WINDOW, 1)[mask].transpose(1, 2)  # (N, 5, F + T)
         rows = batch.actions[mask]
-        embeddings, attributes, context = self.inputs(cards, batch.context[mask])
+        scaled, attributes, context = self.inputs(cards, batch.context[mask])
         seen = torch.zeros(*mask.shape, self.state_sizes[len(self.memory_sizes)])
-        seen[mask] = torch.cat([embeddings[:, FOCUSED], attributes[:, FOCUSED], context], 1)
+        seen[mask] = torch.cat([scaled[:, FOCUSED, : self.d], attributes[:, FOCUSED], context], 1)
         memory = self._remember(seen, batch.actions[:, :, :N_ACTIONS])
         if self.frozen_pages:
             first = _page_starts(batch.context)[:, :, None]
@@ -192,13 +185,12 @@ class UserNetwork(nn.Module):
             context = seen[:, :, -N_CONTEXT_CODE:].gather(1, first.expand(-1, -1, N_CONTEXT_CODE))[mask]
         user = (batch.user * self.inputs.user_scale)[:, None].expand(-1, mask.shape[1], -1)[mask]
         exposure, page_view, evidence = (m[mask] for m in memory)
-        logits = self._logits((embeddings, attributes, context), user, (exposure, page_view, evidence))
+        logits = self._logits((scaled, attributes, context), user, (exposure, page_view, evidence))
         by_dwell = logits["click"] + self.click_by_dwell
         logits["click_probability"] = (torch.softmax(logits["dwell"], 1) * torch.sigmoid(by_dwell)).sum(1)
         dwell, opened = hat(rows[:, :1], DWELL_BUCKETS), hat(rows[:, PAGE_VIEW : PAGE_VIEW + 1], PAGE_VIEW_BUCKETS)
         logits["exposure"] = logits["exposure"] + dwell @ self.exposure_by_dwell
         logits["click"] = (by_dwell * dwell).sum(1, keepdim=True)
-        logits["page_view"] = logits["page_view"] + dwell @ self.page_view_by_dwell
         logits["signs"] = logits["signs"] + opened @ self.signs_by_page_view
         logits["leave"] = logits["leave"] + rows[:, :N_ACTIONS] @ self.leave_by_actions.T
         return logits, rows
@@ -207,7 +199,9 @@ class UserNetwork(nn.Module):
         """Memory (B, T, size) before each slot of (B, T, ...) slots seen and answered."""
         delay = (0, 0, 1, -1)  # slot t reads what happened up to t - 1
         seen, actions = nn.functional.pad(seen, delay), nn.functional.pad(actions, delay)
+        seen[:, 0, self.d + self.inputs.n_attributes - 1] = -self.inputs.ctr_logit.prod()  # a logit of 0
         code = answer_code(actions)
+        code[:, 0] = 0  # nothing was answered yet
         x = torch.cat([seen, code], 2)
         exposure, _ = self.exposure_gru(x)
         opened = actions[:, :, CLICK].cumsum(1).long()  # (B, T) page views before each slot
@@ -222,83 +216,6 @@ class UserNetwork(nn.Module):
         shown = self.evidence(code)[..., None] * seen[:, :, None, : self.d]  # (B, T, K, d)
         evidence = torch.einsum("kts,bskd->btkd", memory, shown).flatten(2)
         return [exposure, page_view, evidence]
-
-    # --- one slot, for playing ------------------------------------------------------------------
-
-    def forward(self, slot: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Absorb the last answer, then answer one slot.
-
-        Args:
-            slot: (N, slot_size): window of cards (5 x (F + T)), context (8), user (U), N_UNIFORMS uniforms.
-            state: (N, state_size); zeros at the start of a session.
-
-        Returns:
-            response (N, RESPONSE_SIZE) and the new state.
-        """
-        flat, context, user, uniforms = slot.split(self.slot_sizes, 1)
-        cards = flat.view(-1, WINDOW, self.inputs.width)
-        embeddings, attributes, code = self.inputs(cards, context)
-        parts = state.split(self.state_sizes, 1)
-        memory = self._absorb(parts)
-        seen = torch.cat([embeddings[:, FOCUSED], attributes[:, FOCUSED], code], 1)
-        read: tuple[Tensor, ...] = (*memory, code)
-        kept: tuple[Tensor, ...] = ()
-        if self.frozen_pages:
-            starts = (context[:, PAGE_AGE] * context[:, SLOT])[:, None] == 0
-            read = kept = tuple(torch.where(starts, new, old) for new, old in zip(read, parts[-4:], strict=True))
-        logits = self._logits((embeddings, attributes, read[3]), user * self.inputs.user_scale, read[:3])
-        response = self._sample(logits, uniforms)
-        return response, torch.cat([*memory, seen, response[:, :N_ACTIONS], *kept], 1)
-
-    def _absorb(self, parts: tuple[Tensor, ...]) -> Memory:
-        exposure, page_view, evidence, seen, actions = parts[:5]
-        code = answer_code(actions)
-        x = torch.cat([seen, code], 1)
-        opened = _gru_step(self.page_view_gru, x, page_view)
-        page_view = page_view + actions[:, CLICK : CLICK + 1] * (opened - page_view)
-        shown = self.evidence(code)[:, :, None] * seen[:, None, : self.d]
-        evidence = evidence.view(-1, self.n_evidence, self.d) * self.decay[:, None] + shown
-        return _gru_step(self.exposure_gru, x, exposure), page_view, evidence.flatten(1)
-
-    def _sample(self, logits: dict[str, Tensor], uniforms: Tensor) -> Tensor:
-        """Draw a response by inverse distribution functions, one uniform a draw."""
-        p_dwell = torch.softmax(logits["dwell"], 1)
-        duration = _draw(p_dwell @ self.below, uniforms[:, :1]) / (DWELL_BUCKETS - 1)
-        dwell = hat(duration, DWELL_BUCKETS)
-        exposure = (logits["exposure"] + dwell @ self.exposure_by_dwell).view(-1, len(LEVELS), MOST_LEVELS)
-        rest = _draw(torch.softmax(exposure, 2) @ self.below_small, uniforms[:, 1:CLICK, None]).flatten(1)
-        rest = torch.minimum(rest, self.last_level) / self.last_level
-        p_click = torch.sigmoid(logits["click"] + self.click_by_dwell)  # given each dwell bucket
-        click = (uniforms[:, CLICK : CLICK + 1] < (p_click * dwell).sum(1, keepdim=True)).float()
-        # Rows: weights of the buckets whose click it may be (marginal), and the bucket that was drawn.
-        buckets = torch.stack([p_dwell * p_click, dwell], 1)  # (N, 2, 8)
-        p_page_view = torch.softmax(logits["page_view"][:, None] + self.page_view_by_dwell, 2)
-        opened = buckets @ p_page_view  # (N, 2, 8)
-        length = _draw(opened[:, 1] @ self.below, uniforms[:, PAGE_VIEW : PAGE_VIEW + 1]) / (PAGE_VIEW_BUCKETS - 1)
-        p_signs = torch.sigmoid(logits["signs"] + hat(length, PAGE_VIEW_BUCKETS) @ self.signs_by_page_view)
-        signs = (uniforms[:, PAGE_VIEW + 1 : N_ACTIONS] < p_signs).float()
-        buy = logits["signs"][:, BUY_SIGN : BUY_SIGN + 1] + self.signs_by_page_view[:, BUY_SIGN]
-        p_purchase = (opened[:, 0] * torch.sigmoid(buy)).sum(1, keepdim=True)
-        actions = torch.cat([duration, rest, click, torch.cat([length, signs], 1) * click], 1)
-        p_leave = torch.sigmoid(logits["leave"] + actions @ self.leave_by_actions.T)
-        leave = (uniforms[:, N_ACTIONS:] < p_leave).float()
-        p_clicked = (p_dwell * p_click).sum(1, keepdim=True)
-        return torch.cat([actions, leave, p_clicked, p_purchase], 1)
-
-
-def _draw(below: Tensor, uniform: Tensor) -> Tensor:
-    """Level drawn from cumulative probabilities (..., levels - 1); (..., 1)."""
-    return (below <= uniform).float().sum(-1, keepdim=True)
-
-
-def _gru_step(gru: nn.GRU, x: Tensor, h: Tensor) -> Tensor:
-    """One step of a GRU, written out so that it exports to plain matrix products."""
-    n = 2 * gru.hidden_size
-    new = nn.functional.linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
-    old = nn.functional.linear(h, gru.weight_hh_l0, gru.bias_hh_l0)
-    reset, update = torch.sigmoid(new[:, :n] + old[:, :n]).split(gru.hidden_size, 1)
-    candidate = torch.tanh(new[:, n:] + reset * old[:, n:])
-    return candidate + update * (h - candidate)
 
 
 def _page_starts(context: Tensor) -> Tensor:

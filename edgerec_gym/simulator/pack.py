@@ -1,0 +1,211 @@
+"""A network's weights as the step graph wants them: units folded in, gates side by side, offsets as steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerec_gym.simulator.graph import N_ANSWER, Weights
+from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE, InputEncoder
+from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
+from edgerec_gym.users.base import (
+    CLICK,
+    CONTEXT_SIZE,
+    DWELL_BUCKETS,
+    FOCUSED,
+    PAGE_VIEW,
+    PAGE_VIEW_BUCKETS,
+    WINDOW,
+)
+
+CLOSED = 30.0  # logit that shuts a gate
+# Columns of the graph's answer that the network's answer code holds: dwell, e2.., click, opened, d2..d11.
+ANSWER_CODE = [
+    *range(DWELL_BUCKETS),
+    *range(DWELL_BUCKETS + 1, DWELL_BUCKETS + CLICK + 1),
+    *range(DWELL_BUCKETS + N_ACTIONS, N_ANSWER),
+    *range(DWELL_BUCKETS + PAGE_VIEW + 1, DWELL_BUCKETS + N_ACTIONS),
+]
+
+
+class _Inputs:
+    """The affine map from the graph's columns to a layer's inputs, built column by column."""
+
+    def __init__(self, sources: dict[str, int]) -> None:
+        ends = np.cumsum([0, *sources.values()])
+        self.start = dict(zip(sources, ends[:-1], strict=True))
+        self.size = int(ends[-1])
+        self.columns: list[np.ndarray] = []
+        self.offsets: list[float] = []
+
+    def add(self, source: str, column: int, factor: float = 1.0, offset: float = 0.0) -> None:
+        """The layer's next input is factor * column of source + offset."""
+        values = np.zeros(self.size)
+        values[self.start[source] + column] = factor
+        self.columns.append(values)
+        self.offsets.append(offset)
+
+    def add_all(self, source: str, factors: np.ndarray) -> None:
+        """The layer's next inputs are all columns of source, times their factors."""
+        for column, factor in enumerate(factors):
+            self.add(source, column, factor)
+
+    def add_logit(self, encoder: dict[str, np.ndarray], place: int) -> None:
+        """The layer's next input is the logit of base ctr of a card of the window, in the network's units."""
+        centre, factor = encoder["ctr_logit"][0], encoder["ctr_logit"][1] * encoder["near"][place, 0]
+        self.add("logit", place, factor, -centre * factor)
+
+    def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (inputs, outputs) and bias for the graph's columns, of a layer (outputs, inputs)."""
+        return np.stack(self.columns, 1) @ weight.T, bias + weight @ np.array(self.offsets)
+
+
+def _constants(encoder: InputEncoder) -> dict[str, np.ndarray]:
+    return {name: value.double().numpy() for name, value in encoder.named_buffers()}
+
+
+def _context_factors(encoder: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([encoder["context_scale"], np.ones(N_CONTEXT_CODE - CONTEXT_SIZE)])
+
+
+def pack(network: UserNetwork) -> Weights:
+    """Turn a network into the weights of its step graph.
+
+    Returns:
+        float32 arrays by initializer name; matrices are (inputs, outputs).
+    """
+    parameters = {name: value.detach().double().numpy() for name, value in network.named_parameters()}
+    encoder = _constants(network.inputs)
+    layers = {
+        "context": (
+            np.concatenate([encoder["context_ages"], encoder["context_waves"]], axis=1),
+            np.concatenate([encoder["age_shift"], encoder["wave_shift"]]),
+        ),
+        "new": _pack_new(network, parameters, encoder),
+        "old": _pack_old(parameters),
+        "query": _pack_query(network, parameters, encoder),
+        "trunk1": _pack_trunk(network, parameters, encoder),
+        "trunk2": (parameters["trunk.2.weight"].T, parameters["trunk.2.bias"]),
+        "heads": _pack_heads(parameters),
+        "by_dwell": _steps(
+            np.eye(DWELL_BUCKETS),
+            np.linspace(0, 1, DWELL_BUCKETS)[:, None],
+            parameters["exposure_by_dwell"],
+            parameters["click_by_dwell"][:, None],
+        ),
+        "by_page_view": _steps(
+            np.linspace(0, 1, PAGE_VIEW_BUCKETS)[:, None],
+            parameters["signs_by_page_view"],
+            np.eye(PAGE_VIEW_BUCKETS),
+        ),
+    }
+    leave = np.zeros((N_ANSWER, 1))
+    leave[DWELL_BUCKETS : DWELL_BUCKETS + N_ACTIONS] = parameters["leave_by_actions"].T
+    weights = {
+        "card_scale": encoder["card_scale"],
+        "pair": parameters["pair.weight"].T,
+        "decay": network.decay.double().numpy()[:, None],
+        "leave_by_answer": leave,
+    }
+    for name, (weight, bias) in layers.items():
+        weights |= {name: weight, f"{name}.bias": bias}
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
+
+
+def _gates(exposure: np.ndarray, page_view: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of both GRUs by gate: reset, update, candidate."""
+    return list(zip(np.split(exposure, 3), np.split(page_view, 3), strict=True))
+
+
+def _pack_new(
+    network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the last slot and its answer do to the gates of both GRUs, and the strength of evidence."""
+    width = network.inputs.width
+    x = _Inputs({"card": width, "logit": WINDOW, "context": N_CONTEXT_CODE, "answer": N_ANSWER})
+    x.add_all("card", np.ones(width))
+    x.add_logit(encoder, FOCUSED)
+    x.add_all("context", _context_factors(encoder))
+    for column in ANSWER_CODE:
+        x.add("answer", column)
+    code = len(ANSWER_CODE)
+    strength = np.concatenate([np.zeros((network.n_evidence, len(x.columns) - code)), p["evidence.weight"]], axis=1)
+    rows = [r for pair in _gates(p["exposure_gru.weight_ih_l0"], p["page_view_gru.weight_ih_l0"]) for r in pair]
+    biases = [b for pair in _gates(p["exposure_gru.bias_ih_l0"], p["page_view_gru.bias_ih_l0"]) for b in pair]
+    weight, bias = x.fold(np.concatenate([*rows, strength]), np.concatenate([*biases, p["evidence.bias"]]))
+    # The page-view GRU stands still without a click: its update gates are shut.
+    exposure, page_view = network.exposure_gru.hidden_size, network.page_view_gru.hidden_size
+    update = slice(2 * exposure + page_view, 2 * (exposure + page_view))
+    weight[x.start["answer"] + DWELL_BUCKETS + CLICK, update] -= CLOSED
+    bias[update] += CLOSED
+    return weight, bias
+
+
+def _pack_old(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Recurrent weights of both GRUs, apart from each other."""
+    blocks = _gates(p["exposure_gru.weight_hh_l0"], p["page_view_gru.weight_hh_l0"])
+    exposure, page_view = blocks[0][0].shape[1], blocks[0][1].shape[1]
+    columns = []
+    for a, b in blocks:
+        columns += [
+            np.concatenate([a.T, np.zeros((page_view, exposure))]),
+            np.concatenate([np.zeros((exposure, page_view)), b.T]),
+        ]
+    biases = [b for pair in _gates(p["exposure_gru.bias_hh_l0"], p["page_view_gru.bias_hh_l0"]) for b in pair]
+    return np.concatenate(columns, axis=1), np.concatenate(biases)
+
+
+def _pack_query(
+    network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
+    factors = np.concatenate([np.ones(hidden), encoder["user_scale"]])
+    return p["query.weight"].T * factors[:, None], p["query.bias"]
+
+
+def _pack_trunk(
+    network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    width, d, scale = network.inputs.width, network.d, encoder["card_scale"]
+    hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
+    compared = network.trunk[0].in_features - hidden - len(encoder["user_scale"]) - d - N_CONTEXT_CODE
+    compared -= WINDOW * network.inputs.n_attributes
+    x = _Inputs(
+        {
+            "cards": WINDOW * width,
+            "user": len(encoder["user_scale"]),
+            "memory": hidden,
+            "logit": WINDOW,
+            "context": N_CONTEXT_CODE,
+            "compared": compared,
+        }
+    )
+    x.add_all("memory", np.ones(hidden))
+    x.add_all("user", encoder["user_scale"])
+    for k in range(d):
+        x.add("cards", FOCUSED * width + k, scale[FOCUSED, k])
+    for place in range(WINDOW):
+        for k in range(d, width):
+            x.add("cards", place * width + k, scale[place, k])
+        x.add_logit(encoder, place)
+    x.add_all("context", _context_factors(encoder))
+    x.add_all("compared", np.ones(compared))
+    return x.fold(p["trunk.0.weight"], p["trunk.0.bias"])
+
+
+def _pack_heads(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Heads in the graph's order; clicks and purchases also given each bucket of the duration before them."""
+    cuts = np.cumsum(list(HEADS.values()))[:-1]
+    weight = dict(zip(HEADS, np.split(p["heads.weight"], cuts), strict=True))
+    bias = dict(zip(HEADS, np.split(p["heads.bias"], cuts), strict=True))
+    weight["click_by"] = np.repeat(weight["click"], DWELL_BUCKETS, axis=0)
+    bias["click_by"] = bias["click"] + p["click_by_dwell"]
+    weight["buy_by"] = np.repeat(weight["signs"][[BUY_SIGN]], PAGE_VIEW_BUCKETS, axis=0)
+    bias["buy_by"] = bias["signs"][BUY_SIGN] + p["signs_by_page_view"][:, BUY_SIGN]
+    order = ("dwell", "exposure", "click", "click_by", "page_view", "signs", "buy_by", "leave")
+    return np.concatenate([weight[h] for h in order]).T, np.concatenate([bias[h] for h in order])
+
+
+def _steps(*tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tables (levels, k) as sums over the levels that a draw exceeds: weights (levels - 1, k), first row."""
+    table = np.concatenate(tables, axis=1)
+    return np.diff(table, axis=0), table[0]
