@@ -277,7 +277,5 @@ def _import_class(name: str) -> Callable[..., Policy]:
     except AttributeError:
         raise InputError(f"policy {name!r}: module {module!r} has no {attribute!r}") from None
     if not (hasattr(factory, "act") and hasattr(factory, "reset")):
-        raise InputError(
-            f"policy {name!r} is no policy: it needs reset(mask) and act(observation)"
-        )
+        raise InputError(f"policy {name!r} is no policy: it needs reset(mask) and act(observation)")
     return factory

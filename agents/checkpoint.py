@@ -46,9 +46,7 @@ def load_parameters(path: Path, policy: torch.nn.Module) -> None:
     own = dict(policy.named_parameters())
     for name in own.keys() | tensors.keys():
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
-            raise InputError(
-                f"{path}: parameter {name!r} does not fit; another version saved it"
-            )
+            raise InputError(f"{path}: parameter {name!r} does not fit; another version saved it")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])

@@ -52,11 +52,12 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
 def find_policies(
     names: Sequence[str], env_id: str, scenario: str | Scenario, users: str, seed: int = 0
 ) -> list[Policy]:
-    """Return the policies of several names, told apart by their own names; see :func:`find_policy`."""
+    """Return the policies of several names, each once; several trained runs are named by their folders."""
+    runs = [name for name in dict.fromkeys(names) if Path(name).is_dir()]
     found: dict[str, Policy] = {}
     for name in dict.fromkeys(names):
         policy = find_policy(name, env_id, scenario, users, seed)
-        if policy.name in found:
-            policy.name = name  # two runs of one algorithm
+        if name in runs and len(runs) > 1 or policy.name in found:
+            policy.name = name
         found[policy.name] = policy
     return list(found.values())

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from gymnasium import spaces
-from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor, nn
 
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
+
+try:
+    import torch
+    from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from torch import Tensor, nn
+except ImportError:
+    raise MissingExtraError("PointerPolicy", "train") from None
 
 ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
 N_SCALARS = 4  # price level, base ctr, base cvr, freshness

@@ -37,7 +37,7 @@ from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, bounded
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
-from edgerec_gym.registration import track_of
+from edgerec_gym.registration import IDS, track_of
 from edgerec_gym.scenario import Scenario
 
 try:
@@ -62,13 +62,13 @@ class PPOConfig(Config):
 
     learning_rate: float = bounded(3e-3, 1e-7, 1.0)
     final_learning_rate: float = bounded(3e-4, 0.0, 1.0)  # reached linearly at the last step
-    n_steps: int = bounded(16, 2, 100_000)  # slots per environment and update
+    n_steps: int = bounded(32, 2, 100_000)  # slots per environment and update
     batch_size: int = bounded(512, 2, 1_000_000)  # slots per gradient step
     n_epochs: int = bounded(2, 1, 100)  # passes over each update's slots
     gamma: float = bounded(0.95, 0.0, 1.0)  # discount per slot
     gae_lambda: float = bounded(0.95, 0.0, 1.0)
     clip_range: float = bounded(0.2, 0.01, 1.0)
-    ent_coef: float = bounded(0.003, 0.0, 10.0)
+    ent_coef: float = bounded(0.01, 0.0, 10.0)
     vf_coef: float = bounded(0.5, 0.0, 10.0)
     max_grad_norm: float = bounded(0.5, 1e-3, 1e3)
     hidden: int = bounded(32, 2, 4096)  # width of the hidden layers
@@ -88,7 +88,7 @@ def train(
     scenario: Any = "default",
     users: str = "learned",
     steps: int = 200_000,
-    num_envs: int = 256,
+    num_envs: int = 128,
     seed: int = 0,
     checkpoint_every: int = 50_000,
     resume: bool = False,
@@ -99,7 +99,8 @@ def train(
 ) -> dict[str, Any]:
     """Train on the split `train` and write the run's folder.
 
-    The same arguments give the same policy (on one machine and library versions) unless interrupted. The caller's global random generators and torch threads are left as they were.
+    The same arguments give the same policy (on one machine and library versions) unless interrupted. The
+    caller's global random generators and torch threads are left as they were.
 
     Args:
         env_id: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or a track.
@@ -139,7 +140,7 @@ def train(
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "agent": agent,
-        "id": env_id,
+        "id": next(name for name, its_track in IDS.items() if its_track == track),
         "track": track,
         "policy": policy,
         "scenario": {"name": scenario.name, "sha256": _digest(scenario)},
@@ -184,11 +185,12 @@ def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _digest(scenario: Scenario) -> str:
-    """SHA-256 of what the scenario is made of (scenario.json holds the hashes of the other files)."""
+    """SHA-256 of what the scenario is made of (scenario.json holds the hashes of the simulator's files)."""
+    users = scenario.synthetic and scenario.synthetic.to_dict()
+    digest = hashlib.sha256(json.dumps([scenario.config.to_dict(), users]).encode())
     if scenario.path is not None:
-        return hashlib.sha256((scenario.path / "scenario.json").read_bytes()).hexdigest()
-    parts = [scenario.config.to_dict(), scenario.synthetic and scenario.synthetic.to_dict()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        digest.update((scenario.path / "scenario.json").read_bytes())
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -210,7 +212,8 @@ def _spaces(env: Any) -> tuple[spaces.Dict, spaces.Discrete]:
 
 def _sizes(env: Any) -> dict[str, Any]:
     observations, actions = _spaces(_feed(env))
-    return {key: list(space.shape or ()) for key, space in observations.items()} | {"actions": int(actions.n)}
+    shapes = {key: list(space.shape or ()) for key, space in observations.items() if key != "action_mask"}
+    return shapes | {"actions": int(actions.n)}
 
 
 def _policy_kwargs(policy: str, track: str, settings: PPOConfig) -> dict[str, Any]:
@@ -297,7 +300,7 @@ class _Callback(BaseCallback):
 class TrainedPolicy:
     """A trained network as a Policy: the most probable legal action, batched."""
 
-    def __init__(self, name: str, network: Any, threads: int) -> None:
+    def __init__(self, name: str, network: Any, threads: int = 1) -> None:
         self.name, self.network, self.threads = name, network, threads
 
     def reset(self, mask: np.ndarray) -> None:

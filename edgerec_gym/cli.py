@@ -297,6 +297,7 @@ def refit(
     out: Annotated[Path | None, typer.Option(help="Default: the scenarios inside the package.")] = None,
     work: Annotated[Path, typer.Option(help="Logs and unfinished fits.")] = Path("runs/scenario"),
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -304,7 +305,9 @@ def refit(
     from edgerec_gym.demo import refit_shipped
 
     with console.interruptible(f"logs and finished epochs in {work} are kept; the same command resumes"):
-        done = refit_shipped(name, sessions=sessions, out=out, work=work, ensemble=ensemble, seed=seed)
+        done = refit_shipped(
+            name, sessions=sessions, out=out, work=work, ensemble=ensemble, epochs=epochs, seed=seed
+        )
     if as_json:
         console.print_json(done)
         return

@@ -29,7 +29,7 @@ def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for k, name in enumerate(header):
-        table.add_column(name, justify="right" if k else "left", no_wrap=True)
+        table.add_column(name, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for cells in body:
         table.add_row(*cells)
     Console(highlight=False).print(Text(title, style="bold"), table, "")

@@ -26,7 +26,7 @@ class Sizes:
     collect_sessions: int = 4000
     ensemble: int = 2
     epochs: int = 20
-    train_steps: int = 150_000
+    train_steps: int = 250_000
     evaluate_sessions: int = 2000
 
 
@@ -113,6 +113,7 @@ def refit_shipped(
     out: str | Path | None,
     work: str | Path,
     ensemble: int,
+    epochs: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Fit the shipped scenarios again, from freshly collected logs, and record command and seed in them.
@@ -123,6 +124,7 @@ def refit_shipped(
         out: folder that gets one folder for each name; None for the scenarios inside the package.
         work: folder of logs and unfinished fits, which a later call goes on with.
         ensemble: networks in each ensemble.
+        epochs: at most, for each network.
         seed: of logs and fits.
 
     Returns:
@@ -142,12 +144,15 @@ def refit_shipped(
         with console.progress_bar(f"{name}: collect") as progress:
             collect(logs, preset_name=name, sessions=sessions, seed=seed, progress=progress)
         with console.progress_bar(f"{name}: fit") as progress:
-            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, progress=progress)
+            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, epochs=epochs, progress=progress)
         for file in SIMULATOR_FILES:
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(fitted / file, temporary)
         scenario = Scenario.load(fitted)
-        command = f"edgerec scenario --name {name} --sessions {sessions} --ensemble {ensemble} --seed {seed}"
+        options = {"name": name, "sessions": sessions, "ensemble": ensemble, "epochs": epochs, "seed": seed}
+        command = " ".join(
+            ["edgerec scenario", *(f"--{option} {value}" for option, value in options.items())]
+        )
         provenance = {**scenario.provenance, "command": command, "seed": seed}
         replace(scenario, name=name, provenance=provenance).save(target)
     return fidelity

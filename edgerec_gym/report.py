@@ -16,6 +16,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgerec_gym.atomic import atomic_path, make_folder, write_json
 from edgerec_gym.errors import InputError, MissingExtraError
 
@@ -59,6 +61,7 @@ purchases): the same mean, less noise. All policies meet the same sessions with 
 numbers), so *gain over keep* is paired by session; it is the gain in value. *Gap closed* is the share of the
 way from keep (0 %) to the oracle, the track's reference (100 %). *Bias* is how much more value the learned
 users promise than the ground truth gives; the *exploitation gap* is a policy's bias beyond that of keep.
+Dashed lines in the plots mark keep.
 """
 
 
@@ -219,7 +222,8 @@ def _dots(
     axes: Any, results: list[Result], key: str, title: str, unit: str = "", numbers: bool = False
 ) -> None:
     """One line per policy: a dot with its interval for each kind of users, and the mean as a number."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     order = _order(results)
     kinds = [users for users in USERS_STYLE if any(row["users"] == users for row in results)]
@@ -238,7 +242,7 @@ def _dots(
             for (number, _, high), y in zip(rows.values(), at, strict=True):
                 axes.annotate(
                     f"{number:.2f}", (high, y), xytext=(5, 0), textcoords="offset points", va="center",
-                    fontsize=8, color=line,
+                    fontsize=8, color=line, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
     for edge in range(1, len(order)):
         axes.axhline(edge - 0.5, color=FAINT, linewidth=0.7)
@@ -247,7 +251,7 @@ def _dots(
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if unit == "%":
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     _plain(axes)
 
 
@@ -263,6 +267,10 @@ def _reward_figure(results: list[Result]) -> Any:
     figure = _figure(1, len(_order(results)))
     axes = figure.add_subplot()
     _dots(axes, results, "value", "Expected reward per session, with 95 % interval", numbers=True)
+    for row in results:
+        if row["policy"] == "keep":
+            colour = USERS_STYLE[row["users"]][0]
+            axes.axvline(row["value"]["mean"], color=colour, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.5)
     _legend(figure, axes)
     return figure
 
@@ -307,8 +315,13 @@ def _training_figure(curve: dict[str, list[float]]) -> Any:
 
     figure = _figure(1, 5)
     axes = figure.add_subplot()
-    axes.plot(curve["slots"], curve["reward"], color=USERS_STYLE["learned"][0], linewidth=1.8)
-    title = "Training: mean reward of the last 100 sessions"
+    slots, reward = np.array(curve["slots"]), np.array(curve["reward"])
+    width = max(1, len(reward) // 10)
+    smooth = np.convolve(reward, np.full(width, 1 / width), mode="valid")
+    middle = np.convolve(slots, np.full(width, 1 / width), mode="valid")
+    axes.plot(slots, reward, color="#bbbbbb", linewidth=1.2)
+    axes.plot(middle, smooth, color=USERS_STYLE["learned"][0], linewidth=1.8)
+    title = "Training: mean reward of the last 100 sessions (grey) and its moving average"
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("slots played", fontsize=9, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda slots, _: f"{slots:,.0f}"))

@@ -11,7 +11,7 @@ import numpy as np
 
 import edgerec_gym  # noqa: F401  (registers the ids)
 from edgerec_gym.catalog import Catalog
-from edgerec_gym.config import FeedConfig
+from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.simulator.fit import fit
 from edgerec_gym.users.base import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
@@ -32,22 +32,31 @@ vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 scalars = np.column_stack([np.full(ITEMS, 0.5), np.full(ITEMS, -2.0), np.full(ITEMS, 0.1), rng.random(ITEMS)])
 catalog, _ = Catalog.sorted(vectors, scalars, np.zeros(ITEMS, int), topic, 1000 + np.arange(ITEMS))
 
-# 2. The feed that was logged. Sizes say what the environment will look like, too.
+# 2. The feed that was logged: sizes, and a cloud that, as in the log below, ships items at random.
 config = FeedConfig(
-    page_size=PAGE, pool_size=20, n_cards=1, embedding_size=DIMENSIONS, profile_size=0, max_slots=60,
-    exposure_history=20, page_view_history=10,
-)  # fmt: skip
+    page_size=PAGE,
+    pool_size=20,
+    n_cards=1,
+    embedding_size=DIMENSIONS,
+    profile_size=0,
+    max_slots=60,
+    exposure_history=20,
+    page_view_history=10,
+    cloud=CloudConfig(long_term_weight=0, recent_weight=0, noise=1),
+)
 
 
 def made_up_log(session: int) -> dict[str, list]:
     """One session of one user who likes one topic: a row for each slot, columns of the log schema."""
     rng = np.random.default_rng([1, session])
     taste = np.eye(TOPICS, DIMENSIONS)[rng.integers(TOPICS)]
-    slots = int(rng.integers(5, 40))
+    seen = int(rng.integers(5, 40))
+    slots = seen + config.lookahead  # log the cards below the last one that was looked at, too
+    answered = np.arange(slots) < seen
     items = rng.choice(ITEMS, size=slots, replace=False)
-    click = rng.random(slots) < 1 / (1 + np.exp(2.5 - 4 * catalog.embeddings[items] @ taste))
+    click = answered & (rng.random(slots) < 1 / (1 + np.exp(2.5 - 4 * catalog.embeddings[items] @ taste)))
     dwell = np.clip(0.3 + 0.4 * click + 0.2 * rng.random(slots), 0, 1)
-    leave = np.arange(slots) == slots - 1
+    leave = np.arange(slots) == seen - 1
     nothing = [None] * slots
     return {
         "session": [session] * slots,
@@ -73,12 +82,17 @@ def made_up_log(session: int) -> dict[str, list]:
         "randomised": [True] * slots,
         "request": [False] * slots,
         "request_propensity": nothing,
-        "answered": [True] * slots,
-        "exposure_actions": [[d, *[0.0] * (N_EXPOSURE_ACTIONS - 1)] for d in dwell.tolist()],
-        "click": click.tolist(),
-        "page_view_actions": [[0.5, *[0.0] * (N_PAGE_VIEW_ACTIONS - 1)] if c else None for c in click],
-        "leave": leave.tolist(),
+        "answered": answered.tolist(),
+        "exposure_actions": where(answered, [[d, *[0.0] * (N_EXPOSURE_ACTIONS - 1)] for d in dwell]),
+        "click": where(answered, click.tolist()),
+        "page_view_actions": where(click, [[0.5, *[0.0] * (N_PAGE_VIEW_ACTIONS - 1)]] * slots),
+        "leave": where(answered, leave.tolist()),
     }
+
+
+def where(known: np.ndarray, values: list) -> list:
+    """Values where they are known, None elsewhere."""
+    return [value if k else None for k, value in zip(known, values, strict=True)]
 
 
 # 3. Write the log, a part at a time; what your data cannot tell is named, not invented.
@@ -90,7 +104,7 @@ for first in range(writer.sessions, arguments.sessions, 500):
     writer.write({name: [value for rows in sessions for value in rows[name]] for name in sessions[0]})
 writer.finish()
 log = LogReader(arguments.out / "logs")
-clicks = np.concatenate([table["click"].to_numpy() for table in log.batches(["click"])])
+clicks = np.concatenate([table["click"].drop_null().to_numpy() for table in log.batches(["click"])])
 
 # 4. Fit users on it. `edgerec fit LOGS --out SCENARIO` does the same.
 metrics = fit(arguments.out / "logs", arguments.out / "scenario", ensemble=1, epochs=arguments.epochs)
@@ -98,7 +112,7 @@ metrics = fit(arguments.out / "logs", arguments.out / "scenario", ensemble=1, ep
 # 5. Play: the folder is a scenario like any other.
 env = gym.make("EdgeFeed-v0", scenario=str(arguments.out / "scenario"))
 seen = clicked = 0
-for seed in range(50):
+for seed in range(100):
     observation, info = env.reset(seed=seed)
     ended = False
     while not ended:

@@ -1,0 +1,1 @@
+"""How users are learned from logs (torch); users/learned.py plays what is fitted here."""

@@ -41,8 +41,8 @@ from edgerec_gym.users.base import (
 
 SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
 COLUMNS = [
-    "session", "day", "hour", "slot", "item", "page", "page_age", "page_requested", "user_features", *SCALAR_COLUMNS,
-    "answered", "exposure_actions", "click", "page_view_actions", "leave",
+    "session", "hour", "slot", "item", "page", "page_age", "page_requested", "user_features",
+    *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave",
 ]  # fmt: skip
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
 # Levels that each action takes: e1..e6, click, d1..d11, leave.
@@ -109,12 +109,12 @@ class Sessions:
         actions[:, PAGE_VIEW:N_ACTIONS] *= actions[:, CLICK, None]
         actions[:, LEAVE] = _flags(table, "leave")
         actions[~answered] = 0
-        actions = np.round(actions * (ACTION_LEVELS - 1)) / (ACTION_LEVELS - 1)
+        actions[:] = np.round(actions * (ACTION_LEVELS - 1)) / (ACTION_LEVELS - 1)
         return cls(
             catalog=catalog,
             n_types=config.n_types,
             starts=starts,
-            answered=np.add.reduceat(answered.astype(np.int64), first) if len(first) else np.zeros(0, np.int64),
+            answered=np.add.reduceat(answered.astype(np.int64), first),
             session=session[first],
             user=_lists(table, "user_features", config.n_user_features)[first],
             item=table["item"].to_numpy().astype(np.int32),
@@ -132,8 +132,13 @@ class Sessions:
             name: np.concatenate([getattr(p, name) for p in parts])
             for name in ("answered", "session", "user", "item", "scalars", "page", "context", "actions")
         }
-        starts = np.concatenate([p.starts[:-1] + end for p, end in zip(parts, ends, strict=False)] + [ends[-1:]])
-        return cls(catalog=parts[0].catalog, n_types=parts[0].n_types, starts=starts, **joined)
+        starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        return cls(
+            catalog=parts[0].catalog,
+            n_types=parts[0].n_types,
+            starts=np.concatenate([*starts, ends[-1:]]),
+            **joined,
+        )
 
     def select(self, index: np.ndarray) -> Sessions:
         """Keep some sessions, in the given order."""
@@ -166,6 +171,12 @@ class Sessions:
             torch.from_numpy(weight.astype(np.float32)),
         )
 
+    def answered_rows(self, index: np.ndarray) -> np.ndarray:
+        """Rows of the answered slots of some sessions, one session after the other."""
+        count = self.answered[index]
+        first = np.cumsum(count) - count
+        return np.repeat(self.starts[index] - first, count) + np.arange(count.sum())
+
     def _cards(self, rows: np.ndarray) -> np.ndarray:
         """Features and one-hot type of placed slots, (..., F + T) float32."""
         item = self.item[rows]
@@ -186,7 +197,8 @@ def _lists(table: pa.Table, name: str, size: int) -> np.ndarray:
     present = column.is_valid().to_numpy(zero_copy_only=False)
     lengths = column.value_lengths().drop_null().to_numpy(zero_copy_only=False)
     if len(lengths) and not (lengths == size).all():
-        raise InputError(f"log: column {name!r} must hold lists of {size} numbers, found one of {lengths.min()}")
+        wrong = lengths[lengths != size][0]
+        raise InputError(f"log: column {name!r} must hold lists of {size} numbers, found one of {wrong}")
     values = np.zeros((len(column), size), np.float32)
     values[present] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
     return values

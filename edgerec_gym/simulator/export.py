@@ -1,4 +1,4 @@
-"""Write fitted networks for the run time: one ONNX graph, and one safetensors file with every member's weights."""
+"""Write fitted networks for the run time: one ONNX graph, and every member's weights as safetensors."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def export(networks: list[UserNetwork], features: np.ndarray, hours: np.ndarray,
     weights = [pack(network) for network in networks]
     with atomic_path(folder / "simulator.onnx") as temporary:
         temporary.write_bytes(step_graph(networks[0], weights[0]))
-    tensors = {f"member{k}.{name}": values for k, member in enumerate(weights) for name, values in member.items()}
+    tensors = {
+        f"member{k}.{name}": values for k, member in enumerate(weights) for name, values in member.items()
+    }
     tensors |= {
-        "answer": np.array(answer_columns(networks[0]), np.int32),  # columns of the state with the last answer
+        "answer": np.array(answer_columns(networks[0]), np.int32),
         "starts.features": np.ascontiguousarray(features, np.float32),
         "starts.hour": hours.astype(np.int32),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dic
     def exposure() -> Tensor:
         target = (rows[:, 1:CLICK] * (torch.tensor(LEVELS) - 1)).round().long()
         levels = logits["exposure"].view(-1, MOST_LEVELS)
-        return functional.cross_entropy(levels, target.flatten(), reduction="none").view(-1, len(LEVELS)).sum(1)
+        loss = functional.cross_entropy(levels, target.flatten(), reduction="none")
+        return loss.view(-1, len(LEVELS)).sum(1)
 
     def page_view() -> Tensor:
         target = _level(rows[:, PAGE_VIEW], PAGE_VIEW_BUCKETS)
@@ -103,47 +105,40 @@ def _fixed_batches(sessions: Sessions) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: list[str]) -> dict[str, object]:
+def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: list[str]) -> dict[str, Any]:
     """Fidelity of an ensemble on held-out sessions.
 
     Returns:
-        `log_loss` by head (nats a slot, mean over members) beside `log_loss_constant`, that of always giving
-        the average click; `click_auc`, `impression_auc` (mean over the pages of a session) and `click_ece`
-        (expected calibration error) of the ensemble's mean click probability; `click_auc_member`, the mean of
-        the members' own; `click_auc_base`, that of the base ctr alone; what the figures were computed on.
+        `log_loss` by head (nats a slot, mean over members) beside `click_log_loss_constant`, that of always
+        predicting the average; of the ensemble's mean click probability `click_auc`, `impression_auc` (mean
+        over pages) and `click_ece` (expected calibration error), beside `click_auc_member`, the mean of the
+        members' own, and `_base`, what the shipped base ctr alone reaches; what all this was computed on.
     """
     sums = dict.fromkeys(heads, 0.0)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("click", "page", "base", "probability")}
     n_sessions = slots = pages = 0
-    for chunk in stream.chunks():
-        for index in _fixed_batches(chunk):
-            batch = chunk.batch(index, np.ones(len(index)))
-            member = []
-            for network in networks:
-                logits, rows = network.forward_sequence(batch)
-                member.append(logits["click_probability"].numpy())
-                for head, loss in log_losses(logits, rows, heads).items():
-                    sums[head] += float(loss.sum()) / len(networks)
-            placed = np.concatenate([np.arange(a, a + n) for a, n in zip(chunk.starts[index], chunk.answered[index])])
-            n_pages = np.cumsum([0, *(chunk.page[chunk.starts[index + 1] - 1] + 1)])
-            page = chunk.page[placed] + np.repeat(pages + n_pages[:-1], chunk.answered[index])
-            pages += int(n_pages[-1])
-            parts["click"].append(rows[:, CLICK].numpy() > 0)
-            parts["page"].append(page)
-            parts["base"].append(chunk.scalars[placed, 1])
-            parts["probability"].append(np.stack(member))
-            n_sessions, slots = n_sessions + len(index), slots + len(placed)
-            if slots >= MOST_HELD_OUT:
-                break
-        if slots >= MOST_HELD_OUT:
-            break
+    for chunk, index in _held_out_batches(stream):
+        batch = chunk.batch(index, np.ones(len(index)))
+        probability = []
+        for network in networks:
+            logits, rows = network.forward_sequence(batch)
+            probability.append(logits["click_probability"].numpy())
+            for head, loss in log_losses(logits, rows, heads).items():
+                sums[head] += float(loss.sum()) / len(networks)
+        placed = chunk.answered_rows(index)
+        ends = np.cumsum([pages, *(chunk.page[chunk.starts[index + 1] - 1] + 1)])  # of numbers of pages
+        parts["page"].append(chunk.page[placed] + np.repeat(ends[:-1], chunk.answered[index]))
+        parts["click"].append(rows[:, CLICK].numpy() > 0)
+        parts["base"].append(chunk.scalars[placed, 1])
+        parts["probability"].append(np.stack(probability))
+        n_sessions, slots, pages = n_sessions + len(index), slots + len(placed), int(ends[-1])
     click, page, base = (np.concatenate(parts[name]) for name in ("click", "page", "base"))
     members = np.concatenate(parts["probability"], axis=1)  # (members, slots)
     mean = members.mean(0)
     rate = float(np.clip(click.mean(), 1e-6, 1 - 1e-6))
-    return {
+    figures = {
         "log_loss": {head: total / slots for head, total in sums.items()},
-        "log_loss_constant": -rate * np.log(rate) - (1 - rate) * np.log(1 - rate),
+        "click_log_loss_constant": -rate * np.log(rate) - (1 - rate) * np.log(1 - rate),
         "click_auc": _auc(mean, click),
         "click_auc_member": float(np.mean([_auc(p, click) for p in members])),
         "click_auc_base": _auc(base, click),
@@ -155,6 +150,19 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
         "sessions": n_sessions,
         "slots": slots,
     }
+    # No figure where the sessions have no clicks to tell from.
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in figures.items()}
+
+
+def _held_out_batches(stream: SessionStream) -> Iterator[tuple[Sessions, np.ndarray]]:
+    """Batches of all sessions, or of enough of them."""
+    slots = 0
+    for chunk in stream.chunks():
+        for index in _fixed_batches(chunk):
+            yield chunk, index
+            slots += int(chunk.answered[index].sum())
+            if slots >= MOST_HELD_OUT:
+                return
 
 
 def _auc(score: np.ndarray, click: np.ndarray) -> float:

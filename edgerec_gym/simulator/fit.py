@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.atomic import make_folder, read_json, write_json
-from edgerec_gym.config import FeedConfig, SyntheticUserConfig
+from edgerec_gym.config import SyntheticUserConfig
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
@@ -26,15 +26,14 @@ except ImportError:
 from edgerec_gym.simulator.dataset import Sessions, SessionStream
 from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.fidelity import fitted_heads, held_out_figures
-from edgerec_gym.simulator.inputs import LEAST_CTR
 from edgerec_gym.simulator.model import UserNetwork
+from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import Trainer, batch_slots
-from edgerec_gym.users.base import HOUR
 
 CHECKPOINTS = "fit"  # folder inside the scenario's, removed at the end
 HELD_OUT_SHARE = 7  # one day in so many is held out, the last ones; of a single day, one session in so many
-MOST_STARTS = 2000  # rows of the table of session starts
-STOPPING_SESSIONS = 3000  # held-out sessions that decide when to stop
+STOPPING_SHARE = 10  # one session in so many of the others decides when to stop, and is not trained on
+STOPPING_SESSIONS = 3000  # at most
 
 Report = Callable[[int, int, str], None]
 
@@ -62,7 +61,8 @@ def fit(
         out_folder: becomes the scenario.
         seed: of initial weights, bootstraps and the order of batches.
         ensemble: members.
-        epochs: at most, for each member; training stops when held-out sessions gain no more.
+        epochs: at most, for each member; training stops when a tenth of the sessions, left out for that,
+            gains no more.
         hidden: size of the exposure GRU.
         held_out_from: first held-out day; default: the last seventh of the days, the second period of a log
             that has one (EB-NeRD's validation week), every seventh session of a log of one day.
@@ -95,15 +95,15 @@ def fit(
     finished = _finished(out, reader, settings) if resume else None
     if finished is not None:
         return finished
-    work = _work_folder(out, settings, resume)
-    train, held_out = _split(reader, held_out_from)
-    stopping = _first_sessions(held_out, STOPPING_SESSIONS)
-    seen = _Statistics(reader.config, seed)
+    train, stop, held_out = _split(reader, held_out_from)
+    stopping = _first_sessions(stop, STOPPING_SESSIONS)
+    seen = LogStatistics(reader.config, seed)
     for chunk in train.chunks():
         seen.add(chunk)
     if not seen.slots or stopping is None:
         raise InputError(f"{log_folder} has too few answered slots to fit and hold out sessions")
     heads = fitted_heads(frozenset(reader.unidentified))
+    work = _work_folder(out, settings, resume)
     trainers = [
         Trainer(
             _new_network(reader, hidden, seed, k, seen),
@@ -116,12 +116,17 @@ def fit(
         )
         for k in range(ensemble)
     ]
-    _run(trainers, epochs, batch_slots(seen.slots), threads, progress)
-    networks = [trainer.network.eval() for trainer in trainers]
-    figures = held_out_figures(networks, held_out, heads)
+    torch_threads = torch.get_num_threads()
+    try:
+        _run(trainers, epochs, batch_slots(seen.slots), threads, progress)
+        torch.set_num_threads(1)
+        networks = [trainer.network.eval() for trainer in trainers]
+        figures = held_out_figures(networks, held_out, heads)
+    finally:
+        torch.set_num_threads(torch_threads)
     figures["epochs"] = [trainer.progress.epoch for trainer in trainers]
     if "leave" in reader.unidentified:
-        figures["leave"] = f"not identified: a constant hazard of {seen.hazard:.4f} a slot, from session lengths"
+        figures["leave"] = f"not identified: {seen.hazard:.4f} a slot, from the lengths of sessions"
     export(networks, *seen.starts, folder=out)
     synthetic = reader.provenance.get("synthetic")
     Scenario(
@@ -169,22 +174,33 @@ def _work_folder(out: Path, settings: dict[str, Any], resume: bool) -> Path:
     return work
 
 
-def _split(reader: LogReader, held_out_from: int | None) -> tuple[SessionStream, SessionStream]:
-    """Sessions to train on and sessions held out, by day."""
+def _split(
+    reader: LogReader, held_out_from: int | None
+) -> tuple[SessionStream, SessionStream, SessionStream]:
+    """Sessions to train on, sessions that decide when to stop, and sessions held out, the last by day."""
     days = sorted({int(d) for table in reader.batches(["day"]) for d in np.unique(table["day"].to_numpy())})
     if len(days) == 1 and held_out_from is None:
-        return (
-            SessionStream(reader, None, keep=lambda session: session % HELD_OUT_SHARE != 0),
-            SessionStream(reader, None, keep=lambda session: session % HELD_OUT_SHARE == 0),
-        )
-    if held_out_from is None:
-        held_out_from = days[-max(1, round(len(days) / HELD_OUT_SHARE))]
-    early, late = [d for d in days if d < held_out_from], [d for d in days if d >= held_out_from]
-    if not early or not late:
-        raise InputError(
-            f"held_out_from = {held_out_from} leaves no days on one side; the log has days {days[0]} to {days[-1]}"
-        )
-    return SessionStream(reader, early), SessionStream(reader, late)
+        early, late, share = None, None, HELD_OUT_SHARE
+    else:
+        if held_out_from is None:
+            held_out_from = days[-max(1, round(len(days) / HELD_OUT_SHARE))]
+        early, late = [d for d in days if d < held_out_from], [d for d in days if d >= held_out_from]
+        share = 1
+        if not early or not late:
+            raise InputError(
+                f"held_out_from = {held_out_from} leaves no days on one side; "
+                f"the log has days {days[0]} to {days[-1]}"
+            )
+
+    def stream(days: list[int] | None, part: str) -> SessionStream:
+        def keep(session: np.ndarray) -> np.ndarray:
+            held_out = session % share == 0 if early is None else np.full(len(session), part == "held out")
+            stopping = ~held_out & (session // share % STOPPING_SHARE == 0)
+            return {"train": ~held_out & ~stopping, "stop": stopping, "held out": held_out}[part]
+
+        return SessionStream(reader, days, keep=keep)
+
+    return stream(early, "train"), stream(early, "stop"), stream(late, "held out")
 
 
 def _first_sessions(stream: SessionStream, most: int) -> Sessions | None:
@@ -196,7 +212,7 @@ def _first_sessions(stream: SessionStream, most: int) -> Sessions | None:
     return None
 
 
-def _new_network(reader: LogReader, hidden: int, seed: int, member: int, seen: _Statistics) -> UserNetwork:
+def _new_network(reader: LogReader, hidden: int, seed: int, member: int, seen: LogStatistics) -> UserNetwork:
     # Initial weights come from torch's generator; it is put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1000 + member)
@@ -222,7 +238,7 @@ def _run(trainers: list[Trainer], epochs: int, slots: int, threads: int, progres
                 progress(done, total(), f"held-out loss {best:.4f}" if math.isfinite(best) else "")
 
     def train(trainer: Trainer) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # of this worker: small matrices gain nothing from more
         try:
             while not (stop.is_set() or trainer.progress.done or trainer.progress.epoch >= epochs):
                 trainer.run_epoch(slots, stop)
@@ -232,88 +248,11 @@ def _run(trainers: list[Trainer], epochs: int, slots: int, threads: int, progres
             stop.set()
             raise
 
-    before = torch.get_num_threads()
     report()
-    try:
-        with ThreadPoolExecutor(min(threads, len(trainers))) as pool:
-            futures = [pool.submit(train, trainer) for trainer in trainers]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                stop.set()  # Ctrl-C here: the workers end within a batch
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Statistics:
-    """What one pass over the training sessions tells: units of the inputs, session starts, session ends."""
-
-    def __init__(self, config: FeedConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
-        self.slots = self.sessions = self.ended = 0
-        self._moments: dict[str, list[Any]] = {}
-        self._starts = (np.zeros(0), np.zeros((0, config.n_user_features), np.float32), np.zeros(0, np.int32))
-
-    def add(self, chunk: Sessions) -> None:
-        """Take in a chunk."""
-        ctr = np.clip(chunk.scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
-        types = np.eye(chunk.n_types)[chunk.catalog.card_type[chunk.item]]
-        self._count("card", np.concatenate([chunk.catalog.embeddings[chunk.item], chunk.scalars, types], axis=1))
-        self._count("logit", np.log(ctr / (1 - ctr))[:, None])
-        self._count("context", chunk.context)
-        self._count("user", chunk.user)
-        answered = chunk.answered > 0
-        self.slots += int(chunk.answered.sum())
-        self.sessions += int(answered.sum())
-        # A session as long as the feed allows did not end by itself.
-        self.ended += int((np.diff(chunk.starts)[answered] < self.config.max_slots).sum())
-        self._sample_starts(chunk)
-
-    def _count(self, name: str, values: np.ndarray) -> None:
-        values = values.astype(np.float64)
-        new = [len(values), values.sum(0), (values**2).sum(0), values.min(0), values.max(0)]
-        old = self._moments.get(name)
-        if old is not None:
-            new = [
-                *(a + b for a, b in zip(old[:3], new[:3], strict=True)),
-                np.minimum(old[3], new[3]),
-                np.maximum(old[4], new[4]),
-            ]
-        self._moments[name] = new
-
-    def _spread(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, standard deviation, and whether it varied at all."""
-        n, total, squares, low, high = self._moments[name]
-        mean = total / n
-        return mean, np.sqrt(np.maximum(squares / n - mean**2, 1e-12)), low != high
-
-    def scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Arguments of :meth:`InputEncoder.set_scales`."""
-        _, deviation, varied = self._spread("card")
-        card = varied.astype(np.float64)
-        scalars = slice(self.config.embedding_size, self.config.n_item_features)
-        card[scalars] /= np.maximum(deviation[scalars], 0.05)
-        mean, deviation, moved = self._spread("logit")
-        logit = np.concatenate([mean, moved / np.maximum(deviation, 0.1)])
-        scales = (card, logit, self._spread("context")[2], self._spread("user")[2])
-        card, logit, context, user = (torch.tensor(np.asarray(s, np.float32)) for s in scales)
-        return card, logit, context, user
-
-    @property
-    def hazard(self) -> float:
-        """Probability per answered slot that a session ends by itself."""
-        return min(0.5, max(self.ended, 1) / self.slots)
-
-    def _sample_starts(self, chunk: Sessions) -> None:
-        """Keep the sessions with the lowest random numbers: a sample without replacement, in one pass."""
-        draw = np.random.default_rng([self.seed, 3, int(chunk.session[0])]).random(len(chunk))
-        hour = chunk.context[chunk.starts[:-1], HOUR].astype(np.int32)
-        both = [np.concatenate(pair) for pair in zip(self._starts, (draw, chunk.user, hour), strict=True)]
-        lowest = np.argsort(both[0], kind="stable")[:MOST_STARTS]
-        self._starts = both[0][lowest], both[1][lowest], both[2][lowest]
-
-    @property
-    def starts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Table of session starts: features (S, U) float32, hour (S,) int32; at most MOST_STARTS rows."""
-        return self._starts[1:]
+    with ThreadPoolExecutor(min(threads, len(trainers))) as pool:
+        futures = [pool.submit(train, trainer) for trainer in trainers]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()  # Ctrl-C here: the workers end within a batch

@@ -101,7 +101,8 @@ class _Graph:
 
 def state_sizes(network: UserNetwork) -> list[int]:
     """Widths of the parts of the state, in order."""
-    memory = [network.exposure_gru.hidden_size + network.page_view_gru.hidden_size, network.n_evidence * network.d]
+    hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
+    memory = [hidden, network.n_evidence * network.d]
     frozen = [*memory, N_CONTEXT_CODE] if network.frozen_pages else []
     return [*memory, network.inputs.width + WINDOW + N_CONTEXT_CODE + N_ANSWER, *frozen]
 

@@ -121,7 +121,7 @@ class UserNetwork(nn.Module):
         """Small heads. Levels that do not exist and heads that cannot be fitted stay as they are set here."""
         self.heads.weight.mul_(0.1)
         self.heads.bias.zero_()
-        bias, weight = self._by_head(self.heads.bias), self._by_head(self.heads.weight)
+        bias = dict(zip(HEADS, self.heads.bias.split(list(HEADS.values())), strict=True))
         bias["click"].fill_(-3.0)
         bias["leave"].fill_(-4.0)
         absent = torch.arange(MOST_LEVELS)[None] >= torch.tensor(LEVELS)[:, None]
@@ -133,10 +133,6 @@ class UserNetwork(nn.Module):
         if "page_view_actions" in self.unidentified:
             bias["signs"].fill_(NEVER)
         self.heads.weight[self.heads.bias == NEVER] = 0
-
-    @staticmethod
-    def _by_head(values: Tensor) -> dict[str, Tensor]:
-        return dict(zip(HEADS, values.split(list(HEADS.values())), strict=True))
 
     @torch.no_grad()
     def set_leave_hazard(self, hazard: float) -> None:
@@ -156,10 +152,8 @@ class UserNetwork(nn.Module):
         matches = (evidence @ focused[:, :, None]).flatten(1)
         size = evidence.norm(dim=2)
         wanted = self.query(remembered) * focused.repeat(1, QUERIES)
-        inputs = torch.cat(  # (N, width)
-            [remembered, focused, attributes.flatten(1), context, pairs, matches, size, matches / (size + 1), wanted],
-            1,
-        )
+        compared = [pairs, matches, size, matches / (size + 1), wanted]
+        inputs = torch.cat([remembered, focused, attributes.flatten(1), context, *compared], 1)  # (N, width)
         logits = dict(zip(HEADS, self.heads(self.trunk(inputs)).split(list(HEADS.values()), 1), strict=True))
         return logits
 
@@ -188,7 +182,8 @@ class UserNetwork(nn.Module):
         logits = self._logits((scaled, attributes, context), user, (exposure, page_view, evidence))
         by_dwell = logits["click"] + self.click_by_dwell
         logits["click_probability"] = (torch.softmax(logits["dwell"], 1) * torch.sigmoid(by_dwell)).sum(1)
-        dwell, opened = hat(rows[:, :1], DWELL_BUCKETS), hat(rows[:, PAGE_VIEW : PAGE_VIEW + 1], PAGE_VIEW_BUCKETS)
+        dwell = hat(rows[:, :1], DWELL_BUCKETS)
+        opened = hat(rows[:, PAGE_VIEW : PAGE_VIEW + 1], PAGE_VIEW_BUCKETS)
         logits["exposure"] = logits["exposure"] + dwell @ self.exposure_by_dwell
         logits["click"] = (by_dwell * dwell).sum(1, keepdim=True)
         logits["signs"] = logits["signs"] + opened @ self.signs_by_page_view
@@ -212,9 +207,9 @@ class UserNetwork(nn.Module):
         page_views = nn.functional.pad(page_views, (0, 0, 1, 0))
         page_view = page_views.gather(1, opened[:, :, None].expand(-1, -1, page_views.shape[2]))
         age = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-        memory = torch.where(age >= 0, self.decay[:, None, None] ** age.clamp(min=0), torch.zeros(()))  # (K, T, T)
+        weight = self.decay[:, None, None] ** age.clamp(min=0) * (age >= 0)  # (K, T, T) of slot s at slot t
         shown = self.evidence(code)[..., None] * seen[:, :, None, : self.d]  # (B, T, K, d)
-        evidence = torch.einsum("kts,bskd->btkd", memory, shown).flatten(2)
+        evidence = torch.einsum("kts,bskd->btkd", weight, shown).flatten(2)
         return [exposure, page_view, evidence]
 
 

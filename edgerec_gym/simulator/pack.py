@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgerec_gym.simulator.graph import N_ANSWER, Weights
-from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE, InputEncoder
+from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE
 from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
 from edgerec_gym.users.base import (
     CLICK,
@@ -59,10 +59,6 @@ class _Inputs:
         return np.stack(self.columns, 1) @ weight.T, bias + weight @ np.array(self.offsets)
 
 
-def _constants(encoder: InputEncoder) -> dict[str, np.ndarray]:
-    return {name: value.double().numpy() for name, value in encoder.named_buffers()}
-
-
 def _context_factors(encoder: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([encoder["context_scale"], np.ones(N_CONTEXT_CODE - CONTEXT_SIZE)])
 
@@ -74,7 +70,7 @@ def pack(network: UserNetwork) -> Weights:
         float32 arrays by initializer name; matrices are (inputs, outputs).
     """
     parameters = {name: value.detach().double().numpy() for name, value in network.named_parameters()}
-    encoder = _constants(network.inputs)
+    encoder = {name: value.double().numpy() for name, value in network.inputs.named_buffers()}
     layers = {
         "context": (
             np.concatenate([encoder["context_ages"], encoder["context_waves"]], axis=1),
@@ -111,9 +107,9 @@ def pack(network: UserNetwork) -> Weights:
     return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
 
 
-def _gates(exposure: np.ndarray, page_view: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of both GRUs by gate: reset, update, candidate."""
-    return list(zip(np.split(exposure, 3), np.split(page_view, 3), strict=True))
+def _gates(exposure: np.ndarray, page_view: np.ndarray) -> list[np.ndarray]:
+    """Rows of both GRUs side by side: reset gates, update gates, candidates."""
+    return [r for pair in zip(np.split(exposure, 3), np.split(page_view, 3), strict=True) for r in pair]
 
 
 def _pack_new(
@@ -127,11 +123,11 @@ def _pack_new(
     x.add_all("context", _context_factors(encoder))
     for column in ANSWER_CODE:
         x.add("answer", column)
-    code = len(ANSWER_CODE)
-    strength = np.concatenate([np.zeros((network.n_evidence, len(x.columns) - code)), p["evidence.weight"]], axis=1)
-    rows = [r for pair in _gates(p["exposure_gru.weight_ih_l0"], p["page_view_gru.weight_ih_l0"]) for r in pair]
-    biases = [b for pair in _gates(p["exposure_gru.bias_ih_l0"], p["page_view_gru.bias_ih_l0"]) for b in pair]
-    weight, bias = x.fold(np.concatenate([*rows, strength]), np.concatenate([*biases, p["evidence.bias"]]))
+    strength = p["evidence.weight"]  # of the answer code alone
+    strength = np.pad(strength, ((0, 0), (len(x.columns) - strength.shape[1], 0)))
+    gates = np.concatenate(_gates(p["exposure_gru.weight_ih_l0"], p["page_view_gru.weight_ih_l0"]))
+    biases = np.concatenate(_gates(p["exposure_gru.bias_ih_l0"], p["page_view_gru.bias_ih_l0"]))
+    weight, bias = x.fold(np.concatenate([gates, strength]), np.concatenate([biases, p["evidence.bias"]]))
     # The page-view GRU stands still without a click: its update gates are shut.
     exposure, page_view = network.exposure_gru.hidden_size, network.page_view_gru.hidden_size
     update = slice(2 * exposure + page_view, 2 * (exposure + page_view))
@@ -142,16 +138,13 @@ def _pack_new(
 
 def _pack_old(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Recurrent weights of both GRUs, apart from each other."""
-    blocks = _gates(p["exposure_gru.weight_hh_l0"], p["page_view_gru.weight_hh_l0"])
-    exposure, page_view = blocks[0][0].shape[1], blocks[0][1].shape[1]
-    columns = []
-    for a, b in blocks:
-        columns += [
-            np.concatenate([a.T, np.zeros((page_view, exposure))]),
-            np.concatenate([np.zeros((exposure, page_view)), b.T]),
-        ]
-    biases = [b for pair in _gates(p["exposure_gru.bias_hh_l0"], p["page_view_gru.bias_hh_l0"]) for b in pair]
-    return np.concatenate(columns, axis=1), np.concatenate(biases)
+    weight = {name: p[f"{name}_gru.weight_hh_l0"] for name in ("exposure", "page_view")}
+    n, m = weight["exposure"].shape[1], weight["page_view"].shape[1]
+    apart = _gates(
+        np.pad(weight["exposure"], ((0, 0), (0, m))), np.pad(weight["page_view"], ((0, 0), (n, 0)))
+    )
+    biases = _gates(p["exposure_gru.bias_hh_l0"], p["page_view_gru.bias_hh_l0"])
+    return np.concatenate(apart).T, np.concatenate(biases)
 
 
 def _pack_query(
@@ -167,18 +160,10 @@ def _pack_trunk(
 ) -> tuple[np.ndarray, np.ndarray]:
     width, d, scale = network.inputs.width, network.d, encoder["card_scale"]
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
-    compared = network.trunk[0].in_features - hidden - len(encoder["user_scale"]) - d - N_CONTEXT_CODE
-    compared -= WINDOW * network.inputs.n_attributes
-    x = _Inputs(
-        {
-            "cards": WINDOW * width,
-            "user": len(encoder["user_scale"]),
-            "memory": hidden,
-            "logit": WINDOW,
-            "context": N_CONTEXT_CODE,
-            "compared": compared,
-        }
-    )
+    users, weight = len(encoder["user_scale"]), p["trunk.0.weight"]
+    compared = weight.shape[1] - hidden - users - d - WINDOW * network.inputs.n_attributes - N_CONTEXT_CODE
+    before = {"cards": WINDOW * width, "user": users, "memory": hidden, "logit": WINDOW}
+    x = _Inputs({**before, "context": N_CONTEXT_CODE, "compared": compared})
     x.add_all("memory", np.ones(hidden))
     x.add_all("user", encoder["user_scale"])
     for k in range(d):
@@ -189,7 +174,7 @@ def _pack_trunk(
         x.add_logit(encoder, place)
     x.add_all("context", _context_factors(encoder))
     x.add_all("compared", np.ones(compared))
-    return x.fold(p["trunk.0.weight"], p["trunk.0.bias"])
+    return x.fold(weight, p["trunk.0.bias"])
 
 
 def _pack_heads(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

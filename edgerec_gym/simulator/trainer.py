@@ -19,13 +19,13 @@ from edgerec_gym.simulator.fidelity import held_out_loss, log_losses, objective
 from edgerec_gym.simulator.model import UserNetwork
 
 LEARNING_RATE = 4e-3
-WARM_UP = 50  # steps
+WARM_UP = 30  # steps
 LEAST_GAIN = 3e-4  # relative; less held-out progress in an epoch lowers the learning rate
 DROP = 0.25  # of the learning rate, from the best weights
 DROPS = 3  # the last of them ends the training
 GRADIENT_NORM = 1.0
 BATCHES_PER_EPOCH = 60  # aimed at, within the limits below
-BATCH_SLOTS = (1200, 4000)  # padded slots in a batch, least and most
+BATCH_SLOTS = (300, 4000)  # padded slots in a batch, least and most
 
 
 @dataclass
@@ -81,9 +81,7 @@ class Trainer:
         rng = np.random.default_rng([*self.seed, self.progress.epoch])
         steps = self.progress.steps
         for chunk in self.train.chunks():
-            weight = np.ones(len(chunk))
-            if self.bootstrap is not None:
-                weight = np.random.default_rng([*self.bootstrap, int(chunk.session[0])]).poisson(1.0, len(chunk))
+            weight = self._weights(chunk)
             for index in plan_batches(chunk.answered * (weight > 0), batch_slots, rng):
                 if stop.is_set():
                     return
@@ -100,6 +98,13 @@ class Trainer:
             progress.drops += 1
             self.network.load_state_dict(self.best)
         self._save()
+
+    def _weights(self, chunk: Sessions) -> np.ndarray:
+        """How often each session counts: a bootstrap that is the same in every epoch."""
+        if self.bootstrap is None:
+            return np.ones(len(chunk))
+        rng = np.random.default_rng([*self.bootstrap, int(chunk.session[0])])
+        return rng.poisson(1.0, len(chunk)).astype(np.float64)
 
     def _step(self, chunk: Sessions, index: np.ndarray, weight: np.ndarray, steps: int) -> None:
         batch = chunk.batch(index, weight)
@@ -126,7 +131,8 @@ class Trainer:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 self.progress = Progress(**json.loads(file.metadata()["progress"]))
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{self.path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path} is not a readable checkpoint: {reason}") from None
         self.network.load_state_dict(_below(tensors, "network."))
         self.best = _below(tensors, "best.")
         state = self.optimizer.state_dict()

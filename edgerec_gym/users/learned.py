@@ -162,7 +162,7 @@ class LearnedUsers:
     Args:
         scenario: with learned users.
         threads: of ONNX Runtime.
-        uncertainty: let all members follow every session, to tell how far they disagree; as many times slower.
+        uncertainty: let all members follow every session, to tell how far they disagree (slow).
 
     Attributes:
         uncertainty: (B,) float32 standard deviation over the members of the probability that the card
@@ -186,8 +186,8 @@ class LearnedUsers:
         width = WINDOW * (config.n_item_features + config.n_types) + CONTEXT_SIZE + n_user + N_UNIFORMS
         if simulator.features.shape[1] != n_user or simulator.slot_size != width:
             raise InputError(
-                "embedding_size, profile_size and card_types cannot be changed: the users of this scenario were "
-                "fitted with others"
+                "embedding_size, profile_size and card_types cannot be changed: the users of this scenario "
+                "were fitted with others"
             )
         followed = simulator.members if self._follow_all else 1
         self._member = np.zeros(num_envs, np.int64)

@@ -1,0 +1,107 @@
+"""What one pass over a log tells before fitting: units of the inputs, session starts, session ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.simulator.inputs import LEAST_CTR
+from edgerec_gym.users.base import HOUR
+
+MOST_STARTS = 2000  # rows of the table of session starts
+
+
+class LogStatistics:
+    """Collects them chunk by chunk.
+
+    Args:
+        config: the feed.
+        seed: of the sample of session starts.
+
+    Attributes:
+        slots: answered slots.
+        sessions: sessions with an answered slot.
+        ended: those of them that ended before the feed's limit.
+    """
+
+    def __init__(self, config: FeedConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.slots = self.sessions = self.ended = 0
+        self._moments: dict[str, list[Any]] = {}
+        self._starts = (np.zeros(0), np.zeros((0, config.n_user_features), np.float32), np.zeros(0, np.int32))
+
+    def add(self, chunk: Sessions) -> None:
+        """Take in a chunk."""
+        ctr = np.clip(chunk.scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
+        types = np.eye(chunk.n_types)[chunk.catalog.card_type[chunk.item]]
+        embeddings = chunk.catalog.embeddings[chunk.item]
+        self._count("card", np.concatenate([embeddings, chunk.scalars, types], axis=1))
+        self._count("logit", np.log(ctr / (1 - ctr))[:, None])
+        self._count("context", chunk.context)
+        self._count("user", chunk.user)
+        answered = chunk.answered > 0
+        self.slots += int(chunk.answered.sum())
+        self.sessions += int(answered.sum())
+        # A session as long as the feed allows did not end by itself.
+        self.ended += int((np.diff(chunk.starts)[answered] < self.config.max_slots).sum())
+        self._sample_starts(chunk)
+
+    def _count(self, name: str, values: np.ndarray) -> None:
+        values = values.astype(np.float64)
+        new = [len(values), values.sum(0), (values**2).sum(0), values.min(0), values.max(0)]
+        old = self._moments.get(name)
+        if old is not None:
+            new = [
+                *(a + b for a, b in zip(old[:3], new[:3], strict=True)),
+                np.minimum(old[3], new[3]),
+                np.maximum(old[4], new[4]),
+            ]
+        self._moments[name] = new
+
+    def _spread(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, standard deviation, and whether it varied at all."""
+        n, total, squares, low, high = self._moments[name]
+        mean = total / n
+        return mean, np.sqrt(np.maximum(squares / n - mean**2, 1e-12)), low != high
+
+    def scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Arguments of :meth:`InputEncoder.set_scales`."""
+        _, deviation, varied = self._spread("card")
+        card = varied.astype(np.float64)
+        scalars = slice(self.config.embedding_size, self.config.n_item_features)
+        card[scalars] /= np.maximum(deviation[scalars], 0.05)
+        mean, deviation, moved = self._spread("logit")
+        logit = np.concatenate([mean, moved / np.maximum(deviation, 0.1)])
+        return (
+            _tensor(card),
+            _tensor(logit),
+            _tensor(self._spread("context")[2]),
+            _tensor(self._spread("user")[2]),
+        )
+
+    @property
+    def hazard(self) -> float:
+        """Probability per answered slot that a session ends by itself."""
+        return min(0.5, max(self.ended, 1) / self.slots)
+
+    def _sample_starts(self, chunk: Sessions) -> None:
+        """Keep the sessions with the lowest random numbers: a sample without replacement, in one pass."""
+        draw = np.random.default_rng([self.seed, 3, int(chunk.session[0])]).random(len(chunk))
+        hour = chunk.context[chunk.starts[:-1], HOUR].astype(np.int32)
+        draws, features, hours = self._starts
+        draws, features = np.concatenate([draws, draw]), np.concatenate([features, chunk.user])
+        lowest = np.argsort(draws, kind="stable")[:MOST_STARTS]
+        self._starts = draws[lowest], features[lowest], np.concatenate([hours, hour])[lowest]
+
+    @property
+    def starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Table of session starts: features (S, U) float32, hour (S,) int32; at most MOST_STARTS rows."""
+        return self._starts[1:]
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))

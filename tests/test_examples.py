@@ -1,0 +1,38 @@
+"""Every example runs, top to bottom, with small numbers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {
+    "quickstart.py": ("--num-envs 8", "8 sessions, greedy by base ctr"),
+    "train_maskable_ppo.py": ("--steps 4096 --sessions 10", "value"),
+    "dqn_request.py": ("--steps 2400 --sessions 10", "dqn"),
+    "fit_your_logs.py": ("--sessions 100 --epochs 1", "of the learned users"),
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name, tmp_path):
+    pytest.importorskip("sb3_contrib")
+    arguments, printed = EXAMPLES[name]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *arguments.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout

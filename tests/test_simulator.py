@@ -1,0 +1,372 @@
+"""Users learned from logs: what the network reads, the step graph, fitting, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_log import columns, writer
+
+from edgerec_gym.batch import FeedBatch
+from edgerec_gym.config import FeedConfig, preset
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.collect import RandomisedPolicy, collect
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.simulator.dataset import SessionStream, plan_batches
+from edgerec_gym.simulator.export import export
+from edgerec_gym.simulator.fidelity import fitted_heads, log_losses
+from edgerec_gym.simulator.fit import fit
+from edgerec_gym.simulator.inputs import SessionBatch, hat
+from edgerec_gym.simulator.model import HEADS, UserNetwork
+from edgerec_gym.users.base import (
+    BUY,
+    CLICK,
+    CLICK_PROBABILITY,
+    HOUR,
+    LEAVE,
+    N_PAGE_VIEWS,
+    PAGE_AGE,
+    PAGE_VIEW,
+    PURCHASE_PROBABILITY,
+    SLOT,
+    WINDOW,
+    Focus,
+    UserStart,
+)
+from edgerec_gym.users.learned import N_UNIFORMS, Simulator
+from edgerec_gym.users.synthetic import SyntheticUsers
+
+CONFIG = FeedConfig(embedding_size=4, profile_size=2)
+REAL_LOG = ("position", "neighbours", "exposure_actions", "page_view_actions", "leave", "order_within_page")
+
+
+def random_sessions(config: FeedConfig, unidentified: tuple[str, ...], sessions: int, slots: int) -> SessionBatch:
+    """Sessions of random content in the encoding of users/base.py."""
+    rng = np.random.default_rng(5)
+
+    def levels(n: int, *shape: int) -> np.ndarray:
+        return rng.integers(0, n, shape) / (n - 1)
+
+    b, t = sessions, slots
+    width = config.n_item_features + config.n_types
+    cards = rng.normal(size=(b, t + WINDOW - 1, width)) * 0.4
+    cards[:, :, config.embedding_size + 1] = rng.uniform(0.001, 0.4, (b, t + WINDOW - 1))
+    cards[:, :2] = 0
+    click = rng.random((b, t, 1)) < 0.4
+    looks = np.stack([levels(n, b, t) for n in (8, 4, 5, 5, 4, 3)], -1)
+    opened = np.concatenate([levels(8, b, t, 1), rng.random((b, t, 10)) < 0.3], -1) * click
+    if "exposure_actions" in unidentified:
+        looks[:] = 0
+    if "page_view_actions" in unidentified:
+        opened[:, :, 1:] = 0
+    context = rng.random((b, t, 8))
+    context[:, :, SLOT] = np.arange(t)
+    context[:, :, PAGE_AGE] = np.arange(t) % 3
+    context[:, :, HOUR] = 14
+    context[:, :, N_PAGE_VIEWS] = np.cumsum(click[:, :, 0], 1) - click[:, :, 0]
+    length = np.array([t, t - 2, 1] + [t] * (b - 3))
+    actions = np.concatenate([looks, click, opened, np.zeros((b, t, 1))], -1)
+    actions *= (np.arange(t) < length[:, None])[:, :, None]
+    user = rng.uniform(-1, 1, (b, config.n_user_features))
+    tensors = (torch.tensor(v, dtype=torch.float32) for v in (cards, context, user, actions))
+    return SessionBatch(*tensors, torch.tensor(length), torch.ones(b))
+
+
+def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int) -> UserNetwork:
+    """A network whose every part matters."""
+    torch.manual_seed(seed)
+    network = UserNetwork(config, unidentified, hidden=12)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = 0.3 * torch.randn_like(parameter)
+            if parameter is network.heads.weight:
+                noise[(parameter == 0).all(1)] = 0  # heads that are never fitted
+            parameter += noise * (parameter > -100)
+        network.heads.bias[sum(HEADS[head] for head in ("dwell", "exposure"))] = 0  # clicks are frequent
+    network.inputs.set_scales(
+        torch.rand(network.inputs.width) * 2,
+        torch.tensor([-2.0, 0.7]),
+        torch.tensor([1, 1, 0, 1, 1, 1, 1, 1.0]),
+        torch.rand(config.n_user_features),
+    )
+    return network
+
+
+def slot_rows(batch: SessionBatch, t: int, uniforms: np.ndarray) -> np.ndarray:
+    """The graph's `slot` input for slot t of every session."""
+    cards = batch.cards[:, t : t + WINDOW].flatten(1)
+    return np.concatenate([cards, batch.context[:, t], batch.user, uniforms], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("unidentified", "lookahead"),
+    [((), 2), ((), 0), (("order_within_page",), 2), (("page_view_duration",), 1), (REAL_LOG, 2)],
+)
+def test_steps_of_the_graph_equal_the_whole_session(tmp_path, unidentified, lookahead):
+    config = CONFIG.replace(lookahead=lookahead)
+    networks = [random_network(config, unidentified, seed) for seed in range(2)]
+    batch = random_sessions(config, unidentified, sessions=6, slots=9)
+    export(networks, np.zeros((1, config.n_user_features)), np.zeros(1), tmp_path)
+    simulator = Simulator(tmp_path / "simulator.onnx", tmp_path / "simulator.safetensors")
+    assert simulator.members == 2
+    uniforms = np.random.default_rng(0).random((9, 6, N_UNIFORMS))
+    for k, network in enumerate(networks):
+        with torch.no_grad():
+            logits, _ = network.forward_sequence(batch)
+        session = simulator.session(k, 1)
+        state = np.zeros((6, simulator.state_size), np.float32)
+        found = np.zeros((6, 9))
+        for t in range(9):
+            response, state = session.run(None, {"slot": slot_rows(batch, t, uniforms[t]), "state": state})
+            found[:, t] = response[:, CLICK_PROBABILITY]
+            actions = batch.actions[:, t, :LEAVE]
+            opened = hat(actions[:, PAGE_VIEW : PAGE_VIEW + 1], 8) * actions[:, CLICK : CLICK + 1]
+            state[:, simulator.answer] = torch.cat([hat(actions[:, :1], 8), actions, opened], 1)
+        answered = np.arange(9) < batch.length.numpy()[:, None]
+        wanted = logits["click_probability"].numpy()
+        assert wanted.std() > 0.03  # the sessions differ
+        np.testing.assert_allclose(found[answered], wanted, atol=1e-5)
+
+
+def test_answers_follow_the_heads(tmp_path):
+    network = random_network(CONFIG, (), 1)
+    one = random_sessions(CONFIG, (), sessions=4, slots=4)
+    export([network], np.zeros((1, CONFIG.n_user_features)), np.zeros(1), tmp_path)
+    simulator = Simulator(tmp_path / "simulator.onnx", tmp_path / "simulator.safetensors")
+    session = simulator.session(0, 1)
+    n = 40_000
+    rows = np.repeat(slot_rows(one, 0, np.zeros((4, N_UNIFORMS)))[:1], n, axis=0)
+    rows[:, -N_UNIFORMS:] = np.random.default_rng(0).random((n, N_UNIFORMS))
+    state = np.zeros((n, simulator.state_size), np.float32)
+    drawn = session.run(["response"], {"slot": rows, "state": state})[0]
+    answers = torch.from_numpy(drawn[:, : LEAVE + 1])
+    # Every drawn answer as a session of its own: the heads, given what was drawn before.
+    cards = torch.from_numpy(rows[:, : WINDOW * network.inputs.width]).view(n, WINDOW, -1)
+    batch = SessionBatch(
+        cards,
+        one.context[:1, :1].expand(n, -1, -1),
+        one.user[:1].expand(n, -1),
+        answers[:, None],
+        torch.ones(n, dtype=torch.int64),
+        torch.ones(n),
+    )
+    with torch.no_grad():
+        logits, _ = network.forward_sequence(batch)
+    tolerance = 5 / np.sqrt(n)
+    for head, column, levels in (("dwell", 0, 8), ("exposure", 1, 4)):
+        wanted = torch.softmax(logits[head][:, : 8 if head == "dwell" else 5], 1).mean(0)[:levels].numpy()
+        observed = np.bincount(np.rint(drawn[:, column] * (levels - 1)).astype(int), minlength=levels) / n
+        np.testing.assert_allclose(observed, wanted, atol=tolerance)
+    click = drawn[:, CLICK] > 0
+    assert 0.05 < click.mean() < 0.95 and drawn[~click, PAGE_VIEW:LEAVE].max() == 0
+    assert abs(click.mean() - drawn[0, CLICK_PROBABILITY]) < tolerance
+    assert abs(torch.sigmoid(logits["click"]).mean() - drawn[0, CLICK_PROBABILITY]) < tolerance
+    assert abs(drawn[:, BUY].mean() - drawn[0, PURCHASE_PROBABILITY]) < tolerance
+    page_view = torch.softmax(logits["page_view"][0], 0).numpy()
+    observed = np.bincount(np.rint(drawn[click, PAGE_VIEW] * 7).astype(int), minlength=8) / click.sum()
+    np.testing.assert_allclose(observed, page_view, atol=5 / np.sqrt(click.sum()))
+    signs = torch.sigmoid(logits["signs"])[torch.from_numpy(click)].mean(0).numpy()
+    np.testing.assert_allclose(drawn[click, PAGE_VIEW + 1 : LEAVE].mean(0), signs, atol=5 / np.sqrt(click.sum()))
+    assert abs(drawn[:, LEAVE].mean() - torch.sigmoid(logits["leave"]).mean()) < tolerance
+
+
+def test_what_a_log_cannot_tell_is_neither_read_nor_fitted():
+    network = random_network(CONFIG, REAL_LOG, 2)
+    batch = random_sessions(CONFIG, REAL_LOG, sessions=5, slots=8)
+    heads = fitted_heads(network.unidentified)
+    assert heads == ["click", "page_view"]
+    before = network.heads.weight.detach().clone(), network.heads.bias.detach().clone()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    for _ in range(3):
+        logits, rows = network.forward_sequence(batch)
+        optimizer.zero_grad()
+        torch.stack(list(log_losses(logits, rows, heads).values())).sum().backward()
+        optimizer.step()
+    cuts = np.cumsum([0, *HEADS.values()])
+    for (head, size), start in zip(HEADS.items(), cuts, strict=False):
+        same = torch.equal(network.heads.weight[start : start + size], before[0][start : start + size])
+        assert same == (head not in heads), head
+    with torch.no_grad():
+        wanted = network.forward_sequence(batch)[0]["click_probability"]
+        context = batch.context.clone()
+        context[:, 1:, N_PAGE_VIEWS] += (context[:, 1:, PAGE_AGE] > 0) * 3.0  # moves within a page only
+        cards = batch.cards.clone()
+        cards[:, -2:] += 1.0  # of the longest sessions: neighbours of their last card
+        found = network.forward_sequence(batch._replace(context=context, cards=cards))[0]["click_probability"]
+        position = batch._replace(context=batch.context.clone())
+        position.context[:, :, SLOT] += 1
+        moved = network.forward_sequence(position)[0]["click_probability"]
+    np.testing.assert_array_equal(found[:3], wanted[:3])
+    np.testing.assert_allclose(moved, wanted, atol=1e-6)
+
+
+def test_answers_within_a_frozen_page_do_not_change_each_other():
+    network = random_network(CONFIG, ("order_within_page",), 3)
+    batch = random_sessions(CONFIG, (), sessions=3, slots=9)
+    other = batch._replace(actions=batch.actions.clone())
+    other.actions[0, 4, :CLICK] = 1 - other.actions[0, 4, :CLICK]  # second slot of the page at 3..5
+    with torch.no_grad():
+        a, b = (network.forward_sequence(x)[0]["click"][:9, 0].numpy() for x in (batch, other))
+    # The click also sees the dwell on the same card (slot 4); slot 5 must not, the next page must.
+    np.testing.assert_allclose(a[[0, 1, 2, 3, 5]], b[[0, 1, 2, 3, 5]], atol=1e-6)
+    assert np.abs(a[6:] - b[6:]).min() > 1e-5
+
+
+class Spy:
+    """Synthetic users that note what they are shown."""
+
+    name = "spy"
+
+    def __init__(self, users: SyntheticUsers) -> None:
+        self.users, self.seen = users, []  # type: SyntheticUsers, list[tuple[np.ndarray, ...]]
+
+    def allocate(self, num_envs: int, config: FeedConfig) -> None:
+        self.users.allocate(num_envs, config)
+
+    def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
+        return self.users.reset(rows, keys, split)
+
+    def respond(self, focus: Focus, response: np.ndarray) -> None:
+        self.users.respond(focus, response)
+        active = focus.active.copy()
+        self.seen.append((active, focus.cards.copy(), focus.context.copy(), response.copy()))
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of the lite preset."""
+    folder = tmp_path_factory.mktemp("logs") / "lite"
+    collect(folder, preset_name="lite", sessions=60)
+    return folder
+
+
+def test_sessions_from_logs_are_what_the_users_saw(logs):
+    config, synthetic = preset("lite")
+    spy = Spy(SyntheticUsers(synthetic, config))
+    batch = FeedBatch(60, "joint", config, spy.users.world.catalog, spy, split="log")
+    batch.reset(np.arange(60), np.arange(60))
+    policy, done = RandomisedPolicy(), np.zeros(60, np.bool_)
+    for slot in range(config.max_slots):
+        batch.step(policy.draw(batch, slot)[0], done)
+        done = done | batch.arrays.terminated | batch.arrays.truncated
+    [sessions] = SessionStream(LogReader(logs), None).chunks()
+    index = np.flatnonzero(sessions.answered > 0)
+    found = sessions.batch(index, np.ones(len(index)))
+    assert sessions.answered.sum() == sum(active.sum() for active, *_ in spy.seen)
+    for j, row in enumerate(index):
+        shown = [seen for seen in spy.seen if seen[0][row]]
+        assert len(shown) == found.length[j]
+        for t, (_, cards, context, response) in enumerate(shown):
+            np.testing.assert_array_equal(found.cards[j, t : t + WINDOW], cards[row])
+            np.testing.assert_array_equal(found.context[j, t], context[row])
+            np.testing.assert_allclose(found.actions[j, t], response[row, : LEAVE + 1], atol=1e-6)
+
+
+def test_a_log_that_does_not_fit_is_streamed(tmp_path):
+    w = writer(tmp_path)
+    w.write(columns([3, 1, 7, 5, 6]))
+    w.write(columns([4, 9], first=5, seed=1))
+    w.finish()
+    reader = LogReader(tmp_path)
+    [whole] = SessionStream(reader, None).chunks()
+    streamed = SessionStream(reader, None, cached_slots=0)
+    for _ in range(2):
+        parts = list(streamed.chunks())
+        assert [len(p) for p in parts] == [5, 2]
+        np.testing.assert_array_equal(np.concatenate([p.actions for p in parts]), whole.actions)
+        np.testing.assert_array_equal(np.concatenate([p.context for p in parts]), whole.context)
+    [some] = SessionStream(reader, [1, 2], keep=lambda session: session != 2).chunks()
+    assert some.session.tolist() == [1, 5, 6]
+    np.testing.assert_array_equal(some.batch(np.array([1]), np.ones(1)).cards, whole.batch(np.array([5]), np.ones(1)).cards)
+
+
+def test_batches_hold_every_session_once_and_little_padding():
+    length = np.random.default_rng(0).integers(0, 200, 500)
+    batches = plan_batches(length, 2000, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches)) == np.flatnonzero(length).tolist()
+    padded = [length[b].max() * len(b) for b in batches]
+    assert max(padded) <= 2000
+    assert length.sum() > 0.85 * sum(padded)
+
+
+def taste_log(folder: Path, unidentified: tuple[str, ...] = ("leave",)) -> Path:
+    """Clicks come from the match of the user's features with the item, nothing else."""
+    w = writer(folder, unidentified=unidentified)
+    rng = np.random.default_rng(0)
+    for part in range(4):
+        table = columns([16] * 60, first=part * 60, seed=part)
+        user = np.repeat(np.stack(table["user_features"][::16]), 16, axis=0)[:, :3]
+        match = (user * w.catalog.embeddings[table["item"]]).sum(1)
+        click = table["answered"] & (rng.random(len(match)) < np.where(match > 0.1, 0.6, 0.05))
+        table["click"] = [bool(c) if a else None for c, a in zip(click, table["answered"], strict=True)]
+        table["page_view_actions"] = [rng.random(11) if c else None for c in click]
+        w.write(table)
+    w.finish()
+    return folder
+
+
+def test_fit_learns_whom_what_pleases(tmp_path):
+    log, out = taste_log(tmp_path / "log"), tmp_path / "scenario"
+    figures = fit(log, out, ensemble=2, epochs=15, hidden=12)
+    assert figures["click_auc"] > 0.75 > 0.6 > figures["click_auc_base"]
+    assert figures["log_loss"]["click"] < figures["click_log_loss_constant"] - 0.03
+    assert abs(figures["click_rate_predicted"] - figures["click_rate"]) < 0.06
+    assert "leave" not in figures["log_loss"] and "leave" in figures
+    scenario = Scenario.load(out)
+    assert scenario.fidelity == figures and scenario.unidentified == ("leave",) and scenario.synthetic is None
+    assert not (out / "fit").exists()
+    # Sessions of the log have 15 answered slots, and the user's end of them is not known.
+    assert 1 / 16 < float(figures["leave"].split(":")[1].split()[0]) < 1 / 14
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("simulator.onnx", "simulator.safetensors")}
+
+
+def test_an_interrupted_fit_goes_on_and_ends_the_same(tmp_path):
+    log = taste_log(tmp_path / "log")
+    arguments: dict[str, Any] = {"ensemble": 2, "epochs": 3, "hidden": 8}
+    whole = fit(log, tmp_path / "whole", **arguments)
+    calls: list[int] = []
+
+    def interrupt(done: int, total: int, text: str) -> None:
+        calls.append(done)
+        if done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(log, tmp_path / "cut", **arguments, progress=interrupt)
+    assert not (tmp_path / "cut" / "scenario.json").exists()
+    with pytest.raises(InputError, match=r"holds an unfinished fit with hidden = 8, not 9"):
+        fit(log, tmp_path / "cut", **arguments | {"hidden": 9})
+    done: list[int] = []
+    figures = fit(log, tmp_path / "cut", **arguments, progress=lambda n, total, text: done.append(n))
+    assert done[0] >= 3 and figures == whole
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert fit(log, tmp_path / "cut", **arguments, progress=interrupt) == whole  # finished: nothing is done
+
+
+def test_fit_refuses_what_it_cannot_use(tmp_path):
+    log = taste_log(tmp_path / "log")
+    with pytest.raises(InputError, match="ensemble must be at least 1, got 0"):
+        fit(log, tmp_path / "out", ensemble=0)
+    with pytest.raises(InputError, match="held_out_from = 9 leaves no days on one side"):
+        fit(log, tmp_path / "out", held_out_from=9)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(log, tmp_path / "out", ensemble=1, epochs=2, hidden=8, progress=interrupt_after_one)
+    checkpoint = tmp_path / "out" / "fit" / "member0.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(InputError, match="member0.safetensors is not a readable checkpoint"):
+        fit(log, tmp_path / "out", ensemble=1, epochs=2, hidden=8)
+    fit(log, tmp_path / "out", ensemble=1, epochs=1, hidden=8, resume=False)
+    Scenario.load(tmp_path / "out").simulator_files()
+
+
+def interrupt_after_one(done: int, total: int, text: str) -> None:
+    if done:
+        raise KeyboardInterrupt
