@@ -169,8 +169,10 @@ def train(
         fresh = record["steps"] // settings.n_steps
         env.seed(seed * CLI_SEED_STRIDE + fresh % (CLI_SEED_STRIDE - num_envs))
         if record["steps"] < steps:
-            callback = _Callback(run, record, checkpoint_every, bar, bar.add_task("", total=steps, status=""))
+            task = bar.add_task("", total=steps, status="")
+            callback = _Callback(run, record, checkpoint_every, bar, task)
             model.learn(steps - record["steps"], callback, reset_num_timesteps=False, tb_log_name="ppo")
+            bar.update(task, completed=steps)
         record = _now(record, model)
         checkpoint.save_checkpoint(run, model.policy, record)  # so that a finished run can be extended
         checkpoint.save_parameters(run / checkpoint.PARAMETERS, model.policy)

@@ -15,7 +15,6 @@ from edgerec_gym.errors import InputError, MissingExtraError
 
 # typer brings its own copy of click since 0.2x; this is the UsageError of whichever it uses.
 UsageError: Any = typer.BadParameter.__base__
-SHIPPED_SESSIONS = 10_000  # logs behind a shipped scenario
 
 
 class OneLineErrors(TyperGroup):
@@ -293,7 +292,9 @@ def info(
 @app.command("scenario")
 def refit(
     name: Annotated[list[str] | None, typer.Option(help="default, lite; default: both.")] = None,
-    sessions: Annotated[int, typer.Option(min=10, help="Sessions to collect for each.")] = SHIPPED_SESSIONS,
+    sessions: Annotated[
+        int | None, typer.Option(min=10, help="To collect for each; default: as in those that ship.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: the scenarios inside the package.")] = None,
     work: Annotated[Path, typer.Option(help="Logs and unfinished fits.")] = Path("runs/scenario"),
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,

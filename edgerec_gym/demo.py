@@ -15,6 +15,7 @@ from edgerec_gym.report import RESULTS, read_training_curve, require_matplotlib,
 from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
+SHIPPED_SESSIONS = {"default": 8000, "lite": 6000}  # logs behind the shipped scenarios
 PRESET, ENV_ID = "lite", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy")
 
@@ -109,7 +110,7 @@ def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
 def refit_shipped(
     names: list[str] | None,
     *,
-    sessions: int,
+    sessions: int | None,
     out: str | Path | None,
     work: str | Path,
     ensemble: int,
@@ -120,9 +121,9 @@ def refit_shipped(
 
     Args:
         names: presets; None for all.
-        sessions: to collect for each.
+        sessions: to collect for each; None for as many as are behind those that ship.
         out: folder that gets one folder for each name; None for the scenarios inside the package.
-        work: folder of logs and unfinished fits, which a later call goes on with.
+        work: folder of logs and unfinished fits, which a call after an interruption goes on with.
         ensemble: networks in each ensemble.
         epochs: at most, for each network.
         seed: of logs and fits.
@@ -141,18 +142,20 @@ def refit_shipped(
     for name in names:
         logs, fitted = Path(work) / name / "logs", Path(work) / name / "scenario"
         target = make_folder(Path(out or SHIPPED_FOLDER) / name)
+        n = sessions or SHIPPED_SESSIONS[name]
         with console.progress_bar(f"{name}: collect") as progress:
-            collect(logs, preset_name=name, sessions=sessions, seed=seed, progress=progress)
+            collect(logs, preset_name=name, sessions=n, seed=seed, progress=progress)
         with console.progress_bar(f"{name}: fit") as progress:
             fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, epochs=epochs, progress=progress)
         for file in SIMULATOR_FILES:
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(fitted / file, temporary)
         scenario = Scenario.load(fitted)
-        options = {"name": name, "sessions": sessions, "ensemble": ensemble, "epochs": epochs, "seed": seed}
+        options = {"name": name, "sessions": n, "ensemble": ensemble, "epochs": epochs, "seed": seed}
         command = " ".join(
             ["edgerec scenario", *(f"--{option} {value}" for option, value in options.items())]
         )
         provenance = {**scenario.provenance, "command": command, "seed": seed}
         replace(scenario, name=name, provenance=provenance).save(target)
+        shutil.rmtree(Path(work) / name)  # so that the next call starts afresh
     return fidelity

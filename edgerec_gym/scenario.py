@@ -28,6 +28,17 @@ SHIPPED = PRESETS  # names of the scenarios in the package
 SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
 SIMULATOR_FILES = ("simulator.onnx", "simulator.safetensors")
 KIND = "edgerec_gym scenario"
+FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # of scenario.json: type, and its name in messages
+    "kind": (str, "text"),
+    "schema_version": (int, "a number"),
+    "name": (str, "text"),
+    "config": (dict, "an object"),
+    "synthetic": ((dict, type(None)), "an object or null"),
+    "unidentified": (list, "a list"),
+    "provenance": (dict, "an object"),
+    "fidelity": (dict, "an object"),
+    "sha256": (dict, "an object"),
+}
 
 
 @dataclass(frozen=True)
@@ -129,22 +140,33 @@ def _load(folder: Path, stamp: int) -> Scenario:
         raise InputError(
             f"{file} has schema version {values.get('schema_version')!r}; this version reads {SCHEMA_VERSION}"
         )
-    for name in ("name", "config", "unidentified", "provenance", "fidelity"):
+    for name in values:
+        if name not in FIELDS:
+            raise InputError(f"{file}: unknown field {name!r}; fields are {', '.join(FIELDS)}")
+    for name, (kind, text) in FIELDS.items():
         if name not in values:
             raise InputError(f"{file} lacks the field {name!r}")
+        if not isinstance(values[name], kind):
+            raise InputError(f"{file}: {name} must be {text}, got {values[name]!r}")
     for name in values["unidentified"]:
         if name not in UNIDENTIFIED:
             raise InputError(f"{file}: unidentified names {name!r}; known are {', '.join(UNIDENTIFIED)}")
-    synthetic = values.get("synthetic")
+    synthetic = values["synthetic"]
     try:
         config = FeedConfig.from_dict(values["config"])
         users = None if synthetic is None else SyntheticUserConfig.from_dict(synthetic)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+    catalog = Catalog.load(folder / "catalog.parquet", config.embedding_size)
+    if catalog.card_type.max() >= config.n_types:
+        raise InputError(
+            f"{folder / 'catalog.parquet'}: card_type {catalog.card_type.max()} is not one of the feed's "
+            f"0 to {config.n_types - 1}"
+        )
     return Scenario(
-        name=str(values["name"]),
+        name=values["name"],
         config=config,
-        catalog=Catalog.load(folder / "catalog.parquet", config.embedding_size),
+        catalog=catalog,
         synthetic=users,
         unidentified=tuple(values["unidentified"]),
         provenance=values["provenance"],

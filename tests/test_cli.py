@@ -378,6 +378,7 @@ def test_the_shipped_scenarios_record_their_command(fitted, tmp_path, monkeypatc
     assert json.loads(run_well("scenario", *options.split(), *folders, "--json")) == {
         "lite": {"click_auc": 0.5}
     }
+    assert not (tmp_path / "work" / "lite").exists()
     shipped = tmp_path / "out" / "lite"
     content = json.loads(run_well("info", shipped, "--json"))
     assert content["name"] == "lite" and content["provenance"]["command"] == f"edgerec scenario {options}"

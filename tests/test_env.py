@@ -187,12 +187,16 @@ def test_illegal_action_plays_keep_and_pays():
         ({"users": "real"}, "unknown users 'real'"),
         ({"scenario": "nowhere"}, "nowhere"),
         ({"split": "test"}, "splits are log, train, eval"),
-        ({"render_mode": "gif"}, "render_mode"),
     ],
 )
 def test_bad_arguments_of_make(kwargs, message):
     with pytest.raises(InputError, match=message):
         gym.make("EdgeFeed-v0", **({"scenario": "lite"} | kwargs))
+
+
+def test_bad_render_mode():
+    with pytest.raises(InputError, match="render_mode must be None or one of ansi"):
+        EdgeFeedVectorEnv(1, scenario="lite", render_mode="gif")
 
 
 @pytest.mark.parametrize("num_envs", [0, -1, 2.5])

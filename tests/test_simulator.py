@@ -1,9 +1,8 @@
-"""Users learned from logs: what the network reads, the step graph, fitting, resuming."""
+"""Users learned from logs: what the network reads, and the step graph that plays it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +11,11 @@ from small_log import columns, writer
 
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import FeedConfig, preset
-from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import RandomisedPolicy, collect
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.dataset import SessionStream, plan_batches
 from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.fidelity import fitted_heads, log_losses
-from edgerec_gym.simulator.fit import fit
 from edgerec_gym.simulator.inputs import SessionBatch, hat
 from edgerec_gym.simulator.model import HEADS, UserNetwork
 from edgerec_gym.users.base import (
@@ -44,7 +40,9 @@ CONFIG = FeedConfig(embedding_size=4, profile_size=2)
 REAL_LOG = ("position", "neighbours", "exposure_actions", "page_view_actions", "leave", "order_within_page")
 
 
-def random_sessions(config: FeedConfig, unidentified: tuple[str, ...], sessions: int, slots: int) -> SessionBatch:
+def random_sessions(
+    config: FeedConfig, unidentified: tuple[str, ...], sessions: int, slots: int
+) -> SessionBatch:
     """Sessions of random content in the encoding of users/base.py."""
     rng = np.random.default_rng(5)
 
@@ -72,8 +70,8 @@ def random_sessions(config: FeedConfig, unidentified: tuple[str, ...], sessions:
     actions = np.concatenate([looks, click, opened, np.zeros((b, t, 1))], -1)
     actions *= (np.arange(t) < length[:, None])[:, :, None]
     user = rng.uniform(-1, 1, (b, config.n_user_features))
-    tensors = (torch.tensor(v, dtype=torch.float32) for v in (cards, context, user, actions))
-    return SessionBatch(*tensors, torch.tensor(length), torch.ones(b))
+    inputs = [torch.tensor(values).float() for values in (cards, context, user, actions)]
+    return SessionBatch(inputs[0], inputs[1], inputs[2], inputs[3], torch.tensor(length), torch.ones(b))
 
 
 def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int) -> UserNetwork:
@@ -85,7 +83,7 @@ def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int)
             noise = 0.3 * torch.randn_like(parameter)
             if parameter is network.heads.weight:
                 noise[(parameter == 0).all(1)] = 0  # heads that are never fitted
-            parameter += noise * (parameter > -100)
+            parameter.add_(noise * (parameter > -100))
         network.heads.bias[sum(HEADS[head] for head in ("dwell", "exposure"))] = 0  # clicks are frequent
     network.inputs.set_scales(
         torch.rand(network.inputs.width) * 2,
@@ -170,7 +168,9 @@ def test_answers_follow_the_heads(tmp_path):
     observed = np.bincount(np.rint(drawn[click, PAGE_VIEW] * 7).astype(int), minlength=8) / click.sum()
     np.testing.assert_allclose(observed, page_view, atol=5 / np.sqrt(click.sum()))
     signs = torch.sigmoid(logits["signs"])[torch.from_numpy(click)].mean(0).numpy()
-    np.testing.assert_allclose(drawn[click, PAGE_VIEW + 1 : LEAVE].mean(0), signs, atol=5 / np.sqrt(click.sum()))
+    np.testing.assert_allclose(
+        drawn[click, PAGE_VIEW + 1 : LEAVE].mean(0), signs, atol=5 / np.sqrt(click.sum())
+    )
     assert abs(drawn[:, LEAVE].mean() - torch.sigmoid(logits["leave"]).mean()) < tolerance
 
 
@@ -281,7 +281,9 @@ def test_a_log_that_does_not_fit_is_streamed(tmp_path):
         np.testing.assert_array_equal(np.concatenate([p.context for p in parts]), whole.context)
     [some] = SessionStream(reader, [1, 2], keep=lambda session: session != 2).chunks()
     assert some.session.tolist() == [1, 5, 6]
-    np.testing.assert_array_equal(some.batch(np.array([1]), np.ones(1)).cards, whole.batch(np.array([5]), np.ones(1)).cards)
+    np.testing.assert_array_equal(
+        some.batch(np.array([1]), np.ones(1)).cards, whole.batch(np.array([5]), np.ones(1)).cards
+    )
 
 
 def test_batches_hold_every_session_once_and_little_padding():
@@ -291,82 +293,3 @@ def test_batches_hold_every_session_once_and_little_padding():
     padded = [length[b].max() * len(b) for b in batches]
     assert max(padded) <= 2000
     assert length.sum() > 0.85 * sum(padded)
-
-
-def taste_log(folder: Path, unidentified: tuple[str, ...] = ("leave",)) -> Path:
-    """Clicks come from the match of the user's features with the item, nothing else."""
-    w = writer(folder, unidentified=unidentified)
-    rng = np.random.default_rng(0)
-    for part in range(4):
-        table = columns([16] * 60, first=part * 60, seed=part)
-        user = np.repeat(np.stack(table["user_features"][::16]), 16, axis=0)[:, :3]
-        match = (user * w.catalog.embeddings[table["item"]]).sum(1)
-        click = table["answered"] & (rng.random(len(match)) < np.where(match > 0.1, 0.6, 0.05))
-        table["click"] = [bool(c) if a else None for c, a in zip(click, table["answered"], strict=True)]
-        table["page_view_actions"] = [rng.random(11) if c else None for c in click]
-        w.write(table)
-    w.finish()
-    return folder
-
-
-def test_fit_learns_whom_what_pleases(tmp_path):
-    log, out = taste_log(tmp_path / "log"), tmp_path / "scenario"
-    figures = fit(log, out, ensemble=2, epochs=15, hidden=12)
-    assert figures["click_auc"] > 0.75 > 0.6 > figures["click_auc_base"]
-    assert figures["log_loss"]["click"] < figures["click_log_loss_constant"] - 0.03
-    assert abs(figures["click_rate_predicted"] - figures["click_rate"]) < 0.06
-    assert "leave" not in figures["log_loss"] and "leave" in figures
-    scenario = Scenario.load(out)
-    assert scenario.fidelity == figures and scenario.unidentified == ("leave",) and scenario.synthetic is None
-    assert not (out / "fit").exists()
-    # Sessions of the log have 15 answered slots, and the user's end of them is not known.
-    assert 1 / 16 < float(figures["leave"].split(":")[1].split()[0]) < 1 / 14
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("simulator.onnx", "simulator.safetensors")}
-
-
-def test_an_interrupted_fit_goes_on_and_ends_the_same(tmp_path):
-    log = taste_log(tmp_path / "log")
-    arguments: dict[str, Any] = {"ensemble": 2, "epochs": 3, "hidden": 8}
-    whole = fit(log, tmp_path / "whole", **arguments)
-    calls: list[int] = []
-
-    def interrupt(done: int, total: int, text: str) -> None:
-        calls.append(done)
-        if done >= 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(log, tmp_path / "cut", **arguments, progress=interrupt)
-    assert not (tmp_path / "cut" / "scenario.json").exists()
-    with pytest.raises(InputError, match=r"holds an unfinished fit with hidden = 8, not 9"):
-        fit(log, tmp_path / "cut", **arguments | {"hidden": 9})
-    done: list[int] = []
-    figures = fit(log, tmp_path / "cut", **arguments, progress=lambda n, total, text: done.append(n))
-    assert done[0] >= 3 and figures == whole
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    assert fit(log, tmp_path / "cut", **arguments, progress=interrupt) == whole  # finished: nothing is done
-
-
-def test_fit_refuses_what_it_cannot_use(tmp_path):
-    log = taste_log(tmp_path / "log")
-    with pytest.raises(InputError, match="ensemble must be at least 1, got 0"):
-        fit(log, tmp_path / "out", ensemble=0)
-    with pytest.raises(InputError, match="held_out_from = 9 leaves no days on one side"):
-        fit(log, tmp_path / "out", held_out_from=9)
-    (tmp_path / "out").mkdir(exist_ok=True)
-    with pytest.raises(KeyboardInterrupt):
-        fit(log, tmp_path / "out", ensemble=1, epochs=2, hidden=8, progress=interrupt_after_one)
-    checkpoint = tmp_path / "out" / "fit" / "member0.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    with pytest.raises(InputError, match="member0.safetensors is not a readable checkpoint"):
-        fit(log, tmp_path / "out", ensemble=1, epochs=2, hidden=8)
-    fit(log, tmp_path / "out", ensemble=1, epochs=1, hidden=8, resume=False)
-    Scenario.load(tmp_path / "out").simulator_files()
-
-
-def interrupt_after_one(done: int, total: int, text: str) -> None:
-    if done:
-        raise KeyboardInterrupt

@@ -161,9 +161,9 @@ def collect(
     writer = LogWriter(out, config, catalog, provenance)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)
-    size = min(
-        sessions, SESSIONS_PER_PART
-    )  # of every batch, the last one too: a policy keeps one row per session
+    size = min(sessions, SESSIONS_PER_PART)  # of the last batch too: a policy keeps one row per session
+    if progress:
+        progress(min(first_part * SESSIONS_PER_PART, sessions), sessions)
     for part in range(first_part, parts):
         first = part * SESSIONS_PER_PART
         wanted = min(SESSIONS_PER_PART, sessions - first)
@@ -185,6 +185,7 @@ def _source(
         provenance = {"source": "synthetic", "preset": preset_name, "synthetic": synthetic.to_dict()}
         return config, model.world.catalog, provenance, lambda: SyntheticUsers(synthetic, config)
     loaded = Scenario.load(str(scenario))
+    make_users(users, loaded, loaded.config)  # bad users are better known before a folder is made
     provenance = {"source": users, "scenario": loaded.name}
     if loaded.synthetic is not None:
         provenance["synthetic"] = loaded.synthetic.to_dict()

@@ -138,7 +138,7 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
     rate = float(np.clip(click.mean(), 1e-6, 1 - 1e-6))
     figures = {
         "log_loss": {head: total / slots for head, total in sums.items()},
-        "click_log_loss_constant": -rate * np.log(rate) - (1 - rate) * np.log(1 - rate),
+        "click_log_loss_constant": float(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate)),
         "click_auc": _auc(mean, click),
         "click_auc_member": float(np.mean([_auc(p, click) for p in members])),
         "click_auc_base": _auc(base, click),

@@ -122,6 +122,7 @@ class Simulator:
                 raise InputError(f"{weights} lacks the tensor {name!r}")
         self.features, self.hours = tensors.pop("starts.features"), tensors.pop("starts.hour")
         self.answer = slice(*tensors.pop("answer").tolist())
+        self._check_shapes(weights, tensors)
         # ONNX Runtime does not copy weights that take the place of the graph's: they must stay alive.
         self._weights: dict[str, dict[str, ort.OrtValue]] = {}
         for name, values in tensors.items():
@@ -134,6 +135,20 @@ class Simulator:
             self.slot_size, self.state_size = int(shapes["slot"][1]), int(shapes["state"][1])
         except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(f"{graph} is not a step of learned users: its inputs are {shapes}") from None
+
+    @staticmethod
+    def _check_shapes(path: Path, tensors: dict[str, np.ndarray]) -> None:
+        """All members have the same tensors; the graph is checked against them when it is loaded."""
+        first = {n.removeprefix("member0."): v.shape for n, v in tensors.items() if n.startswith("member0.")}
+        if not first:
+            raise InputError(f"{path} holds no members")
+        for name, values in tensors.items():
+            member, _, parameter = name.partition(".")
+            if values.shape != first.get(parameter):
+                wanted = first.get(parameter, "that of any in member0")
+                raise InputError(f"{path}: tensor {name!r} has shape {values.shape}, not {wanted}")
+            if f"{member}.{parameter}" != name or not member.startswith("member"):
+                raise InputError(f"{path} holds an unknown tensor {name!r}")
 
     def session(self, member: int, threads: int) -> ort.InferenceSession:
         """The graph with one member's weights, made when first needed."""
