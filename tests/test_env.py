@@ -1,5 +1,7 @@
 """Every id and both kinds of users: spaces, masks, rewards, resets, and agreement of single and batch."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -20,6 +22,15 @@ def legal(rng, mask):
 def test_check_env_passes_without_a_warning(env_id, users, recwarn):
     check_env(gym.make(env_id, scenario="lite", users=users).unwrapped, skip_render_check=True)
     assert [str(w.message) for w in recwarn] == []
+
+
+def test_check_env_of_stable_baselines3_passes(env_id, users):
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        checker.check_env(gym.make(env_id, scenario="lite", users=users).unwrapped)
+    # The one expected remark: two-dimensional keys are no images and no vectors.
+    assert [str(w.message) for w in caught if "unconventional shape" not in str(w.message)] == []
 
 
 def test_observations_stay_inside_the_space(env_id, users):
