@@ -11,7 +11,7 @@ row* has logit 0, and cards and the request compete with that.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from gymnasium import spaces
 
@@ -140,12 +140,13 @@ class PointerNetwork(BaseFeaturesExtractor):
         self.lookahead = shapes["screen"][0] if "screen" in shapes else 0
         self.track = infer_track(n_pool, n_cards, n_actions) if track is None else track
 
-        self.group_sizes = {
+        sizes: dict[str, list[int]] = {
             "joint": [n_pool, n_cards, 1],
             "rerank": [n_pool],
             "mix": [1, n_cards],
             "request": [1, 1],
-        }[self.track]
+        }
+        self.group_sizes = sizes[self.track]
 
         n_matches = 2 * heads + 1 + self.lookahead  # one a query vector
         n_candidate = n_matches + N_SCALARS
@@ -317,9 +318,10 @@ class PointerPolicy(MaskableActorCriticPolicy):
         }
 
     def _build(self, lr_schedule: Any) -> None:
-        network = self.features_extractor
-        self.action_dist = GroupedCategorical(network.group_sizes)
-        self.mlp_extractor = _Split(sum(network.group_sizes), self.hidden)
+        sizes = cast(PointerNetwork, self.features_extractor).group_sizes
+        self.action_dist = GroupedCategorical(sizes)
+        self.mlp_extractor = cast(Any, _Split(sum(sizes), self.hidden))
         self.action_net = nn.Identity()
         self.value_net = nn.Linear(self.hidden, 1)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        make_optimizer = cast(Any, self.optimizer_class)
+        self.optimizer = make_optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)

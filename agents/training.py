@@ -249,7 +249,7 @@ def _build(env: Any, policy: str, settings: PPOConfig, seed: int, log: Path | No
     )
 
 
-def _now(record: dict[str, Any], model: MaskablePPO) -> dict[str, Any]:
+def _now(record: dict[str, Any], model: Any) -> dict[str, Any]:
     return record | {"steps": int(model.num_timesteps), "updates": int(model._n_updates)}
 
 

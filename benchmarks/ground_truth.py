@@ -18,6 +18,7 @@ from rich.table import Table
 
 import edgerec_gym
 from benchmarks.phenomena import PHENOMENA, effects
+from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import FixedInterval, FixedSlot, Keep
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.atomic import make_folder, write_json
@@ -26,7 +27,7 @@ from edgerec_gym.scenario import Scenario
 
 RESULTS = Path(__file__).parent / "results"
 # Every track: keep, the same means at fixed moments, the oracle's moments.
-TRACKS = {
+TRACKS: dict[str, list[Policy]] = {
     "EdgeFeedRerank-v0": [Keep(), OraclePolicy()],
     "EdgeFeedRequest-v0": [Keep(), FixedInterval(every=28), OraclePolicy()],
     "EdgeFeedMix-v0": [Keep(), FixedSlot("mix", every=6), OraclePolicy()],

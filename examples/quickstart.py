@@ -32,7 +32,7 @@ env.close()
 # A batch of sessions, stepped together, by a policy that picks the best base click score of the pool.
 envs = gym.make_vec("EdgeFeed-v0", num_envs=arguments.num_envs, **feed)
 observation, info = envs.reset(seed=arguments.seed)
-base_ctr = envs.unwrapped.config.embedding_size + 1  # column of `pool`
+base_ctr = -3  # column of `pool`: the last four are price level, base ctr, base cvr, freshness
 rewards = np.zeros(arguments.num_envs)
 alive = np.ones(arguments.num_envs, bool)
 while alive.any():

@@ -23,9 +23,7 @@ parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 
 # 1. Train. 128 feeds are one batch, not 128 processes.
-env = make_vec_env(
-    arguments.id, 128, seed=arguments.seed, scenario=arguments.scenario, users=arguments.users
-)
+env = make_vec_env(arguments.id, 128, seed=arguments.seed, scenario=arguments.scenario, users=arguments.users)
 model = MaskablePPO(
     PointerPolicy,
     env,

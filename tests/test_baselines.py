@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ PAIRS = [(env_id, name) for env_id in IDS for name in baselines_of(track_of(env_
 SLOTS = 25
 
 
-def make_env(scenario: Scenario, env_id: str, num_envs: int = 16, **config: object) -> EdgeFeedVectorEnv:
+def make_env(scenario: Scenario, env_id: str, num_envs: int = 16, **config: Any) -> EdgeFeedVectorEnv:
     return EdgeFeedVectorEnv(num_envs, track=track_of(env_id), scenario=scenario, users="synthetic", **config)
 
 
