@@ -33,16 +33,7 @@ TRACKS: dict[str, list[Policy]] = {
     "EdgeFeedMix-v0": [Keep(), FixedSlot("mix", every=6), OraclePolicy()],
     "EdgeFeed-v0": [Keep(), OraclePolicy()],
 }
-COLUMNS = (
-    "value",
-    "clicks",
-    "click_rate",
-    "purchases",
-    "exposures",
-    "requests",
-    "gain_over_keep",
-    "gap_closed",
-)
+COLUMNS = ("value", "clicks", "click_rate", "exposures", "requests", "gain_over_keep")
 
 
 def interval(metric: dict[str, float] | None) -> str:
@@ -58,7 +49,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="a tenth of the sessions")
     sessions = parser.parse_args().sessions // (10 if parser.parse_args().quick else 1)
-    console = Console()
+    console = Console(width=160)
 
     measured = effects(sessions=min(sessions, 3000))
     measures = {p.name: p.measure for p in PHENOMENA} | {
