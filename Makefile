@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .DELETE_ON_ERROR:
 .PHONY: demo test lint scenario clean help
 
-demo: $(STAMP)  ## watch agents play the shipped scenario
+demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
 
 test: $(STAMP)  ## run the tests
