@@ -84,7 +84,7 @@ def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int)
             if parameter is network.heads.weight:
                 noise[(parameter == 0).all(1)] = 0  # heads that are never fitted
             parameter.add_(noise * (parameter > -100))
-        network.heads.bias[sum(HEADS[head] for head in ("dwell", "exposure"))] = 1  # clicks are frequent
+        network.heads.bias[sum(HEADS[head] for head in ("dwell", "exposure"))] = 0  # clicks are frequent
     network.inputs.set_scales(
         torch.rand(network.inputs.width) * 2,
         torch.tensor([-2.0, 0.7]),
@@ -131,7 +131,7 @@ def test_steps_of_the_graph_equal_the_whole_session(tmp_path, unidentified, look
 
 
 def test_answers_follow_the_heads(tmp_path):
-    network = random_network(CONFIG, (), 4)
+    network = random_network(CONFIG, (), 1)
     one = random_sessions(CONFIG, (), sessions=4, slots=4)
     export([network], np.zeros((1, CONFIG.n_user_features)), np.zeros(1), tmp_path)
     simulator = Simulator(tmp_path / "simulator.onnx", tmp_path / "simulator.safetensors")
