@@ -13,7 +13,7 @@ from torch.nn import functional
 from edgerec_gym.logs.reference import impression_auc
 from edgerec_gym.simulator.dataset import Sessions, SessionStream, plan_batches
 from edgerec_gym.simulator.inputs import N_ACTIONS
-from edgerec_gym.simulator.model import LEVELS, MOST_LEVELS, UserNetwork
+from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
 from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
 
 # What a head counts in the loss: everything else turns on the click, and exposures are frequent.
@@ -32,7 +32,7 @@ BATCH_SLOTS = 8000
 def fitted_heads(unidentified: frozenset[str]) -> list[str]:
     """Heads that a log can teach."""
     unfitted = {head for reason in unidentified & UNFITTED.keys() for head in UNFITTED[reason]}
-    return [head for head in HEAD_WEIGHTS if head not in unfitted]
+    return [head for head in HEADS if head not in unfitted]
 
 
 def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dict[str, Tensor]:

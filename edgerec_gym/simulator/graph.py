@@ -160,15 +160,15 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
     matches = g("MatMul", evidence, g("Unsqueeze", embedding, last))
     matches = g("Reshape", matches, g.integers([-1, network.n_evidence]))
     size = g("ReduceL2", evidence, last, keepdims=0)
-    query, leave = g.split(g.linear(g("Concat", memory, user, code, axis=1), "query"), [QUERIES * d, 1])
+    query = g.linear(g("Concat", memory, user, axis=1), "query")
     wanted = g("Mul", query, g("Concat", *[embedding] * QUERIES, axis=1))
     cosine = g("Div", matches, g("Add", size, one))
     inputs = g("Concat", flat, user, memory, logit, code, pairs, matches, size, cosine, wanted, axis=1)
     for layer in ("trunk1", "trunk2"):
         inputs = g("Relu", g.linear(inputs, layer))
     sizes = [*(HEADS[h] for h in ("dwell", "exposure", "click")), DWELL_BUCKETS]
-    sizes += [HEADS["page_view"], HEADS["signs"], PAGE_VIEW_BUCKETS]
-    dwell, exposure, click, click_by, view, signs, buy_by = g.split(g.linear(inputs, "heads"), sizes)
+    sizes += [HEADS["page_view"], HEADS["signs"], PAGE_VIEW_BUCKETS, 1]
+    dwell, exposure, click, click_by, view, signs, buy_by, leave = g.split(g.linear(inputs, "heads"), sizes)
 
     # Draw the answer.
     p_dwell = g("Softmax", dwell, axis=1)

@@ -55,6 +55,7 @@ HEADS = {
     "click": 1,
     "page_view": PAGE_VIEW_BUCKETS,
     "signs": N_SIGNS,
+    "leave": 1,
 }
 NEVER = -1e4  # logit of a level that does not exist
 DECAYS = (0.6, 0.8, 0.9, 0.97)  # of evidence, per slot
@@ -93,8 +94,6 @@ class UserNetwork(nn.Module):
         self.evidence = nn.Linear(N_ANSWER_CODE, self.n_evidence)
         remembered = hidden + page_view + users
         self.query = nn.Linear(remembered, QUERIES * self.d)
-        # Sessions end but once: a head of few weights, apart from the others.
-        self.leave = nn.Linear(remembered + N_CONTEXT_CODE, 1)
         self.pair = nn.Linear(self.inputs.width, PAIRS, bias=False)
         width = remembered + self.d + WINDOW * (attributes + PAIRS) + N_CONTEXT_CODE
         width += 3 * self.n_evidence + QUERIES * self.d
@@ -124,8 +123,7 @@ class UserNetwork(nn.Module):
         self.heads.bias.zero_()
         bias = dict(zip(HEADS, self.heads.bias.split(list(HEADS.values())), strict=True))
         bias["click"].fill_(-3.0)
-        self.leave.weight.mul_(0.1)
-        self.leave.bias.fill_(-4.0)
+        bias["leave"].fill_(-4.0)
         absent = torch.arange(MOST_LEVELS)[None] >= torch.tensor(LEVELS)[:, None]
         bias["exposure"].view_as(absent)[absent] = NEVER
         first_only = {"exposure_actions": ("dwell", "exposure"), "page_view_duration": ("page_view",)}
@@ -139,8 +137,8 @@ class UserNetwork(nn.Module):
     @torch.no_grad()
     def set_leave_hazard(self, hazard: float) -> None:
         """Leave with a constant probability per slot, where the log does not tell who left."""
-        self.leave.weight.zero_()
-        self.leave.bias[:] = math.log(hazard / (1 - hazard))
+        self.heads.weight[-1] = 0
+        self.heads.bias[-1] = math.log(hazard / (1 - hazard))
 
     def _logits(self, window: Window, user: Tensor, memory: Memory) -> dict[str, Tensor]:
         """Logits of every head before any sample of the slot is known, (N, levels) each."""
@@ -157,7 +155,9 @@ class UserNetwork(nn.Module):
         compared = [pairs, matches, size, matches / (size + 1), wanted]
         inputs = torch.cat([remembered, focused, attributes.flatten(1), context, *compared], 1)  # (N, width)
         logits = dict(zip(HEADS, self.heads(self.trunk(inputs)).split(list(HEADS.values()), 1), strict=True))
-        return logits | {"leave": self.leave(torch.cat([remembered, context], 1))}
+        return logits
+
+    # --- a whole session at once, for fitting ---------------------------------------------------
 
     def forward_sequence(self, batch: SessionBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Logits of every head at every answered slot, each given what was really done before it.

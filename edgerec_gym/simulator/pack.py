@@ -150,12 +150,9 @@ def _pack_old(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _pack_query(
     network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the memory wants, and whether to leave."""
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
-    factors = np.concatenate([np.ones(hidden), encoder["user_scale"], _context_factors(encoder)])
-    query = np.pad(p["query.weight"], ((0, 0), (0, N_CONTEXT_CODE)))
-    weight = np.concatenate([query, p["leave.weight"]]) * factors
-    return weight.T, np.concatenate([p["query.bias"], p["leave.bias"]])
+    factors = np.concatenate([np.ones(hidden), encoder["user_scale"]])
+    return p["query.weight"].T * factors[:, None], p["query.bias"]
 
 
 def _pack_trunk(
@@ -189,7 +186,7 @@ def _pack_heads(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     bias["click_by"] = bias["click"] + p["click_by_dwell"]
     weight["buy_by"] = np.repeat(weight["signs"][[BUY_SIGN]], PAGE_VIEW_BUCKETS, axis=0)
     bias["buy_by"] = bias["signs"][BUY_SIGN] + p["signs_by_page_view"][:, BUY_SIGN]
-    order = ("dwell", "exposure", "click", "click_by", "page_view", "signs", "buy_by")
+    order = ("dwell", "exposure", "click", "click_by", "page_view", "signs", "buy_by", "leave")
     return np.concatenate([weight[h] for h in order]).T, np.concatenate([bias[h] for h in order])
 
 
