@@ -73,8 +73,7 @@ class OraclePolicy:
         """True value of every candidate at the next slot, (B, N + M) in reward units; -1 where empty."""
         assert self._env is not None
         env, reward = self._env, self._env.config.reward
-        n = env.config.pool_size + env.config.n_cards
-        probabilities = self._users.true_values(env.batch.state, env.num_envs, n)
+        probabilities = self._users.true_values(env.batch.arrays)
         value = reward.click * probabilities[..., 0] + reward.purchase * probabilities[..., 1]
         return np.where(probabilities[..., 0] > 0, value, -1.0)
 

@@ -69,7 +69,7 @@ def simulate(config: SyntheticUserConfig, feed: FeedConfig, sessions: int, seed:
         answered = ~done & a.focus_active
         after = {
             "slot": a.focus_context[:, SLOT].astype(int),
-            "window": a.focus_items.copy(),
+            "window": a.window_items.copy(),
             "probability": a.response[:, CLICK_PROBABILITY].astype(float),
             "click": a.response[:, CLICK] > 0,
             "long_view": a.response[:, PAGE_VIEW] >= 3 / 7 - 1e-6,

@@ -2,74 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from edgerec_gym.arrays import Table, reader
 from edgerec_gym.catalog import Catalog
-from edgerec_gym.cloud import make_cloud
+from edgerec_gym.cloud import CloudArrays, cloud_ranking, make_cloud
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.kernel_cache import SOURCE_DIGEST
-from edgerec_gym.kernels import absorb, begin, place
-from edgerec_gym.random_stream import SPLITS, episode_key
-from edgerec_gym.spaces import n_actions, observation_dtype, observation_keys
-from edgerec_gym.state import allocate, pack
+from edgerec_gym.jit import SOURCE_DIGEST, entry_point
+from edgerec_gym.kernels import absorb, begin, next_episode, place
+from edgerec_gym.observe import copy_observation
+from edgerec_gym.random_stream import SPLITS
+from edgerec_gym.spaces import n_actions, observation_layout
+from edgerec_gym.state import FeedArrays, allocate
 from edgerec_gym.users.base import Focus, UserModel
-from edgerec_gym.users.synthetic import SyntheticUsers
-from edgerec_gym.users.synthetic_kernels import answer
+from edgerec_gym.users.synthetic import SyntheticUsers, read_users
+from edgerec_gym.users.synthetic_kernels import answer, start_user
+from edgerec_gym.workers import Workers
 
 MIN_ROWS_PER_THREAD = 64  # below that, handing out work costs more than it saves
+# What a row does: its action, its next episode, nothing while others play, nothing while others are reset.
+PLAY, BEGIN, WAIT, UNTOUCHED = range(4)
 
 
-def _kernels(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see kernel_cache.
-    @njit(cache=True, nogil=True)
-    def step_synthetic(state, cloud, users, actions, skip, start, stop):
+read_feed, read_cloud = reader(FeedArrays), reader(CloudArrays)
+
+
+def _entry_points(digest: str) -> tuple[Any, ...]:
+    # The digest is part of numba's cache key: see jit.
+    @entry_point
+    def step_synthetic(
+        feed_address, cloud_address, users_address, actions, modes, copies, start, stop, worker
+    ):
         _ = digest
+        feed, cloud, users = read_feed(feed_address), read_cloud(cloud_address), read_users(users_address)
         for row in range(start, stop):
-            if not skip[row]:
-                place(state, cloud, row, actions[row])
-                if state.focus_active[row]:
-                    items, context = state.focus_items[row], state.focus_context[row]
-                    answer(users, row, items, context, state.response[row])
-                absorb(state, cloud, row)
+            if modes[row] == PLAY:
+                place(feed, cloud, row, actions[row])
+                if feed.focus_active[row]:
+                    answer(users, row, feed.window_items, feed.focus_context, feed.response)
+                absorb(feed, cloud, row, worker)
+            elif modes[row] == BEGIN:
+                next_episode(feed, row)
+                start_user(users, row, feed.key[row], feed.split)
+                feed.hour[row] = users.hour[row]
+                for k in range(feed.n_user):
+                    feed.observation[row, feed.user_at + k] = users.shipped[users.user[row], k]
+                begin(feed, cloud, row, worker)
+            copy_observation(feed, row, copies)
 
-    @njit(cache=True, nogil=True)
-    def place_rows(state, cloud, actions, skip, start, stop):
+    @entry_point
+    def place_rows(feed_address, cloud_address, actions, modes, start, stop, _worker):
         _ = digest
+        feed, cloud = read_feed(feed_address), read_cloud(cloud_address)
         for row in range(start, stop):
-            if skip[row]:
-                state.focus_active[row] = False
-            else:
-                place(state, cloud, row, actions[row])
+            if modes[row] == PLAY:
+                place(feed, cloud, row, actions[row])
+            elif modes[row] == BEGIN:
+                next_episode(feed, row)
+                feed.focus_active[row] = False
+            elif modes[row] == WAIT:
+                feed.focus_active[row] = False
 
-    @njit(cache=True, nogil=True)
-    def absorb_rows(state, cloud, skip, start, stop):
+    @entry_point
+    def absorb_rows(feed_address, cloud_address, modes, copies, start, stop, worker):
         _ = digest
+        feed, cloud = read_feed(feed_address), read_cloud(cloud_address)
         for row in range(start, stop):
-            if not skip[row]:
-                absorb(state, cloud, row)
+            if modes[row] == PLAY:
+                absorb(feed, cloud, row, worker)
+            elif modes[row] == BEGIN:
+                begin(feed, cloud, row, worker)
+            copy_observation(feed, row, copies)
 
-    @njit(cache=True, nogil=True)
-    def begin_rows(state, cloud, rows):
-        _ = digest
-        for j in range(rows.shape[0]):
-            begin(state, cloud, rows[j])
-
-    @njit(cache=True)
-    def episode_keys(split, seeds, episodes, rows, keys):
-        _ = digest
-        for j in range(rows.shape[0]):
-            keys[j] = episode_key(split, seeds[rows[j]], episodes[rows[j]])
-
-    return step_synthetic, place_rows, absorb_rows, begin_rows, episode_keys
+    return step_synthetic, place_rows, absorb_rows
 
 
-_step_synthetic, _place_rows, _absorb_rows, _begin_rows, _episode_keys = _kernels(SOURCE_DIGEST)
+_step_synthetic, _place_rows, _absorb_rows = _entry_points(SOURCE_DIGEST)
 
 
 class FeedBatch:
@@ -85,7 +96,7 @@ class FeedBatch:
         threads: worker threads for large batches; results do not depend on it.
 
     Attributes:
-        arrays: the state, see :class:`~edgerec_gym.state.FeedArrays`.
+        arrays: the state, see :class:`~edgerec_gym.state.FeedArrays`; they stay the same arrays for good.
     """
 
     def __init__(
@@ -108,37 +119,28 @@ class FeedBatch:
         self.num_envs, self.track, self.config = num_envs, track, config
         self.users, self.split, self.threads = users, SPLITS.index(split), threads
         self.n_actions = n_actions(config, track)
-        self.dtype = observation_dtype(config, track)
-        self.keys = observation_keys(config)
-        self.arrays = allocate(config, track, num_envs)
-        self.state = pack(self.arrays)
-        self.cloud = make_cloud(catalog, config)
+        self._layout = observation_layout(config, track)
+        n_workers = max(1, min(threads, num_envs // MIN_ROWS_PER_THREAD))
+        self._workers = Workers(num_envs, n_workers)
+        cloud = make_cloud(catalog, config)
+        ranking = cloud_ranking(cloud, config, n_workers)
+        self.arrays = a = allocate(config, track, num_envs, self.split, ranking)
         users.allocate(num_envs, config)
-        self.seeds = np.zeros(num_envs, np.int64)
-        self.episodes = np.zeros(num_envs, np.int64)
-        self._none = np.zeros(num_envs, np.bool_)
-        a = self.arrays
-        self._focus = Focus(a.focus_active, a.focus_cards, a.focus_items, a.focus_context, a.key)
-        workers = min(threads, num_envs // MIN_ROWS_PER_THREAD)
-        self._pool = ThreadPoolExecutor(workers - 1) if workers > 1 else None
-        edges = np.linspace(0, num_envs, max(workers, 1) + 1).astype(np.int64)
-        self._chunks = [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        self._feed, self._cloud = Table(a), Table(cloud)
+        self._focus = Focus(a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key)
+        self._play = np.full(num_envs, PLAY, np.int8)
+        self._no_actions = np.zeros(num_envs, np.int64)
+        self._no_copies = a.observation[:0]
+        self._live = self._views(a.observation)
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Start new episodes in some rows; with seeds (R,) as their first, else each row's next."""
-        if seeds is None:
-            self.episodes[rows] += 1
-        else:
-            self.seeds[rows] = seeds
-            self.episodes[rows] = 0
-        keys = np.empty(len(rows), np.uint64)
-        _episode_keys(self.split, self.seeds, self.episodes, rows, keys)
-        start = self.users.reset(rows, keys, self.split)
-        a = self.arrays
-        a.key[rows] = keys
-        a.hour[rows] = start.hour
-        a.observation[rows, a.user_at : a.user_at + a.n_user] = start.features
-        _begin_rows(self.state, self.cloud, rows)
+        if seeds is not None:
+            self.arrays.seed[rows] = seeds
+            self.arrays.episode[rows] = -1
+        modes = np.full(self.num_envs, UNTOUCHED, np.int8)
+        modes[rows] = BEGIN
+        self._advance(self._no_actions, modes, self._no_copies, answer=False)
 
     def step(self, actions: np.ndarray, skip: np.ndarray | None = None) -> None:
         """Play one slot in every row not skipped; the outcome is in `arrays`.
@@ -147,22 +149,36 @@ class FeedBatch:
             actions: (B,) int64 inside the action space (see :meth:`check_actions`).
             skip: (B,) bool rows that stand still.
         """
-        skip = self._none if skip is None else skip
-        if isinstance(self.users, SyntheticUsers):
-            self._run(_step_synthetic, self.state, self.cloud, self.users.state, actions, skip)
-            return
-        self._run(_place_rows, self.state, self.cloud, actions, skip)
-        self.users.respond(self._focus, self.arrays.response)
-        self._run(_absorb_rows, self.state, self.cloud, skip)
+        modes = self._play if skip is None else np.where(skip, WAIT, PLAY).astype(np.int8)
+        self._advance(actions, modes, self._no_copies)
 
-    def _run(self, kernel: Callable[..., None], *args: Any) -> None:
-        if self._pool is None:
-            kernel(*args, 0, self.num_envs)
+    def step_or_restart(self, actions: np.ndarray, ended: np.ndarray, copy: bool) -> dict[str, np.ndarray]:
+        """Play one slot in every row, but start the next episode in rows that have ended, (B,) bool.
+
+        Returns the observation, as :meth:`observation` does; copying while a row is in the cache is cheap.
+        """
+        copies = np.empty_like(self.arrays.observation) if copy else self._no_copies
+        self._advance(actions, ended.view(np.int8), copies)
+        return self._views(copies) if copy else self._live.copy()
+
+    def _advance(
+        self, actions: np.ndarray, modes: np.ndarray, copies: np.ndarray, answer: bool = True
+    ) -> None:
+        feed, cloud = self._feed.address, self._cloud.address
+        if isinstance(self.users, SyntheticUsers):
+            users = self.users.table.address
+            self._workers.run(_step_synthetic, feed, cloud, users, actions, modes, copies)
             return
-        waiting = [self._pool.submit(kernel, *args, *chunk) for chunk in self._chunks[1:]]
-        kernel(*args, *self._chunks[0])
-        for future in waiting:
-            future.result()
+        a = self.arrays
+        self._workers.run(_place_rows, feed, cloud, actions, modes)
+        begun = np.flatnonzero(modes == BEGIN)
+        if len(begun):
+            start = self.users.reset(begun, a.key[begun], self.split)
+            a.hour[begun] = start.hour
+            a.observation[begun, a.user_at : a.user_at + a.n_user] = start.features
+        if answer:
+            self.users.respond(self._focus, a.response)
+        self._workers.run(_absorb_rows, feed, cloud, modes, copies)
 
     def check_actions(self, actions: Any) -> np.ndarray:
         """Return actions as (B,) int64, or raise InputError naming the row outside the space."""
@@ -171,8 +187,8 @@ class FeedBatch:
             raise InputError(
                 f"actions must be {self.num_envs} whole numbers, got shape {values.shape} of {values.dtype}"
             )
-        values = values.astype(np.int64, copy=False)
-        if values.min() < 0 or values.max() >= self.n_actions:
+        values = np.ascontiguousarray(values, np.int64)
+        if values.view(np.uint64).max() >= self.n_actions:  # a negative number is a large one
             row = int(np.flatnonzero((values < 0) | (values >= self.n_actions))[0])
             raise InputError(
                 f"action {values[row]} of row {row} is outside the action space; "
@@ -182,13 +198,20 @@ class FeedBatch:
 
     def observation(self, copy: bool = True) -> dict[str, np.ndarray]:
         """Return the observation, each key (B, ...): views of one fresh copy, or of the live buffer."""
-        buffer = self.arrays.observation
-        rows = (buffer.copy() if copy else buffer).view(self.dtype)
-        return {key: rows[key][:, 0] for key in self.keys}
+        return self._views(self.arrays.observation.copy()) if copy else self._live.copy()
+
+    def observations_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return a fresh copy of the observation of some rows, each key (R, ...)."""
+        return self._views(self.arrays.observation[rows])
+
+    def _views(self, buffer: np.ndarray) -> dict[str, np.ndarray]:
+        """Each key as a view into observation rows, (R, width) float32."""
+        rows, stride = buffer.shape[0], buffer.strides[0]
+        return {
+            key: np.ndarray((rows, *shape), dtype, buffer, offset, (stride, *strides))
+            for key, (dtype, shape, offset, strides) in self._layout.items()
+        }
 
     def close(self) -> None:
         """Stop the worker threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-            self._chunks = [(0, self.num_envs)]
+        self._workers.close()

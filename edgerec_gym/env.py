@@ -14,6 +14,8 @@ from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY
 from edgerec_gym.vector_env import RENDER_MODES, EdgeFeedVectorEnv
 
+_ROW = np.zeros(1, np.int64)  # the only row of the batch
+
 
 class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
     """A feed on a phone, slot by slot.
@@ -105,7 +107,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
         self._action = np.zeros(1, np.int64)
-        self._started = False
+        self._live = {key: values[0] for key, values in self.batch.observation(copy=False).items()}
+        self._started = self._ended = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -114,29 +117,31 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         super().reset(seed=seed)
         if seed is None and not self._started:
             seed = int(self.np_random.integers(2**31))
-        self.batch.reset(np.zeros(1, np.int64), None if seed is None else np.array([seed], np.int64))
-        self._started = True
-        return self._observation(), self._info()
+        self.batch.reset(_ROW, None if seed is None else np.array([seed], np.int64))
+        self._started, self._ended = True, False
+        observation = self._observation()
+        return observation, self._info(observation)
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Play one slot."""
-        if not self._started:
-            raise InputError("call reset before step")
-        arrays = self.batch.arrays
-        if arrays.terminated[0] or arrays.truncated[0]:
-            raise InputError("the episode has ended: call reset before the next step")
+        if self._ended or not self._started:
+            raise InputError(
+                "the episode has ended: call reset before the next step"
+                if self._started
+                else "call reset before step"
+            )
         self._action[0] = self._checked(action)
         self.batch.step(self._action)
-        return (
-            self._observation(),
-            float(arrays.reward[0]),
-            bool(arrays.terminated[0]),
-            bool(arrays.truncated[0]),
-            self._info(),
-        )
+        arrays = self.batch.arrays
+        terminated, truncated = arrays.terminated.item(), arrays.truncated.item()
+        self._ended = terminated or truncated
+        observation = self._observation()
+        return observation, arrays.reward.item(), terminated, truncated, self._info(observation)
 
     def _checked(self, action: Any) -> int:
         n = self.batch.n_actions
+        if type(action) is int and 0 <= action < n:
+            return action
         value = action.item() if isinstance(action, (np.ndarray, np.generic)) and action.size == 1 else action
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"action must be a whole number from 0 to {n - 1}, got {action!r}")
@@ -145,24 +150,22 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         return value
 
     def _observation(self) -> dict[str, np.ndarray]:
-        row = self.batch.arrays.observation.copy().view(self.batch.dtype)[0, 0]
-        return {key: row[key] for key in self.batch.keys}
+        return {key: values.copy() for key, values in self._live.items()}
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
         a = self.batch.arrays
-        answered = bool(a.focus_active[0])
         return {
-            "action_mask": self.action_masks().astype(np.int8),
-            "reward_terms": dict(zip(REWARD_TERMS, a.reward_terms[0].tolist(), strict=True)),
-            "invalid_action": bool(a.invalid[0]),
-            "cost": int(a.cost[0]),
-            "click_probability": float(a.response[0, CLICK_PROBABILITY]) if answered else 0.0,
-            "purchase_probability": float(a.response[0, PURCHASE_PROBABILITY]) if answered else 0.0,
-            "page_arrived": bool(a.arrived[0]),
-            "request_sent": int(a.sent[0]),
-            "placed_item": int(a.placed_item[0]),
-            "placed_action": int(a.placed_action[0]),
-            "answered": answered,
+            "action_mask": observation["action_mask"],
+            "reward_terms": dict(zip(REWARD_TERMS, a.reward_terms.tolist()[0], strict=True)),
+            "invalid_action": a.invalid.item(),
+            "cost": a.cost.item(),
+            "click_probability": a.response.item(CLICK_PROBABILITY),
+            "purchase_probability": a.response.item(PURCHASE_PROBABILITY),
+            "page_arrived": a.arrived.item(),
+            "request_sent": a.sent.item(),
+            "placed_item": a.placed_item.item(),
+            "placed_action": a.placed_action.item(),
+            "answered": a.focus_active.item(),
         }
 
     def action_masks(self) -> np.ndarray:

@@ -92,7 +92,7 @@ def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int) 
         actions = batch.check_actions(policy.act(batch.observation(copy=False)))
         batch.step(actions, done)
         live, answered = ~done, ~done & a.focus_active
-        focused = a.focus_cards[:, FOCUSED, config.n_item_features :] > 0
+        focused = a.window_cards[:, FOCUSED, config.n_item_features :] > 0
         probability = a.response[:, CLICK_PROBABILITY].astype(np.float64)
         expected = reward.click * probability + reward.purchase * a.response[:, PURCHASE_PROBABILITY]
         expected = expected + reward.insert_click * probability * ~focused[:, 0]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from edgerec_gym.jit import kernel
 
 SPLITS = ("log", "train", "eval")  # never share an episode key
 CLI_SEED_STRIDE = 2**20  # the CLI's seed k starts its rows at k * 2^20
@@ -22,7 +23,7 @@ _INVERSE = 1.0 / 9007199254740992.0  # 2^-53
 _TWO_PI = 2.0 * math.pi
 
 
-@njit(inline="never")
+@kernel
 def mix(z):
     """Scramble one 64-bit word (bijective)."""
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
@@ -30,22 +31,33 @@ def mix(z):
     return z ^ (z >> np.uint64(31))
 
 
-@njit
+@kernel
 def fold(key, word):
     """Absorb one counter word into a key; returns uint64."""
     return mix(np.uint64(key) + _GOLDEN * (np.uint64(word) + np.uint64(1)))
 
 
-@njit
-def uniform(key, slot, purpose, item):
-    """Draw from [0, 1) for (episode key, slot, purpose, item)."""
-    z = fold(
+@kernel
+def bits(key, slot, purpose, item):
+    """Draw 64 random bits for (episode key, slot, purpose, item)."""
+    return fold(
         key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(purpose) << np.uint64(56)) ^ np.uint64(item)
     )
-    return float(z >> np.uint64(11)) * _INVERSE
 
 
-@njit
+@kernel
+def uniform(key, slot, purpose, item):
+    """Draw from [0, 1) for (episode key, slot, purpose, item)."""
+    return float(bits(key, slot, purpose, item) >> np.uint64(11)) * _INVERSE
+
+
+@kernel
+def below(n, key, slot, purpose, item):
+    """Draw a whole number from 0..n-1, n < 2^31."""
+    return np.int64(((bits(key, slot, purpose, item) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
+
+
+@kernel
 def normal(key, slot, purpose, item):
     """Draw a standard normal (Box-Muller); uses the purposes `purpose` and `purpose + 1`."""
     u = 1.0 - uniform(key, slot, purpose, item)
@@ -53,21 +65,19 @@ def normal(key, slot, purpose, item):
     return math.sqrt(-2.0 * math.log(u)) * math.cos(_TWO_PI * v)
 
 
-@njit
+@kernel
+def fast_normal(key, slot, purpose, item):
+    """Draw an approximate standard normal (sum of four 16-bit uniforms) from one word; for ranking noise."""
+    z = bits(key, slot, purpose, item)
+    mask = np.uint64(0xFFFF)
+    total = (z & mask) + ((z >> np.uint64(16)) & mask) + ((z >> np.uint64(32)) & mask) + (z >> np.uint64(48))
+    return (float(np.int64(total)) / 65536.0 - 2.0) * 1.7320508075688772
+
+
+@kernel
 def episode_key(split, seed, episode):
     """Key of one episode = hash(split, seed + row, episodes since seeding)."""
     return fold(fold(fold(_GOLDEN, split), seed), episode)
-
-
-@njit
-def fast_normal(key, slot, purpose, item):
-    """Draw an approximate standard normal (sum of four 16-bit uniforms) from one word; for ranking noise."""
-    z = fold(
-        key, (np.uint64(slot) << np.uint64(32)) ^ (np.uint64(purpose) << np.uint64(56)) ^ np.uint64(item)
-    )
-    mask = np.uint64(0xFFFF)
-    total = (z & mask) + ((z >> np.uint64(16)) & mask) + ((z >> np.uint64(32)) & mask) + (z >> np.uint64(48))
-    return (float(total) / 65536.0 - 2.0) * 1.7320508075688772
 
 
 # Purposes of the draws; one number each, never reused.

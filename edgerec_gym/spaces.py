@@ -7,6 +7,7 @@ fresh copy is one memory copy, and each key is a view into it (:func:`observatio
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -79,6 +80,25 @@ def observation_keys(config: FeedConfig) -> tuple[str, ...]:
     """Keys of the observation; `screen` is left out where nothing is ever on it (lookahead 0)."""
     keys = ("user", "pool", "cards", "exposures", "page_views", "screen", "context", "action_mask")
     return tuple(k for k in keys if k != "screen" or config.lookahead)
+
+
+class KeyLayout(NamedTuple):
+    """Where a key lies in an observation row: bytes from its start, and as NumPy describes an array."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...]
+
+
+def observation_layout(config: FeedConfig, track: str) -> dict[str, KeyLayout]:
+    """Layout of every key of the observation."""
+    fields = observation_dtype(config, track).fields or {}
+    layout = {}
+    for key in observation_keys(config):
+        dtype, shape = fields[key][0].subdtype or (fields[key][0], ())
+        layout[key] = KeyLayout(dtype, shape, fields[key][1], np.empty(shape, dtype).strides)
+    return layout
 
 
 def observation_space(config: FeedConfig, track: str) -> spaces.Dict:

@@ -1,31 +1,38 @@
-"""FeedState: everything the feed's dynamics read and write, a struct of arrays, batch first.
+"""FeedArrays: everything the feed's dynamics read and write, a struct of arrays, batch first.
 
-B environments, N pool rows, M cards, F item features, T card types with goods, L lookahead,
-d embedding size. The kernels get the struct as one argument (a numba structref), Python reads the same
-arrays as attributes of :class:`FeedArrays`.
+B environments, N pool rows, M cards, F item features, T card types with goods, L lookahead, d embedding size,
+W = max(5, L + 3) cards in the window. Kernels and Python read the same arrays as attributes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
-from numba.core import types
-from numba.experimental import structref
 
+from edgerec_gym.arrays import (
+    BoolVector,
+    Float32Cube,
+    Float32Matrix,
+    Float64Matrix,
+    Float64Vector,
+    Int32Matrix,
+    Int32Vector,
+    Int64Vector,
+    Int8Matrix,
+    UInt64Vector,
+)
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.selection import Ranking
 from edgerec_gym.spaces import TRACKS, observation_dtype
-from edgerec_gym.users.base import CONTEXT_SIZE, RESPONSE_SIZE, WINDOW
+from edgerec_gym.users.base import CONTEXT_SIZE, FOCUSED, RESPONSE_SIZE, WINDOW
 
 REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave")
 NO_ITEM = -1
 UNUSED = -1  # an empty place of the set of shown items
 
 
-@dataclass
-class FeedArrays:
+class FeedArrays(NamedTuple):
     """The arrays of B environments, and the numbers of their config that the kernels need."""
 
     # --- config ---------------------------------------------------------------------------------
@@ -40,6 +47,7 @@ class FeedArrays:
     n_exposure_rows: int
     n_page_view_rows: int
     lookahead: int
+    newest: int  # place of the newest card in the window; the focused card stands at FOCUSED
     page_size: int
     latency: int
     budget: int  # -1 = unlimited
@@ -52,94 +60,68 @@ class FeedArrays:
     screen_at: int
     context_at: int
     mask_at: int  # first byte of the mask
-    share_caps: np.ndarray  # (T - 1,) float64
-    gaps: np.ndarray  # (T - 1,) int64
-    first_slots: np.ndarray  # (T - 1,) int64
-    reward_weights: np.ndarray  # (6,) float64
+    split: int
+    share_caps: Float64Vector  # (T - 1,)
+    gaps: Int64Vector  # (T - 1,)
+    first_slots: Int64Vector  # (T - 1,)
+    reward_weights: Float64Vector  # (6,)
     # --- the observation ------------------------------------------------------------------------
-    observation: np.ndarray  # (B, width) float32
-    observation_bytes: np.ndarray  # (B, 4 * width) int8, the same memory
+    observation: Float32Matrix  # (B, width)
+    observation_bytes: Int8Matrix  # (B, 4 * width), the same memory
     # --- the session ----------------------------------------------------------------------------
-    key: np.ndarray  # (B,) uint64, episode key
-    slot: np.ndarray  # (B,) int32, cards placed so far
-    exposures: np.ndarray  # (B,) int32, cards answered so far
-    page_views: np.ndarray  # (B,) int32
-    last_page_view: np.ndarray  # (B,) int32, slot; -1 if none
-    last_clicked: np.ndarray  # (B,) int32, 1 if the card answered last was clicked
-    hour: np.ndarray  # (B,) int32
-    page: np.ndarray  # (B,) int32, pages arrived so far - 1
-    page_age: np.ndarray  # (B,) int32, slots placed since the page arrived
-    page_requested: np.ndarray  # (B,) int32, 1 if the policy asked for it
-    wire: np.ndarray  # (B,) int32, slots until the page on the wire arrives; 0 = none
-    wire_requested: np.ndarray  # (B,) int32
-    requests: np.ndarray  # (B,) int32, asked for by the policy
-    pool_items: np.ndarray  # (B, N) int32, -1 once used
-    card_items: np.ndarray  # (B, M) int32
-    type_count: np.ndarray  # (B, T) int32, cards placed per type
-    type_last: np.ndarray  # (B, T) int32, slot of the last card of the type; -1 if none
-    shown: np.ndarray  # (B, H) int32, hash set of the items placed this session
-    window_cards: np.ndarray  # (B, L + 3, F + T) float32, last placed cards, newest last
-    window_items: np.ndarray  # (B, L + 3) int32
-    window_age: np.ndarray  # (B, L + 3) int32, page_age when placed
-    window_requested: np.ndarray  # (B, L + 3) int32, page_requested when placed
-    interest: np.ndarray  # (B, d) float64, decayed evidence of behaviour, on the device
-    known_interest: np.ndarray  # (B, d) float64, what of it has reached the cloud
-    wire_interest: np.ndarray  # (B, d) float64, what the page on the wire is built from
+    seed: Int64Vector  # (B,)
+    episode: Int64Vector  # (B,), episodes since seeding
+    key: UInt64Vector  # (B,), episode key
+    slot: Int32Vector  # (B,), cards placed so far
+    exposures: Int32Vector  # (B,), cards answered so far
+    page_views: Int32Vector  # (B,)
+    last_page_view: Int32Vector  # (B,), slot; -1 if none
+    last_clicked: Int32Vector  # (B,), 1 if the card answered last was clicked
+    hour: Int32Vector  # (B,)
+    page: Int32Vector  # (B,), pages arrived so far - 1
+    page_age: Int32Vector  # (B,), slots placed since the page arrived
+    page_requested: Int32Vector  # (B,), 1 if the policy asked for it
+    wire: Int32Vector  # (B,), slots until the page on the wire arrives; 0 = none
+    wire_requested: Int32Vector  # (B,)
+    requests: Int32Vector  # (B,), asked for by the policy
+    pool_items: Int32Matrix  # (B, N), -1 once used
+    card_items: Int32Matrix  # (B, M)
+    type_count: Int32Matrix  # (B, T), cards placed per type
+    type_last: Int32Matrix  # (B, T), slot of the last card of the type; -1 if none
+    shown: Int32Matrix  # (B, H), hash set of the items placed this session
+    window_cards: Float32Cube  # (B, W, F + T), last placed cards, the newest at `newest`, then zeros
+    window_items: Int32Matrix  # (B, W), -1 where absent
+    window_age: Int32Matrix  # (B, W), page_age when placed
+    window_requested: Int32Matrix  # (B, W), page_requested when placed
+    interest: Float64Matrix  # (B, d), decayed evidence of behaviour, on the device
+    known_interest: Float64Matrix  # (B, d), what of it has reached the cloud
+    wire_interest: Float64Matrix  # (B, d), what the page on the wire is built from
     # --- between the phases of a step -----------------------------------------------------------
-    focus_active: np.ndarray  # (B,) bool
-    focus_cards: np.ndarray  # (B, 5, F + T) float32
-    focus_items: np.ndarray  # (B, 5) int32
-    focus_context: np.ndarray  # (B, 8) float32
-    response: np.ndarray  # (B, 21) float32
+    focus_active: BoolVector  # (B,)
+    focus_context: Float32Matrix  # (B, 8)
+    response: Float32Matrix  # (B, 21)
     # --- outcome of the last step ---------------------------------------------------------------
-    reward: np.ndarray  # (B,) float64
-    reward_terms: np.ndarray  # (B, 6) float64
-    cost: np.ndarray  # (B,) int32, rule violations played under rules="penalty"
-    invalid: np.ndarray  # (B,) bool
-    terminated: np.ndarray  # (B,) bool
-    truncated: np.ndarray  # (B,) bool
-    placed_action: np.ndarray  # (B,) int32, index in the joint action space, request not counted
-    placed_item: np.ndarray  # (B,) int32
-    sent: np.ndarray  # (B,) int32, 0 nothing, 1 the policy's request, 2 an automatic one
-    arrived: np.ndarray  # (B,) bool, a page arrived
+    reward: Float64Vector  # (B,)
+    reward_terms: Float64Matrix  # (B, 6)
+    cost: Int32Vector  # (B,), rule violations played under rules="penalty"
+    invalid: BoolVector  # (B,)
+    terminated: BoolVector  # (B,)
+    truncated: BoolVector  # (B,)
+    placed_action: Int32Vector  # (B,), index in the joint action space, request not counted
+    placed_item: Int32Vector  # (B,)
+    sent: Int32Vector  # (B,), 0 nothing, 1 the policy's request, 2 an automatic one
+    arrived: BoolVector  # (B,), a page arrived
+    # --- workspace ------------------------------------------------------------------------------
+    ranking: Ranking  # a row a worker thread
 
 
-FIELDS = [f.name for f in fields(FeedArrays)]
-
-
-@structref.register
-class FeedStateType(types.StructRef):
-    """Numba type of the struct."""
-
-    def preprocess_fields(self, fields: Any) -> Any:
-        """Fields hold values, not literal types."""
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
-
-
-class FeedState(structref.StructRefProxy):
-    """The struct as the kernels see it."""
-
-
-structref.define_proxy(FeedState, FeedStateType, FIELDS)
-
-
-@njit(cache=True)
-def _pack(values):
-    return FeedState(*values)
-
-
-def pack(arrays: FeedArrays) -> FeedState:
-    """Bundle the arrays into the struct; both share the same memory."""
-    return _pack(tuple(getattr(arrays, name) for name in FIELDS))
-
-
-def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
+def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking: Ranking) -> FeedArrays:
     """Make the zeroed arrays of `num_envs` environments."""
     batch, features, types_ = num_envs, config.n_item_features, config.n_types
     dtype = observation_dtype(config, track)
     offsets = {name: place[1] for name, place in (dtype.fields or {}).items()}
     observation = np.zeros((batch, dtype.itemsize // 4), np.float32)
-    window = config.lookahead + 3
+    window = max(WINDOW, config.lookahead + 3)
     hash_size = 1 << int(np.ceil(np.log2(2 * config.max_slots)))
 
     def ints(*shape: int) -> np.ndarray:
@@ -160,6 +142,7 @@ def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
         n_exposure_rows=config.exposure_history,
         n_page_view_rows=config.page_view_history,
         lookahead=config.lookahead,
+        newest=config.lookahead + FOCUSED,
         page_size=config.page_size,
         latency=config.request_latency,
         budget=-1 if config.request_budget is None else config.request_budget,
@@ -172,12 +155,15 @@ def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
         screen_at=offsets["screen"] // 4,
         context_at=offsets["context"] // 4,
         mask_at=offsets["action_mask"],
+        split=split,
         share_caps=np.array(config.share_caps, np.float64),
         gaps=np.array(config.gaps, np.int64),
         first_slots=np.array(config.first_slots, np.int64),
         reward_weights=np.array([getattr(config.reward, term) for term in REWARD_TERMS], np.float64),
         observation=observation,
         observation_bytes=observation.view(np.int8),
+        seed=np.zeros(batch, np.int64),
+        episode=np.zeros(batch, np.int64),
         key=np.zeros(batch, np.uint64),
         slot=ints(),
         exposures=ints(),
@@ -204,8 +190,6 @@ def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
         known_interest=interest(),
         wire_interest=interest(),
         focus_active=np.zeros(batch, np.bool_),
-        focus_cards=np.zeros((batch, WINDOW, features + types_), np.float32),
-        focus_items=np.full((batch, WINDOW), NO_ITEM, np.int32),
         focus_context=np.zeros((batch, CONTEXT_SIZE), np.float32),
         response=np.zeros((batch, RESPONSE_SIZE), np.float32),
         reward=np.zeros(batch),
@@ -218,4 +202,5 @@ def allocate(config: FeedConfig, track: str, num_envs: int) -> FeedArrays:
         placed_item=ints(),
         sent=ints(),
         arrived=np.zeros(batch, np.bool_),
+        ranking=ranking,
     )

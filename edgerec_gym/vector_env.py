@@ -31,7 +31,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         autoreset_mode: NEXT_STEP (the step after an end resets, its action is ignored), SAME_STEP (the
             ended row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
             `reset(options={"reset_mask": mask})`).
-        copy: hand out fresh arrays; False reuses the observation buffer, which the next step overwrites.
+        copy: hand out fresh arrays; False reuses those of observation and infos, which the next step overwrites.
         threads: worker threads for large batches; results do not depend on it.
         render_mode: None or "ansi".
         **config: any FeedConfig field, e.g. `pool_size=60`.
@@ -84,6 +84,21 @@ class EdgeFeedVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._ended = np.zeros(num_envs, np.bool_)  # rows that wait for a reset
+        self._all = np.ones(num_envs, np.bool_)
+        self._all.flags.writeable = False
+        a = self.batch.arrays
+        self._outcomes = {
+            "invalid_action": a.invalid,
+            "cost": a.cost,
+            "click_probability": a.response[:, CLICK_PROBABILITY],
+            "purchase_probability": a.response[:, PURCHASE_PROBABILITY],
+            "page_arrived": a.arrived,
+            "request_sent": a.sent,
+            "placed_item": a.placed_item,
+            "placed_action": a.placed_action,
+            "answered": a.focus_active,
+        }
+        self._info_masks = [f"_{key}" for key in ("action_mask", "reward_terms", *self._outcomes)]
         self._started = False
 
     def reset(
@@ -103,7 +118,8 @@ class EdgeFeedVectorEnv(VectorEnv):
             self.batch.reset(rows)
         self._started = True
         self._ended[rows] = False
-        return self.batch.observation(self.copy), self._infos(rows)
+        observation = self.batch.observation(self.copy)
+        return observation, self._infos(observation, rows)
 
     def _rows_to_reset(self, options: dict[str, Any] | None) -> np.ndarray:
         mask = (options or {}).get("reset_mask")
@@ -134,61 +150,58 @@ class EdgeFeedVectorEnv(VectorEnv):
             raise InputError("call reset before step")
         batch, arrays = self.batch, self.batch.arrays
         actions = batch.check_actions(actions)
-        waiting = self._ended
-        if self.autoreset_mode == AutoresetMode.DISABLED and waiting.any():
-            raise InputError(f"row {int(waiting.argmax())} has ended: reset it before the next step")
-        rows = np.flatnonzero(waiting)
-        batch.step(actions, waiting if len(rows) else None)
-        if len(rows):  # NEXT_STEP: this step of theirs is the reset
-            batch.reset(rows)
-        rewards = arrays.reward.copy()
-        terminated, truncated = arrays.terminated.copy(), arrays.truncated.copy()
-        self._ended = terminated | truncated
-        infos = self._infos()
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
-            self._reset_ended(infos)
-        return batch.observation(self.copy), rewards, terminated, truncated, infos
-
-    def _reset_ended(self, infos: dict[str, Any]) -> None:
-        ended = self._ended
-        rows = np.flatnonzero(ended)
-        final = self.batch.observation(copy=True)
-        observations = np.full(self.num_envs, None, object)
-        for row in rows:
-            observations[row] = {key: value[row] for key, value in final.items()}
-        final_info = {key: value for key, value in infos.items() if not key.startswith("_")}
-        final_info |= {f"_{key}": ended.copy() for key in final_info}
-        self.batch.reset(rows)
-        infos.update(
-            final_obs=observations, _final_obs=ended.copy(), final_info=final_info, _final_info=ended.copy()
+        same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
+            raise InputError(f"row {int(self._ended.argmax())} has ended: reset it before the next step")
+        # NEXT_STEP: a row that has ended ignores its action and starts its next episode.
+        observation = batch.step_or_restart(actions, self._ended, copy=self.copy and not same_step)
+        rewards, terminated, truncated = (
+            arrays.reward.copy(),
+            arrays.terminated.copy(),
+            arrays.truncated.copy(),
         )
-        infos["action_mask"] = self._mask().astype(np.int8)
-        self._ended = np.zeros(self.num_envs, np.bool_)
+        self._ended = terminated | truncated
+        if not same_step:
+            return observation, rewards, terminated, truncated, self._infos(observation)
+        infos = self._infos(observation)
+        rows = np.flatnonzero(self._ended)
+        if len(rows):
+            self._add_final(infos, rows)
+            batch.reset(rows)
+            self._ended = np.zeros(self.num_envs, np.bool_)
+        observation = batch.observation(self.copy)
+        infos["action_mask"] = observation["action_mask"]
+        return observation, rewards, terminated, truncated, infos
 
-    def _infos(self, rows: np.ndarray | None = None) -> dict[str, Any]:
+    def _add_final(self, infos: dict[str, Any], rows: np.ndarray) -> None:
+        """Enter the last observation and info of rows that have ended, before they are reset."""
+        ended = self._ended.copy()
+        final = self.batch.observations_of(rows)
+        observations = np.full(self.num_envs, None, object)
+        for k, row in enumerate(rows):
+            observations[row] = {key: value[k] for key, value in final.items()}
+        final_info = {key: value for key, value in infos.items() if not key.startswith("_")}
+        final_info["action_mask"] = infos["action_mask"].copy()
+        final_info |= {f"_{key}": ended for key in final_info}
+        infos.update(final_obs=observations, _final_obs=ended, final_info=final_info, _final_info=ended)
+
+    def _infos(self, observation: dict[str, np.ndarray], rows: np.ndarray | None = None) -> dict[str, Any]:
         """Everything of the last step that is not in the observation; `rows` marks rows just reset."""
         a = self.batch.arrays
-        present = np.ones(self.num_envs, np.bool_)
-        if rows is not None:
-            present[:] = False
-            present[rows] = True
-        answered = a.focus_active.copy()
+        terms = a.reward_terms.copy() if self.copy else a.reward_terms
         infos: dict[str, Any] = {
-            "action_mask": self._mask().astype(np.int8),
-            "reward_terms": {name: a.reward_terms[:, k].copy() for k, name in enumerate(REWARD_TERMS)},
-            "invalid_action": a.invalid.copy(),
-            "cost": a.cost.copy(),
-            "click_probability": np.where(answered, a.response[:, CLICK_PROBABILITY], 0).astype(np.float64),
-            "purchase_probability": np.where(answered, a.response[:, PURCHASE_PROBABILITY], 0).astype(
-                np.float64
-            ),
-            "page_arrived": a.arrived.copy(),
-            "request_sent": a.sent.copy(),
-            "placed_item": a.placed_item.copy(),
-            "placed_action": a.placed_action.copy(),
-            "answered": answered,
+            "action_mask": observation["action_mask"],
+            "reward_terms": {name: terms[:, k] for k, name in enumerate(REWARD_TERMS)},
         }
-        return infos | {f"_{key}": present for key in infos}
+        for name, values in self._outcomes.items():
+            infos[name] = values.copy() if self.copy else values
+        present = self._all
+        if rows is not None:
+            present = np.zeros(self.num_envs, np.bool_)
+            present[rows] = True
+        for key in self._info_masks:
+            infos[key] = present
+        return infos
 
     def _mask(self) -> np.ndarray:
         a = self.batch.arrays

@@ -77,6 +77,6 @@ def test_choices_made_alike_share_their_luck_after_policies_part():
             mask = env.action_masks()
             env.step(np.full(400, row) if row is not None else mask.argmax(axis=1))
     a, b = (env.batch.arrays for env in envs)
-    same = (a.focus_items[:, 2] == b.focus_items[:, 2]) & a.focus_active & b.focus_active
+    same = (a.window_items[:, 2] == b.window_items[:, 2]) & a.focus_active & b.focus_active
     assert same.mean() > 0.3
     assert (a.response[same, 6] == b.response[same, 6]).mean() > 0.97

@@ -39,7 +39,7 @@ def play(
     a, seen = batch.arrays, []
     for _ in range(steps):
         batch.step((a.pool_items >= 0).argmax(1))
-        keys = ("focus_active", "response", "focus_items", "focus_context")
+        keys = ("focus_active", "response", "window_items", "focus_context")
         seen.append({key: getattr(a, key).copy() for key in keys})
         seen[-1]["uncertainty"] = users.uncertainty.copy()
         ended = np.flatnonzero(a.terminated | a.truncated)
@@ -68,7 +68,7 @@ def test_a_row_of_a_batch_is_the_single_environment(fitted):
     for row in (0, 4):
         _, alone = play(LearnedUsers(scenario), scenario, 1, 40, first_seed=row)
         for a, b in zip(together, alone, strict=True):
-            np.testing.assert_array_equal(a["focus_items"][row], b["focus_items"][0])
+            np.testing.assert_array_equal(a["window_items"][row], b["window_items"][0])
             np.testing.assert_allclose(a["response"][row], b["response"][0], atol=1e-5)
 
 

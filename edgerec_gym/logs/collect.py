@@ -227,8 +227,8 @@ def _log_batch(
         batch.step(batch.check_actions(step["action"]), done)
         step["item"] = a.placed_item.copy()
         d = batch.config.embedding_size
-        step["scalars"] = a.window_cards[:, -1, d : d + 4].copy()
-        step["card_type"] = a.window_cards[:, -1, d + 4 :].argmax(axis=1)
+        step["scalars"] = a.window_cards[:, a.newest, d : d + 4].copy()
+        step["card_type"] = a.window_cards[:, a.newest, d + 4 :].argmax(axis=1)
         step["request"] = a.sent == 1
         step["answered"] = np.zeros(size, np.bool_)
         step["response"] = np.zeros_like(a.response)

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numba import njit
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.kernel_cache import SOURCE_DIGEST
+from edgerec_gym.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.random_stream import uniform
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.base import (
@@ -39,56 +38,66 @@ N_UNIFORMS = LEAVE + 1  # one for each action of a response row, in order, and o
 CHUNK = 1024  # rows in a graph call, so that what it computes stays in the cache
 
 
-def _kernels(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see kernel_cache.
-    @njit(cache=True)
+def _entry_points(digest: str) -> tuple[Any, ...]:
+    # The digest is part of numba's cache key: see jit.
+    @entry_point
     def draw_starts(keys, n_starts, n_members, starts, members):
         _ = digest
         for j in range(keys.shape[0]):
             starts[j] = int(uniform(keys[j], 0, START_DRAW, 0) * n_starts)
             members[j] = int(uniform(keys[j], 0, MEMBER_DRAW, 0) * n_members)
 
-    @njit(cache=True, nogil=True)
-    def gather(active, member, cards, items, context, keys, user, state, first, rows, slots, states):
+    @entry_point
+    def gather(active, member, cards, items, context, keys, user, state, first, at, rows, slots, states):
         """Sort the active rows by member: `rows`, what they see, their states; `first` (members + 1,)."""
         _ = digest
-        first[:] = 0
+        for k in range(first.shape[0]):
+            first[k] = 0
         for row in range(active.shape[0]):
             if active[row]:
                 first[member[row] + 1] += 1
         for k in range(1, first.shape[0]):
             first[k] += first[k - 1]
-        at = first.copy()
-        at_context = WINDOW * cards.shape[2]
-        at_user = at_context + CONTEXT_SIZE
-        at_uniforms = at_user + user.shape[1]
+            at[k] = first[k]
+        at[0] = 0
+        width, n_user = cards.shape[2], user.shape[1]
         for row in range(active.shape[0]):
             if not active[row]:
                 continue
             j = at[member[row]]
             at[member[row]] += 1
             rows[j] = row
-            slots[j, :at_context] = cards[row].ravel()
-            slots[j, at_context:at_user] = context[row]
-            slots[j, at_user:at_uniforms] = user[row]
+            column = 0
+            for w in range(WINDOW):
+                for k in range(width):
+                    slots[j, column + k] = cards[row, w, k]
+                column += width
+            for k in range(CONTEXT_SIZE):
+                slots[j, column + k] = context[row, k]
+            column += CONTEXT_SIZE
+            for k in range(n_user):
+                slots[j, column + k] = user[row, k]
+            column += n_user
             slot, item = int(context[row, SLOT]), items[row, FOCUSED]
             for k in range(N_UNIFORMS):
                 # float32 could round up to 1, which no draw may be.
-                u = uniform(keys[row], slot, ANSWER_DRAW + k, item)
-                slots[j, at_uniforms + k] = min(u, 0.99999994)
-            states[j] = state[row]
+                slots[j, column + k] = min(uniform(keys[row], slot, ANSWER_DRAW + k, item), 0.99999994)
+            for k in range(state.shape[1]):
+                states[j, k] = state[row, k]
 
-    @njit(cache=True, nogil=True)
+    @entry_point
     def scatter(rows, n, answers, states, response, state):
         _ = digest
         for j in range(n):
-            response[rows[j]] = answers[j]
-            state[rows[j]] = states[j]
+            for k in range(answers.shape[1]):
+                response[rows[j], k] = answers[j, k]
+            for k in range(states.shape[1]):
+                state[rows[j], k] = states[j, k]
 
     return draw_starts, gather, scatter
 
 
-_draw_starts, _gather, _scatter = _kernels(SOURCE_DIGEST)
+_draw_starts, _gather, _scatter = _entry_points(SOURCE_DIGEST)
 
 
 class Simulator:
@@ -211,6 +220,7 @@ class LearnedUsers:
         self.uncertainty = np.zeros(num_envs, np.float32)
         # Buffers that graph calls read and write in place, rows sorted by member.
         self._first = np.zeros(simulator.members + 1, np.int64)
+        self._at = np.zeros(simulator.members + 1, np.int64)
         self._rows = np.zeros(num_envs, np.int64)
         self._slots = np.zeros((num_envs, width), np.float32)
         self._before = np.zeros((num_envs, simulator.state_size), np.float32)
@@ -242,7 +252,7 @@ class LearnedUsers:
         first = self._first
         _gather(
             focus.active, member, focus.cards, focus.items, focus.context, focus.keys, self._user, state,
-            first, self._rows, self._slots, self._before,
+            first, self._at, self._rows, self._slots, self._before,
         )  # fmt: skip
         for k in range(self.simulator.members):
             for start in range(first[k], first[k + 1], CHUNK):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
-from numba.core import types
-from numba.experimental import structref
 
+from edgerec_gym.arrays import (
+    Float32Matrix,
+    Float32Vector,
+    Float64Matrix,
+    Float64Vector,
+    Int32Vector,
+    Table,
+    UInt64Vector,
+    reader,
+)
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
-from edgerec_gym.kernel_cache import SOURCE_DIGEST
-from edgerec_gym.state import NO_ITEM, FeedState
+from edgerec_gym.jit import SOURCE_DIGEST, entry_point
+from edgerec_gym.state import NO_ITEM, FeedArrays
 from edgerec_gym.users.base import FOCUSED, WINDOW, Focus, UserStart
 from edgerec_gym.users.synthetic_kernels import (
     answer,
     click_logit,
     intent_moved,
     purchase_rate,
+    relevance,
     satisfaction,
     sigmoid,
     start_user,
@@ -26,8 +33,7 @@ from edgerec_gym.users.synthetic_kernels import (
 from edgerec_gym.users.world import World, make_world
 
 
-@dataclass
-class SyntheticArrays:
+class SyntheticArrays(NamedTuple):
     """Weights, world and per-session state (B rows, K categories, d factors, T types, V users, n items)."""
 
     # --- weights (SyntheticUserConfig) ----------------------------------------------------------
@@ -50,99 +56,84 @@ class SyntheticArrays:
     activity: float
     day_drift: float
     # --- the world ------------------------------------------------------------------------------
-    factors: np.ndarray  # (n, d) float32
-    attractiveness: np.ndarray  # (n,) float32
-    quality: np.ndarray  # (n,) float32
-    category: np.ndarray  # (n,) int32
-    card_type: np.ndarray  # (n,) int32
-    centres: np.ndarray  # (K, d) float32
-    type_effect: np.ndarray  # (T, T) float32
-    world_taste: np.ndarray  # (V, d) float32
-    world_type_taste: np.ndarray  # (V, T) float32
-    world_refresh: np.ndarray  # (V,) float32
-    world_patience: np.ndarray  # (V,) float32
+    factors: Float32Matrix  # (n, d)
+    attractiveness: Float32Vector  # (n,)
+    quality: Float32Vector  # (n,)
+    category: Int32Vector  # (n,)
+    card_type: Int32Vector  # (n,)
+    centres: Float32Matrix  # (K, d)
+    type_effect: Float32Matrix  # (T, T)
+    world_taste: Float32Matrix  # (V, d)
+    world_type_taste: Float32Matrix  # (V, T)
+    world_refresh: Float32Vector  # (V,)
+    world_patience: Float32Vector  # (V,)
+    shipped: Float32Matrix  # (V, U), what the cloud ships of a user
     # --- the session ----------------------------------------------------------------------------
-    key: np.ndarray  # (B,) uint64
-    user: np.ndarray  # (B,) int32
-    day: np.ndarray  # (B,) int32
-    hour: np.ndarray  # (B,) int32
-    taste_now: np.ndarray  # (B, d) float64, taste on that day
-    intent_now: np.ndarray  # (B, d) float64
-    page_intent: np.ndarray  # (B, d) float64, intent when the current page was first looked at
-    satiation_now: np.ndarray  # (B, K) float64, decayed satisfied page views per category
-    weariness_now: np.ndarray  # (B, K) float64, decayed exposures without a click per category
-    boredom: np.ndarray  # (B,) float64 in 0..1
-    refresh_now: np.ndarray  # (B,) float64, decaying response to a requested page
+    key: UInt64Vector  # (B,)
+    user: Int32Vector  # (B,)
+    day: Int32Vector  # (B,)
+    hour: Int32Vector  # (B,)
+    taste_now: Float64Matrix  # (B, d), taste on that day
+    intent_now: Float64Matrix  # (B, d)
+    page_intent: Float64Matrix  # (B, d), intent when the current page was first looked at
+    satiation_now: Float64Matrix  # (B, K), decayed satisfied page views per category
+    weariness_now: Float64Matrix  # (B, K), decayed exposures without a click per category
+    odds: Float64Matrix  # (B, K), workspace of a draw of the intent
+    boredom: Float64Vector  # (B,) in 0..1
+    refresh_now: Float64Vector  # (B,), decaying response to a requested page
 
 
-FIELDS = [f.name for f in fields(SyntheticArrays)]
-WEIGHTS = FIELDS[: FIELDS.index("factors")]
+WEIGHTS = SyntheticArrays._fields[: SyntheticArrays._fields.index("factors")]
 
 
-@structref.register
-class SyntheticStateType(types.StructRef):
-    """Numba type of the struct."""
-
-    def preprocess_fields(self, fields: Any) -> Any:
-        """Fields hold values, not literal types."""
-        return tuple((name, types.unliteral(kind)) for name, kind in fields)
+read_users = reader(SyntheticArrays)
 
 
-class SyntheticState(structref.StructRefProxy):
-    """The synthetic users as the kernels see them."""
-
-
-structref.define_proxy(SyntheticState, SyntheticStateType, FIELDS)
-
-
-@njit(cache=True)
-def _pack(values):
-    return SyntheticState(*values)
-
-
-def _kernels(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see kernel_cache.
-    @njit(cache=True, nogil=True)
-    def start(users, rows, keys, split):
+def _entry_points(digest: str) -> tuple[Any, ...]:
+    # The digest is part of numba's cache key: see jit.
+    @entry_point
+    def start(users_address, rows, keys, split):
         _ = digest
+        users = read_users(users_address)
         for j in range(rows.shape[0]):
             start_user(users, rows[j], keys[j], split)
 
-    @njit(cache=True, nogil=True)
-    def respond(users, active, items, context, response):
+    @entry_point
+    def respond(users_address, active, items, context, response):
         _ = digest
+        users = read_users(users_address)
         for row in range(active.shape[0]):
             if active[row]:
-                answer(users, row, items[row], context[row], response[row])
+                answer(users, row, items, context, response)
 
-    @njit(cache=True, nogil=True)
-    def foresee(state, users, values):
+    @entry_point
+    def foresee(users_address, newest, slots, window_items, candidates, window, values):
         _ = digest
-        window = np.full(WINDOW, NO_ITEM, np.int32)
-        last = state.window_items.shape[1] - 1
+        users = read_users(users_address)
         for row in range(values.shape[0]):
-            slot = state.slot[row]
-            window[FOCUSED - 2] = state.window_items[row, last - 1]
-            window[FOCUSED - 1] = state.window_items[row, last]
+            window[0, FOCUSED - 2] = window_items[row, newest - 1]
+            window[0, FOCUSED - 1] = window_items[row, newest]
             for j in range(values.shape[1]):
-                card = j - state.n_pool
-                item = state.pool_items[row, j] if card < 0 else state.card_items[row, card]
-                click = 0.0 if item == NO_ITEM else sigmoid(click_logit(users, row, item, window, slot))
-                values[row, j, 0] = click
+                item = candidates[row, j]
+                values[row, j, 0] = 0.0
                 values[row, j, 1] = 0.0
-                if click > 0:
-                    values[row, j, 1] = click * satisfaction(users, row, item) * purchase_rate(users, item)
+                if item != NO_ITEM:
+                    match = relevance(users, row, item)
+                    click = sigmoid(click_logit(users, row, item, match, window, 0, slots[row]))
+                    values[row, j, 0] = click
+                    values[row, j, 1] = click * satisfaction(users, item, match) * purchase_rate(users, item)
 
-    @njit(cache=True, nogil=True)
-    def moved(users, values):
+    @entry_point
+    def moved(users_address, values):
         _ = digest
+        users = read_users(users_address)
         for row in range(values.shape[0]):
             values[row] = intent_moved(users, row)
 
     return start, respond, foresee, moved
 
 
-_start, _respond, _foresee, _moved = _kernels(SOURCE_DIGEST)
+_start, _respond, _foresee, _moved = _entry_points(SOURCE_DIGEST)
 
 
 class SyntheticUsers:
@@ -151,7 +142,7 @@ class SyntheticUsers:
     Attributes:
         world: latent factors, fixed by the config.
         arrays: per-session latent state; oracles may read it, nothing else may.
-        state: the same as a numba struct, for the fused step.
+        table: the same for kernels.
     """
 
     name = "synthetic"
@@ -159,6 +150,7 @@ class SyntheticUsers:
     def __init__(self, config: SyntheticUserConfig, feed: FeedConfig) -> None:
         self.config = config
         self.world: World = make_world(config, world_feed(feed))
+        self._shipped = np.concatenate([self.world.estimate, self.world.profile], axis=1)
 
     def allocate(self, num_envs: int, config: FeedConfig) -> None:
         """Make room for `num_envs` sessions."""
@@ -176,6 +168,7 @@ class SyntheticUsers:
             world_type_taste=world.type_taste,
             world_refresh=world.refresh,
             world_patience=world.patience,
+            shipped=self._shipped,
             key=np.zeros(num_envs, np.uint64),
             user=np.zeros(num_envs, np.int32),
             day=np.zeros(num_envs, np.int32),
@@ -185,41 +178,42 @@ class SyntheticUsers:
             page_intent=np.zeros((num_envs, d)),
             satiation_now=np.zeros((num_envs, len(world.centres))),
             weariness_now=np.zeros((num_envs, len(world.centres))),
+            odds=np.zeros((num_envs, len(world.centres))),
             boredom=np.zeros(num_envs),
             refresh_now=np.zeros(num_envs),
         )
-        self.state = _pack(tuple(getattr(self.arrays, name) for name in FIELDS))
+        self.table = Table(self.arrays)
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.users.base.UserModel`."""
-        _start(self.state, rows, keys, split)
+        _start(self.table.address, rows, keys, split)
         user = self.arrays.user[rows]
-        features = np.concatenate([self.world.estimate[user], self.world.profile[user]], axis=1)
-        return UserStart(features, self.arrays.hour[rows])
+        return UserStart(self._shipped[user], self.arrays.hour[rows])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.users.base.UserModel`."""
-        _respond(self.state, focus.active, focus.items, focus.context, response)
+        _respond(self.table.address, focus.active, focus.items, focus.context, response)
 
-    def true_values(self, feed: FeedState, num_envs: int, n_candidates: int) -> np.ndarray:
+    def true_values(self, feed: FeedArrays) -> np.ndarray:
         """For oracles: what each candidate would earn at the next slot, in the user's present state.
 
         Args:
-            feed: the struct of the feed that these users answer.
-            num_envs: B.
-            n_candidates: N + M, pool rows then cards.
+            feed: the feed that these users answer.
 
         Returns:
-            (B, N + M, 2) float64 true click and purchase probabilities; 0 where the place is empty.
+            (B, N + M, 2) float64 true click and purchase probabilities, pool rows then cards; 0 where the
+            place is empty.
         """
-        values = np.zeros((num_envs, n_candidates, 2))
-        _foresee(feed, self.state, values)
+        candidates = np.concatenate([feed.pool_items, feed.card_items], axis=1)
+        values = np.empty((*candidates.shape, 2))
+        window = np.full((1, WINDOW), NO_ITEM, np.int32)  # what follows is not known yet
+        _foresee(self.table.address, feed.newest, feed.slot, feed.window_items, candidates, window, values)
         return values
 
     def intent_moved(self) -> np.ndarray:
         """For oracles: 1 - cosine between the intent now and at the current page's first card, (B,)."""
         values = np.zeros(len(self.arrays.user))
-        _moved(self.state, values)
+        _moved(self.table.address, values)
         return values
 
 

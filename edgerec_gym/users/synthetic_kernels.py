@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from edgerec_gym import random_stream as draws
-from edgerec_gym.random_stream import fold, normal, uniform
+from edgerec_gym.jit import kernel, product_kernel
+from edgerec_gym.random_stream import fast_normal, fold, uniform
 from edgerec_gym.users.base import (
     BUY,
     CLICK,
@@ -41,13 +41,13 @@ CARD_APPEAL = 0.35  # logits that a card of another type gains over goods
 PAGE_VIEW_RATES = np.array([0.0, 0.30, 0.0, 0.20, 0.12, 0.35, 0.10, 0.08, 0.60, 0.15, 0.20])
 
 
-@njit
+@kernel
 def sigmoid(x):
     """Logistic function."""
     return 1.0 / (1.0 + math.exp(-x))
 
 
-@njit
+@kernel
 def start_user(users, row, key, split):
     """Draw user, day, hour and the first intent of a session."""
     users.key[row] = key
@@ -63,13 +63,14 @@ def start_user(users, row, key, split):
     total = 0.0
     d = users.taste_now.shape[1]
     for k in range(d):
-        move = users.day_drift * normal(drift_key, 0, draws.INTENT_NOISE, k) / math.sqrt(d)
+        move = users.day_drift * fast_normal(drift_key, 0, draws.INTENT_NOISE, k) / math.sqrt(d)
         users.taste_now[row, k] = users.world_taste[user, k] + move
         total += users.taste_now[row, k] ** 2
     for k in range(d):
         users.taste_now[row, k] /= math.sqrt(total)
-    users.satiation_now[row] = 0.0
-    users.weariness_now[row] = 0.0
+    for c in range(users.satiation_now.shape[1]):
+        users.satiation_now[row, c] = 0.0
+        users.weariness_now[row, c] = 0.0
     users.boredom[row] = 0.0
     users.refresh_now[row] = 0.0
     switch_intent(users, row, 0)
@@ -77,7 +78,7 @@ def start_user(users, row, key, split):
         users.page_intent[row, k] = users.intent_now[row, k]
 
 
-@njit
+@kernel
 def _pick_user(key, split, n_users, activity):
     """The first fifth of the users is active; within a stratum users are equally likely."""
     active = max(HELD_OUT, int(ACTIVE_SHARE * n_users))
@@ -91,30 +92,37 @@ def _pick_user(key, split, n_users, activity):
     return min(n_users - 1, first + place + place // (HELD_OUT - 1) + 1)
 
 
-@njit
+@product_kernel
+def _cosine(a, b, i, j, size):
+    total = 0.0
+    for k in range(size):
+        total += a[i, k] * b[j, k]
+    return total
+
+
+@kernel
 def switch_intent(users, row, slot):
     """A new intent: a category, more likely one of the user's taste, with a personal offset."""
     n_categories, d = users.centres.shape
-    best, category = -1e300, 0
+    total = 0.0
     for c in range(n_categories):
-        taste = 0.0
-        for k in range(d):
-            taste += users.taste_now[row, k] * users.centres[c, k]
-        # Gumbel noise: a draw from the softmax of 3 x cosine.
-        u = uniform(users.key[row], slot, draws.INTENT_PICK, c)
-        score = 3.0 * taste - math.log(-math.log(u + 1e-300) + 1e-300)
-        if score > best:
-            best, category = score, c
+        users.odds[row, c] = math.exp(3.0 * _cosine(users.taste_now, users.centres, row, c, d))
+        total += users.odds[row, c]
+    left = total * uniform(users.key[row], slot, draws.INTENT_PICK, 0)
+    category = 0
+    while category < n_categories - 1 and left >= users.odds[row, category]:
+        left -= users.odds[row, category]
+        category += 1
     total = 0.0
     for k in range(d):
-        noise = 0.35 * normal(users.key[row], slot, draws.INTENT_NOISE, k) / math.sqrt(d)
+        noise = 0.35 * fast_normal(users.key[row], slot, draws.INTENT_NOISE, k) / math.sqrt(d)
         users.intent_now[row, k] = users.centres[category, k] + noise
         total += users.intent_now[row, k] ** 2
     for k in range(d):
         users.intent_now[row, k] /= math.sqrt(total)
 
 
-@njit
+@product_kernel
 def relevance(users, row, item):
     """Match of an item with intent and taste, in logits."""
     intent, taste = 0.0, 0.0
@@ -124,28 +132,28 @@ def relevance(users, row, item):
     return users.intent * intent + users.taste * taste
 
 
-@njit
-def click_logit(users, row, item, window, slot):
-    """True click odds of an item in the middle of a window of 5 items (-1 = unknown), in logits."""
+@kernel
+def click_logit(users, row, item, match, window, at, slot):
+    """True click odds, in logits, of an item of some relevance in the middle of window[at] (-1 = unknown)."""
     card_type = users.card_type[item]
     category = users.category[item]
-    logit = users.click_bias + relevance(users, row, item) + users.pseudo_click * users.attractiveness[item]
+    logit = users.click_bias + match + users.pseudo_click * users.attractiveness[item]
     if card_type > 0:
         logit += CARD_APPEAL + users.type_taste * users.world_type_taste[users.user[row], card_type]
     logit -= users.satiation * users.satiation_now[row, category]
     logit -= users.weariness * users.weariness_now[row, category]
     logit -= users.fatigue * slot / 100.0
     logit += users.refresh * users.refresh_now[row]
-    return logit + users.surroundings * _surroundings(users, item, window)
+    return logit + users.surroundings * _surroundings(users, item, window, at)
 
 
-@njit
-def _surroundings(users, item, window):
+@kernel
+def _surroundings(users, item, window, at):
     """Same-type cards nearby hurt, types colour each other, and an item shines beside dull ones."""
     effect = 0.0
     card_type = users.card_type[item]
     for j in range(WINDOW):
-        neighbour = window[j]
+        neighbour = window[at, j]
         if j == FOCUSED or neighbour < 0:
             continue
         near = abs(j - FOCUSED) == 1
@@ -161,34 +169,38 @@ def _surroundings(users, item, window):
     return effect
 
 
-@njit
-def satisfaction(users, row, item):
-    """Probability that an opened item keeps what it promised."""
-    return sigmoid(-0.9 + 1.4 * users.quality[item] + 0.4 * relevance(users, row, item))
+@kernel
+def satisfaction(users, item, match):
+    """Probability that an opened item of some relevance keeps what it promised."""
+    return sigmoid(-0.9 + 1.4 * users.quality[item] + 0.4 * match)
 
 
-@njit
+@kernel
 def purchase_rate(users, item):
     """Probability of a purchase after a satisfied page view."""
     return users.purchase * sigmoid(-1.6 + 0.5 * users.quality[item])
 
 
-@njit
+@kernel
 def answer(users, row, items, context, response):
-    """Answer the focused card of one row; writes the response row and advances the user."""
-    key, item = users.key[row], items[FOCUSED]
-    slot = int(context[SLOT])
+    """Answer the focused card of one row; writes that row of the response and advances the user.
+
+    `items`, `context` and `response` are batches, see :class:`~edgerec_gym.users.base.Focus`.
+    """
+    key, item = users.key[row], items[row, FOCUSED]
+    slot = int(context[row, SLOT])
     _notice_page(users, row, context)
-    logit = click_logit(users, row, item, items, slot)
+    match = relevance(users, row, item)
+    logit = click_logit(users, row, item, match, items, row, slot)
     probability = sigmoid(logit)
     interest = logit - users.click_bias
     _look(users, row, slot, item, interest, response)
     click = uniform(key, slot, draws.CLICK_DRAW, item) < probability
-    p_satisfied = satisfaction(users, row, item)
-    response[CLICK_PROBABILITY] = probability
-    response[PURCHASE_PROBABILITY] = probability * p_satisfied * purchase_rate(users, item)
+    p_satisfied = satisfaction(users, item, match)
+    response[row, CLICK_PROBABILITY] = probability
+    response[row, PURCHASE_PROBABILITY] = probability * p_satisfied * purchase_rate(users, item)
     satisfied = click and uniform(key, slot, draws.SATISFIED, item) < p_satisfied
-    response[CLICK] = 1.0 if click else 0.0
+    response[row, CLICK] = 1.0 if click else 0.0
     _open(users, row, slot, item, click, satisfied, response)
     _advance(users, row, slot, item, interest, click, satisfied)
     logit = (
@@ -199,23 +211,23 @@ def answer(users, row, items, context, response):
     if users.user[row] >= int(ACTIVE_SHARE * users.world_taste.shape[0]):
         logit += 1.2 * (users.activity - ACTIVE_SHARE)
     leave = uniform(key, slot, draws.LEAVE_DRAW, 0) < sigmoid(logit)
-    response[LEAVE] = 1.0 if leave else 0.0
+    response[row, LEAVE] = 1.0 if leave else 0.0
 
 
-@njit
+@kernel
 def _notice_page(users, row, context):
     """A page's first card: if requested, it pleases or annoys, by person and by the intent's move."""
     users.refresh_now[row] *= REFRESH_MEMORY
-    if context[PAGE_AGE] > 0 or context[SLOT] == 0:
+    if context[row, PAGE_AGE] > 0 or context[row, SLOT] == 0:
         return
-    if context[PAGE_REQUESTED] > 0:
+    if context[row, PAGE_REQUESTED] > 0:
         sensitivity = 0.5 + 0.5 * users.world_refresh[users.user[row]]
         users.refresh_now[row] = sensitivity * (2.0 * intent_moved(users, row) - 0.4)
     for k in range(users.intent_now.shape[1]):
         users.page_intent[row, k] = users.intent_now[row, k]
 
 
-@njit
+@kernel
 def intent_moved(users, row):
     """1 - cosine between the intent now and at the last page's first card, in 0..2."""
     cosine = 0.0
@@ -224,11 +236,11 @@ def intent_moved(users, row):
     return 1.0 - cosine
 
 
-@njit
+@kernel
 def _look(users, row, slot, item, interest, response):
     """Exposure actions e1..e6: dwell is a frequent, noisy sign of interest."""
     key = users.key[row]
-    log2_seconds = 0.2 + 0.55 * interest + 0.9 * normal(key, slot, draws.DWELL, item)
+    log2_seconds = 0.2 + 0.55 * interest + 0.9 * fast_normal(key, slot, draws.DWELL, item)
     bucket = min(DWELL_BUCKETS - 1, max(0, int(math.floor(log2_seconds)) + 2))
     drawn_in = sigmoid(interest - 2.0)
     u = uniform(key, slot, draws.EXPOSURE_COUNT, item)
@@ -243,34 +255,34 @@ def _look(users, row, slot, item, interest, response):
     if uniform(key, slot, draws.DELETE, item) < 0.02 * (1.0 - drawn_in):
         tired = users.weariness_now[row, users.category[item]] > 2.0
         reason = 2 if tired or uniform(key, slot, draws.DELETE_REASON, item) < 0.3 else 1
-    response[0] = bucket / (DWELL_BUCKETS - 1)
-    response[1] = count / (COUNT_LEVELS - 1)
-    response[2] = speed / (SPEED_LEVELS - 1)
-    response[3] = duration / (SPEED_LEVELS - 1)
-    response[4] = scrolls / (COUNT_LEVELS - 1)
-    response[5] = reason / 2.0
+    response[row, 0] = bucket / (DWELL_BUCKETS - 1)
+    response[row, 1] = count / (COUNT_LEVELS - 1)
+    response[row, 2] = speed / (SPEED_LEVELS - 1)
+    response[row, 3] = duration / (SPEED_LEVELS - 1)
+    response[row, 4] = scrolls / (COUNT_LEVELS - 1)
+    response[row, 5] = reason / 2.0
 
 
-@njit
+@kernel
 def _open(users, row, slot, item, click, satisfied, response):
     """Page-view actions d1..d11: a pseudo-click is left at once."""
     for k in range(N_PAGE_VIEW_ACTIONS):
-        response[PAGE_VIEW + k] = 0.0
+        response[row, PAGE_VIEW + k] = 0.0
     if not click:
         return
     key = users.key[row]
     u = uniform(key, slot, draws.PAGE_VIEW_DURATION, item)
     bucket = 3 + int(5.0 * u) if satisfied else int(3.5 * u * u)
-    response[PAGE_VIEW] = bucket / (PAGE_VIEW_BUCKETS - 1)
+    response[row, PAGE_VIEW] = bucket / (PAGE_VIEW_BUCKETS - 1)
     for k in range(1, N_PAGE_VIEW_ACTIONS):
         rate = PAGE_VIEW_RATES[k] if satisfied else 0.1 * PAGE_VIEW_RATES[k]
         done = uniform(key, slot, draws.PAGE_VIEW_ACTION, item * 16 + k) < rate
-        response[PAGE_VIEW + k] = 1.0 if done else 0.0
+        response[row, PAGE_VIEW + k] = 1.0 if done else 0.0
     buys = satisfied and uniform(key, slot, draws.BUY_DRAW, item) < purchase_rate(users, item)
-    response[BUY] = 1.0 if buys else 0.0
+    response[row, BUY] = 1.0 if buys else 0.0
 
 
-@njit
+@kernel
 def _advance(users, row, slot, item, interest, click, satisfied):
     """Satiation, weariness, boredom, and the intent's drift and jumps."""
     category = users.category[item]
@@ -293,7 +305,7 @@ def _advance(users, row, slot, item, interest, click, satisfied):
         switch_intent(users, row, slot + 1)
 
 
-@njit
+@kernel
 def _drift_intent(users, row, item):
     total, step = 0.0, users.intent_drift
     for k in range(users.intent_now.shape[1]):

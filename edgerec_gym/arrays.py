@@ -1,0 +1,251 @@
+"""Named tuples of arrays as arguments of kernels: one address instead of seventy arrays.
+
+A kernel reads `feed.slot[row]` as Python does. Behind it stands a table of addresses and shapes that never
+changes, so the compiler may keep what it has read (LLVM's invariant loads). The arrays that a kernel sees are
+bare C-contiguous memory: nothing counts references, and an index is never negative, without which numba's own
+arrays cannot be vectorised when an index is computed.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import lru_cache
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import numba as nb
+import numpy as np
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_global, signature
+from numba.extending import (
+    infer_getattr,
+    intrinsic,
+    lower_builtin,
+    lower_getattr,
+    lower_getattr_generic,
+    models,
+    register_model,
+)
+
+
+class BareArrayType(types.Type):
+    """C-contiguous memory of `ndim` dimensions; indices are not negative and not checked."""
+
+    def __init__(self, dtype: types.Type, ndim: int) -> None:
+        self.dtype, self.ndim = dtype, ndim
+        super().__init__(f"BareArray({dtype}, {ndim})")
+
+
+BoolVector = Annotated[np.ndarray, BareArrayType(nb.boolean, 1)]
+Int8Matrix = Annotated[np.ndarray, BareArrayType(nb.int8, 2)]
+Int32Vector = Annotated[np.ndarray, BareArrayType(nb.int32, 1)]
+Int32Matrix = Annotated[np.ndarray, BareArrayType(nb.int32, 2)]
+Int64Vector = Annotated[np.ndarray, BareArrayType(nb.int64, 1)]
+UInt64Vector = Annotated[np.ndarray, BareArrayType(nb.uint64, 1)]
+Float32Vector = Annotated[np.ndarray, BareArrayType(nb.float32, 1)]
+Float32Matrix = Annotated[np.ndarray, BareArrayType(nb.float32, 2)]
+Float32Cube = Annotated[np.ndarray, BareArrayType(nb.float32, 3)]
+Float64Vector = Annotated[np.ndarray, BareArrayType(nb.float64, 1)]
+Float64Matrix = Annotated[np.ndarray, BareArrayType(nb.float64, 2)]
+
+
+class TableType(types.Type):
+    """Numba type of a named tuple of numbers, arrays and further such named tuples.
+
+    Args:
+        owner: a NamedTuple class whose annotations are int, float, the aliases above, or such classes.
+    """
+
+    def __init__(self, owner: type) -> None:
+        self.members: dict[str, types.Type] = {}
+        self.first_word: dict[str, int] = {}
+        self.words = 0
+        for name, hint in get_type_hints(owner, include_extras=True).items():
+            kind = _numba_type(hint)
+            self.members[name], self.first_word[name] = kind, self.words
+            self.words += 1 + (kind.ndim if isinstance(kind, BareArrayType) else 0)
+        super().__init__(f"Table({owner.__module__}.{owner.__qualname__})")
+
+
+def _numba_type(hint: Any) -> types.Type:
+    if hint in (int, float):
+        return types.int64 if hint is int else types.float64
+    return hint.__metadata__[0] if hasattr(hint, "__metadata__") else table_type(hint)
+
+
+@lru_cache
+def table_type(owner: type) -> TableType:
+    """Return the numba type of a NamedTuple class."""
+    return TableType(owner)
+
+
+class Table:
+    """What kernels read of a named tuple: numbers, addresses and shapes; keeps the arrays alive.
+
+    Attributes:
+        address: of the table; hand it to an entry point, which calls the :func:`reader` of the class on it.
+    """
+
+    def __init__(self, values: NamedTuple) -> None:
+        kind = table_type(type(values))
+        self._values, self._nested = values, []  # type: tuple[NamedTuple, list[Table]]
+        self._words = np.zeros(kind.words, np.int64)
+        for name, member in kind.members.items():
+            self._write(kind.first_word[name], name, member, getattr(values, name))
+        self.address = self._words.ctypes.data
+
+    def _write(self, at: int, name: str, member: types.Type, value: Any) -> None:
+        if isinstance(member, BareArrayType):
+            found = nb.typeof(value)
+            if (found.dtype, found.ndim, found.layout) != (member.dtype, member.ndim, "C"):
+                raise TypeError(f"{name} is {found}, not {member}")
+            self._words[at] = value.ctypes.data
+            self._words[at + 1 : at + 1 + member.ndim] = value.shape
+        elif isinstance(member, TableType):
+            self._nested.append(Table(value))
+            self._words[at] = self._nested[-1].address
+        else:
+            self._words[at : at + 1].view(np.float64 if member == types.float64 else np.int64)[0] = value
+
+
+def reader(owner: type) -> Any:
+    """Return the kernel that turns the address of a table into the arrays of `owner`."""
+    kind = table_type(owner)
+
+    @intrinsic
+    def read(typing_context, address):
+        def codegen(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+        return kind(types.intp), codegen
+
+    return read
+
+
+# --- what numba has to know --------------------------------------------------------------------------------
+
+register_model(TableType)(models.OpaqueModel)
+
+
+@register_model(BareArrayType)
+class _BareArrayModel(models.StructModel):
+    def __init__(self, manager, kind):
+        shape = types.UniTuple(types.intp, kind.ndim)
+        super().__init__(manager, kind, [("data", types.CPointer(kind.dtype)), ("shape", shape)])
+
+
+@infer_getattr
+class _TableMembers(AttributeTemplate):
+    key = TableType
+
+    def generic_resolve(self, kind, name):
+        return kind.members.get(name)
+
+
+@infer_getattr
+class _BareArrayMembers(AttributeTemplate):
+    key = BareArrayType
+
+    def resolve_shape(self, kind):
+        return types.UniTuple(types.intp, kind.ndim)
+
+
+@lower_getattr(BareArrayType, "shape")
+def _lower_shape(context, builder, kind, value):
+    return cgutils.create_struct_proxy(kind)(context, builder, value).shape
+
+
+@lower_getattr_generic(TableType)
+def _lower_member(context, builder, kind, table, name):
+    member, first = kind.members[name], kind.first_word[name]
+    words = builder.bitcast(table, context.get_value_type(types.int64).as_pointer())
+
+    def word(k):
+        value = builder.load(builder.gep(words, [context.get_constant(types.intp, first + k)]))
+        value.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return value
+
+    if isinstance(member, BareArrayType):
+        array = cgutils.create_struct_proxy(member)(context, builder)
+        array.data = builder.inttoptr(word(0), array.data.type)
+        array.shape = cgutils.pack_array(builder, [word(1 + k) for k in range(member.ndim)])
+        return array._getvalue()
+    if isinstance(member, TableType):
+        return builder.inttoptr(word(0), context.get_value_type(member))
+    return builder.bitcast(word(0), context.get_value_type(member))
+
+
+def _element_of(kind, index):
+    """Type of kind[index], or None if that is no way to index it."""
+    indices = list(index) if isinstance(index, types.BaseTuple) else [index]
+    if not isinstance(kind, BareArrayType) or not all(isinstance(i, types.Integer) for i in indices):
+        return None
+    left = kind.ndim - len(indices)
+    return None if left < 0 else kind.dtype if left == 0 else BareArrayType(kind.dtype, left)
+
+
+@infer_global(operator.getitem)
+class _GetItem(AbstractTemplate):
+    def generic(self, arguments, keywords):
+        element = _element_of(*arguments)
+        return None if element is None else signature(element, *arguments)
+
+
+@infer_global(operator.setitem)
+class _SetItem(AbstractTemplate):
+    def generic(self, arguments, keywords):
+        element = _element_of(*arguments[:2])
+        if element is None or isinstance(element, BareArrayType):
+            return None
+        return signature(types.none, *arguments[:2], element)
+
+
+def _locate(context, builder, kind, array, index_kind, index):
+    """Pointer to array[index], and the sizes of the dimensions that are left."""
+    kinds = list(index_kind) if isinstance(index_kind, types.BaseTuple) else [index_kind]
+    values = cgutils.unpack_tuple(builder, index) if isinstance(index_kind, types.BaseTuple) else [index]
+    array = cgutils.create_struct_proxy(kind)(context, builder, array)
+    sizes = cgutils.unpack_tuple(builder, array.shape)
+    offset = context.get_constant(types.intp, 0)
+    for k in range(kind.ndim):
+        if k > 0:
+            offset = builder.mul(offset, sizes[k], flags=["nsw"])
+        if k < len(values):
+            step = context.cast(builder, values[k], kinds[k], types.intp)
+            offset = builder.add(offset, step, flags=["nsw"])
+    return builder.gep(array.data, [offset], inbounds=True), sizes[len(values) :]
+
+
+@lower_builtin(operator.getitem, BareArrayType, types.Any)
+def _lower_getitem(context, builder, sig, arguments):
+    kind, index_kind = sig.args
+    pointer, sizes = _locate(context, builder, kind, arguments[0], index_kind, arguments[1])
+    if not sizes:
+        return context.unpack_value(builder, kind.dtype, pointer)
+    row = cgutils.create_struct_proxy(sig.return_type)(context, builder)
+    row.data, row.shape = pointer, cgutils.pack_array(builder, sizes)
+    return row._getvalue()
+
+
+@lower_builtin(operator.setitem, BareArrayType, types.Any, types.Any)
+def _lower_setitem(context, builder, sig, arguments):
+    kind, index_kind, value_kind = sig.args
+    pointer, _ = _locate(context, builder, kind, arguments[0], index_kind, arguments[1])
+    context.pack_value(
+        builder, kind.dtype, context.cast(builder, arguments[2], value_kind, kind.dtype), pointer
+    )
+    return context.get_dummy_value()
+
+
+@intrinsic
+def move(typing_context, row, to, start, count):
+    """Copy `count` elements of a vector from `start` on to `to` on; they may overlap."""
+
+    def codegen(context, builder, sig, arguments):
+        kind = sig.args[0]
+        to, _ = _locate(context, builder, kind, arguments[0], types.intp, arguments[1])
+        start, _ = _locate(context, builder, kind, arguments[0], types.intp, arguments[2])
+        size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+        cgutils.raw_memmove(builder, to, start, arguments[3], size)
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp, types.intp, types.intp), codegen

@@ -1,0 +1,62 @@
+"""How kernels are compiled: decorators, and what the disk cache depends on.
+
+A kernel is a plain function over scalars and rows of arrays (bundled in named tuples, see arrays.py): no
+objects, no allocation, no exceptions, so that the same source can be compiled for a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+_ROOT = Path(__file__).parent
+_SOURCES = (
+    "arrays.py",
+    "cloud.py",
+    "jit.py",
+    "kernels.py",
+    "observe.py",
+    "random_stream.py",
+    "reward.py",
+    "rules.py",
+    "selection.py",
+    "state.py",
+    "spaces.py",
+    "users/base.py",
+    "users/synthetic.py",
+    "users/synthetic_kernels.py",
+)
+
+
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        digest.update((_ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+# Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. An entry
+# point that closes over the digest gets the source of every kernel into its cache key.
+SOURCE_DIGEST = _digest()
+
+
+_OPTIONS = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Part of a kernel; the compiler decides whether it is inlined."""
+    return njit(**_OPTIONS)(function)
+
+
+def product_kernel(function: Callable[..., Any]) -> Any:
+    """A kernel over numbers, not NaN, whose sums may be added up in any order, so that they are vectorised."""
+    return njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, **_OPTIONS)(function)
+
+
+def entry_point(function: Callable[..., Any]) -> Any:
+    """A kernel that Python calls: cached on disk, runs without the interpreter's lock."""
+    return njit(cache=True, nogil=True, **_OPTIONS)(function)
