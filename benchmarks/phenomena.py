@@ -15,6 +15,7 @@ from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig, preset
 from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, LEAVE, PAGE_VIEW, SLOT
 from edgerec_gym.users.synthetic import SyntheticUsers
+from edgerec_gym.workers import Workers
 
 OFF = {
     "taste": 0.0,
@@ -115,7 +116,7 @@ def _intent_stays(answers: Answers) -> float:
 def _taste_between_days(config: SyntheticUserConfig, feed: FeedConfig) -> float:
     """Mean cosine between the tastes of one user on two days."""
     users = SyntheticUsers(config, feed)
-    users.allocate(4000, feed)
+    users.allocate(4000, feed, Workers(4000, 1))
     users.reset(np.arange(4000), np.arange(4000, dtype=np.uint64), 1)
     user, day, taste = users.arrays.user, users.arrays.day, users.arrays.taste_now
     order = np.argsort(user, kind="stable")

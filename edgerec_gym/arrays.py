@@ -176,7 +176,7 @@ def _lower_member(context, builder, kind, table, name):
 
 def _element_of(kind, index):
     """Type of kind[index], or None if that is no way to index it."""
-    indices = list(index) if isinstance(index, types.BaseTuple) else [index]
+    indices: Any = index if isinstance(index, types.BaseTuple) else [index]
     if not isinstance(kind, BareArrayType) or not all(isinstance(i, types.Integer) for i in indices):
         return None
     left = kind.ndim - len(indices)
@@ -201,7 +201,7 @@ class _SetItem(AbstractTemplate):
 
 def _locate(context, builder, kind, array, index_kind, index):
     """Pointer to array[index], and the sizes of the dimensions that are left."""
-    kinds = list(index_kind) if isinstance(index_kind, types.BaseTuple) else [index_kind]
+    kinds: Any = index_kind if isinstance(index_kind, types.BaseTuple) else [index_kind]
     values = cgutils.unpack_tuple(builder, index) if isinstance(index_kind, types.BaseTuple) else [index]
     array = cgutils.create_struct_proxy(kind)(context, builder, array)
     sizes = cgutils.unpack_tuple(builder, array.shape)

@@ -125,7 +125,7 @@ class FeedBatch:
         cloud = make_cloud(catalog, config)
         ranking = cloud_ranking(cloud, config, n_workers)
         self.arrays = a = allocate(config, track, num_envs, self.split, ranking)
-        users.allocate(num_envs, config)
+        users.allocate(num_envs, config, self._workers)
         self._feed, self._cloud = Table(a), Table(cloud)
         self._focus = Focus(a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key)
         self._play = np.full(num_envs, PLAY, np.int8)
@@ -165,9 +165,9 @@ class FeedBatch:
         self, actions: np.ndarray, modes: np.ndarray, copies: np.ndarray, answer: bool = True
     ) -> None:
         feed, cloud = self._feed.address, self._cloud.address
-        if isinstance(self.users, SyntheticUsers):
-            users = self.users.table.address
-            self._workers.run(_step_synthetic, feed, cloud, users, actions, modes, copies)
+        users = self.users
+        if isinstance(users, SyntheticUsers):
+            self._workers.run(_step_synthetic, feed, cloud, users.table.address, actions, modes, copies)
             return
         a = self.arrays
         self._workers.run(_place_rows, feed, cloud, actions, modes)

@@ -235,7 +235,7 @@ def _fill_pool(feed, cloud, row, worker, found):
 
 @kernel
 def _take_by_quota(feed, cloud, row, worker, found, quota):
-    """Mark what the page takes of the ordered candidates; how many were looked at, how many places are left."""
+    """Mark what the page takes of the ordered candidates; how many it looked at, how many places are left."""
     ranking, left, at = feed.ranking, feed.n_pool, 0
     for g in range(cloud.centroids.shape[0]):
         ranking.group_taken[worker, g] = 0

@@ -104,6 +104,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             self._vector.users,
         )
         self.batch = self._vector.batch
+        self._arrays = self.batch.arrays
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
         self._action = np.zeros(1, np.int64)
@@ -132,17 +133,16 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             )
         self._action[0] = self._checked(action)
         self.batch.step(self._action)
-        arrays = self.batch.arrays
+        arrays = self._arrays
         terminated, truncated = arrays.terminated.item(), arrays.truncated.item()
         self._ended = terminated or truncated
         observation = self._observation()
         return observation, arrays.reward.item(), terminated, truncated, self._info(observation)
 
     def _checked(self, action: Any) -> int:
-        n = self.batch.n_actions
-        if type(action) is int and 0 <= action < n:
-            return action
-        value = action.item() if isinstance(action, (np.ndarray, np.generic)) and action.size == 1 else action
+        n, value = self.batch.n_actions, action
+        if isinstance(action, (np.ndarray, np.generic)) and action.size == 1:
+            value = action.item()
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"action must be a whole number from 0 to {n - 1}, got {action!r}")
         if not 0 <= value < n:
@@ -153,7 +153,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         return {key: values.copy() for key, values in self._live.items()}
 
     def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
-        a = self.batch.arrays
+        a = self._arrays
         return {
             "action_mask": observation["action_mask"],
             "reward_terms": dict(zip(REWARD_TERMS, a.reward_terms.tolist()[0], strict=True)),

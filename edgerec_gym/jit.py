@@ -27,6 +27,7 @@ _SOURCES = (
     "state.py",
     "spaces.py",
     "users/base.py",
+    "users/learned_kernels.py",
     "users/synthetic.py",
     "users/synthetic_kernels.py",
 )
@@ -44,7 +45,7 @@ def _digest() -> str:
 SOURCE_DIGEST = _digest()
 
 
-_OPTIONS = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management
+_OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -53,7 +54,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def product_kernel(function: Callable[..., Any]) -> Any:
-    """A kernel over numbers, not NaN, whose sums may be added up in any order, so that they are vectorised."""
+    """A kernel over numbers, not NaN, whose sums may be added in any order, so that they are vectorised."""
     return njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, **_OPTIONS)(function)
 
 

@@ -14,13 +14,13 @@ N_FIXED_CONTEXT = len(CONTEXT)
 
 @kernel
 def append(feed, row, slot, at, n_rows, count, first_action, n_actions):
-    """Add the focused card and what was done with it to a history, oldest first; drops the oldest when full."""
+    """Add the focused card and its answer to a history, oldest first; drops the oldest when full."""
     history, card_width = feed.observation, feed.n_features + feed.n_types
     width = card_width + n_actions + 1
     if count < n_rows:
         at += count * width
     else:
-        move(history[row], at, at + width, (n_rows - 1) * width)
+        move(history[row], at, at + width, (n_rows - 1) * width)  # type: ignore[call-arg]
         at += (n_rows - 1) * width
     for k in range(card_width):
         history[row, at + k] = feed.window_cards[row, FOCUSED, k]

@@ -56,7 +56,8 @@ def best_first(rank, n, order, bucket, first):
         rank: (>= n,) float32.
         n: candidates.
         order: (>= n,) int32, written: candidates, best first.
-        bucket, first: (>= n,) int32 and (BUCKETS + 1,) int32, overwritten.
+        bucket: (>= n,) int32, overwritten.
+        first: (BUCKETS + 1,) int32, overwritten.
     """
     low, high = rank[0], rank[0]
     for j in range(1, n):

@@ -7,7 +7,7 @@ fresh copy is one memory copy, and each key is a view into it (:func:`observatio
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -93,7 +93,7 @@ class KeyLayout(NamedTuple):
 
 def observation_layout(config: FeedConfig, track: str) -> dict[str, KeyLayout]:
     """Layout of every key of the observation."""
-    fields = observation_dtype(config, track).fields or {}
+    fields: Any = observation_dtype(config, track).fields
     layout = {}
     for key in observation_keys(config):
         dtype, shape = fields[key][0].subdtype or (fields[key][0], ())

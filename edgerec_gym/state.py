@@ -16,10 +16,10 @@ from edgerec_gym.arrays import (
     Float32Matrix,
     Float64Matrix,
     Float64Vector,
+    Int8Matrix,
     Int32Matrix,
     Int32Vector,
     Int64Vector,
-    Int8Matrix,
     UInt64Vector,
 )
 from edgerec_gym.config import FeedConfig

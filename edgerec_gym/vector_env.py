@@ -31,7 +31,8 @@ class EdgeFeedVectorEnv(VectorEnv):
         autoreset_mode: NEXT_STEP (the step after an end resets, its action is ignored), SAME_STEP (the
             ended row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
             `reset(options={"reset_mask": mask})`).
-        copy: hand out fresh arrays; False reuses those of observation and infos, which the next step overwrites.
+        copy: hand out fresh arrays; False reuses those of observation and infos: the next step overwrites
+            them.
         threads: worker threads for large batches; results do not depend on it.
         render_mode: None or "ansi".
         **config: any FeedConfig field, e.g. `pool_size=60`.

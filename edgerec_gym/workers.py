@@ -64,7 +64,10 @@ class Workers:
         self._n_rows = n_rows
 
     def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """Call kernel(*arguments, first row, last row + 1, worker) for all chunks; return when all are done."""
+        """Call kernel(*arguments, first row, last row + 1, worker) for all chunks, and wait for them."""
+        if not self._others:
+            kernel(*arguments, 0, self._n_rows, 0)
+            return
         for worker, chunk in zip(self._others, self._chunks[1:], strict=True):
             worker.submit(kernel, arguments + chunk)
         try:
@@ -73,8 +76,36 @@ class Workers:
             for worker in self._others:
                 worker.wait()
 
+    def each(self, function: Callable[[Any, int], None], jobs: list[Any]) -> None:
+        """Call function(job, worker) for all jobs; every worker takes the next one when it is free."""
+        helpers = self._others[: len(jobs) - 1]
+        if not helpers:
+            for job in jobs:
+                function(job, 0)
+            return
+
+        def work(worker: int) -> None:
+            while True:
+                try:
+                    job = jobs.pop()
+                except IndexError:
+                    return
+                function(job, worker)
+
+        for k, worker in enumerate(helpers):
+            worker.submit(work, (k + 1,))
+        try:
+            work(0)
+        finally:
+            for worker in helpers:
+                worker.wait()
+
+    def __len__(self) -> int:
+        """Number of threads, the caller's included."""
+        return 1 + len(self._others)
+
     def close(self) -> None:
         """End the threads; later calls run in the calling thread alone."""
         for worker in self._others:
             worker.stop()
-        self._others, self._chunks = [], [(0, self._n_rows, 0)]
+        self._others = []

@@ -17,8 +17,17 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.scenario import Scenario, _sha256
 from edgerec_gym.simulator.fit import fit
-from edgerec_gym.users.base import CLICK, CLICK_PROBABILITY, LEAVE, PAGE_VIEW, PURCHASE_PROBABILITY, SLOT
+from edgerec_gym.users.base import (
+    CLICK,
+    CLICK_PROBABILITY,
+    LEAVE,
+    PAGE_VIEW,
+    PURCHASE_PROBABILITY,
+    SLOT,
+    Focus,
+)
 from edgerec_gym.users.learned import LearnedUsers
+from edgerec_gym.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +85,24 @@ def test_rows_that_do_not_answer_are_left_alone(fitted):
     scenario = Scenario.load(fitted)
     users = LearnedUsers(scenario)
     batch, _ = play(users, scenario, 5, 6)
-    response, state = np.full_like(batch.arrays.response, 7.0), users._state.copy()
+    response, memory = np.full_like(batch.arrays.response, 7.0), users._memory
+    before = [values.copy() for values in (memory.memory, memory.evidence, memory.last)]
     focus = batch._focus._replace(active=np.array([True, False, True, False, False]))
     users.respond(focus, response)
     assert (response[[1, 3, 4]] == 7).all() and (response[[0, 2]] != 7).any(axis=1).all()
-    np.testing.assert_array_equal(users._state[:, [1, 3, 4]], state[:, [1, 3, 4]])
+    for now, then in zip((memory.memory, memory.evidence, memory.last), before, strict=True):
+        np.testing.assert_array_equal(now[[1, 3, 4]], then[[1, 3, 4]])
+    assert (memory.memory[[0, 2]] != before[0][[0, 2]]).any(axis=1).all()
     users.respond(focus._replace(active=np.zeros(5, np.bool_)), response)
 
 
 def test_episodes_draw_members_and_starts_from_the_table(fitted):
     scenario = Scenario.load(fitted)
     users = LearnedUsers(scenario)
-    users.allocate(300, scenario.config)
+    users.allocate(300, scenario.config, Workers(300, 1))
     keys = np.random.default_rng(0).integers(2**63, size=300).astype(np.uint64)
     start = users.reset(np.arange(300), keys, 1)
-    assert np.bincount(users._member).min() > 60
+    assert np.bincount(users._memory.member).min() > 60
     table = np.column_stack([users.simulator.features, users.simulator.hours])
     drawn = np.column_stack([start.features, start.hour])
     assert np.isin(
@@ -110,39 +122,61 @@ def test_uncertainty_follows_every_member_and_changes_no_answer(fitted):
         np.testing.assert_allclose(a["response"], b["response"], atol=1e-5)
         np.testing.assert_array_equal(a["uncertainty"] > 0, a["focus_active"])
         assert not b["uncertainty"].any()
-    # All members remember the same answer: the one that was given.
-    answers = watched._state[:, :, watched.simulator.answer]
-    np.testing.assert_array_equal(answers[0], answers[1])
-    np.testing.assert_array_equal(answers[0], answers[2])
     # What they tell of the next card is what each would tell alone of this very session.
-    focus = batch._focus
-    told = []
-    for k in range(3):
-        watched._play(focus, np.full(6, k), watched._state[k])
-        told.append(watched._answers[: focus.active.sum(), CLICK_PROBABILITY].copy())
-    response = np.zeros_like(batch.arrays.response)
-    watched.respond(focus, response)
+    focus, response = batch._focus, np.zeros_like(batch.arrays.response)
     assert focus.active.sum() > 3
+    memory, told = watched._memory, []
+    for k in range(3):
+        alone = LearnedUsers(scenario)
+        alone.allocate(6, scenario.config, Workers(6, 1))
+        alone._memory.member[:] = k
+        alone._memory.user[:], alone._memory.last[:] = memory.user, memory.last
+        alone._memory.memory[:] = memory.memory[6 * k : 6 * k + 6]
+        alone._memory.evidence[:] = memory.evidence[6 * k : 6 * k + 6]
+        alone.respond(focus, response)
+        told.append(response[focus.active, CLICK_PROBABILITY])
+    watched.respond(focus, response)
     np.testing.assert_allclose(watched.uncertainty[focus.active], np.std(told, axis=0), atol=1e-6)
+    # All members remember the same answer, the one that was given.
+    np.testing.assert_array_equal(memory.last[focus.active], memory.next_last[focus.active])
 
 
 def test_luck_is_shared_where_the_choice_is_the_same(fitted):
     scenario = Scenario.load(fitted)
     users = LearnedUsers(scenario)
-    batch, _ = play(users, scenario, 4, 3)
-    focus, state = batch._focus, users._state.copy()
-    first, second = (np.zeros_like(batch.arrays.response) for _ in range(2))
-    users.respond(focus, first)
-    users._state[:] = state
+    batch, _ = play(users, scenario, 40, 3)
+    focus, memory = batch._focus, users._memory
+    start = [values.copy() for values in (memory.memory, memory.evidence, memory.last)]
+
+    def respond(seen: Focus) -> np.ndarray:
+        for now, then in zip((memory.memory, memory.evidence, memory.last), start, strict=True):
+            now[:] = then
+        response = np.zeros_like(batch.arrays.response)
+        users.respond(seen, response)
+        return response
+
+    np.testing.assert_array_equal(respond(focus), respond(focus))
     context = focus.context.copy()
     context[:, SLOT] += 1  # other draws
-    users.respond(focus._replace(context=context), second)
-    uniforms = users._slots[:, -19:].copy()
-    users._state[:] = state
-    users.respond(focus, second)
-    np.testing.assert_array_equal(first, second)
-    assert (users._slots[:, -19:] != uniforms).all()
-    assert 0 <= uniforms.min() and uniforms.max() < 1
+    assert (respond(focus._replace(context=context))[:, :6] != respond(focus)[:, :6]).any(axis=1).mean() > 0.5
+
+
+@pytest.mark.parametrize("num_envs", [300, 600])
+def test_threads_change_nothing(fitted, num_envs):
+    scenario = Scenario.load(fitted)
+    one, two = (
+        FeedBatch(
+            num_envs, "joint", scenario.config, scenario.catalog, LearnedUsers(scenario), threads=threads
+        )
+        for threads in (1, 2)
+    )
+    for batch in (one, two):
+        batch.reset(np.arange(num_envs), np.arange(num_envs))
+        for _ in range(12):
+            batch.step((batch.arrays.pool_items >= 0).argmax(1))
+    np.testing.assert_array_equal(one.arrays.response, two.arrays.response)
+    np.testing.assert_array_equal(one.arrays.observation, two.arrays.observation)
+    two.close()
 
 
 def test_no_torch_is_needed(fitted):
@@ -177,7 +211,7 @@ def trusted(folder: Path) -> Scenario:
 def test_broken_files_are_named(fitted, tmp_path):
     scenario = Scenario.load(fitted)
     with pytest.raises(InputError, match="embedding_size, profile_size and card_types cannot be changed"):
-        LearnedUsers(scenario).allocate(2, scenario.config.replace(profile_size=9))
+        LearnedUsers(scenario).allocate(2, scenario.config.replace(profile_size=9), Workers(2, 1))
     weights = load_file(fitted / "simulator.safetensors")["member1.heads"]
     bad = weights.copy()
     bad[0, 0] = np.nan
@@ -187,8 +221,9 @@ def test_broken_files_are_named(fitted, tmp_path):
         InputError, match=r"b/simulator.safetensors: tensor 'member1.heads' has shape .*, not"
     ):
         LearnedUsers(broken(fitted, tmp_path / "b", **{"member1.heads": weights[:, :-1]}))
-    with pytest.raises(InputError, match=r"c/simulator.safetensors lacks the tensor 'answer'"):
-        LearnedUsers(broken(fitted, tmp_path / "c", answer=np.zeros(0, np.int32)))
+    gone = {f"member{k}.decay": np.zeros(0, np.float32) for k in range(3)}
+    with pytest.raises(InputError, match=r"c/simulator.safetensors lacks the tensors decay of every member"):
+        LearnedUsers(broken(fitted, tmp_path / "c", **gone))
     shutil.copytree(fitted, tmp_path / "d")
     (tmp_path / "d" / "simulator.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match=r"d/simulator.onnx cannot be loaded"):

@@ -28,13 +28,16 @@ from edgerec_gym.users.base import (
     PAGE_AGE,
     PAGE_VIEW,
     PURCHASE_PROBABILITY,
+    RESPONSE_SIZE,
     SLOT,
     WINDOW,
     Focus,
     UserStart,
 )
-from edgerec_gym.users.learned import N_UNIFORMS, Simulator
+from edgerec_gym.users.learned import LearnedUsers
+from edgerec_gym.users.learned_kernels import N_ANSWER
 from edgerec_gym.users.synthetic import SyntheticUsers
+from edgerec_gym.workers import Workers
 
 CONFIG = FeedConfig(embedding_size=4, profile_size=2)
 REAL_LOG = ("position", "neighbours", "exposure_actions", "page_view_actions", "leave", "order_within_page")
@@ -94,10 +97,33 @@ def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int)
     return network
 
 
-def slot_rows(batch: SessionBatch, t: int, uniforms: np.ndarray) -> np.ndarray:
-    """The graph's `slot` input for slot t of every session."""
-    cards = batch.cards[:, t : t + WINDOW].flatten(1)
-    return np.concatenate([cards, batch.context[:, t], batch.user, uniforms], axis=1).astype(np.float32)
+class Exported:
+    """Fitted users in a folder, all that LearnedUsers asks of a scenario."""
+
+    def __init__(self, folder: Path, networks: list[UserNetwork], config: FeedConfig) -> None:
+        export(networks, np.zeros((1, config.n_user_features), np.float32), np.zeros(1), folder)
+        self.folder = folder
+
+    def simulator_files(self) -> tuple[Path, Path]:
+        return self.folder / "simulator.onnx", self.folder / "simulator.safetensors"
+
+
+def play_users(scenario: Exported, config: FeedConfig, user: np.ndarray, member: int) -> LearnedUsers:
+    """Users at the start of sessions, all of one member."""
+    users = LearnedUsers(scenario)
+    users.allocate(len(user), config, Workers(len(user), 1))
+    users.reset(np.arange(len(user)), np.zeros(len(user), np.uint64), 1)
+    users._memory.member[:] = member
+    users._memory.user[:] = user
+    return users
+
+
+def look(batch: SessionBatch, t: int, keys: np.ndarray) -> Focus:
+    """What is seen at slot t of every session."""
+    n = len(keys)
+    cards = np.ascontiguousarray(batch.cards[:, t : t + WINDOW].numpy())
+    context = np.ascontiguousarray(batch.context[:, t].numpy())
+    return Focus(np.ones(n, np.bool_), cards, np.zeros((n, WINDOW), np.int32), context, keys)
 
 
 @pytest.mark.parametrize(
@@ -108,22 +134,19 @@ def test_steps_of_the_graph_equal_the_whole_session(tmp_path, unidentified, look
     config = CONFIG.replace(lookahead=lookahead)
     networks = [random_network(config, unidentified, seed) for seed in range(2)]
     batch = random_sessions(config, unidentified, sessions=6, slots=9)
-    export(networks, np.zeros((1, config.n_user_features)), np.zeros(1), tmp_path)
-    simulator = Simulator(tmp_path / "simulator.onnx", tmp_path / "simulator.safetensors")
-    assert simulator.members == 2
-    uniforms = np.random.default_rng(0).random((9, 6, N_UNIFORMS))
+    scenario = Exported(tmp_path, networks, config)
     for k, network in enumerate(networks):
         with torch.no_grad():
             logits, _ = network.forward_sequence(batch)
-        session = simulator.session(k, 1)
-        state = np.zeros((6, simulator.state_size), np.float32)
-        found = np.zeros((6, 9))
+        users = play_users(scenario, config, batch.user.numpy(), k)
+        assert users.simulator.members == 2
+        found, response = np.zeros((6, 9)), np.zeros((6, RESPONSE_SIZE), np.float32)
         for t in range(9):
-            response, state = session.run(None, {"slot": slot_rows(batch, t, uniforms[t]), "state": state})
+            users.respond(look(batch, t, np.arange(6, dtype=np.uint64)), response)
             found[:, t] = response[:, CLICK_PROBABILITY]
             actions = batch.actions[:, t, :LEAVE]
             opened = hat(actions[:, PAGE_VIEW : PAGE_VIEW + 1], 8) * actions[:, CLICK : CLICK + 1]
-            state[:, simulator.answer] = torch.cat([hat(actions[:, :1], 8), actions, opened], 1)
+            users._memory.last[:, -N_ANSWER:] = torch.cat([hat(actions[:, :1], 8), actions, opened], 1)
         answered = np.arange(9) < batch.length.numpy()[:, None]
         wanted = logits["click_probability"].numpy()
         assert wanted.std() > 0.03  # the sessions differ
@@ -133,19 +156,17 @@ def test_steps_of_the_graph_equal_the_whole_session(tmp_path, unidentified, look
 def test_answers_follow_the_heads(tmp_path):
     network = random_network(CONFIG, (), 1)
     one = random_sessions(CONFIG, (), sessions=4, slots=4)
-    export([network], np.zeros((1, CONFIG.n_user_features)), np.zeros(1), tmp_path)
-    simulator = Simulator(tmp_path / "simulator.onnx", tmp_path / "simulator.safetensors")
-    session = simulator.session(0, 1)
     n = 40_000
-    rows = np.repeat(slot_rows(one, 0, np.zeros((4, N_UNIFORMS)))[:1], n, axis=0)
-    rows[:, -N_UNIFORMS:] = np.random.default_rng(0).random((n, N_UNIFORMS))
-    state = np.zeros((n, simulator.state_size), np.float32)
-    drawn = session.run(["response"], {"slot": rows, "state": state})[0]
+    same = {name: getattr(one, name)[:1].repeat_interleave(n, 0) for name in ("cards", "context", "user")}
+    first = one._replace(**same)
+    users = play_users(Exported(tmp_path, [network], CONFIG), CONFIG, first.user.numpy(), 0)
+    focus = look(first, 0, np.arange(n, dtype=np.uint64))
+    drawn = np.zeros((n, RESPONSE_SIZE), np.float32)
+    users.respond(focus, drawn)
     answers = torch.from_numpy(drawn[:, : LEAVE + 1])
     # Every drawn answer as a session of its own: the heads, given what was drawn before.
-    cards = torch.from_numpy(rows[:, : WINDOW * network.inputs.width]).view(n, WINDOW, -1)
     batch = SessionBatch(
-        cards,
+        torch.from_numpy(focus.cards),
         one.context[:1, :1].expand(n, -1, -1),
         one.user[:1].expand(n, -1),
         answers[:, None],
@@ -224,8 +245,8 @@ class Spy:
     def __init__(self, users: SyntheticUsers) -> None:
         self.users, self.seen = users, []  # type: SyntheticUsers, list[tuple[np.ndarray, ...]]
 
-    def allocate(self, num_envs: int, config: FeedConfig) -> None:
-        self.users.allocate(num_envs, config)
+    def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
+        self.users.allocate(num_envs, config, workers)
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         return self.users.reset(rows, keys, split)

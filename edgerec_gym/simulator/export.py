@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from edgerec_gym.atomic import atomic_path
-from edgerec_gym.simulator.graph import answer_columns, step_graph
+from edgerec_gym.simulator.graph import step_graph
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.pack import pack
 
@@ -17,7 +17,8 @@ def export(networks: list[UserNetwork], features: np.ndarray, hours: np.ndarray,
     """Write simulator.onnx (one step, any batch size) and simulator.safetensors.
 
     The graph holds the weights of the first member under their names; those of any member, in the other
-    file as "member0.<name>", ..., take their place at run time. The same weights give the same bytes.
+    file as "member0.<name>", ..., take their place at run time. The other file also holds what the kernels
+    around the graph need. The same weights give the same bytes.
 
     Args:
         networks: the members, all of one shape.
@@ -32,7 +33,6 @@ def export(networks: list[UserNetwork], features: np.ndarray, hours: np.ndarray,
         f"member{k}.{name}": values for k, member in enumerate(weights) for name, values in member.items()
     }
     tensors |= {
-        "answer": np.array(answer_columns(networks[0]), np.int32),
         "starts.features": np.ascontiguousarray(features, np.float32),
         "starts.hour": hours.astype(np.int32),
     }

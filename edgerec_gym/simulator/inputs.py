@@ -20,10 +20,8 @@ from edgerec_gym.users.base import (
     FOCUSED,
     HOUR,
     LAST_CLICKED,
-    LEAVE,
     N_EXPOSURE_ACTIONS,
     N_EXPOSURES,
-    N_PAGE_VIEW_ACTIONS,
     N_PAGE_VIEWS,
     PAGE_AGE,
     PAGE_REQUESTED,
@@ -33,13 +31,11 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
+from edgerec_gym.users.learned_kernels import LEAST_CTR, N_ACTIONS, N_SIGNS
 
-N_ACTIONS = LEAVE  # e1..e6, click, d1..d11: a response row up to `leave`
-N_SIGNS = N_PAGE_VIEW_ACTIONS - 1  # binary page-view actions d2..d11
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
 AGES = (4.0, 12.0)  # slots; time constants of what fades after a page arrived or was opened
 N_CONTEXT_CODE = CONTEXT_SIZE + 3 * len(AGES) + 2
-LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
 
 
 class SessionBatch(NamedTuple):

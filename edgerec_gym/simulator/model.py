@@ -33,21 +33,17 @@ from edgerec_gym.simulator.inputs import (
 from edgerec_gym.users.base import (
     CLICK,
     CONTEXT_SIZE,
-    COUNT_LEVELS,
-    DELETE_REASONS,
     DWELL_BUCKETS,
     FOCUSED,
     PAGE_AGE,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
     SLOT,
-    SPEED_LEVELS,
     WINDOW,
 )
+from edgerec_gym.users.learned_kernels import LEVELS, MOST_LEVELS
 
 N_UNIFORMS = N_ACTIONS + 1  # one for each action, in order, and one for leaving
-LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
-MOST_LEVELS = max(LEVELS)
 BUY_SIGN = 1  # place of d3 among the binary page-view actions d2..d11
 HEADS = {
     "dwell": DWELL_BUCKETS,

@@ -1,10 +1,14 @@
-"""A network's weights as the step graph wants them: units folded in, gates side by side, offsets as steps."""
+"""A network's weights as the run time wants them: units folded in, gates side by side.
+
+Some are weights of the step graph (simulator/graph.py), the others of the kernels around it (`Networks` in
+users/learned_kernels.py).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.simulator.graph import N_ANSWER, Weights
+from edgerec_gym.simulator.graph import Weights
 from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE
 from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
 from edgerec_gym.users.base import (
@@ -16,6 +20,7 @@ from edgerec_gym.users.base import (
     PAGE_VIEW_BUCKETS,
     WINDOW,
 )
+from edgerec_gym.users.learned_kernels import N_ANSWER
 
 CLOSED = 30.0  # logit that shuts a gate
 # Columns of the graph's answer that the network's answer code holds: dwell, e2.., click, opened, d2..d11.
@@ -72,34 +77,30 @@ def pack(network: UserNetwork) -> Weights:
     parameters = {name: value.detach().double().numpy() for name, value in network.named_parameters()}
     encoder = {name: value.double().numpy() for name, value in network.inputs.named_buffers()}
     layers = {
-        "context": (
-            np.concatenate([encoder["context_ages"], encoder["context_waves"]], axis=1),
-            np.concatenate([encoder["age_shift"], encoder["wave_shift"]]),
-        ),
-        "new": _pack_new(network, parameters, encoder),
-        "old": _pack_old(parameters),
-        "query": _pack_query(network, parameters, encoder),
+        "gates": _pack_gates(_pack_new(network, parameters, encoder), _pack_old(parameters)),
         "trunk1": _pack_trunk(network, parameters, encoder),
         "trunk2": (parameters["trunk.2.weight"].T, parameters["trunk.2.bias"]),
         "heads": _pack_heads(parameters),
-        "by_dwell": _steps(
-            np.eye(DWELL_BUCKETS),
-            np.linspace(0, 1, DWELL_BUCKETS)[:, None],
-            parameters["exposure_by_dwell"],
-            parameters["click_by_dwell"][:, None],
-        ),
-        "by_page_view": _steps(
-            np.linspace(0, 1, PAGE_VIEW_BUCKETS)[:, None],
-            parameters["signs_by_page_view"],
-            np.eye(PAGE_VIEW_BUCKETS),
-        ),
     }
-    leave = np.zeros((N_ANSWER, 1))
-    leave[DWELL_BUCKETS : DWELL_BUCKETS + N_ACTIONS] = parameters["leave_by_actions"].T
+    strength = np.zeros((network.n_evidence, N_ANSWER))
+    strength[:, ANSWER_CODE] = parameters["evidence.weight"]
+    leave = np.zeros(N_ANSWER)
+    leave[DWELL_BUCKETS : DWELL_BUCKETS + N_ACTIONS] = parameters["leave_by_actions"][0]
+    query, hidden = parameters["query.weight"].T, network.query.in_features - len(encoder["user_scale"])
     weights = {
+        "query": query[:hidden],
+        "query_by_user": (query[hidden:] * encoder["user_scale"][:, None]).T,
+        "query_bias": parameters["query.bias"],
         "card_scale": encoder["card_scale"],
-        "pair": parameters["pair.weight"].T,
-        "decay": network.decay.double().numpy()[:, None],
+        "context": np.concatenate([encoder["context_ages"], encoder["context_waves"]], axis=1),
+        "context_bias": np.concatenate([encoder["age_shift"], encoder["wave_shift"]]),
+        "pair": parameters["pair.weight"],
+        "decay": network.decay.double().numpy(),
+        "strength": strength,
+        "strength_bias": parameters["evidence.bias"],
+        "exposure_by_dwell": parameters["exposure_by_dwell"],
+        "click_by_dwell": parameters["click_by_dwell"],
+        "signs_by_page_view": parameters["signs_by_page_view"],
         "leave_by_answer": leave,
     }
     for name, (weight, bias) in layers.items():
@@ -115,7 +116,7 @@ def _gates(exposure: np.ndarray, page_view: np.ndarray) -> list[np.ndarray]:
 def _pack_new(
     network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the last slot and its answer do to the gates of both GRUs, and the strength of evidence."""
+    """What the last slot and its answer do to the gates of both GRUs."""
     width = network.inputs.width
     x = _Inputs({"card": width, "logit": WINDOW, "context": N_CONTEXT_CODE, "answer": N_ANSWER})
     x.add_all("card", np.ones(width))
@@ -123,11 +124,9 @@ def _pack_new(
     x.add_all("context", _context_factors(encoder))
     for column in ANSWER_CODE:
         x.add("answer", column)
-    strength = p["evidence.weight"]  # of the answer code alone
-    strength = np.pad(strength, ((0, 0), (len(x.columns) - strength.shape[1], 0)))
     gates = np.concatenate(_gates(p["exposure_gru.weight_ih_l0"], p["page_view_gru.weight_ih_l0"]))
     biases = np.concatenate(_gates(p["exposure_gru.bias_ih_l0"], p["page_view_gru.bias_ih_l0"]))
-    weight, bias = x.fold(np.concatenate([gates, strength]), np.concatenate([biases, p["evidence.bias"]]))
+    weight, bias = x.fold(gates, biases)
     # The page-view GRU stands still without a click: its update gates are shut.
     exposure, page_view = network.exposure_gru.hidden_size, network.page_view_gru.hidden_size
     update = slice(2 * exposure + page_view, 2 * (exposure + page_view))
@@ -147,12 +146,19 @@ def _pack_old(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(apart).T, np.concatenate(biases)
 
 
-def _pack_query(
-    network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
+def _pack_gates(
+    new: tuple[np.ndarray, np.ndarray], old: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
-    factors = np.concatenate([np.ones(hidden), encoder["user_scale"]])
-    return p["query.weight"].T * factors[:, None], p["query.bias"]
+    """One product for both: reset and update gates, new candidates, old candidates."""
+    cut = new[0].shape[1] * 2 // 3
+    new_candidate, old_candidate = (np.split(w[0], [cut], axis=1)[1] for w in (new, old))
+    weight = np.block(
+        [
+            [new[0][:, :cut], new_candidate, np.zeros_like(new_candidate)],
+            [old[0][:, :cut], np.zeros_like(old_candidate), old_candidate],
+        ]
+    )
+    return weight, np.concatenate([new[1][:cut] + old[1][:cut], new[1][cut:], old[1][cut:]])
 
 
 def _pack_trunk(
@@ -162,8 +168,9 @@ def _pack_trunk(
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
     users, weight = len(encoder["user_scale"]), p["trunk.0.weight"]
     compared = weight.shape[1] - hidden - users - d - WINDOW * network.inputs.n_attributes - N_CONTEXT_CODE
-    before = {"cards": WINDOW * width, "user": users, "memory": hidden, "logit": WINDOW}
-    x = _Inputs({**before, "context": N_CONTEXT_CODE, "compared": compared})
+    wanted = network.query.out_features
+    before = {"cards": WINDOW * width, "user": users, "logit": WINDOW, "context": N_CONTEXT_CODE}
+    x = _Inputs({**before, "compared": compared - wanted, "memory": hidden, "wanted": wanted})
     x.add_all("memory", np.ones(hidden))
     x.add_all("user", encoder["user_scale"])
     for k in range(d):
@@ -173,7 +180,8 @@ def _pack_trunk(
             x.add("cards", place * width + k, scale[place, k])
         x.add_logit(encoder, place)
     x.add_all("context", _context_factors(encoder))
-    x.add_all("compared", np.ones(compared))
+    x.add_all("compared", np.ones(compared - wanted))
+    x.add_all("wanted", np.ones(wanted))
     return x.fold(weight, p["trunk.0.bias"])
 
 
@@ -188,9 +196,3 @@ def _pack_heads(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     bias["buy_by"] = bias["signs"][BUY_SIGN] + p["signs_by_page_view"][:, BUY_SIGN]
     order = ("dwell", "exposure", "click", "click_by", "page_view", "signs", "buy_by", "leave")
     return np.concatenate([weight[h] for h in order]).T, np.concatenate([bias[h] for h in order])
-
-
-def _steps(*tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tables (levels, k) as sums over the levels that a draw exceeds: weights (levels - 1, k), first row."""
-    table = np.concatenate(tables, axis=1)
-    return np.diff(table, axis=0), table[0]

@@ -19,7 +19,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from edgerec_gym.arrays import BoolVector, Float32Cube, Float32Matrix, Int32Matrix, UInt64Vector
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.workers import Workers
 
 N_EXPOSURE_ACTIONS = 6  # e1 duration, e2 count, e3 speed, e4 scroll duration, e5 scrolls, e6 delete reason
 N_PAGE_VIEW_ACTIONS = 11  # d1 duration, d2 cart, d3 buy, d4 favourite, ... d11 recommendation
@@ -66,8 +68,9 @@ class Focus(NamedTuple):
 
     Attributes:
         active: (B,) bool; rows that answer. The others' fields are stale and must be ignored.
-        cards: (B, 5, F + T) float32; two cards before, the focused card, two after. Zero where absent.
-        items: (B, 5) int32; the same cards as catalogue rows, -1 where absent.
+        cards: (B, >= 5, F + T) float32; two cards before, the focused card, two after (and cards further on,
+            which users do not look at). Zero where absent.
+        items: (B, >= 5) int32; the same cards as catalogue rows, -1 where absent.
         context: (B, 8) float32; slot index, slots since the page arrived when the focused card was
             placed, 1 if that page was requested by the policy, hour 0..23, exposures so far, page
             views so far, slots since the last page view (max_slots if none), 1 if the card before
@@ -75,11 +78,11 @@ class Focus(NamedTuple):
         keys: (B,) uint64; episode keys of the random stream.
     """
 
-    active: np.ndarray
-    cards: np.ndarray
-    items: np.ndarray
-    context: np.ndarray
-    keys: np.ndarray
+    active: BoolVector
+    cards: Float32Cube
+    items: Int32Matrix
+    context: Float32Matrix
+    keys: UInt64Vector
 
 
 class UserStart(NamedTuple):
@@ -99,8 +102,11 @@ class UserModel(Protocol):
 
     name: str
 
-    def allocate(self, num_envs: int, config: FeedConfig) -> None:
-        """Make room for the state of `num_envs` sessions; called once before anything else."""
+    def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
+        """Make room for the state of `num_envs` sessions; called once before anything else.
+
+        `workers` are threads that may share the work of :meth:`respond`.
+        """
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions in some rows.

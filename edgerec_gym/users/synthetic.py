@@ -31,6 +31,7 @@ from edgerec_gym.users.synthetic_kernels import (
     start_user,
 )
 from edgerec_gym.users.world import World, make_world
+from edgerec_gym.workers import Workers
 
 
 class SyntheticArrays(NamedTuple):
@@ -152,7 +153,7 @@ class SyntheticUsers:
         self.world: World = make_world(config, world_feed(feed))
         self._shipped = np.concatenate([self.world.estimate, self.world.profile], axis=1)
 
-    def allocate(self, num_envs: int, config: FeedConfig) -> None:
+    def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
         """Make room for `num_envs` sessions."""
         world, d = self.world, config.embedding_size
         self.arrays = SyntheticArrays(
