@@ -137,7 +137,7 @@ class _BareArrayModel(models.StructModel):
 class _TableMembers(AttributeTemplate):
     key = TableType
 
-    def generic_resolve(self, kind, name):
+    def generic_resolve(self, kind, name):  # type: ignore[override]
         return kind.members.get(name)
 
 

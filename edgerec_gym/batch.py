@@ -23,6 +23,7 @@ from edgerec_gym.users.synthetic_kernels import answer, start_user
 from edgerec_gym.workers import Workers
 
 MIN_ROWS_PER_THREAD = 64  # below that, handing out work costs more than it saves
+_NO_ROWS = np.zeros(0, np.int64)
 # What a row does: its action, its next episode, nothing while others play, nothing while others are reset.
 PLAY, BEGIN, WAIT, UNTOUCHED = range(4)
 
@@ -140,7 +141,7 @@ class FeedBatch:
             self.arrays.episode[rows] = -1
         modes = np.full(self.num_envs, UNTOUCHED, np.int8)
         modes[rows] = BEGIN
-        self._advance(self._no_actions, modes, self._no_copies, answer=False)
+        self._advance(self._no_actions, modes, self._no_copies, rows, answer=False)
 
     def step(self, actions: np.ndarray, skip: np.ndarray | None = None) -> None:
         """Play one slot in every row not skipped; the outcome is in `arrays`.
@@ -158,20 +159,24 @@ class FeedBatch:
         Returns the observation, as :meth:`observation` does; copying while a row is in the cache is cheap.
         """
         copies = np.empty_like(self.arrays.observation) if copy else self._no_copies
-        self._advance(actions, ended.view(np.int8), copies)
+        self._advance(actions, ended.view(np.int8), copies, np.flatnonzero(ended))
         return self._views(copies) if copy else self._live.copy()
 
     def _advance(
-        self, actions: np.ndarray, modes: np.ndarray, copies: np.ndarray, answer: bool = True
+        self,
+        actions: np.ndarray,
+        modes: np.ndarray,
+        copies: np.ndarray,
+        begun: np.ndarray = _NO_ROWS,
+        answer: bool = True,
     ) -> None:
         feed, cloud = self._feed.address, self._cloud.address
-        users = self.users
-        if isinstance(users, SyntheticUsers):
-            self._workers.run(_step_synthetic, feed, cloud, users.table.address, actions, modes, copies)
+        if isinstance(self.users, SyntheticUsers):
+            users = self.users.table.address
+            self._workers.run(_step_synthetic, feed, cloud, users, actions, modes, copies)
             return
         a = self.arrays
         self._workers.run(_place_rows, feed, cloud, actions, modes)
-        begun = np.flatnonzero(modes == BEGIN)
         if len(begun):
             start = self.users.reset(begun, a.key[begun], self.split)
             a.hour[begun] = start.hour

@@ -339,6 +339,32 @@ def demo(
     print(f"report: {report / 'report.md'}")
 
 
+@app.command("bench-env")
+def bench_env(
+    out: Annotated[
+        Path, typer.Option(help="JSON file; figures in it, of this version and machine, are kept.")
+    ] = Path("runs/throughput.json"),
+    quick: Annotated[bool, typer.Option("--quick", help="EdgeFeed-v0 on the default preset only.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Spent on each configuration.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure steps per second beside plain copies, memory, import and first-make times."""
+    from edgerec_gym.throughput import bench, throughput_tables
+
+    make_folder(out.parent)
+    with (
+        console.interruptible(f"the figures in {out} are kept; the same command goes on"),
+        console.progress_bar("bench-env") as update,
+    ):
+        results = bench(out, quick=quick, fresh=fresh, seconds=seconds, progress=update)
+    if as_json:
+        console.print_json(results)
+        return
+    for title, (header, body) in throughput_tables(results).items():
+        console.print_table(title, header, body)
+
+
 def _assignments(pairs: list[str]) -> dict[str, Any]:
     """["gamma=0.9"] -> {"gamma": 0.9}."""
     values = {}

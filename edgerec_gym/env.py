@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import gymnasium as gym
@@ -140,10 +141,13 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         return observation, arrays.reward.item(), terminated, truncated, self._info(observation)
 
     def _checked(self, action: Any) -> int:
-        n, value = self.batch.n_actions, action
-        if isinstance(action, (np.ndarray, np.generic)) and action.size == 1:
-            value = action.item()
-        if isinstance(value, bool) or not isinstance(value, int):
+        n, value = self.batch.n_actions, None
+        try:
+            value = index(action)
+        except TypeError:  # not a whole number, or an array of one
+            if isinstance(action, np.ndarray) and action.size == 1:
+                value = action.item()
+        if isinstance(action, bool) or not isinstance(value, int):
             raise InputError(f"action must be a whole number from 0 to {n - 1}, got {action!r}")
         if not 0 <= value < n:
             raise InputError(f"action {value} is outside the action space; allowed: 0 to {n - 1}")

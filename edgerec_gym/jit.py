@@ -21,6 +21,7 @@ _SOURCES = (
     "kernels.py",
     "observe.py",
     "random_stream.py",
+    "retrieval.py",
     "reward.py",
     "rules.py",
     "selection.py",
@@ -28,6 +29,7 @@ _SOURCES = (
     "spaces.py",
     "users/base.py",
     "users/learned_kernels.py",
+    "users/learned_layout.py",
     "users/synthetic.py",
     "users/synthetic_kernels.py",
 )

@@ -7,10 +7,11 @@ answers the slot `lookahead` above (users/); history, cloud and counters update;
 from __future__ import annotations
 
 from edgerec_gym import reward
-from edgerec_gym.cloud import SYNC_INCREMENTAL, SYNC_PERIODIC, build_page, mark_shown, receive, send, upload
+from edgerec_gym.cloud import SYNC_INCREMENTAL, SYNC_PERIODIC, receive, send, upload
 from edgerec_gym.jit import kernel
-from edgerec_gym.observe import append, observe, pool_changed
+from edgerec_gym.observe import append, clear_history, observe, pool_changed
 from edgerec_gym.random_stream import episode_key
+from edgerec_gym.retrieval import build_page, mark_shown
 from edgerec_gym.rules import insertion_allowed
 from edgerec_gym.spaces import MIX, REQUEST, RERANK
 from edgerec_gym.state import NO_ITEM, UNUSED
@@ -46,8 +47,7 @@ def next_episode(feed, row):
 @kernel
 def begin(feed, cloud, row, worker):
     """Start a session: the user's features, `hour` and `key` are in place; ship the first page."""
-    for k in range(feed.pool_at, feed.context_at):
-        feed.observation[row, k] = 0.0
+    clear_history(feed, row)
     feed.slot[row] = 0
     feed.exposures[row] = 0
     feed.page_views[row] = 0
@@ -134,12 +134,12 @@ def place(feed, cloud, row, action):
     elif feed.wire[row] == 0 and feed.page_age[row] >= feed.page_size - feed.latency:
         send(feed, cloud, row, 0)
         feed.sent[row] = 2
-    _land(feed, cloud, row, where)
+    _land(feed, row, where)
     _set_focus(feed, row)
 
 
 @kernel
-def _land(feed, cloud, row, where):
+def _land(feed, row, where):
     """Move a card of the pool or of the cards to the bottom of the screen."""
     width, n_features, newest = feed.n_features + feed.n_types, feed.n_features, feed.newest
     for j in range(newest):
@@ -149,15 +149,14 @@ def _land(feed, cloud, row, where):
         for k in range(width):
             feed.window_cards[row, j, k] = feed.window_cards[row, j + 1, k]
     if where < feed.n_pool:
-        item, at = feed.pool_items[row, where], feed.pool_at + where * n_features
+        item, at, card_type = feed.pool_items[row, where], feed.pool_at + where * n_features, 0
         feed.pool_items[row, where] = NO_ITEM
     else:
         m = where - feed.n_pool
-        item, at = feed.card_items[row, m], feed.cards_at + m * width
+        item, at, card_type = feed.card_items[row, m], feed.cards_at + m * width, 1 + m % (feed.n_types - 1)
         feed.card_items[row, m] = NO_ITEM
         for k in range(n_features, width):
             feed.observation[row, at + k] = 0.0
-    card_type = cloud.card_type[item]
     for k in range(n_features):
         feed.window_cards[row, newest, k] = feed.observation[row, at + k]
         feed.observation[row, at + k] = 0.0

@@ -7,9 +7,20 @@ from edgerec_gym.jit import kernel
 from edgerec_gym.rules import insertion_allowed, request_allowed
 from edgerec_gym.spaces import CONTEXT, JOINT, MIX, REQUEST, RERANK
 from edgerec_gym.state import NO_ITEM
-from edgerec_gym.users.base import FOCUSED
+from edgerec_gym.users.base import FOCUSED, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 
 N_FIXED_CONTEXT = len(CONTEXT)
+
+
+@kernel
+def clear_history(feed, row):
+    """Zero the rows of the histories that the last session has filled."""
+    width = feed.n_features + feed.n_types + N_EXPOSURE_ACTIONS + 1
+    for k in range(min(feed.exposures[row], feed.n_exposure_rows) * width):
+        feed.observation[row, feed.exposures_at + k] = 0.0
+    width = feed.n_features + feed.n_types + N_PAGE_VIEW_ACTIONS + 1
+    for k in range(min(feed.page_views[row], feed.n_page_view_rows) * width):
+        feed.observation[row, feed.page_views_at + k] = 0.0
 
 
 @kernel

@@ -16,6 +16,7 @@ class Ranking(NamedTuple):
     """Workspace of W workers for at most C candidates in G groups; every worker uses its own row."""
 
     item: Int32Matrix  # (W, C), candidates in the order in which they were found
+    group: Int32Matrix  # (W, C)
     score: Float32Matrix  # (W, C)
     rank: Float32Matrix  # (W, C), what they are ordered by, best = largest
     order: Int32Matrix  # (W, C), candidates, best first
@@ -37,6 +38,7 @@ def make_ranking(workers: int, capacity: int, groups: int, embedding_size: int) 
 
     return Ranking(
         item=ints(capacity),
+        group=ints(capacity),
         score=floats(capacity),
         rank=floats(capacity),
         order=ints(capacity),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -82,8 +84,6 @@ class EdgeFeedVectorEnv(VectorEnv):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space(self.config, track)
         self.single_action_space = action_space(self.config, track)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
         self._ended = np.zeros(num_envs, np.bool_)  # rows that wait for a reset
         self._all = np.ones(num_envs, np.bool_)
         self._all.flags.writeable = False
@@ -101,6 +101,16 @@ class EdgeFeedVectorEnv(VectorEnv):
         }
         self._info_masks = [f"_{key}" for key in ("action_mask", "reward_terms", *self._outcomes)]
         self._started = False
+
+    @cached_property
+    def observation_space(self) -> spaces.Dict:  # type: ignore[override]
+        """Space of the whole batch; made when asked for, its bounds are twice as large as an observation."""
+        return batch_space(self.single_observation_space, self.num_envs)
+
+    @cached_property
+    def action_space(self) -> spaces.MultiDiscrete:  # type: ignore[override]
+        """Space of the whole batch."""
+        return batch_space(self.single_action_space, self.num_envs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+HEAD_START = 24  # rows that the calling thread has done when the others have woken up
+
 
 class _Worker:
     """A thread that makes one call at a time."""
@@ -58,7 +60,8 @@ class Workers:
     """
 
     def __init__(self, n_rows: int, n_workers: int) -> None:
-        edges = [n_rows * k // n_workers for k in range(n_workers + 1)]
+        shared = n_rows - HEAD_START if n_workers > 1 else n_rows
+        edges = [0] + [n_rows - shared * (n_workers - k) // n_workers for k in range(1, n_workers + 1)]
         self._chunks = [(edges[k], edges[k + 1], k) for k in range(n_workers)]
         self._others = [_Worker() for _ in range(n_workers - 1)]
         self._n_rows = n_rows

@@ -35,7 +35,7 @@ from edgerec_gym.users.base import (
     UserStart,
 )
 from edgerec_gym.users.learned import LearnedUsers
-from edgerec_gym.users.learned_kernels import N_ANSWER
+from edgerec_gym.users.learned_layout import N_ANSWER
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.workers import Workers
 

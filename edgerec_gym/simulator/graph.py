@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgerec_gym.simulator.inputs import N_CONTEXT_CODE
 from edgerec_gym.simulator.model import QUERIES, UserNetwork
 from edgerec_gym.users.base import WINDOW
-from edgerec_gym.users.learned_kernels import N_ANSWER, N_LOGITS
+from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS
 
 OPSET, IR_VERSION = 20, 10  # read by ONNX Runtime 1.20 and later
 Weights = dict[str, np.ndarray]

@@ -31,7 +31,7 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
-from edgerec_gym.users.learned_kernels import LEAST_CTR, N_ACTIONS, N_SIGNS
+from edgerec_gym.users.learned_layout import LEAST_CTR, N_ACTIONS, N_SIGNS
 
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
 AGES = (4.0, 12.0)  # slots; time constants of what fades after a page arrived or was opened

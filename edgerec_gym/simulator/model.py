@@ -41,7 +41,7 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
-from edgerec_gym.users.learned_kernels import LEVELS, MOST_LEVELS
+from edgerec_gym.users.learned_layout import LEVELS, MOST_LEVELS
 
 N_UNIFORMS = N_ACTIONS + 1  # one for each action, in order, and one for leaving
 BUY_SIGN = 1  # place of d3 among the binary page-view actions d2..d11

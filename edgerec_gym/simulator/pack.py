@@ -20,7 +20,7 @@ from edgerec_gym.users.base import (
     PAGE_VIEW_BUCKETS,
     WINDOW,
 )
-from edgerec_gym.users.learned_kernels import N_ANSWER
+from edgerec_gym.users.learned_layout import N_ANSWER
 
 CLOSED = 30.0  # logit that shuts a gate
 # Columns of the graph's answer that the network's answer code holds: dwell, e2.., click, opened, d2..d11.

@@ -21,18 +21,8 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.base import CONTEXT_SIZE, DWELL_BUCKETS, WINDOW, Focus, UserStart
-from edgerec_gym.users.learned_kernels import (
-    N_ANSWER,
-    N_LOGITS,
-    Block,
-    Networks,
-    SessionMemory,
-    draw_starts,
-    give,
-    see,
-    settle,
-    sort_sessions,
-)
+from edgerec_gym.users.learned_kernels import draw_starts, give, see, settle, sort_sessions
+from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS, Block, Networks, SessionMemory
 from edgerec_gym.workers import Workers
 
 BLOCK = 256  # rows in a graph call

@@ -1,39 +1,23 @@
 """What learned users do around the matrix products of their network: encode a slot, draw an answer.
 
 The products are one ONNX graph (simulator/graph.py); everything else is here, since for one row a graph of a
-hundred small nodes costs ten times what it computes. Layouts (d embedding size, W = F + T features of a
-card, U user features, K evidences, P pairs, H memory):
-
-- seen: window of cards (5 W), user (U), logits of base ctr (5), context code, pairs (5 P), matches (K), sizes
-  (K), cosines (K)
-- last: focused card (W), logits of base ctr (5), context code, answer
-- answer: one-hot dwell (8), actions (18), one-hot page-view duration if clicked (8)
-- logits: dwell (8), e2..e6 (25), click (1), click by dwell (8), page-view duration (8), d2..d11 (10), buy by
-  page-view duration (8), leave (1)
+hundred small nodes costs ten times what it computes.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from edgerec_gym.arrays import (
-    Float32Cube,
-    Float32Matrix,
-    Float32Vector,
-    Int64Vector,
-    reader,
-)
+from edgerec_gym.arrays import reader
 from edgerec_gym.jit import SOURCE_DIGEST, entry_point, kernel, product_kernel
 from edgerec_gym.random_stream import uniform
 from edgerec_gym.users.base import (
     CLICK,
     CLICK_PROBABILITY,
     CONTEXT_SIZE,
-    COUNT_LEVELS,
-    DELETE_REASONS,
     DWELL_BUCKETS,
     FOCUSED,
     LEAVE,
@@ -43,86 +27,33 @@ from edgerec_gym.users.base import (
     PAGE_VIEW_BUCKETS,
     PURCHASE_PROBABILITY,
     SLOT,
-    SPEED_LEVELS,
     WINDOW,
     Focus,
 )
-
-# Purposes of the random stream; the synthetic users' lie below.
-START_DRAW, MEMBER_DRAW, ANSWER_DRAW = 128, 129, 130
-
-N_ACTIONS = LEAVE  # e1..e6, click, d1..d11: a response row up to `leave`
-N_SIGNS = N_PAGE_VIEW_ACTIONS - 1  # binary page-view actions d2..d11
-N_ANSWER = DWELL_BUCKETS + N_ACTIONS + PAGE_VIEW_BUCKETS
-OPENED = DWELL_BUCKETS + N_ACTIONS  # first column of the one-hot page-view duration in an answer
-LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
-MOST_LEVELS = max(LEVELS)
-N_FADING = 6  # columns of the context code that fade with an age; the waves of the hour follow
-LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
-
-# Columns of the logits.
-DWELL_AT = 0
-EXPOSURE_AT = DWELL_AT + DWELL_BUCKETS
-CLICK_AT = EXPOSURE_AT + len(LEVELS) * MOST_LEVELS
-CLICK_BY_AT = CLICK_AT + 1
-VIEW_AT = CLICK_BY_AT + DWELL_BUCKETS
-SIGNS_AT = VIEW_AT + PAGE_VIEW_BUCKETS
-BUY_BY_AT = SIGNS_AT + N_SIGNS
-LEAVE_AT = BUY_BY_AT + PAGE_VIEW_BUCKETS
-N_LOGITS = LEAVE_AT + 1
-
-
-class Networks(NamedTuple):
-    """Weights outside the graph, of all M members."""
-
-    card_scale: Float32Cube  # (M, 5, W)
-    context: Float32Cube  # (M, 8, fading and waves)
-    context_bias: Float32Matrix  # (M, fading and waves)
-    query_by_user: Float32Cube  # (M, Q d, U)
-    query_bias: Float32Matrix  # (M, Q d)
-    pair: Float32Cube  # (M, P, W)
-    decay: Float32Matrix  # (M, K)
-    strength: Float32Cube  # (M, K, answer)
-    strength_bias: Float32Matrix  # (M, K)
-    exposure_by_dwell: Float32Cube  # (M, 8, 25)
-    click_by_dwell: Float32Matrix  # (M, 8)
-    signs_by_page_view: Float32Cube  # (M, 8, 10)
-    leave_by_answer: Float32Matrix  # (M, answer)
-
-
-class SessionMemory(NamedTuple):
-    """What B sessions remember, as told by M' members: the drawn one, or all (then row = m * B + session)."""
-
-    n_sessions: int
-    frozen_pages: int  # 1 if all answers of a page are given from the memory at the page's start
-    member: Int64Vector  # (B,), the drawn one
-    user: Float32Matrix  # (B, U)
-    last: Float32Matrix  # (B, last), the last slot with its answer
-    next_last: Float32Matrix  # (B, last), where a step writes it
-    memory: Float32Matrix  # (M' B, H)
-    evidence: Float32Cube  # (M' B, K, d)
-    page_memory: Float32Matrix  # (M' B, H), as they stood at the page's start
-    page_evidence: Float32Cube  # (M' B, K, d)
-    page_code: Float32Matrix  # (B, context code)
-    click_probability: Float32Vector  # (M' B,)
-    first: Int64Vector  # (M + 1,), where the sessions of each member begin in `order`
-    order: Int64Vector  # (B,), active sessions by member
-
-
-class Block(NamedTuple):
-    """Inputs and outputs of a graph call for at most C rows; one block a worker thread."""
-
-    past: Float32Matrix  # (C, last + H)
-    memory: Float32Matrix  # (C, H)
-    seen: Float32Matrix  # (C, seen)
-    user_query: Float32Matrix  # (C, Q d)
-    focused: Float32Matrix  # (C, Q d), the embedding of the focused card Q times
-    page_memory: Float32Matrix  # (C, H)
-    page_starts: Float32Matrix  # (C, 1), 1 if the slot begins a page
-    new_memory: Float32Matrix  # (C, H)
-    new_page_memory: Float32Matrix  # (C, H)
-    logits: Float32Matrix  # (C, N_LOGITS)
-    probability: Float32Matrix  # (C, 8), workspace
+from edgerec_gym.users.learned_layout import (
+    ANSWER_DRAW,
+    BUY_BY_AT,
+    CLICK_AT,
+    CLICK_BY_AT,
+    DWELL_AT,
+    EXPOSURE_AT,
+    LEAST_CTR,
+    LEAVE_AT,
+    LEVELS,
+    MEMBER_DRAW,
+    MOST_LEVELS,
+    N_ACTIONS,
+    N_ANSWER,
+    N_FADING,
+    N_SIGNS,
+    OPENED,
+    SIGNS_AT,
+    START_DRAW,
+    VIEW_AT,
+    Block,
+    Networks,
+    SessionMemory,
+)
 
 
 @kernel

@@ -58,10 +58,7 @@ class SyntheticArrays(NamedTuple):
     day_drift: float
     # --- the world ------------------------------------------------------------------------------
     factors: Float32Matrix  # (n, d)
-    attractiveness: Float32Vector  # (n,)
-    quality: Float32Vector  # (n,)
-    category: Int32Vector  # (n,)
-    card_type: Int32Vector  # (n,)
+    traits: Float32Matrix  # (n, 4): attractiveness, quality, category, card type; side by side in memory
     centres: Float32Matrix  # (K, d)
     type_effect: Float32Matrix  # (T, T)
     world_taste: Float32Matrix  # (V, d)
@@ -151,6 +148,9 @@ class SyntheticUsers:
     def __init__(self, config: SyntheticUserConfig, feed: FeedConfig) -> None:
         self.config = config
         self.world: World = make_world(config, world_feed(feed))
+        world = self.world
+        traits = (world.attractiveness, world.quality, world.category, world.catalog.card_type)
+        self._traits = np.stack(traits, axis=1, dtype=np.float32, casting="unsafe")
         self._shipped = np.concatenate([self.world.estimate, self.world.profile], axis=1)
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
@@ -159,10 +159,7 @@ class SyntheticUsers:
         self.arrays = SyntheticArrays(
             **{name: getattr(self.config, name) for name in WEIGHTS},
             factors=world.factors,
-            attractiveness=world.attractiveness,
-            quality=world.quality,
-            category=world.category,
-            card_type=world.catalog.card_type,
+            traits=self._traits,
             centres=world.centres,
             type_effect=world.type_effect,
             world_taste=world.taste,

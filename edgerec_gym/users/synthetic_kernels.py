@@ -31,6 +31,7 @@ from edgerec_gym.users.base import (
     WINDOW,
 )
 
+ATTRACTIVENESS, QUALITY, CATEGORY, CARD_TYPE = range(4)  # columns of the items' traits
 ACTIVE_SHARE = 0.2  # of the users; `activity` says which share of events they make
 HELD_OUT = 5  # every fifth user is seen by the `eval` split only
 MEMORY = 0.97  # per slot, of satiation
@@ -39,6 +40,16 @@ REFRESH_MEMORY = 0.9  # per slot, of the response to a requested page
 CARD_APPEAL = 0.35  # logits that a card of another type gains over goods
 # Probability of d2..d11 after a satisfied page view (d3, buy, is drawn apart); a tenth of it otherwise.
 PAGE_VIEW_RATES = np.array([0.0, 0.30, 0.0, 0.20, 0.12, 0.35, 0.10, 0.08, 0.60, 0.15, 0.20])
+
+
+@kernel
+def _category(users, item):
+    return int(users.traits[item, CATEGORY])
+
+
+@kernel
+def _card_type(users, item):
+    return int(users.traits[item, CARD_TYPE])
 
 
 @kernel
@@ -135,9 +146,9 @@ def relevance(users, row, item):
 @kernel
 def click_logit(users, row, item, match, window, at, slot):
     """True click odds, in logits, of an item of some relevance in the middle of window[at] (-1 = unknown)."""
-    card_type = users.card_type[item]
-    category = users.category[item]
-    logit = users.click_bias + match + users.pseudo_click * users.attractiveness[item]
+    card_type = _card_type(users, item)
+    category = _category(users, item)
+    logit = users.click_bias + match + users.pseudo_click * users.traits[item, ATTRACTIVENESS]
     if card_type > 0:
         logit += CARD_APPEAL + users.type_taste * users.world_type_taste[users.user[row], card_type]
     logit -= users.satiation * users.satiation_now[row, category]
@@ -151,20 +162,20 @@ def click_logit(users, row, item, match, window, at, slot):
 def _surroundings(users, item, window, at):
     """Same-type cards nearby hurt, types colour each other, and an item shines beside dull ones."""
     effect = 0.0
-    card_type = users.card_type[item]
+    card_type = _card_type(users, item)
     for j in range(WINDOW):
         neighbour = window[at, j]
         if j == FOCUSED or neighbour < 0:
             continue
         near = abs(j - FOCUSED) == 1
-        other = users.card_type[neighbour]
+        other = _card_type(users, neighbour)
         if card_type > 0 and other == card_type:
             effect -= 0.6 if near else 0.3
         if near:
             effect += 0.5 * users.type_effect[card_type, other]
-            contrast = users.attractiveness[item] - users.attractiveness[neighbour]
+            contrast = users.traits[item, ATTRACTIVENESS] - users.traits[neighbour, ATTRACTIVENESS]
             effect += 0.12 * min(2.0, max(-2.0, contrast))
-            if users.category[neighbour] == users.category[item]:
+            if _category(users, neighbour) == _category(users, item):
                 effect -= 0.15
     return effect
 
@@ -172,13 +183,13 @@ def _surroundings(users, item, window, at):
 @kernel
 def satisfaction(users, item, match):
     """Probability that an opened item of some relevance keeps what it promised."""
-    return sigmoid(-0.9 + 1.4 * users.quality[item] + 0.4 * match)
+    return sigmoid(-0.9 + 1.4 * users.traits[item, QUALITY] + 0.4 * match)
 
 
 @kernel
 def purchase_rate(users, item):
     """Probability of a purchase after a satisfied page view."""
-    return users.purchase * sigmoid(-1.6 + 0.5 * users.quality[item])
+    return users.purchase * sigmoid(-1.6 + 0.5 * users.traits[item, QUALITY])
 
 
 @kernel
@@ -253,7 +264,7 @@ def _look(users, row, slot, item, interest, response):
     scrolls = min(COUNT_LEVELS - 1, count + int(2.0 * uniform(key, slot, draws.SCROLL_COUNT, item)))
     reason = 0
     if uniform(key, slot, draws.DELETE, item) < 0.02 * (1.0 - drawn_in):
-        tired = users.weariness_now[row, users.category[item]] > 2.0
+        tired = users.weariness_now[row, _category(users, item)] > 2.0
         reason = 2 if tired or uniform(key, slot, draws.DELETE_REASON, item) < 0.3 else 1
     response[row, 0] = bucket / (DWELL_BUCKETS - 1)
     response[row, 1] = count / (COUNT_LEVELS - 1)
@@ -285,7 +296,7 @@ def _open(users, row, slot, item, click, satisfied, response):
 @kernel
 def _advance(users, row, slot, item, interest, click, satisfied):
     """Satiation, weariness, boredom, and the intent's drift and jumps."""
-    category = users.category[item]
+    category = _category(users, item)
     for c in range(users.satiation_now.shape[1]):
         users.satiation_now[row, c] *= MEMORY
         users.weariness_now[row, c] *= WEARINESS_MEMORY

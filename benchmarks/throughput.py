@@ -1,0 +1,15 @@
+"""Steps per second of every id, preset, kind of users and batch size; the same as `edgerec bench-env`.
+
+    python benchmarks/throughput.py [--quick] [--fresh]
+
+Writes benchmarks/results/throughput.json after every figure; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from edgerec_gym.cli import app
+
+if __name__ == "__main__":
+    import sys
+
+    app(["bench-env", "--out", "benchmarks/results/throughput.json", *sys.argv[1:]])
