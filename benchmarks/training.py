@@ -66,10 +66,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for users in ("learned", "synthetic"):
         settings: dict[str, Any] = {"scenario": arguments.scenario, "users": users}
-        single = [partial(gym.make, "EdgeFeed-v0", **settings)] * NUM_ENVS
+        make: Any = partial(gym.make, "EdgeFeed-v0", **settings)
         for name, env in (
             ("FeedVecEnv", make_vec_env("EdgeFeed-v0", NUM_ENVS, seed=0, **settings)),
-            ("DummyVecEnv", DummyVecEnv(single)),
+            ("DummyVecEnv", DummyVecEnv([make] * NUM_ENVS)),
         ):
             figures = learn(env, "MultiInputPolicy", arguments.slots)
             rows.append({"users": users, "vec_env": name, **figures})

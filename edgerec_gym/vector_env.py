@@ -103,12 +103,12 @@ class EdgeFeedVectorEnv(VectorEnv):
         self._started = False
 
     @cached_property
-    def observation_space(self) -> spaces.Dict:  # type: ignore[override]
+    def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
         """Space of the whole batch; made when asked for, its bounds are twice as large as an observation."""
         return batch_space(self.single_observation_space, self.num_envs)
 
     @cached_property
-    def action_space(self) -> spaces.MultiDiscrete:  # type: ignore[override]
+    def action_space(self) -> spaces.Space[Any]:  # type: ignore[override]
         """Space of the whole batch."""
         return batch_space(self.single_action_space, self.num_envs)
 
