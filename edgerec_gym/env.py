@@ -109,7 +109,20 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
         self._action = np.zeros(1, np.int64)
-        self._live = {key: values[0] for key, values in self.batch.observation(copy=False).items()}
+        # Bound once: looking methods up is a good part of what a step costs in Python.
+        live, a = self.batch.observation(copy=False), self._arrays
+        self._copies = [(key, values[0].copy) for key, values in live.items()]
+        self._outcome = {
+            "invalid_action": a.invalid.item,
+            "cost": a.cost.item,
+            "click_probability": a.response[0, CLICK_PROBABILITY : CLICK_PROBABILITY + 1].item,
+            "purchase_probability": a.response[0, PURCHASE_PROBABILITY : PURCHASE_PROBABILITY + 1].item,
+            "page_arrived": a.arrived.item,
+            "request_sent": a.sent.item,
+            "placed_item": a.placed_item.item,
+            "placed_action": a.placed_action.item,
+            "answered": a.focus_active.item,
+        }.items()
         self._started = self._ended = False
 
     def reset(
@@ -154,23 +167,13 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         return value
 
     def _observation(self) -> dict[str, np.ndarray]:
-        return {key: values.copy() for key, values in self._live.items()}
+        return {key: copy() for key, copy in self._copies}
 
     def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
-        a = self._arrays
-        return {
-            "action_mask": observation["action_mask"],
-            "reward_terms": dict(zip(REWARD_TERMS, a.reward_terms.tolist()[0], strict=True)),
-            "invalid_action": a.invalid.item(),
-            "cost": a.cost.item(),
-            "click_probability": a.response.item(CLICK_PROBABILITY),
-            "purchase_probability": a.response.item(PURCHASE_PROBABILITY),
-            "page_arrived": a.arrived.item(),
-            "request_sent": a.sent.item(),
-            "placed_item": a.placed_item.item(),
-            "placed_action": a.placed_action.item(),
-            "answered": a.focus_active.item(),
-        }
+        info: dict[str, Any] = {name: read() for name, read in self._outcome}
+        info["action_mask"] = observation["action_mask"]
+        info["reward_terms"] = dict(zip(REWARD_TERMS, self._arrays.reward_terms.tolist()[0], strict=True))
+        return info
 
     def action_masks(self) -> np.ndarray:
         """Return the legal actions, (A,) bool; the sb3-contrib name."""
