@@ -71,6 +71,7 @@ class PPOConfig(Config):
     ent_coef: float = bounded(0.01, 0.0, 10.0)
     vf_coef: float = bounded(0.5, 0.0, 10.0)
     max_grad_norm: float = bounded(0.5, 1e-3, 1e3)
+    uncertainty_penalty: float = bounded(0.0, 0.0, 1e3)  # per unit of the ensemble's disagreement (MOPO)
     hidden: int = bounded(32, 2, 4096)  # width of the hidden layers
     heads: int = bounded(2, 1, 64)  # interest vectors per history (pointer policy)
 
@@ -136,7 +137,10 @@ def train(
     settings = PPOConfig.from_dict(hyper)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     run = make_folder(out)
-    env = make_vec_env(track, num_envs, seed=None, scenario=scenario, users=users, split="train")
+    reward = scenario.config.reward.replace(uncertainty=-settings.uncertainty_penalty)
+    env = make_vec_env(
+        track, num_envs, seed=None, scenario=scenario, users=users, split="train", reward=reward
+    )
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "agent": agent,

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from peers import interpreter
+from peers import interpreter  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 

@@ -183,6 +183,8 @@ class FeedBatch:
             a.observation[begun, a.user_at : a.user_at + a.n_user] = start.features
         if answer:
             self.users.respond(self._focus, a.response)
+            if self.users.uncertainty is not None:
+                a.uncertainty[:] = self.users.uncertainty
         self._workers.run(_absorb_rows, feed, cloud, modes, copies)
 
     def check_actions(self, actions: Any) -> np.ndarray:

@@ -117,6 +117,7 @@ class RewardConfig(Config):
     invalid: float = bounded(-0.1, -1e3, 1e3)  # every illegal action
     insert_click: float = bounded(0.0, -1e3, 1e3)  # on top of `click` for a click on a mix-in card
     leave: float = bounded(0.0, -1e3, 1e3)  # when the user leaves
+    uncertainty: float = bounded(0.0, -1e3, 1e3)  # per unit of disagreement of learned users (MOPO: < 0)
 
 
 @dataclass(frozen=True)

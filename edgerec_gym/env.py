@@ -58,8 +58,9 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
 
     ## Rewards
     Sum of named terms x weights (RewardConfig), in `info["reward_terms"]`: click 1, purchase 5, request -0.3,
-    invalid -0.1, insert_click 0, leave 0. The user answers the card `lookahead` slots above the bottom, so a
-    decision is rewarded `lookahead` steps later; cards still on screen at the end are not answered.
+    invalid -0.1, insert_click 0, leave 0, uncertainty 0. The user answers the card `lookahead` slots above
+    the bottom, so a decision is rewarded `lookahead` steps later; cards still on screen at the end are not
+    answered.
 
     ## Starting State
     A new session: a user, a day, an hour, and the first page. The episode depends on (split, seed, episodes
@@ -70,7 +71,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
 
     ## Arguments
     `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned" or "synthetic"), `split`, any
-    FeedConfig field, `render_mode` (None or "ansi"). See :class:`~edgerec_gym.config.FeedConfig`.
+    FeedConfig field, `render_mode` (None or "ansi"), `uncertainty` (how far the ensemble of learned users
+    disagrees, in `info`; slower). See :class:`~edgerec_gym.config.FeedConfig`.
 
     ## Version History
     v0: first version; may change until release 0.1.0.
@@ -86,6 +88,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         users: str = "learned",
         split: str = "train",
         render_mode: str | None = None,
+        uncertainty: bool = False,
         **config: Any,
     ) -> None:
         self._vector = EdgeFeedVectorEnv(
@@ -95,6 +98,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             users=users,
             split=split,
             render_mode=render_mode,
+            uncertainty=uncertainty,
             autoreset_mode=AutoresetMode.DISABLED,
             **config,
         )
@@ -112,7 +116,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         # Bound once: looking methods up is a good part of what a step costs in Python.
         live, a = self.batch.observation(copy=False), self._arrays
         self._copies = [(key, values[0].copy) for key, values in live.items()]
-        self._outcome = {
+        outcome = {
             "invalid_action": a.invalid.item,
             "cost": a.cost.item,
             "click_probability": a.response[0, CLICK_PROBABILITY : CLICK_PROBABILITY + 1].item,
@@ -122,7 +126,10 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             "placed_item": a.placed_item.item,
             "placed_action": a.placed_action.item,
             "answered": a.focus_active.item,
-        }.items()
+        }
+        if uncertainty:
+            outcome["uncertainty"] = a.uncertainty.item
+        self._outcome = outcome.items()
         self._started = self._ended = False
 
     def reset(

@@ -6,9 +6,15 @@ from edgerec_gym.jit import kernel
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users.base import BUY, CLICK, LEAVE
 
-TERM_CLICK, TERM_PURCHASE, TERM_REQUEST, TERM_INVALID, TERM_INSERT_CLICK, TERM_LEAVE = range(
-    len(REWARD_TERMS)
-)
+(
+    TERM_CLICK,
+    TERM_PURCHASE,
+    TERM_REQUEST,
+    TERM_INVALID,
+    TERM_INSERT_CLICK,
+    TERM_LEAVE,
+    TERM_UNCERTAINTY,
+) = range(len(REWARD_TERMS))
 
 
 @kernel
@@ -27,6 +33,7 @@ def count_answer(feed, row, is_card):
     terms[row, TERM_PURCHASE] = feed.response[row, BUY]
     terms[row, TERM_INSERT_CLICK] = click if is_card else 0.0
     terms[row, TERM_LEAVE] = feed.response[row, LEAVE]
+    terms[row, TERM_UNCERTAINTY] = feed.uncertainty[row]
 
 
 @kernel

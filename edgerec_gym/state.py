@@ -14,6 +14,7 @@ from edgerec_gym.arrays import (
     BoolVector,
     Float32Cube,
     Float32Matrix,
+    Float32Vector,
     Float64Matrix,
     Float64Vector,
     Int8Matrix,
@@ -27,7 +28,7 @@ from edgerec_gym.selection import Ranking
 from edgerec_gym.spaces import TRACKS, observation_dtype
 from edgerec_gym.users.base import CONTEXT_SIZE, FOCUSED, RESPONSE_SIZE, WINDOW
 
-REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave")
+REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave", "uncertainty")
 NO_ITEM = -1
 UNUSED = -1  # an empty place of the set of shown items
 
@@ -64,7 +65,7 @@ class FeedArrays(NamedTuple):
     share_caps: Float64Vector  # (T - 1,)
     gaps: Int64Vector  # (T - 1,)
     first_slots: Int64Vector  # (T - 1,)
-    reward_weights: Float64Vector  # (6,)
+    reward_weights: Float64Vector  # (7,)
     # --- the observation ------------------------------------------------------------------------
     observation: Float32Matrix  # (B, width)
     observation_bytes: Int8Matrix  # (B, 4 * width), the same memory
@@ -100,9 +101,10 @@ class FeedArrays(NamedTuple):
     focus_active: BoolVector  # (B,)
     focus_context: Float32Matrix  # (B, 8)
     response: Float32Matrix  # (B, 21)
+    uncertainty: Float32Vector  # (B,), of learned users about the click of the card answered last
     # --- outcome of the last step ---------------------------------------------------------------
     reward: Float64Vector  # (B,)
-    reward_terms: Float64Matrix  # (B, 6)
+    reward_terms: Float64Matrix  # (B, 7)
     cost: Int32Vector  # (B,), rule violations played under rules="penalty"
     invalid: BoolVector  # (B,)
     terminated: BoolVector  # (B,)
@@ -192,6 +194,7 @@ def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking:
         focus_active=np.zeros(batch, np.bool_),
         focus_context=np.zeros((batch, CONTEXT_SIZE), np.float32),
         response=np.zeros((batch, RESPONSE_SIZE), np.float32),
+        uncertainty=np.zeros(batch, np.float32),
         reward=np.zeros(batch),
         reward_terms=np.zeros((batch, len(REWARD_TERMS))),
         cost=ints(),

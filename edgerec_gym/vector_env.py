@@ -37,6 +37,8 @@ class EdgeFeedVectorEnv(VectorEnv):
             them.
         threads: worker threads for large batches; results do not depend on it.
         render_mode: None or "ansi".
+        uncertainty: let learned users tell in `infos` how far the ensemble disagrees about the click of the
+            card answered last (a standard deviation; several times slower).
         **config: any FeedConfig field, e.g. `pool_size=60`.
 
     Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
@@ -63,6 +65,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         copy: bool = True,
         threads: int = 1,
         render_mode: str | None = None,
+        uncertainty: bool = False,
         **config: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -76,7 +79,7 @@ class EdgeFeedVectorEnv(VectorEnv):
             raise InputError(f"autoreset_mode must be one of {allowed}, got {autoreset_mode!r}") from None
         self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
         self.config = self.scenario.config.replace(**config)
-        self.users = make_users(users, self.scenario, self.config)
+        self.users = make_users(users, self.scenario, self.config, uncertainty)
         self.batch = FeedBatch(
             num_envs, track, self.config, self.scenario.catalog, self.users, split=split, threads=threads
         )
@@ -99,6 +102,8 @@ class EdgeFeedVectorEnv(VectorEnv):
             "placed_action": a.placed_action,
             "answered": a.focus_active,
         }
+        if uncertainty:
+            self._outcomes["uncertainty"] = a.uncertainty
         self._info_masks = [f"_{key}" for key in ("action_mask", "reward_terms", *self._outcomes)]
         self._started = False
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgerec_gym.batch import FeedBatch
+from edgerec_gym.env import EdgeFeedEnv
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.scenario import Scenario, _sha256
@@ -27,6 +28,7 @@ from edgerec_gym.users.base import (
     Focus,
 )
 from edgerec_gym.users.learned import LearnedUsers
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
 from edgerec_gym.workers import Workers
 
 
@@ -50,7 +52,7 @@ def play(
         batch.step((a.pool_items >= 0).argmax(1))
         keys = ("focus_active", "response", "window_items", "focus_context")
         seen.append({key: getattr(a, key).copy() for key in keys})
-        seen[-1]["uncertainty"] = users.uncertainty.copy()
+        seen[-1]["uncertainty"] = a.uncertainty.copy()
         ended = np.flatnonzero(a.terminated | a.truncated)
         if len(ended):
             batch.reset(ended)
@@ -232,3 +234,25 @@ def test_broken_files_are_named(fitted, tmp_path):
     (tmp_path / "e" / "simulator.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match=r"e/simulator.safetensors is not a readable safetensors file"):
         LearnedUsers(trusted(tmp_path / "e"))
+
+
+def test_uncertainty_in_info_and_as_a_penalty(fitted):
+    plain = EdgeFeedVectorEnv(16, scenario=str(fitted))
+    told = EdgeFeedVectorEnv(16, scenario=str(fitted), uncertainty=True)
+    reward = plain.config.reward.replace(uncertainty=-2.0)
+    fined = EdgeFeedVectorEnv(16, scenario=str(fitted), reward=reward)
+    for env in (plain, told, fined):
+        observation, infos = env.reset(seed=3)
+        assert ("uncertainty" in infos) == (env is told)
+    for _ in range(12):
+        actions = observation["action_mask"].argmax(axis=1)
+        (observation, rewards, *_), (*_, infos), (_, lower, *_, terms) = (
+            env.step(actions) for env in (plain, told, fined)
+        )
+        uncertainty = np.where(infos["answered"], infos["uncertainty"], 0)
+        np.testing.assert_allclose(lower, rewards - 2.0 * uncertainty, atol=1e-5)
+        np.testing.assert_allclose(terms["reward_terms"]["uncertainty"], -2.0 * uncertainty, atol=1e-5)
+    assert (uncertainty > 0).any()
+    single = EdgeFeedEnv(scenario=str(fitted), uncertainty=True)
+    single.reset(seed=0)
+    assert max(single.step(0 + k)[4]["uncertainty"] for k in range(6)) > 0

@@ -9,7 +9,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["play", "train"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["play", "train", "batch"])
 def test_snippet(snippet: str) -> None:
     short = snippet.replace("100_000", "4_096")
     assert "model.learn" not in snippet or short != snippet

@@ -199,7 +199,7 @@ def test_what_a_log_cannot_tell_is_neither_read_nor_fitted():
     network = random_network(CONFIG, REAL_LOG, 2)
     batch = random_sessions(CONFIG, REAL_LOG, sessions=5, slots=8)
     heads = fitted_heads(network.unidentified)
-    assert heads == ["click", "page_view"]
+    assert heads == ["click", "page_view", "ranking"]
     before = network.heads.weight.detach().clone(), network.heads.bias.detach().clone()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     for _ in range(3):
@@ -241,6 +241,7 @@ class Spy:
     """Synthetic users that note what they are shown."""
 
     name = "spy"
+    uncertainty = None
 
     def __init__(self, users: SyntheticUsers) -> None:
         self.users, self.seen = users, []  # type: SyntheticUsers, list[tuple[np.ndarray, ...]]

@@ -18,6 +18,7 @@ from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_
 
 # What a head counts in the loss: everything else turns on the click, and exposures are frequent.
 HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 1.0}
+HEAD_WEIGHTS["ranking"] = 1.0
 UNFITTED = {  # heads that a log without these cannot teach
     "exposure_actions": ("dwell", "exposure"),
     "page_view_duration": ("page_view",),
@@ -32,7 +33,9 @@ BATCH_SLOTS = 8000
 def fitted_heads(unidentified: frozenset[str]) -> list[str]:
     """Heads that a log can teach."""
     unfitted = {head for reason in unidentified & UNFITTED.keys() for head in UNFITTED[reason]}
-    return [head for head in HEADS if head not in unfitted]
+    heads = [head for head in HEADS if head not in unfitted]
+    # Where the cards of a page are answered at once, which of them is clicked says more than how many.
+    return [*heads, "ranking"] if "order_within_page" in unidentified else heads
 
 
 def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dict[str, Tensor]:
@@ -44,7 +47,8 @@ def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dic
         heads: those to compute.
 
     Returns:
-        (N,) each, in nats; page-view heads are 0 without a click.
+        (N,) each, in nats; page-view heads and "ranking" (that this card of its page is clicked and not
+        another one, a softmax over the page) are 0 without a click.
     """
     click = rows[:, CLICK]
 
@@ -64,6 +68,13 @@ def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dic
     def signs() -> Tensor:
         return click * _binary(logits["signs"], rows[:, PAGE_VIEW + 1 : N_ACTIONS]).sum(1)
 
+    def ranking() -> Tensor:
+        pages, page = torch.unique(logits["page"], return_inverse=True)
+        score = logits["click"][:, 0]
+        highest = torch.full((len(pages),), -torch.inf).scatter_reduce(0, page, score.detach(), "amax")
+        total = torch.zeros(len(pages)).index_add(0, page, torch.exp(score - highest[page]))
+        return click * (torch.log(total)[page] + highest[page] - score)
+
     losses = {
         "dwell": dwell,
         "exposure": exposure,
@@ -71,6 +82,7 @@ def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dic
         "page_view": page_view,
         "signs": signs,
         "leave": lambda: _binary(logits["leave"][:, 0], rows[:, LEAVE]),
+        "ranking": ranking,
     }
     return {head: losses[head]() for head in heads}
 

@@ -160,7 +160,8 @@ class UserNetwork(nn.Module):
 
         Returns:
             logits by head, (N, levels) over the N answered slots of all sessions in turn, with the marginal
-            click probability as "click_probability" (N,); and the response rows up to `leave`, (N, 19).
+            click probability as "click_probability" (N,), where pages are answered as a whole their numbers
+            as "page" (N,) int64; and the response rows up to `leave`, (N, 19).
         """
         mask = torch.arange(batch.context.shape[1])[None] < batch.length[:, None]  # (B, T)
         cards = batch.cards.unfold(1, WINDOW, 1)[mask].transpose(1, 2)  # (N, 5, F + T)
@@ -170,7 +171,9 @@ class UserNetwork(nn.Module):
         seen[mask] = torch.cat([scaled[:, FOCUSED, : self.d], attributes[:, FOCUSED], context], 1)
         memory = self._remember(seen, batch.actions[:, :, :N_ACTIONS])
         if self.frozen_pages:
-            first = _page_starts(batch.context)[:, :, None]
+            first = _page_starts(batch.context)
+            page = (first + torch.arange(len(first))[:, None] * first.shape[1])[mask]
+            first = first[:, :, None]
             memory = [m.gather(1, first.expand(-1, -1, m.shape[2])) for m in memory]
             context = seen[:, :, -N_CONTEXT_CODE:].gather(1, first.expand(-1, -1, N_CONTEXT_CODE))[mask]
         user = (batch.user * self.inputs.user_scale)[:, None].expand(-1, mask.shape[1], -1)[mask]
@@ -184,6 +187,8 @@ class UserNetwork(nn.Module):
         logits["click"] = (by_dwell * dwell).sum(1, keepdim=True)
         logits["signs"] = logits["signs"] + opened @ self.signs_by_page_view
         logits["leave"] = logits["leave"] + rows[:, :N_ACTIONS] @ self.leave_by_actions.T
+        if self.frozen_pages:
+            logits["page"] = page
         return logits, rows
 
     def _remember(self, seen: Tensor, actions: Tensor) -> list[Tensor]:

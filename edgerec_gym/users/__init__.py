@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 USERS = ("learned", "synthetic")
 
 
-def make_users(kind: str, scenario: Scenario, config: FeedConfig) -> UserModel:
-    """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind."""
+def make_users(kind: str, scenario: Scenario, config: FeedConfig, uncertainty: bool = False) -> UserModel:
+    """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind.
+
+    With `uncertainty`, or a reward that has a weight for it, learned users tell how far they disagree.
+    """
     if kind == "learned":
         from edgerec_gym.users.learned import LearnedUsers
 
-        return LearnedUsers(scenario)
+        return LearnedUsers(scenario, uncertainty=uncertainty or config.reward.uncertainty != 0)
     if kind == "synthetic":
         from edgerec_gym.users.synthetic import SyntheticUsers
 

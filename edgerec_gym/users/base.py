@@ -101,6 +101,7 @@ class UserModel(Protocol):
     """Users of the feed: the hidden ground truth, or a simulator learned from logs."""
 
     name: str
+    uncertainty: np.ndarray | None  # (B,) float32 of the answer given last; None if not told
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
         """Make room for the state of `num_envs` sessions; called once before anything else.

@@ -124,7 +124,7 @@ class LearnedUsers:
 
     Attributes:
         uncertainty: (B,) float32 standard deviation over the members of the probability that the card
-            answered last is clicked; 0 unless asked for.
+            answered last is clicked; None unless asked for.
 
     Raises:
         InputError: the scenario has no learned users, or its files are corrupted.
@@ -178,7 +178,7 @@ class LearnedUsers:
             first=np.zeros(simulator.members + 1, np.int64),
             order=np.zeros(num_envs, np.int64),
         )
-        self.uncertainty = floats(num_envs)
+        self.uncertainty = floats(num_envs) if self._follow_all else None
         rows = min(BLOCK, num_envs)
         self._blocks = [
             Block(
@@ -212,7 +212,8 @@ class LearnedUsers:
         memory.page_code[rows] = 0.0
         for values in (memory.memory, memory.evidence, memory.page_memory, memory.page_evidence):
             values.reshape(-1, memory.n_sessions, *values.shape[1:])[:, rows] = 0.0
-        self.uncertainty[rows] = 0.0
+        if self.uncertainty is not None:
+            self.uncertainty[rows] = 0.0
         return UserStart(simulator.features[starts], simulator.hours[starts])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
@@ -222,7 +223,7 @@ class LearnedUsers:
         memory = self._memory
         sort_sessions(self._focus_table.address, self._memory_table.address)
         first = memory.first.tolist()
-        if not self._follow_all:
+        if self.uncertainty is None:
             jobs = [
                 (member, start, min(start + BLOCK, stop))
                 for member, (start, stop) in enumerate(pairwise(first))

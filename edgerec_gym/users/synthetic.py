@@ -144,6 +144,7 @@ class SyntheticUsers:
     """
 
     name = "synthetic"
+    uncertainty: np.ndarray | None = None  # they know what they do
 
     def __init__(self, config: SyntheticUserConfig, feed: FeedConfig) -> None:
         self.config = config
