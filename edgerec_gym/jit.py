@@ -28,6 +28,8 @@ _SOURCES = (
     "state.py",
     "spaces.py",
     "users/base.py",
+    "users/learned_answer.py",
+    "users/learned_encode.py",
     "users/learned_kernels.py",
     "users/learned_layout.py",
     "users/synthetic.py",

@@ -1,7 +1,7 @@
 """A network's weights as the run time wants them: units folded in, gates side by side.
 
 Some are weights of the step graph (simulator/graph.py), the others of the kernels around it (`Networks` in
-users/learned_kernels.py).
+users/learned_layout.py).
 """
 
 from __future__ import annotations
