@@ -2,7 +2,8 @@
 
 A step absorbs the last slot with its answer into the memory, then gives the logits of the next answer. What
 the products read is made in users/learned_encode.py, answers are drawn in users/learned_answer.py; the
-layouts of `last`, `seen` and `logits` are in users/learned_layout.py. The tests prove that steps agree with :meth:`UserNetwork.forward_sequence`.
+layouts of `last`, `seen` and `logits` are in users/learned_layout.py. The tests prove that steps agree with
+:meth:`UserNetwork.forward_sequence`.
 
 Inputs: past (`last`, then the memory), memory (both GRUs side by side), seen, user_query (the user's part of
 the queries) and focused (the embedding, once a query). Outputs: new_memory, logits. With `order_within_page`
