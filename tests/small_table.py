@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.logs.table import import_table
 
 MAPPING = {
     "user": "uid",
@@ -51,3 +55,27 @@ def save_mapping(path: Path, **changes: Any) -> Path:
     """Write the mapping with changes; a field of None is left out."""
     path.write_text(json.dumps({k: v for k, v in (MAPPING | changes).items() if v is not None}))
     return path
+
+
+class Place:
+    """Imports tables in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "logs"
+
+    def run(
+        self,
+        frame: pl.DataFrame,
+        kind: str = ".parquet",
+        out: str = "logs",
+        parts: int = 10**6,
+        **mapping: Any,
+    ) -> dict[str, Any]:
+        path = save(frame, self.folder / f"table{kind}")
+        self.out = self.folder / out
+        return import_table(
+            path, save_mapping(self.folder / "mapping.json", **mapping), self.out, rows_per_part=parts
+        )
+
+    def read(self) -> pl.DataFrame:
+        return pl.DataFrame(pl.from_arrow(pa.concat_tables(LogReader(self.out).batches())))

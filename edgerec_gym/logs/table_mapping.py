@@ -134,12 +134,19 @@ def read_mapping(path: str | Path) -> TableMapping:
         types = _card_types(columns, card_types)
         if types:
             names = [name for name in dict.fromkeys(card_types.values()) if name != GOODS]
-            free: dict[str, list[float]] = {
-                "share_caps": [1.0],
-                "gaps": [0],
-                "first_slots": [0],
-            }  # what the feed's rules were, no row tells
-            feed = {"card_types": names} | {name: v * len(names) for name, v in free.items()} | feed
+            n = len(names)  # what the feed's rules were, no row tells: none
+            feed = {
+                "card_types": names,
+                "share_caps": [1.0] * n,
+                "gaps": [0] * n,
+                "first_slots": [0] * n,
+            } | feed
+        if columns.embedding_prefix and "embedding_size" in feed:
+            raise InputError("feed.embedding_size: the columns of embedding_prefix tell it; leave it out")
+        if feed.get("profile_size"):
+            raise InputError(
+                f"feed.profile_size is {feed['profile_size']!r}; a table has no profile; allowed: 0"
+            )
         FeedConfig().replace(**({"pool_size": 1000} | feed))  # the rest of the sizes comes from the table
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

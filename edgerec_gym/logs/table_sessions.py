@@ -33,10 +33,10 @@ def cut_sessions(rows: pl.DataFrame, table: Table) -> tuple[pl.DataFrame, Counte
     kept = _in_order(kept, table)
     kept = _sessions_and_pages(kept, table.mapping.columns.session_gap_minutes * 60)
     # A card that was passed without a look, above one that was looked at, is nothing the user answered.
-    place = pl.int_range(pl.len())
-    last_seen = place.filter("seen").max().over("session").fill_null(-1)
+    kept = kept.with_row_index("place")
+    last_seen = pl.col("place").filter("seen").max().over("session")
     before = kept.height
-    kept = kept.filter(pl.col("seen") | (place > last_seen))
+    kept = kept.filter(pl.col("seen") | (pl.col("place") > last_seen).fill_null(True)).drop("place")
     counts["unseen_rows_above_a_seen_one_dropped"] = before - kept.height
     kept = kept.with_columns(page_age=_place_in_run(kept["page"].to_numpy()).astype(np.int32))
     return _numbered(kept), counts
