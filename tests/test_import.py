@@ -119,6 +119,30 @@ def test_both_formats_and_every_size_of_part_give_the_same_log(place):
     assert logs[0].equals(logs[1]) and logs[0].equals(logs[2])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        pl.from_epoch("ts", time_unit="s"),
+        pl.from_epoch("ts", time_unit="s").dt.cast_time_unit("ns").dt.replace_time_zone("UTC"),
+        pl.from_epoch("ts", time_unit="s").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"),
+        pl.from_epoch("ts", time_unit="s").dt.to_string("%Y-%m-%dT%H:%M:%SZ").alias("ts"),
+        pl.col("uid").cast(pl.Categorical),
+        pl.col("uid").cast(pl.Enum([f"u{k}" for k in range(small.USERS)])),
+        pl.col("sku").cast(pl.UInt64),
+        pl.col("sku").cast(pl.String),
+        pl.col("rank").cast(pl.Decimal(10, 2)),
+        pl.col("clicked").cast(pl.Float32),
+        pl.col("clicked").cast(pl.Boolean),
+    ],
+    ids=str,
+)
+def test_what_a_parquet_column_may_be(place, change):
+    place.run(small.table())
+    expected = place.read()
+    place.run(small.table().with_columns(change), out="other")
+    assert place.read().equals(expected)
+
+
 def test_position_alone_tells_pages_and_gaps_tell_sessions(place):
     frame = small.table().drop("page_id")
     place.run(frame, list=None, session_gap_minutes=0.5)

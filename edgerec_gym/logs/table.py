@@ -82,7 +82,7 @@ def import_table(
     out, ranges = Path(out_folder), table.chunks(rows_per_part)
     if (out / "logs.json").exists():
         found = LogReader(out, allow_empty=True)
-        if found.complete and provenance.items() <= _items(found.provenance, provenance):
+        if found.complete and all(found.provenance.get(name) == value for name, value in provenance.items()):
             return _result(found.provenance, found.unidentified)
     survey = take_survey(table, ranges, progress)
     n_fit = int(FIT_SHARE * len(survey.days))
@@ -118,10 +118,6 @@ def import_table(
             progress(len(ranges) + k + 1, 2 * len(ranges))
     writer.finish()
     return _result(provenance, unidentified)
-
-
-def _items(found: dict[str, Any], wanted: dict[str, Any]) -> Any:
-    return {name: found.get(name) for name in wanted}.items()
 
 
 def _result(provenance: dict[str, Any], unidentified: tuple[str, ...]) -> dict[str, Any]:

@@ -138,7 +138,10 @@ class Table:
                 raise InputError(f"{self.path}: no column {name!r} for {meaning!r}; {hint}")
             kind, text = types[name], types[name] == pl.String
             if meaning in IDS or meaning in TEXTS:
-                right, allowed = kind.is_integer() or kind == pl.Categorical, "text or whole numbers"
+                right, allowed = (
+                    kind.is_integer() or kind in (pl.Categorical, pl.Enum),
+                    "text or whole numbers",
+                )
             elif meaning in FLAGS:
                 right, allowed = kind == pl.Boolean or kind.is_numeric(), "true or false, or 0 and 1"
             elif meaning == "time":
