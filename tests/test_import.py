@@ -323,3 +323,14 @@ def test_import_then_fit(place):
     assert json.loads(fitted.stdout)["sessions"] == 12
     wrong = command("import", table, "--mapping", place.folder / "none.json", "--out", out)
     assert wrong.exit_code == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1
+
+
+def test_a_log_of_clicks_only_fits_with_figures_left_empty(place):
+    pytest.importorskip("torch")
+    place.run(small.table().filter(pl.col("clicked") == 1))
+    result = command(
+        "fit", place.out, "--out", place.folder / "scenario", "--ensemble", 1, "--epochs", 1, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures["click_rate"] == 1.0 and figures["click_auc"] is figures["impression_auc"] is None
