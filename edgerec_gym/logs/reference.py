@@ -97,7 +97,9 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, float]:
 
 
 def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray) -> float:
-    """Average the AUC over the impressions that have both a click and a miss; ties count half; nan without any.
+    """Average the AUC over the impressions that have both a click and a miss; nan if none has.
+
+    Ties count half.
 
     Args:
         score: (n,) higher = likelier.
