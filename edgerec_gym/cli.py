@@ -117,9 +117,34 @@ def collect(
         print(f"{out}: {result['sessions']:,} sessions, {result['slots']:,} slots{again}")
 
 
+@app.command("import")
+def import_logs(
+    table: Annotated[Path, typer.Argument(help="A .parquet or .csv file, a row for each item shown.")],
+    mapping: Annotated[Path, typer.Option(help="JSON file that names the table's columns; see the README.")],
+    out: Annotated[Path, typer.Option(help="Log folder; one that a killed import left is continued.")],
+    as_json: AsJson = False,
+) -> None:
+    """Turn a table of shown items into a log folder, for `edgerec fit`."""
+    from edgerec_gym.logs.table import import_table
+
+    with (
+        console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),
+        console.progress_bar("import") as progress,
+    ):
+        result = import_table(table, mapping, out, progress=progress)
+    if as_json:
+        console.print_json(result | {"out": str(out)})
+        return
+    for text in result["notes"]:
+        console.note(f"note: {text}")
+    console.print_nested(result["counts"])
+    print(f"cannot tell: {', '.join(result['unidentified']) or 'nothing'}")
+    print(f"logs: {out}")
+
+
 @app.command()
 def fit(
-    logs: Annotated[Path, typer.Argument(help="An edgerec log folder or an EB-NeRD bundle.")],
+    logs: Annotated[Path, typer.Argument(help="A log folder (of collect or import) or an EB-NeRD bundle.")],
     out: Annotated[Path, typer.Option(help="Scenario folder; an interrupted fit is continued.")],
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,

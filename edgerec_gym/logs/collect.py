@@ -19,7 +19,7 @@ from edgerec_gym.batch import FeedBatch
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.schema import SCHEMA, list_column
 from edgerec_gym.logs.store import LogWriter
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
@@ -295,9 +295,9 @@ def _table(
         if randomised
         else pa.array(np.zeros(len(rows)), mask=missing),
         "answered": answered,
-        "exposure_actions": _lists(response[:, :N_EXPOSURE_ACTIONS], answered),
+        "exposure_actions": list_column(response[:, :N_EXPOSURE_ACTIONS], answered),
         "click": pa.array(click, mask=~answered),
-        "page_view_actions": _lists(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
+        "page_view_actions": list_column(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
         "leave": pa.array(response[:, LEAVE] > 0, mask=~answered),
     }
     arrays = [
@@ -307,10 +307,3 @@ def _table(
         for name, values in columns.items()
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
-
-
-def _lists(values: np.ndarray, present: np.ndarray) -> pa.Array:
-    """(n, k) numbers as an Arrow list column; null where not present."""
-    offsets = np.concatenate([[0], np.cumsum(present) * values.shape[1]]).astype(np.int32)
-    flat = pa.array(values[present].ravel(), pa.float32())
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))

@@ -32,6 +32,7 @@ from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.logs import ebnerd_features as features
 from edgerec_gym.logs.ebnerd_source import FILES, SPLITS, Bundle, read_bundle
 from edgerec_gym.logs.reference import ebnerd_reference, write_reference
+from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.users.base import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS
 
@@ -230,7 +231,7 @@ def _part(
         "page_requested": no,
         "candidates": nothing,  # what else the site could have shown is not published
         "cards": nothing,
-        "user_features": _lists(users[bundle.page_row[part]], slot == 0),
+        "user_features": list_column(users[bundle.page_row[part]], slot == 0),
         "price_level": scalars[part, 0],
         "base_ctr": scalars[part, 1],
         "base_cvr": scalars[part, 2],
@@ -243,13 +244,6 @@ def _part(
         "answered": ~no,
         "exposure_actions": nothing,
         "click": click,
-        "page_view_actions": _lists(actions, bundle.timed[part]),
+        "page_view_actions": list_column(actions, bundle.timed[part]),
         "leave": nothing,
     }
-
-
-def _lists(values: np.ndarray, present: np.ndarray) -> pa.Array:
-    """(n, k) numbers as a list column; null where not present."""
-    offsets = np.concatenate([[0], np.cumsum(present) * values.shape[1]]).astype(np.int32)
-    flat = pa.array(values[present].ravel(), pa.float32())
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))

@@ -190,7 +190,7 @@ def article_embeddings(
         from scipy import sparse
         from sklearn.utils.extmath import randomized_svd
     except ImportError:
-        raise MissingExtraError("converting EB-NeRD", "train") from None
+        raise MissingExtraError("deriving item embeddings", "train") from None
     users, user = np.unique(train_reads["user"].to_numpy(), return_inverse=True)
     later = validation_reads.filter(
         ~pl.col("article").is_in(shown_in_train) & pl.col("user").is_in(users.tolist())

@@ -97,7 +97,9 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, float]:
 
 
 def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray) -> float:
-    """Average the AUC over the impressions that have both a click and a miss; ties count half.
+    """Average the AUC over the impressions that have both a click and a miss; nan if none has.
+
+    Ties count half.
 
     Args:
         score: (n,) higher = likelier.
@@ -118,4 +120,4 @@ def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray)
         .select((pl.col("ranks") - hits * (hits + 1) / 2) / (hits * misses))
         .to_series()
     )
-    return float(auc.to_numpy().mean())
+    return float(auc.to_numpy().mean()) if len(auc) else float("nan")

@@ -9,6 +9,7 @@ and `part-00000.parquet`, `part-00001.parquet`, ... Sessions never span parts.
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.config import SCHEMA_VERSION
@@ -65,3 +66,10 @@ UNIDENTIFIED = (
     "cards",  # goods only
     "order_within_page",  # answers of one page are simultaneous: state moves between pages only
 )
+
+
+def list_column(values: np.ndarray, present: np.ndarray) -> pa.Array:
+    """Turn (n, k) numbers into a list column of float32; null where not `present` (n,)."""
+    offsets = np.concatenate([[0], np.cumsum(present) * values.shape[1]]).astype(np.int32)
+    flat = pa.array(values[present].ravel(), pa.float32())
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))

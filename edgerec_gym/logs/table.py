@@ -1,0 +1,289 @@
+"""Any table of shown items, Parquet or CSV, as a log folder: `edgerec import`.
+
+A row of the table is an item that a user was shown; a mapping file names its columns (see table_mapping.py).
+The table is read in batches of rows: to check every value, then by users to count, then by users to write.
+In memory are one chunk of users, the items, and the distinct clicks.
+
+Derived values look back only: base_ctr, base_cvr and user features use the days before the session's. Item
+embeddings (without columns of them: a truncated SVD of user x item clicks) and the scale of prices use the
+first 70 % of the days, which `edgerec fit` never holds out by itself; within these days an embedding knows
+the clicks of the same days. Days are days in UTC.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from edgerec_gym.atomic import atomic_path
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.config import CloudConfig, FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.ebnerd_features import unit_length
+from edgerec_gym.logs.schema import list_column
+from edgerec_gym.logs.store import LogReader, LogWriter
+from edgerec_gym.logs.table_items import (
+    DAY,
+    FIT_SHARE,
+    item_names,
+    make_catalog,
+    price_level,
+    sums_before,
+)
+from edgerec_gym.logs.table_mapping import TableMapping, read_mapping
+from edgerec_gym.logs.table_sessions import cut_sessions, split_long
+from edgerec_gym.logs.table_source import Table
+from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
+from edgerec_gym.users.base import DWELL_BUCKETS, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS
+
+ROWS_PER_PART = 500_000  # of the table; whole users, so a part may have more
+DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # seconds
+PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)
+SCAN_LIMIT = 256
+
+
+def import_table(
+    table_path: str | Path,
+    mapping_path: str | Path,
+    out_folder: str | Path,
+    progress: Progress | None = None,
+    rows_per_part: int = ROWS_PER_PART,
+) -> dict[str, Any]:
+    """Write a table as a log folder; continues or keeps what an earlier run left.
+
+    Args:
+        table_path: a .parquet or .csv file, a row for each item shown.
+        mapping_path: JSON file, see :class:`~edgerec_gym.logs.table_mapping.Mapping`.
+        out_folder: log folder; beside the log it gets `items.parquet`, the item ids of the catalogue's names.
+        progress: called with (parts read or written, total).
+        rows_per_part: rows of the table in memory at a time, at least.
+
+    Returns:
+        counts (of everything that was kept, changed and dropped), notes (a list of text) and unidentified.
+
+    Raises:
+        InputError: naming the file, and the column or the first offending row; nothing is written then.
+        MissingExtraError: without scikit-learn, where embeddings must be derived.
+    """
+    mapping = read_mapping(mapping_path)
+    table = Table(table_path, mapping)
+    provenance: dict[str, Any] = {
+        "source": "table",
+        "file": table.path.name,
+        "digest": table.digest(),
+        "mapping": mapping.content,
+        "rows_per_part": rows_per_part,
+    }
+    out, ranges = Path(out_folder), table.chunks(rows_per_part)
+    if (out / "logs.json").exists():
+        found = LogReader(out, allow_empty=True)
+        if found.complete and all(found.provenance.get(name) == value for name, value in provenance.items()):
+            return _result(found.provenance, found.unidentified)
+    survey = take_survey(table, ranges, progress)
+    n_fit = int(FIT_SHARE * len(survey.days))
+    cut = int(survey.days[n_fit])
+    size = table.embedding_size or int(mapping.feed.get("embedding_size", FeedConfig().embedding_size))
+    catalog, place, highest = make_catalog(survey.items, survey.sums, survey.clicks, cut, size, table)
+    config = _config(mapping, survey, catalog, size, table)
+    lengths = survey.session_slots
+    known = int(catalog.embeddings.any(axis=1).sum())
+    counts = dict(survey.counts) | {
+        "sessions": int((-(-lengths // config.max_slots)).sum()),
+        "sessions_added_by_max_slots": int((-(-lengths // config.max_slots) - 1).sum()),
+        "users": len(table.users),
+        "items": len(catalog),
+        "items_with_embedding": known,
+        "days": len(survey.days),
+    }
+    provenance |= {
+        "counts": counts,
+        "first_day": str(datetime.date(1970, 1, 1) + datetime.timedelta(days=int(survey.days[0]))),
+        "notes": _notes(table, counts, config),
+    }
+    unidentified = mapping.columns.unidentified
+    writer = LogWriter(out, config, catalog, provenance, unidentified)
+    with atomic_path(out / "items.parquet") as temporary:
+        names = item_names(survey.items["item"])
+        pl.DataFrame({"name": names, "item": survey.items["item"]}).write_parquet(temporary)
+    done = writer.parts
+    for k, rows in enumerate(table.read(ranges[done:]), start=done):
+        rows = split_long(_coded(cut_sessions(rows, table)[0], table, survey.items), config.max_slots)
+        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, table))
+        if progress:
+            progress(len(ranges) + k + 1, 2 * len(ranges))
+    writer.finish()
+    return _result(provenance, unidentified)
+
+
+def _result(provenance: dict[str, Any], unidentified: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "counts": dict(provenance["counts"]),
+        "notes": list(provenance["notes"]),
+        "unidentified": list(unidentified),
+    }
+
+
+def _config(mapping: TableMapping, survey: Survey, catalog: Catalog, size: int, table: Table) -> FeedConfig:
+    """Sizes of the feed: those of the mapping file, else from the table, as large as its items allow."""
+    goods = np.bincount(catalog.category[catalog.card_type == 0])
+    cloud = CloudConfig(  # how the logged feed was ranked is not known: by base_ctr alone
+        long_term_weight=0.0,
+        recent_weight=0.0,
+        probed_categories=int(min(max(len(goods), int(catalog.category.max()) + 1), 10_000)),
+        scan_limit=SCAN_LIMIT,
+    )
+    reachable = int(np.minimum(goods, SCAN_LIMIT).sum())
+    page = int(mapping.feed.get("page_size", np.clip(np.median(survey.page_slots), 3, 500)))
+    least = page + FeedConfig().request_latency
+    # Twice the longest: a session that reaches max_slots counts as cut off, not as ended by itself.
+    longest = int(np.clip(2 * survey.session_slots.max(), 4, 200))
+    slots = int(mapping.feed.get("max_slots", min(longest, reachable - least)))
+    pool = int(mapping.feed.get("pool_size", np.clip(reachable - slots, least, min(3 * page, 1000))))
+    if slots < 4 or pool + slots > reachable:
+        raise InputError(
+            f"{table.path}: {reachable} goods are too few for pages of {page}: pool_size + max_slots = "
+            f"{pool + max(slots, 4)} different ones are needed; set smaller sizes under 'feed' of the mapping"
+        )
+    sizes = {
+        "page_size": page,
+        "pool_size": pool,
+        "max_slots": slots,
+        "embedding_size": size,
+        "profile_size": 0,
+    }
+    return FeedConfig(cloud=cloud).replace(**(sizes | mapping.feed))
+
+
+def _notes(table: Table, counts: dict[str, int], config: FeedConfig) -> list[str]:
+    """What a reader of the log should know, in words."""
+    columns = table.mapping.columns
+    early = counts["days"] > 1
+    notes = {
+        f"{counts['duplicate_rows_dropped']} rows equal an earlier one in every mapped column; dropped": (
+            counts["duplicate_rows_dropped"]
+        ),
+        f"{counts['rows_out_of_time_order_sorted']} rows are out of time order within their user; sorted": (
+            counts["rows_out_of_time_order_sorted"]
+        ),
+        f"{counts['unseen_rows_above_a_seen_one_dropped']} unseen rows above a seen one were dropped": (
+            counts["unseen_rows_above_a_seen_one_dropped"]
+        ),
+        f"{counts['sessions_without_a_seen_row']} sessions have no seen row; kept, but they teach nothing": (
+            counts["sessions_without_a_seen_row"]
+        ),
+        f"{counts['sessions_added_by_max_slots']} sessions were added: longer ones continue after "
+        f"{config.max_slots} slots": counts["sessions_added_by_max_slots"],
+        "one user only: no other users to hold out; the learned user is this one": counts["users"] == 1,
+        "one day only: some sessions of that day are held out; no earlier day for base_ctr": not early,
+        "every seen row is clicked: rows without a click are missing; the click rate means nothing": (
+            counts["clicks"] == counts["slots_seen"]
+        ),
+        "no column 'seen': every row counts as looked at": not columns.seen,
+        "no item embeddings: zeros, as there is no earlier day with enough clicks": (
+            not counts["items_with_embedding"]
+        ),
+        "item embeddings are an SVD of the clicks of the first 70 % of the days": (
+            not table.embedding_size and counts["items_with_embedding"]
+        ),
+        "item embeddings were scaled to length 1": table.embedding_size,
+        "base_ctr is the item's smoothed click rate of the days before": not columns.base_ctr,
+        "price_level is 0: no column 'price'": not columns.price,
+        "base_cvr is 0: no column 'purchase'": not columns.purchase,
+        "freshness is 0: a table does not tell when an item was made": True,
+        "of the exposure actions only the duration is known; the others are 0": columns.dwell_seconds,
+        "of the page-view actions besides the duration only buy is known; the others are 0": columns.purchase,
+        "the feed's rules for mix-in cards are not known: none": columns.card_type,
+    }
+    return [text for text, applies in notes.items() if applies]
+
+
+def _coded(rows: pl.DataFrame, table: Table, items: pl.DataFrame) -> pl.DataFrame:
+    """Users and items by their place in the sorted ids."""
+    users = table.users.select("user", user_code=pl.int_range(pl.len(), dtype=pl.Int64))
+    places = items.select("item", item_code=pl.int_range(pl.len(), dtype=pl.Int64))
+    rows = rows.join(users, on="user", maintain_order="left").join(places, on="item", maintain_order="left")
+    return rows.drop("user", "item").rename({"user_code": "user", "item_code": "item"})
+
+
+def _part(
+    rows: pl.DataFrame,
+    first_session: int,
+    survey: Survey,
+    catalog: Catalog,
+    place: np.ndarray,
+    highest: float,
+    table: Table,
+) -> dict[str, Any]:
+    """Columns of the log schema for coded rows."""
+    columns, n = table.mapping.columns, rows.height
+    seen, click, item = (rows[name].to_numpy() for name in ("seen", "click", "item"))
+    start, seconds = rows["start"].to_numpy(), rows["seconds"].to_numpy()
+    day = (start // DAY).astype(np.int64)
+    no, nothing = np.zeros(n, np.bool_), pa.nulls(n)
+    slot = rows["slot"].to_numpy()
+    answers: dict[str, Any] = {"exposure_actions": nothing, "page_view_actions": nothing, "leave": nothing}
+    if columns.dwell_seconds:
+        exposure = np.zeros((n, N_EXPOSURE_ACTIONS), np.float32)
+        exposure[:, 0] = _bucket(rows["dwell_seconds"], DWELL_EDGES) / (DWELL_BUCKETS - 1)
+        answers["exposure_actions"] = list_column(exposure, seen)
+    if columns.page_view_seconds or columns.purchase:
+        actions = np.zeros((n, N_PAGE_VIEW_ACTIONS), np.float32)
+        if columns.page_view_seconds:
+            actions[:, 0] = _bucket(rows["page_view_seconds"], PAGE_VIEW_EDGES) / (PAGE_VIEW_BUCKETS - 1)
+        if columns.purchase:
+            actions[:, 2] = rows["purchase"].to_numpy()
+        answers["page_view_actions"] = list_column(actions, click)
+    if columns.leave:
+        answers["leave"] = pa.array(rows["leave"].to_numpy(), mask=~seen)
+    ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else survey.sums.click_rate(item, day)
+    return answers | {
+        "session": first_session + rows["session"].to_numpy(),
+        "user": rows["user"].to_numpy(),
+        "day": day - survey.days[0],
+        "hour": start % DAY // 3600,
+        "slot": slot,
+        "time": seconds - start,
+        "item": place[item],
+        "card_type": catalog.card_type[place[item]],
+        "page": rows["page"].to_numpy(),
+        "page_age": rows["page_age"].to_numpy(),
+        "page_requested": no,
+        "candidates": nothing,  # what else could have been shown is not in the table
+        "cards": nothing,
+        "user_features": _user_features(rows, day, slot == 0, survey, catalog.embeddings[place]),
+        "price_level": price_level(rows["price"].to_numpy(), highest) if columns.price else np.zeros(n),
+        "base_ctr": ctr,
+        "base_cvr": survey.sums.purchase_rate(item, day) if columns.purchase else np.zeros(n),
+        "freshness": np.zeros(n),
+        "action": nothing,
+        "propensity": nothing,
+        "randomised": no,
+        "request": no,
+        "request_propensity": nothing,
+        "answered": seen,
+        "click": pa.array(click, mask=~seen),
+    }
+
+
+def _user_features(
+    rows: pl.DataFrame, day: np.ndarray, first: np.ndarray, survey: Survey, embeddings: np.ndarray
+) -> pa.Array:
+    """Mean direction of what the user clicked on earlier days, on the first slot of each session."""
+    user = rows["user"].to_numpy()
+    low, high = int(user.min()), int(user.max())
+    clicks = survey.clicks.filter(pl.col("user").is_between(low, high)).sort("user", "day", "item")
+    width = int(survey.sums.day.max()) + 2
+    key = clicks["user"].to_numpy() * width + clicks["day"].to_numpy()
+    sums = sums_before(key, embeddings[clicks["item"].to_numpy()], user[first] * width, day[first])
+    values = np.zeros((len(user), embeddings.shape[1]), np.float32)
+    values[first] = unit_length(sums)
+    return list_column(values, first)
+
+
+def _bucket(seconds: pl.Series, edges: tuple[float, ...]) -> np.ndarray:
+    return np.searchsorted(edges, seconds.fill_null(0.0).to_numpy(), side="right")

@@ -1,0 +1,195 @@
+"""What a table tells of its items: sums by day, and the catalogue. No number looks ahead of its day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.logs.ebnerd_features import MIN_READERS, article_embeddings, unit_length
+from edgerec_gym.logs.table_source import Table
+
+DAY = 24 * 3600
+FIT_SHARE = 0.7  # of the days; what is derived once for all rows is derived from these first ones
+PRIOR_RATE, PRIOR_SHARE = 0.05, 20.0  # click rate before anything was seen, and its weight in views
+STAND_IN_CATEGORIES, ITEMS_PER_CATEGORY = 20, 50  # where the table has none, so that retrieval has groups
+SUMS = ("views", "clicks", "purchases", "price", "prices", "ctr", "highest_price")
+
+
+@dataclass(frozen=True)
+class ItemDays:
+    """Sums by item and day of what was seen, in order of (item, day).
+
+    Attributes:
+        item, day: (n,) int64; item by its place in the sorted ids, day since 1970.
+        sums: (n, 7) float64, columns of SUMS; highest_price is a highest, not a sum.
+    """
+
+    item: np.ndarray
+    day: np.ndarray
+    sums: np.ndarray
+
+    def before(self, names: tuple[str, ...], item: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """Sum over the days before `day` of each (item, day) pair, (m, names) float64."""
+        width = int(max(self.day.max(), day.max())) + 1
+        columns = self.sums[:, [SUMS.index(name) for name in names]]
+        return sums_before(self.item * width + self.day, columns, item * width, day)
+
+    def all_before(self, names: tuple[str, ...], day: np.ndarray) -> np.ndarray:
+        """Sum over all items and the days before each `day`, (m, names) float64."""
+        order = np.argsort(self.day, kind="stable")
+        columns = self.sums[order][:, [SUMS.index(name) for name in names]]
+        return sums_before(self.day[order], columns, np.zeros_like(day), day)
+
+    def click_rate(self, item: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """Clicks per view of the days before, drawn toward the rate of all items, (m,) float64."""
+        clicks, views = self.before(("clicks", "views"), item, day).T
+        return _smoothed(clicks, views, *self.all_before(("clicks", "views"), day).T)
+
+    def purchase_rate(self, item: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """Purchases per click, like :meth:`click_rate`."""
+        purchases, clicks = self.before(("purchases", "clicks"), item, day).T
+        return _smoothed(purchases, clicks, *self.all_before(("purchases", "clicks"), day).T)
+
+
+def sums_before(key: np.ndarray, values: np.ndarray, base: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Sum the rows whose key is at least `base` and below `base + offset`.
+
+    Args:
+        key: (n,) int64 sorted.
+        values: (n, k).
+        base: (m,) int64.
+        offset: (m,) int64.
+
+    Returns:
+        (m, k) float64.
+    """
+    total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
+    return total[np.searchsorted(key, base + offset)] - total[np.searchsorted(key, base)]
+
+
+def _smoothed(hits: np.ndarray, of: np.ndarray, all_hits: np.ndarray, all_of: np.ndarray) -> np.ndarray:
+    rate = (all_hits + PRIOR_RATE * PRIOR_SHARE) / (all_of + PRIOR_SHARE)
+    return (hits + rate * PRIOR_SHARE) / (of + PRIOR_SHARE)
+
+
+def daily_sums(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sum the rows of one chunk by item and day: columns item, day, then SUMS."""
+    seen = pl.col("seen")
+
+    def total(name: str) -> pl.Expr:
+        return pl.col(name).filter(seen).sum().cast(pl.Float64) if name in rows.columns else pl.lit(0.0)
+
+    price = "price" in rows.columns
+    return rows.group_by("item", (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")).agg(
+        views=seen.sum().cast(pl.Float64),
+        clicks=total("click"),
+        purchases=total("purchase"),
+        price=pl.col("price").sum() if price else pl.lit(0.0),
+        prices=pl.len().cast(pl.Float64) if price else pl.lit(0.0),
+        ctr=total("base_ctr"),
+        highest_price=pl.col("price").max() if price else pl.lit(0.0),
+    )
+
+
+def fixed_values(rows: pl.DataFrame) -> pl.DataFrame:
+    """Lowest and highest value of what must be the same in all rows of an item."""
+    names = [n for n in rows.columns if n in ("card_type", "category") or (n[0] == "e" and n[1:].isdigit())]
+    lowest, highest = (pl.col(names).min().name.suffix(" low"), pl.col(names).max().name.suffix(" high"))
+    return rows.group_by("item").agg(*((lowest, highest) if names else ()))
+
+
+def check_fixed(items: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """Return the values of each item, sorted by item; InputError if an item has two.
+
+    Args:
+        items: of :func:`fixed_values`, one or more rows for each item.
+        table: where they come from.
+    """
+    names = [name.removesuffix(" low") for name in items.columns if name.endswith(" low")]
+    low, high = pl.col("^.* low$").min(), pl.col("^.* high$").max()
+    items = items.group_by("item").agg(*((low, high) if names else ())).sort("item")
+    for name in names:
+        two = items.filter(pl.col(f"{name} low") != pl.col(f"{name} high"))
+        if two.height:
+            item = two["item"][0]
+            rows = table.collect(table.scan.filter(pl.col("item") == item).select("row", name)).sort("row")
+            other = rows.filter(pl.col(name) != rows[name][0])
+            column = table.mapping.columns.columns.get(name) or table.embedding[int(name[1:])]
+            table.fail(
+                other["row"][0],
+                f"column {column!r} is {other[name][0]!r}, in row {rows['row'][0]} {rows[name][0]!r}; "
+                f"allowed: one value for each item, here {item!r}",
+            )
+    return items.select("item", *(pl.col(f"{name} low").alias(name) for name in names))
+
+
+def price_level(price: np.ndarray, highest: float) -> np.ndarray:
+    """Price as 0..1: its logarithm over that of the highest price of the first days."""
+    return np.minimum(np.log1p(price) / max(np.log1p(highest), 1e-9), 1.0)
+
+
+def make_catalog(
+    items: pl.DataFrame, sums: ItemDays, clicks: pl.DataFrame, cut: int, size: int, table: Table
+) -> tuple[Catalog, np.ndarray, float]:
+    """Make the catalogue as it stood when day `cut` began.
+
+    Args:
+        items: of :func:`check_fixed`.
+        sums: of the whole table.
+        clicks: distinct user, item (place in `items`) and day of clicks.
+        cut: first day since 1970 that derived values must not use.
+        size: of the embedding.
+        table: where they come from.
+
+    Returns:
+        The catalogue, the row in it of each item, and the highest price before `cut`.
+
+    Raises:
+        MissingExtraError: without scikit-learn, where embeddings must be derived.
+    """
+    n, columns = items.height, table.mapping.columns
+    if table.embedding_size:
+        vectors = unit_length(items.select(f"e{k}" for k in range(size)).to_numpy().astype(np.float64))
+    else:
+        vectors = np.zeros((n, size), np.float32)
+        early = clicks.filter(pl.col("day") < cut).select("user", pl.col("item").alias("article")).unique()
+        if early.height >= MIN_READERS:
+            at, found = article_embeddings(early, early.clear(), np.zeros(0, np.int64), size)
+            vectors[at] = found
+    every, today = np.arange(n), np.full(n, cut)
+    rate, scalars = sums.click_rate(every, today), np.zeros((n, 4))
+    names = ("ctr", "views", "price", "prices")
+    early_sums = sums.before(names, every, today)
+    # An item that came later has the values of its own first days: a catalogue needs some.
+    later = sums.before(names, every, np.full(n, int(sums.day.max()) + 1))
+    ctr, views, price, prices = np.where(early_sums[:, [1, 1, 3, 3]] > 0, early_sums, later).T
+    if columns.base_ctr:
+        rate = ctr / np.maximum(views, 1)
+    before = sums.sums[sums.day < cut, SUMS.index("highest_price")]
+    highest = float((before if len(before) else sums.sums[:, SUMS.index("highest_price")]).max())
+    if columns.price:
+        scalars[:, 0] = price_level(price / np.maximum(prices, 1), highest)
+    if columns.purchase:
+        scalars[:, 2] = sums.purchase_rate(every, today)
+    rate = np.clip(rate, 1e-6, 1 - 1e-6)
+    scalars[:, 1] = np.log(rate / (1 - rate))
+    card_type, category = np.zeros(n, np.int32), every % min(STAND_IN_CATEGORIES, 1 + n // ITEMS_PER_CATEGORY)
+    if columns.card_type:
+        card_type = np.array([table.mapping.card_types[value] for value in items["card_type"]], np.int32)
+    if columns.category:
+        category = np.unique(items["category"].to_numpy(), return_inverse=True)[1]
+    catalog, order = Catalog.sorted(vectors, scalars, card_type, category, item_names(items["item"]))
+    place = np.empty(n, np.int64)
+    place[order] = every
+    return catalog, place, highest
+
+
+def item_names(items: pl.Series) -> np.ndarray:
+    """Item ids as numbers where all of them are, else their place in the sorted ids, (n,) int64."""
+    numbers = items.cast(pl.Int64, strict=False)
+    if numbers.null_count() or (numbers.cast(pl.String) != items.cast(pl.String)).any():
+        return np.arange(len(items))
+    return numbers.to_numpy()

@@ -1,0 +1,172 @@
+"""The small JSON file that tells which column of a table is what."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerec_gym.atomic import read_json
+from edgerec_gym.config import Config, FeedConfig, bounded
+from edgerec_gym.errors import InputError
+
+REQUIRED = ("user", "item", "time", "click")
+OPTIONAL = (
+    "list", "position", "session", "seen", "leave", "dwell_seconds", "page_view_seconds", "purchase",
+    "card_type", "category", "price", "base_ctr",
+)  # fmt: skip
+GOODS = "goods"
+
+
+@dataclass(frozen=True)
+class Mapping(Config):
+    """Columns of a table by what they mean; "" = the table has none.
+
+    Attributes:
+        user, item, time, click: who was shown what, when (dates, or numbers in `time_unit` since 1970, UTC),
+            and whether it was opened.
+        list: id of the page that a row was part of, unique for a user (within a session where there is one).
+        position: place in that page, rising; alone, a page begins where it does not rise.
+        session: id of the visit; without it, a visit ends with `session_gap_minutes` of silence.
+        seen: whether the user looked at the row; without it, every row counts as looked at.
+        leave: whether the user left at this row.
+        dwell_seconds: time on the card in the feed; page_view_seconds: time on what the click opened.
+        purchase: bought in that page view.
+        card_type, category: of the item; the same in every row of it.
+        price: at that moment; at least 0, in any currency.
+        base_ctr: the ranker's click probability in 0..1.
+        embedding_prefix: the columns prefix0, prefix1, ... are the item's embedding.
+        card_types: from values of the column card_type to "goods" or the name of a mix-in type.
+        feed: fields of :class:`~edgerec_gym.config.FeedConfig` that the table cannot tell.
+    """
+
+    user: str
+    item: str
+    time: str
+    click: str
+    list: str = ""
+    position: str = ""
+    session: str = ""
+    seen: str = ""
+    leave: str = ""
+    dwell_seconds: str = ""
+    page_view_seconds: str = ""
+    purchase: str = ""
+    card_type: str = ""
+    category: str = ""
+    price: str = ""
+    base_ctr: str = ""
+    embedding_prefix: str = ""
+    time_unit: Literal["s", "ms"] = "s"
+    session_gap_minutes: float = bounded(30.0, 0.1, 24 * 60)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column of the table by meaning, those that there are; without the embedding."""
+        return {name: getattr(self, name) for name in (*REQUIRED, *OPTIONAL) if getattr(self, name)}
+
+    @property
+    def unidentified(self) -> tuple[str, ...]:
+        """What a table with these columns cannot tell (:data:`edgerec_gym.logs.schema.UNIDENTIFIED`)."""
+        lacking = {
+            "position": ("position", "neighbours", "order_within_page"),
+            "dwell_seconds": ("exposure_actions",),
+            "page_view_seconds": ("page_view_duration",),
+            "purchase": ("page_view_actions",),
+            "leave": ("leave",),
+            "category": ("categories",),
+            "card_type": ("cards",),
+        }
+        return tuple(
+            reason for name, reasons in lacking.items() if not getattr(self, name) for reason in reasons
+        )
+
+
+@dataclass(frozen=True)
+class TableMapping:
+    """A mapping file.
+
+    Attributes:
+        columns: the columns and how to read them.
+        card_types: from values of the column card_type to card type, 0 = goods, k = feed card type k - 1.
+        feed: fields of FeedConfig to set, `card_types` among them where the file names any.
+        content: the file as it is, for the provenance.
+    """
+
+    columns: Mapping
+    card_types: dict[str, int] = field(default_factory=dict)
+    feed: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
+
+
+def read_mapping(path: str | Path) -> TableMapping:
+    """Read and check a mapping file.
+
+    Raises:
+        InputError: naming the file and the field that is missing, unknown or wrong.
+    """
+    content = read_json(path)
+    values = dict(content)
+    card_types, feed = values.pop("card_types", {}), values.pop("feed", {})
+    for name, value in (("card_types", card_types), ("feed", feed)):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: {name} must be an object, got {value!r}")
+    known = [
+        *REQUIRED,
+        *OPTIONAL,
+        "embedding_prefix",
+        "time_unit",
+        "session_gap_minutes",
+        "card_types",
+        "feed",
+    ]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"fields are {', '.join(known)}"
+            raise InputError(f"{path}: unknown field {name!r}; {hint}")
+    for name in REQUIRED:
+        if not values.get(name):
+            raise InputError(f"{path}: {name!r} is missing; required are {', '.join(REQUIRED)}")
+    try:
+        columns = Mapping.from_dict(values)
+        types = _card_types(columns, card_types)
+        if types:
+            names = [name for name in dict.fromkeys(card_types.values()) if name != GOODS]
+            n = len(names)  # what the feed's rules were, no row tells: none
+            feed = {
+                "card_types": names,
+                "share_caps": [1.0] * n,
+                "gaps": [0] * n,
+                "first_slots": [0] * n,
+            } | feed
+        if columns.embedding_prefix and "embedding_size" in feed:
+            raise InputError("feed.embedding_size: the columns of embedding_prefix tell it; leave it out")
+        if feed.get("profile_size"):
+            raise InputError(
+                f"feed.profile_size is {feed['profile_size']!r}; a table has no profile; allowed: 0"
+            )
+        FeedConfig().replace(**({"pool_size": 1000} | feed))  # the rest of the sizes comes from the table
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not columns.list and not columns.position:
+        raise InputError(
+            f"{path}: name a column for 'list' or for 'position'; nothing else tells pages apart"
+        )
+    return TableMapping(columns, types, feed, content)
+
+
+def _card_types(columns: Mapping, values: dict[str, Any]) -> dict[str, int]:
+    """Card type of each value of the column."""
+    if bool(values) != bool(columns.card_type):
+        raise InputError("'card_type' and 'card_types' need each other: a column, and what its values mean")
+    for name in values.values():
+        if not isinstance(name, str) or not name:
+            raise InputError(f"card_types: {name!r} must be {GOODS!r} or the name of a mix-in type")
+    if values and GOODS not in values.values():
+        raise InputError(f"card_types: no value means {GOODS!r}; a feed needs them")
+    mixed = [name for name in dict.fromkeys(values.values()) if name != GOODS]
+    if values and not mixed:
+        raise InputError("card_types: names no mix-in type; leave out 'card_type' where all are goods")
+    return {value: 0 if name == GOODS else 1 + mixed.index(name) for value, name in values.items()}
