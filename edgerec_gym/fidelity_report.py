@@ -250,8 +250,8 @@ def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]
     if report["ranking"]:
         r = report["ranking"]
         title = (
-            f"Ranking: Kendall tau {number(r['kendall_tau'])} over {r['certain_pairs']} of {r['pairs']} pairs "
-            f"that are certain; span {r['span']:.0%}"
+            f"Ranking: Kendall tau {number(r['kendall_tau'])} over {r['certain_pairs']} certain of "
+            f"{r['pairs']} pairs; span {r['span']:.0%}"
         )
         ordered = sorted(report["policies"], key=lambda row: row["true_value"]["mean"])
         tables[title] = (

@@ -74,8 +74,8 @@ def arms(
     propensity = table["propensity"].fill_null(1.0).to_numpy()
     p_request = table["request_propensity"].fill_null(0.0).to_numpy()
     usable = table["randomised"].to_numpy() & (action >= 0) & (propensity > 0)
-    # The session is cut at max_slots, which is not the user's doing.
-    usable &= table["slot"].to_numpy() <= config.max_slots - HORIZON
+    # The session is cut at max_slots, which is not the user's doing, and its last cards are not answered.
+    usable &= table["slot"].to_numpy() <= config.max_slots - config.lookahead - HORIZON
     keep, rows = keep_rows(table, config)
     kept = usable & (action == keep)
     order = ORDER_PROBABILITY if "order" in randomise else 0.0

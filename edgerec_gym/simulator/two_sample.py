@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.simulator.fidelity import auc
@@ -66,7 +67,7 @@ def two_sample(log: Sessions, simulated: Sessions, *, repeats: int = 10, seed: i
 
     Returns:
         `auc`; `floor`, the 95th percentile of log half against log half; `weak`: further above .5 than twice
-        the floor; `most_telling`: the three features that tell the two apart best on their own, with their AUC.
+        the floor; `most_telling`: the three features that tell both apart best on their own, with their AUC.
     """
     ours, names = session_features(log)
     theirs, _ = session_features(simulated)
@@ -94,7 +95,8 @@ def _cross_validated(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     told = [len(np.unique(column[~np.isnan(column)])) > 1 for column in features.T]
     trees = HistGradientBoostingClassifier(max_iter=60, max_depth=4, learning_rate=0.1, random_state=seed)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    score = cross_val_predict(trees, features[:, told], label, cv=folds, method="predict_proba")[:, 1]
+    with threadpool_limits(1):  # on a busy machine OpenMP's threads wait for each other for minutes
+        score = cross_val_predict(trees, features[:, told], label, cv=folds, method="predict_proba")[:, 1]
     return auc(score, label > 0)
 
 
