@@ -42,11 +42,11 @@ def write_fidelity(report: dict[str, Any], out: str | Path) -> Path:
     return folder
 
 
-def _panels(n: int, height: float = 3.4) -> tuple[Any, list[Any]]:
+def _panels(n: int, width: float = 3.6, height: float = 3.4) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * n + 0.4, height), layout="constrained")
+    figure = Figure(figsize=(width * n + 0.4, height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(np.atleast_1d(figure.subplots(1, n)))
     for axes in panels:
@@ -74,6 +74,7 @@ def _reliability(report: dict[str, Any]) -> Any:
             expected, observed, yerr=error, fmt="o", markersize=4, elinewidth=1.2, color=SIMULATED_COLOUR
         )
         _diagonal(axes, 0, max(expected.max(), observed.max()))
+        axes.set_ylim(bottom=0)
         axes.set_title(name.replace("_", " "), loc="left", fontsize=10, color=INK)
         axes.set_xlabel("expected rate", fontsize=9, color=INK)
     panels[0].set_ylabel("observed rate", fontsize=9, color=INK)
@@ -98,27 +99,23 @@ def _click_rate(report: dict[str, Any]) -> Any:
 
 
 def _policies(report: dict[str, Any]) -> Any:
-    figure, (axes,) = _panels(1, height=4.4)
-    rows = report["policies"]
+    figure, (axes,) = _panels(1, width=6.6, height=4.4)
+    rows = sorted(report["policies"], key=lambda row: row["true_value"]["mean"])
     true, simulated = ([row[key] for row in rows] for key in ("true_value", "value"))
 
     def error(values: list[dict[str, float]]) -> list[list[float]]:
         return [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
 
     x, y = ([v["mean"] for v in values] for values in (true, simulated))
-    axes.errorbar(
-        x,
-        y,
-        xerr=error(true),
-        yerr=error(simulated),
-        fmt="o",
-        markersize=4,
-        elinewidth=1.0,
-        color=SIMULATED_COLOUR,
-    )
+    axes.errorbar(x, y, xerr=error(true), yerr=error(simulated), fmt="none", elinewidth=0.8, ecolor="#e8b998")
     _diagonal(axes, min(x + y), max(x + y))
-    for row, at in zip(rows, zip(x, y, strict=True), strict=True):
-        axes.annotate(row["policy"], at, xytext=(4, -7), textcoords="offset points", fontsize=6.5, color=INK)
+    for k, row in enumerate(rows):
+        axes.plot(x[k], y[k], "o", markersize=11, color="white", markeredgecolor=SIMULATED_COLOUR)
+        axes.annotate(str(k + 1), (x[k], y[k]), ha="center", va="center", fontsize=7, color=INK)
+        axes.annotate(
+            f"{k + 1:2d}  {row['policy']}", (1.03, k / len(rows)), xycoords="axes fraction", fontsize=8,
+            color=INK, annotation_clip=False,
+        )  # fmt: skip
     tau = report["kendall_tau"]
     title = "Value per session" + ("" if tau is None else f"; Kendall tau {tau:.2f} over certain pairs")
     axes.set_title(title, loc="left", fontsize=10, color=INK)

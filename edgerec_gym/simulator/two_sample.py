@@ -66,8 +66,9 @@ def two_sample(log: Sessions, simulated: Sessions, *, repeats: int = 10, seed: i
         seed: of folds, trees and halves.
 
     Returns:
-        `auc`; `floor`, the 95th percentile of log half against log half; `weak`: further above .5 than twice
-        the floor; `most_telling`: the three features that tell both apart best on their own, with their AUC.
+        `auc`; `floor`, that of log half against log half (95th percentile of the distance from .5, added to
+        .5); `weak`: more than twice as far above .5 as the floor; `most_telling`: the three features that
+        tell both apart best on their own, with their AUC.
     """
     ours, names = session_features(log)
     theirs, _ = session_features(simulated)
@@ -77,7 +78,7 @@ def two_sample(log: Sessions, simulated: Sessions, *, repeats: int = 10, seed: i
         order = rng.permutation(len(ours))
         half = len(order) // 2
         chance.append(_cross_validated(ours[order[:half]], ours[order[half:]], seed))
-    floor = max(0.5, float(np.quantile(chance, FLOOR_LEVEL)))
+    floor = 0.5 + float(np.quantile(np.abs(np.array(chance) - 0.5), FLOOR_LEVEL))
     single = {name: _single_auc(ours[:, k], theirs[:, k]) for k, name in enumerate(names)}
     telling = sorted(single, key=lambda name: -abs(single[name] - 0.5))[:3]
     return {
@@ -93,7 +94,9 @@ def _cross_validated(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     label = np.repeat([0, 1], [len(a), len(b)])
     # Constant or absent columns tell nothing, and all-NaN ones make the trees warn.
     told = [len(np.unique(column[~np.isnan(column)])) > 1 for column in features.T]
-    trees = HistGradientBoostingClassifier(max_iter=60, max_depth=4, learning_rate=0.1, random_state=seed)
+    trees = HistGradientBoostingClassifier(
+        max_iter=60, max_depth=4, learning_rate=0.1, min_samples_leaf=10, random_state=seed
+    )
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     with threadpool_limits(1):  # on a busy machine OpenMP's threads wait for each other for minutes
         score = cross_val_predict(trees, features[:, told], label, cv=folds, method="predict_proba")[:, 1]
