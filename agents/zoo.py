@@ -33,7 +33,7 @@ class Both:
 
     def __init__(self, order: Policy, other: Policy) -> None:
         self.order, self.other = order, other
-        self.name = f"{order.name} + {other.name}"
+        self.name = f"{order.name} + {other.name.removeprefix('fixed-')}"
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""

@@ -216,7 +216,7 @@ def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]
         return f"{value['mean']:{style}} [{value['low']:{style}}, {value['high']:{style}}]"
 
     tables = {
-        f"Expectations on {report['sessions']:,} held-out sessions": (
+        f"Expectations on {report['sessions']:,} sessions that were not fitted on": (
             ["event", "rate", "expected", "AUC", "log-loss", "constant", "ECE", "floor", ""],
             [
                 [name, f"{f['rate']:.4f}", f"{f['rate_predicted']:.4f}", number(f["auc"]),
