@@ -314,6 +314,57 @@ def info(
     console.print_nested(content | {"config": unusual or "as the preset default"})
 
 
+@app.command()
+def fidelity(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
+    logs: Annotated[Path, typer.Argument(help="The log folder that its users were fitted on, or another.")],
+    out: Annotated[Path | None, typer.Option(help="Write fidelity.json and plots, too.")] = None,
+    whole_log: Annotated[
+        bool, typer.Option("--whole-log", help="Use all sessions: the users never saw this log.")
+    ] = False,
+    sessions: Annotated[int, typer.Option(min=20, help="Of the log and of rollouts, at most.")] = 4000,
+    policy_sessions: Annotated[
+        int, typer.Option(min=2, help="Of each policy, to compare with the ground truth.")
+    ] = 2000,
+    quick: Annotated[bool, typer.Option("--quick", help="Few sessions, to see every part.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show how true learned users are: held-out sessions, rollouts, effects, and how they rank policies."""
+    from edgerec_gym.agents.zoo import policy_zoo
+    from edgerec_gym.fidelity_plots import write_fidelity
+    from edgerec_gym.fidelity_report import fidelity_report, fidelity_tables
+    from edgerec_gym.report import require_matplotlib
+    from edgerec_gym.scenario import Scenario
+
+    loaded = Scenario.load(scenario)
+    if out is not None:  # what stops the report is better known before the work
+        require_matplotlib()
+        make_folder(out)
+    with console.interruptible("nothing is kept"), console.progress_bar("fidelity") as progress:
+        report = fidelity_report(
+            loaded,
+            logs,
+            policies=policy_zoo(loaded.config.page_size, seed) if loaded.synthetic is not None else (),
+            whole_log=whole_log,
+            sessions=min(sessions, 300) if quick else sessions,
+            policy_sessions=min(policy_sessions, 100) if quick else policy_sessions,
+            repeats=3 if quick else 10,
+            seed=seed,
+            progress=progress,
+        )
+    if out is not None:
+        write_fidelity(report, out)
+    if as_json:
+        console.print_json(report)
+        return
+    for title, (header, body) in fidelity_tables(report).items():
+        console.print_table(title, header, body)
+    print(f"weak: {', '.join(report['weak']) or 'nothing'}")
+    if out is not None:
+        print(f"report: {out / 'fidelity.json'}")
+
+
 @app.command("scenario")
 def refit(
     name: Annotated[list[str] | None, typer.Option(help="default, lite; default: both.")] = None,

@@ -120,11 +120,13 @@ def evaluate(
     seed: int = 0,
     num_envs: int = 512,
     progress: Callable[[str, int, int], None] | None = None,
+    keep_sessions: dict[tuple[str, str], Sessions] | None = None,
 ) -> list[dict[str, Any]]:
     """Score policies with common random numbers and 95 % bootstrap intervals.
 
     A policy named "keep" must be among them to report gains, "oracle" to report the share of the gap
-    closed. Oracles read latent state and are scored on synthetic users only.
+    closed. Oracles read latent state and are scored on synthetic users only. `keep_sessions` is filled with
+    what :func:`play` returned, by (policy, users).
 
     Returns:
         One dict for each (policy, users): policy, users, env_id, scenario, sessions, seed, and metrics as
@@ -133,7 +135,7 @@ def evaluate(
         learned users, where synthetic users were scored too, bias and exploitation_gap.
     """
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
-    played: dict[tuple[str, str], Sessions] = {}
+    played: dict[tuple[str, str], Sessions] = {} if keep_sessions is None else keep_sessions
     for policy in policies:
         for kind in users:
             if kind != "synthetic" and hasattr(policy, "bind"):

@@ -65,7 +65,7 @@ def scenario_copy(lite, tmp_path) -> Path:
 def test_help_and_version():
     assert run_well("--version").split() == ["edgerec_gym", edgerec_gym.__version__]
     listing = run_well()
-    for command in ("collect", "fit", "train", "evaluate", "info", "scenario", "demo"):
+    for command in ("collect", "fit", "train", "evaluate", "info", "scenario", "demo", "fidelity"):
         assert command in listing
         assert "--seed" in run_well(command, "--help") or command == "info"
 

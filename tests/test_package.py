@@ -42,6 +42,7 @@ print("played", env.unwrapped.users.name)
         ("train --out {tmp}/run --scenario lite", "train"),
         ("fit {tmp} --out {tmp}/scenario", "train"),
         ("demo --out {tmp}/demo", "train"),
+        ("fidelity lite {tmp}", "train"),
     ],
 )
 def test_a_missing_extra_is_named(command, extra, tmp_path):

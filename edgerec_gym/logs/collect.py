@@ -168,7 +168,7 @@ def collect(
         first = part * SESSIONS_PER_PART
         wanted = min(SESSIONS_PER_PART, sessions - first)
         batch = FeedBatch(size, "joint", config, catalog, make(), split="log")
-        writer.write(_log_batch(batch, seed * CLI_SEED_STRIDE + first, first, wanted, logging_policy, policy))
+        writer.write(log_batch(batch, seed * CLI_SEED_STRIDE + first, first, wanted, logging_policy, policy))
         if progress:
             progress(first + wanted, sessions)
     writer.finish()
@@ -192,7 +192,7 @@ def _source(
     return loaded.config, loaded.catalog, provenance, lambda: make_users(users, loaded, loaded.config)
 
 
-def _log_batch(
+def log_batch(
     batch: FeedBatch,
     seed: int,
     first_session: int,
@@ -200,7 +200,16 @@ def _log_batch(
     randomised: RandomisedPolicy | None,
     policy: Policy | None,
 ) -> pa.Table:
-    """Play the first episode of the first `wanted` rows; return its log, sorted by session and slot."""
+    """Play the first episode of the first `wanted` rows; return its log, sorted by session and slot.
+
+    Args:
+        batch: of the joint track, with any users.
+        seed: of row 0; row k has seed + k.
+        first_session: id of row 0's session.
+        wanted: rows that play.
+        randomised: draws the actions; None:
+        policy: decides instead, and propensities are unknown.
+    """
     a, size, lag = batch.arrays, batch.num_envs, batch.config.lookahead
     batch.reset(np.arange(size), seed + np.arange(size))
     users = batch.users.arrays if isinstance(batch.users, SyntheticUsers) else None

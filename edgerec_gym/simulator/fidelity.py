@@ -151,12 +151,12 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
     figures = {
         "log_loss": {head: total / slots for head, total in sums.items()},
         "click_log_loss_constant": float(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate)),
-        "click_auc": _auc(mean, click),
-        "click_auc_member": float(np.mean([_auc(p, click) for p in members])),
-        "click_auc_base": _auc(base, click),
+        "click_auc": auc(mean, click),
+        "click_auc_member": float(np.mean([auc(p, click) for p in members])),
+        "click_auc_base": auc(base, click),
         "impression_auc": impression_auc(mean, click, page),
         "impression_auc_base": impression_auc(base, click, page),
-        "click_ece": _calibration_error(mean, click),
+        "click_ece": calibration_error(reliability(mean, click)),
         "click_rate": float(click.mean()),
         "click_rate_predicted": float(mean.mean()),
         "sessions": n_sessions,
@@ -177,13 +177,30 @@ def _held_out_batches(stream: SessionStream) -> Iterator[tuple[Sessions, np.ndar
                 return
 
 
-def _auc(score: np.ndarray, click: np.ndarray) -> float:
-    return impression_auc(score, click, np.zeros(len(score), np.int64))
+def auc(score: np.ndarray, happened: np.ndarray) -> float:
+    """Probability that a slot where it happened scores higher than one where not; NaN if one kind lacks."""
+    return impression_auc(score, happened, np.zeros(len(score), np.int64))
 
 
-def _calibration_error(probability: np.ndarray, click: np.ndarray) -> float:
-    """Mean distance between predicted and observed rate over bins of equally many slots."""
-    order = np.argsort(probability, kind="stable")
-    bins = np.array_split(order, CALIBRATION_BINS)
-    distances = [len(b) * abs(probability[b].mean() - click[b].mean()) for b in bins if len(b)]
-    return float(sum(distances) / len(order))
+def reliability(probability: np.ndarray, happened: np.ndarray) -> list[dict[str, float]]:
+    """Reliability curve over bins of equally many slots.
+
+    Args:
+        probability: (n,) predicted.
+        happened: (n,) bool or 0 and 1.
+
+    Returns:
+        `predicted` and `observed` mean rates and the number of `slots`, by bin, rising in what is predicted.
+    """
+    bins = np.array_split(np.argsort(probability, kind="stable"), CALIBRATION_BINS)
+    return [
+        {"predicted": float(probability[b].mean()), "observed": float(happened[b].mean()), "slots": len(b)}
+        for b in bins
+        if len(b)
+    ]
+
+
+def calibration_error(curve: list[dict[str, float]]) -> float:
+    """Mean distance between predicted and observed rate over the bins of :func:`reliability`."""
+    slots = sum(b["slots"] for b in curve)
+    return float(sum(b["slots"] * abs(b["predicted"] - b["observed"]) for b in curve) / slots)

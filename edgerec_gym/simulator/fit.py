@@ -95,7 +95,7 @@ def fit(
     finished = _finished(out, reader, settings) if resume else None
     if finished is not None:
         return finished
-    train, stop, held_out = _split(reader, held_out_from)
+    train, stop, held_out = split_sessions(reader, held_out_from)
     stopping = _first_sessions(stop, STOPPING_SESSIONS)
     seen = LogStatistics(reader.config, seed)
     for chunk in train.chunks():
@@ -174,7 +174,7 @@ def _work_folder(out: Path, settings: dict[str, Any], resume: bool) -> Path:
     return work
 
 
-def _split(
+def split_sessions(
     reader: LogReader, held_out_from: int | None
 ) -> tuple[SessionStream, SessionStream, SessionStream]:
     """Sessions to train on, sessions that decide when to stop, and sessions held out, the last by day."""

@@ -1,0 +1,88 @@
+"""Policies from weak to strong, to see whether learned users order them as the ground truth does."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerec_gym.agents.base import Observation, Policy
+from edgerec_gym.agents.baselines import DeviceGreedy, FixedInterval, FixedSlot, Greedy, Keep, Random
+from edgerec_gym.spaces import TRACKS
+
+
+class Reversed:
+    """The last candidate of the cloud's order first, no cards, no requests."""
+
+    name = "reversed"
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: there is no state."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        n_pool = observation["pool"].shape[1]
+        return n_pool - 1 - observation["action_mask"][:, n_pool - 1 :: -1].argmax(axis=1)
+
+
+class Both:
+    """Cards or requests where one policy wants them, else the row that another chooses.
+
+    Args:
+        order: chooses the row.
+        other: places cards or requests pages at its moments, else keeps.
+    """
+
+    def __init__(self, order: Policy, other: Policy) -> None:
+        self.order, self.other = order, other
+        self.name = f"{order.name} + {other.name.removeprefix('fixed-')}"
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the rows where `mask` (B,) is True."""
+        self.order.reset(mask)
+        self.other.reset(mask)
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        row, wanted = self.order.act(observation), self.other.act(observation)
+        return np.where(wanted >= observation["pool"].shape[1], wanted, row)
+
+
+def policy_zoo(page_size: int, seed: int = 0) -> list[Policy]:
+    """Make policies of EdgeFeed-v0, weak to strong, with different names.
+
+    Args:
+        page_size: of the feed; requests come after fractions of it.
+        seed: of the random policy.
+    """
+
+    def order(strength: float) -> Policy:
+        return _named(DeviceGreedy(strength=strength), f"device-greedy {strength:g}")
+
+    def slots(every: int) -> Policy:
+        return _named(FixedSlot(TRACKS[0], every), f"fixed-slot {every}")
+
+    def interval(share: float) -> Policy:
+        every = max(1, round(share * page_size))
+        return _named(FixedInterval(every), f"fixed-interval {every}")
+
+    return [
+        Keep(),
+        Reversed(),
+        Random(seed),
+        order(-4.0),
+        Greedy(),
+        order(1.0),
+        order(4.0),
+        order(12.0),
+        slots(3),
+        slots(10),
+        interval(0.2),
+        interval(0.6),
+        Both(order(4.0), slots(5)),
+        Both(Reversed(), slots(3)),
+        Both(order(4.0), interval(0.6)),
+    ]
+
+
+def _named(policy: Policy, name: str) -> Policy:
+    policy.name = name
+    return policy
