@@ -17,7 +17,7 @@ from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
 from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
 
 # What a head counts in the loss: everything else turns on the click, and exposures are frequent.
-HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 1.0}
+HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 2.0}
 HEAD_WEIGHTS["ranking"] = 1.0
 UNFITTED = {  # heads that a log without these cannot teach
     "exposure_actions": ("dwell", "exposure"),

@@ -31,11 +31,15 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
-from edgerec_gym.users.learned_layout import LEAST_CTR, N_ACTIONS, N_SIGNS
+from edgerec_gym.users.learned_layout import LEAST_CTR, N_ACTIONS, N_SIGNS, N_WAVES
 
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
-AGES = (4.0, 12.0)  # slots; time constants of what fades after a page arrived or was opened
-N_CONTEXT_CODE = CONTEXT_SIZE + 3 * len(AGES) + 2
+AGES = (
+    4.0,
+    12.0,
+)  # slots; time constants of what fades after a page arrived or was opened, and a session began
+N_FADING = 4 * len(AGES)
+N_CONTEXT_CODE = CONTEXT_SIZE + N_FADING + N_WAVES
 
 
 class SessionBatch(NamedTuple):
@@ -102,9 +106,9 @@ class InputEncoder(nn.Module):
         scale[[SLOT, N_EXPOSURES, SINCE_PAGE_VIEW]] = 1 / config.max_slots
         scale[PAGE_AGE], scale[HOUR], scale[N_PAGE_VIEWS] = 1 / config.page_size, 1 / 24, 0.1
         scale[[PAGE_REQUESTED, LAST_CLICKED]] = 1
-        ages, shift = torch.zeros(CONTEXT_SIZE, 3, len(AGES)), torch.zeros(3, len(AGES))
+        ages, shift = torch.zeros(CONTEXT_SIZE, 4, len(AGES)), torch.zeros(4, len(AGES))
         for k, slots in enumerate(AGES):
-            ages[PAGE_AGE, :2, k] = ages[SINCE_PAGE_VIEW, 2, k] = -1 / slots
+            ages[PAGE_AGE, :2, k] = ages[SINCE_PAGE_VIEW, 2, k] = ages[SLOT, 3, k] = -1 / slots
         ages[PAGE_REQUESTED, 1], shift[1] = 30, -30  # the age of a requested page; e^-30 for automatic ones
         waves = torch.zeros(CONTEXT_SIZE, 2)
         waves[HOUR] = 2 * math.pi / 24

@@ -21,7 +21,7 @@ from edgerec_gym.users.base import (
 from edgerec_gym.users.learned_layout import (
     LEAST_CTR,
     N_ANSWER,
-    N_FADING,
+    N_WAVES,
 )
 
 
@@ -63,11 +63,12 @@ def _encode_context(net, focus, session, m, last, at):
     """Write the context code: the context, what fades with an age, waves of the hour."""
     for c in range(CONTEXT_SIZE):
         last[at + c] = focus.context[session, c]
+    n_fading = net.context.shape[2] - N_WAVES
     for j in range(net.context.shape[2]):
         value = net.context_bias[m, j]
         for c in range(CONTEXT_SIZE):
             value += focus.context[session, c] * net.context[m, c, j]
-        last[at + CONTEXT_SIZE + j] = math.exp(value) if j < N_FADING else math.sin(value)
+        last[at + CONTEXT_SIZE + j] = math.exp(value) if j < n_fading else math.sin(value)
     return CONTEXT_SIZE + net.context.shape[2]
 
 

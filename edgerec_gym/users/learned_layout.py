@@ -35,7 +35,7 @@ N_ANSWER = DWELL_BUCKETS + N_ACTIONS + PAGE_VIEW_BUCKETS
 OPENED = DWELL_BUCKETS + N_ACTIONS  # first column of the one-hot page-view duration in an answer
 LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
 MOST_LEVELS = max(LEVELS)
-N_FADING = 6  # columns of the context code that fade with an age; the waves of the hour follow
+N_WAVES = 2  # last columns of the context code, waves of the hour; those before them fade with an age
 LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
 
 # Columns of the logits.
