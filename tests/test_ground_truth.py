@@ -136,7 +136,7 @@ def test_fused_step_equals_the_protocol():
         """Hides the type, so that the batch goes through `respond`."""
 
         def __init__(self, users):
-            self.reset, self.respond = users.reset, users.respond
+            self.reset, self.respond, self.uncertainty = users.reset, users.respond, users.uncertainty
 
     apart.batch.users = Protocol(apart.users)
     observation, _ = fused.reset(seed=0)
