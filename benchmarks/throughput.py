@@ -7,9 +7,11 @@ Writes benchmarks/results/throughput.json after every figure; the same command g
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from edgerec_gym.cli import app
 
 if __name__ == "__main__":
-    import sys
-
-    app(["bench-env", "--out", "benchmarks/results/throughput.json", *sys.argv[1:]])
+    out = Path(__file__).parent / "results" / "throughput.json"
+    app(["bench-env", "--out", str(out), *sys.argv[1:]])

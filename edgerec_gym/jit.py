@@ -7,6 +7,7 @@ objects, no allocation, no exceptions, so that the same source can be compiled f
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,9 @@ def product_kernel(function: Callable[..., Any]) -> Any:
 def entry_point(function: Callable[..., Any]) -> Any:
     """A kernel that Python calls: cached on disk, runs without the interpreter's lock."""
     return njit(cache=True, nogil=True, **_OPTIONS)(function)
+
+
+@kernel
+def sigmoid(x):
+    """Logistic function."""
+    return 1.0 / (1.0 + math.exp(-x))

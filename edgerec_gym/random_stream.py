@@ -7,8 +7,6 @@ the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from edgerec_gym.jit import kernel
@@ -20,7 +18,6 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _INVERSE = 1.0 / 9007199254740992.0  # 2^-53
-_TWO_PI = 2.0 * math.pi
 
 
 @kernel
@@ -58,16 +55,8 @@ def below(n, key, slot, purpose, item):
 
 
 @kernel
-def normal(key, slot, purpose, item):
-    """Draw a standard normal (Box-Muller); uses the purposes `purpose` and `purpose + 1`."""
-    u = 1.0 - uniform(key, slot, purpose, item)
-    v = uniform(key, slot, purpose + 1, item)
-    return math.sqrt(-2.0 * math.log(u)) * math.cos(_TWO_PI * v)
-
-
-@kernel
 def fast_normal(key, slot, purpose, item):
-    """Draw an approximate standard normal (sum of four 16-bit uniforms) from one word; for ranking noise."""
+    """Draw an approximate standard normal (sum of four 16-bit uniforms) from one word."""
     z = bits(key, slot, purpose, item)
     mask = np.uint64(0xFFFF)
     total = (z & mask) + ((z >> np.uint64(16)) & mask) + ((z >> np.uint64(32)) & mask) + (z >> np.uint64(48))
@@ -91,11 +80,11 @@ def episode_key(split, seed, episode):
     USER_DAY,
     USER_HOUR,
     INTENT_PICK,
-    INTENT_NOISE,  # a normal: uses the next number too
-    _INTENT_NOISE_2,
+    INTENT_NOISE,
+    _RETIRED_1,  # numbers of draws that are no longer made: the others keep theirs
     INTENT_SWITCH,
     DWELL,
-    _DWELL_2,
+    _RETIRED_2,
     EXPOSURE_COUNT,
     SCROLL_SPEED,
     SCROLL_DURATION,

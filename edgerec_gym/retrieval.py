@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from edgerec_gym.jit import kernel, product_kernel
+from edgerec_gym.jit import kernel, product_kernel, sigmoid
 from edgerec_gym.random_stream import (
     CARD_NOISE,
     CARD_PICK,
@@ -219,6 +219,6 @@ def _write_item(feed, cloud, row, at, item, score):
     for k in range(d):
         feed.observation[row, at + k] = cloud.items[item, k]
     feed.observation[row, at + d] = cloud.items[item, d]
-    feed.observation[row, at + d + 1] = 1.0 / (1.0 + math.exp(-(score + cloud.score_offset)))
+    feed.observation[row, at + d + 1] = sigmoid(score + cloud.score_offset)
     feed.observation[row, at + d + 2] = cloud.items[item, d + 2]
     feed.observation[row, at + d + 3] = cloud.items[item, d + 3]

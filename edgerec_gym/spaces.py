@@ -103,11 +103,9 @@ def observation_layout(config: FeedConfig, track: str) -> dict[str, KeyLayout]:
 
 def observation_space(config: FeedConfig, track: str) -> spaces.Dict:
     """Observation space of one environment: float32 in finite bounds, the mask int8."""
-    dtype = observation_dtype(config, track)
     signed = config.embedding_size  # embeddings lie in -1..1, everything else in 0..1
     keys: dict[str, spaces.Space] = {}
-    for key in observation_keys(config):
-        base, shape = dtype[key].subdtype or (dtype[key], ())
+    for key, (base, shape, *_) in observation_layout(config, track).items():
         low = np.zeros(shape, base)
         if key == "user":
             low[:] = -1

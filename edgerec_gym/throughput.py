@@ -110,21 +110,25 @@ def _batch(row: Row) -> tuple[Step, np.ndarray, Callable[[], None]]:
         copy=row["copy"],
         threads=row["threads"],
     )
-    state = {"observation": env.reset(seed=0)[0]}
-    rng = np.random.default_rng(0)
+    return _batch_step(env), env.batch.arrays.observation, env.close
+
+
+def _batch_step(env: EdgeFeedVectorEnv) -> Step:
+    observation, rng = env.reset(seed=0)[0], np.random.default_rng(0)
 
     def step(seconds: float) -> float:
+        nonlocal observation  # held until the next one is made, as a learner does
         spent, n = 0.0, 0
         while spent < seconds:
-            mask = state["observation"]["action_mask"]
+            mask = observation["action_mask"]
             actions = (rng.random(mask.shape, np.float32) * mask).argmax(axis=1)
             start = time.perf_counter()
-            state["observation"] = env.step(actions)[0]
+            observation = env.step(actions)[0]
             spent += time.perf_counter() - start
             n += env.num_envs
         return n / spent
 
-    return step, env.batch.arrays.observation, env.close
+    return step
 
 
 def _copies(buffer: np.ndarray, seconds: float) -> float:
@@ -205,19 +209,11 @@ def catalogue_sizes(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), secon
         users = SyntheticUsers(synthetic, scenario.config)
         larger = Scenario("larger", scenario.config, users.world.catalog, synthetic)
         env = EdgeFeedVectorEnv(256, scenario=larger, users="synthetic", copy=False)
-        env.reset(seed=0)
-        runs.append(env)
-    rng, found = np.random.default_rng(0), [[] for _ in sizes]  # type: ignore[var-annotated]
+        runs.append(_batch_step(env))
+    found: list[list[float]] = [[] for _ in sizes]
     for _ in range(WINDOWS):
-        for env, rates in zip(runs, found, strict=True):
-            spent, n = 0.0, 0
-            while spent < seconds / WINDOWS:
-                mask = env.action_masks()
-                actions = (rng.random(mask.shape, np.float32) * mask).argmax(axis=1)
-                start = time.perf_counter()
-                env.step(actions)
-                spent, n = spent + time.perf_counter() - start, n + env.num_envs
-            rates.append(n / spent)
+        for step, rates in zip(runs, found, strict=True):
+            rates.append(step(seconds / WINDOWS))
     smallest = np.array(found[0])
     return [
         {"n_items": n, "steps_per_s": float(np.median(rates)), "ratio": float(np.median(rates / smallest))}

@@ -44,7 +44,8 @@ class EdgeFeedVectorEnv(VectorEnv):
     Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
     `reward_terms` (a dict of arrays, in reward units), `invalid_action`, `cost`, `click_probability` and
     `purchase_probability` of the card answered in this step (0 if none), `page_arrived`, `request_sent`
-    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`.
+    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`; `uncertainty` if asked
+    for.
     """
 
     metadata = {

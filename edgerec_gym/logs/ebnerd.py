@@ -34,7 +34,7 @@ from edgerec_gym.logs.ebnerd_source import FILES, SPLITS, Bundle, read_bundle
 from edgerec_gym.logs.reference import ebnerd_reference, write_reference
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
-from edgerec_gym.users.base import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS
+from edgerec_gym.users.base import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS, PAGE_VIEW_EDGES
 
 __all__ = ["convert_ebnerd", "ebnerd_reference", "is_ebnerd"]
 
@@ -77,7 +77,6 @@ FEED = FeedConfig(
         scan_limit=256,
     ),
 )
-PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # seconds
 SESSIONS_PER_PART = 2000
 
 

@@ -39,11 +39,16 @@ from edgerec_gym.logs.table_mapping import TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import Table
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
-from edgerec_gym.users.base import DWELL_BUCKETS, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS
+from edgerec_gym.users.base import (
+    DWELL_BUCKETS,
+    DWELL_EDGES,
+    N_EXPOSURE_ACTIONS,
+    N_PAGE_VIEW_ACTIONS,
+    PAGE_VIEW_BUCKETS,
+    PAGE_VIEW_EDGES,
+)
 
 ROWS_PER_PART = 500_000  # of the table; whole users, so a part may have more
-DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # seconds
-PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)
 SCAN_LIMIT = 256
 
 

@@ -27,6 +27,7 @@ UNFITTED = {  # heads that a log without these cannot teach
 }
 MOST_HELD_OUT = 1_000_000  # answered slots that figures are computed on
 CALIBRATION_BINS = 15
+FLOOR_LEVEL = 0.95  # quantile of what chance alone makes of a figure
 BATCH_SLOTS = 8000
 
 

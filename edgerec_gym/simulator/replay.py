@@ -8,7 +8,7 @@ import numpy as np
 
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.fidelity import auc, calibration_error, reliability
+from edgerec_gym.simulator.fidelity import FLOOR_LEVEL, auc, calibration_error, reliability
 from edgerec_gym.users.base import (
     BUY,
     CLICK,
@@ -42,7 +42,6 @@ EVENTS = {
 }
 LONG_LOOK, LONG_PAGE_VIEW = 4, 4  # 4 s on an exposed card, 20 s on an opened one
 FLOOR_DRAWS = 200
-FLOOR_LEVEL = 0.95
 
 
 class _Followers(LearnedUsers):

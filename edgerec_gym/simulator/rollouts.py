@@ -19,13 +19,13 @@ from edgerec_gym.logs.store import LogReader
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.simulator.fidelity import FLOOR_LEVEL
 from edgerec_gym.simulator.fit import split_sessions
 from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, PAGE_AGE, SLOT
 from edgerec_gym.users.learned import LearnedUsers
 
 LEAST_SESSIONS = 20  # to compare anything
 HALVES = 200  # random halves of the log for a floor
-FLOOR_LEVEL = 0.95
 LEAST_SHARE = 0.05  # positions that fewer sessions reach are left out of the click rates
 # Distribution -> what a log must tell for it.
 NEEDS = {

@@ -10,11 +10,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.fidelity import auc
+from edgerec_gym.simulator.fidelity import FLOOR_LEVEL, auc
 from edgerec_gym.users.base import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
 
 FOLDS = 5
-FLOOR_LEVEL = 0.95
 
 
 def session_features(sessions: Sessions) -> tuple[np.ndarray, list[str]]:

@@ -49,8 +49,9 @@ PAGE_VIEW_ACTIONS = (
 )
 
 # Durations are categorical: bucket b of n is stored as b / (n - 1).
-DWELL_BUCKETS = 8  # exposure duration; upper edges in seconds: 0.5, 1, 2, 4, 8, 16, 32, inf
-PAGE_VIEW_BUCKETS = 8  # page-view duration; upper edges in seconds: 2, 5, 10, 20, 40, 80, 160, inf
+DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # of exposure durations, seconds; the last bucket is open
+PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # of page-view durations
+DWELL_BUCKETS, PAGE_VIEW_BUCKETS = len(DWELL_EDGES) + 1, len(PAGE_VIEW_EDGES) + 1
 COUNT_LEVELS = 4  # exposure count 1..4 and scroll count 1..4, stored as (count - 1) / 3
 SPEED_LEVELS = 5  # scroll speed and scroll duration
 DELETE_REASONS = ("none", "dislike", "seen")  # stored as index / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgerec_gym.jit import kernel
+from edgerec_gym.jit import kernel, sigmoid
 from edgerec_gym.random_stream import uniform
 from edgerec_gym.users.base import (
     CLICK,
@@ -38,11 +38,6 @@ from edgerec_gym.users.learned_layout import (
 
 
 @kernel
-def _sigmoid(x):
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-@kernel
 def _softmax(logits, at, n, probability):
     highest = logits[at]
     for k in range(1, n):
@@ -72,8 +67,7 @@ def _draw(key, slot, item, action):
 
 @kernel
 def _draw_exposure(net, m, logits, p, key, slot, item, response):
-    """Draw e1..e6; returns the dwell bucket."""
-    _softmax(logits, DWELL_AT, DWELL_BUCKETS, p)
+    """Draw e1..e6 from the dwell buckets' probabilities p, which is overwritten; returns the dwell bucket."""
     dwell = _exceeded(p, DWELL_BUCKETS, _draw(key, slot, item, 0))
     response[0] = dwell / (DWELL_BUCKETS - 1)
     for e in range(len(LEVELS)):
@@ -91,7 +85,7 @@ def _draw_page_view(net, m, logits, p, key, slot, item, response):
     length = _exceeded(p, PAGE_VIEW_BUCKETS, _draw(key, slot, item, PAGE_VIEW))
     response[PAGE_VIEW] = length / (PAGE_VIEW_BUCKETS - 1)
     for k in range(N_SIGNS):
-        chance = _sigmoid(logits[SIGNS_AT + k] + net.signs_by_page_view[m, length, k])
+        chance = sigmoid(logits[SIGNS_AT + k] + net.signs_by_page_view[m, length, k])
         response[PAGE_VIEW + 1 + k] = 1.0 if _draw(key, slot, item, PAGE_VIEW + 1 + k) < chance else 0.0
     return length
 
@@ -102,7 +96,7 @@ def _expect(logits, at, by, n, p):
     _softmax(logits, at, n, p)
     expected = 0.0
     for k in range(n):
-        expected += p[k] * _sigmoid(logits[by + k])
+        expected += p[k] * sigmoid(logits[by + k])
     return expected
 
 
@@ -122,7 +116,7 @@ def give_answer(net, focus, memory, block, j, session, follower, responses):
         return
     key, item, slot = focus.keys[session], focus.items[session, FOCUSED], int(focus.context[session, SLOT])
     dwell = _draw_exposure(net, m, logits, p, key, slot, item, response)
-    chance = _sigmoid(logits[CLICK_AT] + net.click_by_dwell[m, dwell])
+    chance = sigmoid(logits[CLICK_AT] + net.click_by_dwell[m, dwell])
     click = _draw(key, slot, item, CLICK) < chance
     p_buy = _expect(logits, VIEW_AT, BUY_BY_AT, PAGE_VIEW_BUCKETS, p)
     response[CLICK] = 1.0 if click else 0.0
@@ -144,7 +138,7 @@ def give_answer(net, focus, memory, block, j, session, follower, responses):
     leave = logits[LEAVE_AT]
     for k in range(N_ANSWER):
         leave += net.leave_by_answer[m, k] * last[answer_at + k]
-    response[LEAVE] = 1.0 if _draw(key, slot, item, LEAVE) < _sigmoid(leave) else 0.0
+    response[LEAVE] = 1.0 if _draw(key, slot, item, LEAVE) < sigmoid(leave) else 0.0
     if follower < 0:
         remember(memory, session)
 

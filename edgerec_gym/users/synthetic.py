@@ -17,7 +17,7 @@ from edgerec_gym.arrays import (
     reader,
 )
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
-from edgerec_gym.jit import SOURCE_DIGEST, entry_point
+from edgerec_gym.jit import SOURCE_DIGEST, entry_point, sigmoid
 from edgerec_gym.state import NO_ITEM, FeedArrays
 from edgerec_gym.users.base import FOCUSED, WINDOW, Focus, UserStart
 from edgerec_gym.users.synthetic_kernels import (
@@ -27,7 +27,6 @@ from edgerec_gym.users.synthetic_kernels import (
     purchase_rate,
     relevance,
     satisfaction,
-    sigmoid,
     start_user,
 )
 from edgerec_gym.users.world import World, make_world

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from edgerec_gym import random_stream as draws
-from edgerec_gym.jit import kernel, product_kernel
+from edgerec_gym.jit import kernel, product_kernel, sigmoid
 from edgerec_gym.random_stream import fast_normal, fold, uniform
 from edgerec_gym.users.base import (
     BUY,
@@ -50,12 +50,6 @@ def _category(users, item):
 @kernel
 def _card_type(users, item):
     return int(users.traits[item, CARD_TYPE])
-
-
-@kernel
-def sigmoid(x):
-    """Logistic function."""
-    return 1.0 / (1.0 + math.exp(-x))
 
 
 @kernel
