@@ -24,12 +24,13 @@ FIXED = (
     "policy",
     "scenario",
     "users",
+    "members",
     "seed",
     "num_envs",
     "hyper",
     "sizes",
 )  # in a resumed run
-KEEP_LAST = 2  # checkpoints; the one before last is there while the last is looked at
+KEEP_LAST = 2  # checkpoints, by default; the one before last is there while the last is looked at
 
 
 def save_parameters(path: Path, policy: torch.nn.Module) -> None:
@@ -80,13 +81,14 @@ def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_checkpoint(run: Path, policy: Any, record: dict[str, Any]) -> None:
+def save_checkpoint(run: Path, policy: Any, record: dict[str, Any], keep: int = KEEP_LAST) -> None:
     """Write `checkpoints/step-N` under a temporary name, rename it, then drop the oldest ones.
 
     Args:
         run: the run's folder.
         policy: a stable-baselines3 policy, its optimizer included.
         record: content of policy.json; its "steps" names the folder.
+        keep: how many checkpoints stay.
     """
     final = run / CHECKPOINTS / f"step-{record['steps']:012d}"
     if final.exists():
@@ -97,7 +99,7 @@ def save_checkpoint(run: Path, policy: Any, record: dict[str, Any]) -> None:
     _save_optimizer(temporary / OPTIMIZER, policy.optimizer)
     write_json(temporary / RECORD, record)
     temporary.rename(final)
-    for old in [*checkpoints(run)[:-KEEP_LAST], *_left_behind(run)]:
+    for old in [*checkpoints(run)[:-keep], *_left_behind(run)]:
         shutil.rmtree(old, ignore_errors=True)
 
 

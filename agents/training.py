@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -88,10 +88,12 @@ def train(
     policy: str = "pointer",
     scenario: Any = "default",
     users: str = "learned",
+    members: Sequence[int] | None = None,
     steps: int = 200_000,
     num_envs: int = 128,
     seed: int = 0,
     checkpoint_every: int = 50_000,
+    keep_checkpoints: int = checkpoint.KEEP_LAST,
     resume: bool = False,
     tensorboard: bool = True,
     progress: bool = False,
@@ -110,10 +112,12 @@ def train(
         policy: "pointer" (one scorer for all pool rows) or "flat" (a plain network over everything).
         scenario: a shipped name, a folder, or a Scenario.
         users: "learned" or "synthetic".
+        members: networks of the ensemble of learned users that episodes draw from; None for all.
         steps: slots to play in all; the last update is finished, so up to n_steps x num_envs - 1 more.
         num_envs: environments stepped together.
         seed: of everything; row i plays the episodes of seed x 2^20 + i.
         checkpoint_every: slots from one checkpoint to the next, rounded up to whole updates.
+        keep_checkpoints: how many of them stay, at least 1.
         resume: go on from the last complete checkpoint in `out`, if there is one.
         tensorboard: write event files.
         progress: show a progress bar on stderr.
@@ -129,7 +133,12 @@ def train(
     track = track_of(env_id)
     _known("agent", agent, AGENTS)
     _known("policy", policy, POLICIES)
-    for name, value in (("steps", steps), ("num_envs", num_envs), ("checkpoint_every", checkpoint_every)):
+    for name, value in (
+        ("steps", steps),
+        ("num_envs", num_envs),
+        ("checkpoint_every", checkpoint_every),
+        ("keep_checkpoints", keep_checkpoints),
+    ):
         if value < 1:
             raise InputError(f"{name} = {value} must be at least 1")
     if not 0 <= seed < 2**31:
@@ -139,7 +148,14 @@ def train(
     run = make_folder(out)
     reward = scenario.config.reward.replace(uncertainty=-settings.uncertainty_penalty)
     env = make_vec_env(
-        track, num_envs, seed=None, scenario=scenario, users=users, split="train", reward=reward
+        track,
+        num_envs,
+        seed=None,
+        scenario=scenario,
+        users=users,
+        members=members,
+        split="train",
+        reward=reward,
     )
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -149,6 +165,7 @@ def train(
         "policy": policy,
         "scenario": {"name": scenario.name, "sha256": _digest(scenario)},
         "users": users,
+        "members": None if members is None else list(members),
         "seed": seed,
         "num_envs": num_envs,
         "hyper": settings.to_dict(),
@@ -174,11 +191,12 @@ def train(
         env.seed(seed * CLI_SEED_STRIDE + fresh % (CLI_SEED_STRIDE - num_envs))
         if record["steps"] < steps:
             task = bar.add_task("", total=steps, status="")
-            callback = _Callback(run, record, checkpoint_every, bar, task)
+            callback = _Callback(run, record, checkpoint_every, keep_checkpoints, bar, task)
             model.learn(steps - record["steps"], callback, reset_num_timesteps=False, tb_log_name="ppo")
             bar.update(task, completed=steps)
         record = _now(record, model)
-        checkpoint.save_checkpoint(run, model.policy, record)  # so that a finished run can be extended
+        # So that a finished run can be extended.
+        checkpoint.save_checkpoint(run, model.policy, record, keep_checkpoints)
         checkpoint.save_parameters(run / checkpoint.PARAMETERS, model.policy)
         write_json(run / checkpoint.RECORD, record)
     env.close()
@@ -284,16 +302,19 @@ def _private_randomness() -> Iterator[None]:
 class _Callback(BaseCallback):
     """Write checkpoints between updates, move the progress bar."""
 
-    def __init__(self, run: Path, record: dict[str, Any], every: int, bar: Progress, task: Any) -> None:
+    def __init__(
+        self, run: Path, record: dict[str, Any], every: int, keep: int, bar: Progress, task: Any
+    ) -> None:
         super().__init__()
-        self.run, self.record, self.every, self.bar, self.task = run, record, every, bar, task
+        self.run, self.record, self.every, self.keep = run, record, every, keep
+        self.bar, self.task = bar, task
         self.saved = record["steps"]
 
     def _on_rollout_start(self) -> None:
         # Here the last update is complete: parameters, optimizer and step count belong together.
         steps = self.model.num_timesteps
         if steps - self.saved >= self.every:
-            checkpoint.save_checkpoint(self.run, self.model.policy, _now(self.record, self.model))
+            checkpoint.save_checkpoint(self.run, self.model.policy, _now(self.record, self.model), self.keep)
             self.saved = steps
         episodes = self.model.ep_info_buffer
         status = f"reward {np.mean([e['r'] for e in episodes]):.2f}" if episodes else ""

@@ -80,8 +80,8 @@ def collect(
         str | None, typer.Option(help="Log a baseline, a trained run or module:Class instead.")
     ] = None,
     randomise: Annotated[
-        str, typer.Option(help="Decisions that are drawn at random.")
-    ] = "order,insert,request",
+        str, typer.Option(help="What is drawn at random; session: its own habits.")
+    ] = "order,insert,request,session",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -184,6 +184,7 @@ def fit(
         )
     print("fidelity on held-out sessions:")
     console.print_nested(metrics, 1)
+    print(f"peak memory: {console.peak_memory():,.0f} MB")
     print(f"scenario: {out}")
 
 

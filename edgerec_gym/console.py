@@ -101,3 +101,13 @@ def interruptible(message: str) -> Iterator[None]:
     except KeyboardInterrupt:
         note(f"interrupted: {message}")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in MB; nan where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import index
 from typing import Any
 
@@ -71,8 +72,9 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
 
     ## Arguments
     `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned" or "synthetic"), `split`, any
-    FeedConfig field, `render_mode` (None or "ansi"), `uncertainty` (how far the ensemble of learned users
-    disagrees, in `info`; slower). See :class:`~edgerec_gym.config.FeedConfig`.
+    FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None or "ansi"), `uncertainty`
+    (how far the ensemble of learned users disagrees, in `info`; slower), `members` (the networks that
+    learned users draw from, e.g. (0, 1); default all).
 
     ## Version History
     v0: first version; may change until release 0.1.0.
@@ -89,6 +91,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         split: str = "train",
         render_mode: str | None = None,
         uncertainty: bool = False,
+        members: Sequence[int] | None = None,
         **config: Any,
     ) -> None:
         self._vector = EdgeFeedVectorEnv(
@@ -99,6 +102,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             split=split,
             render_mode=render_mode,
             uncertainty=uncertainty,
+            members=members,
             autoreset_mode=AutoresetMode.DISABLED,
             **config,
         )

@@ -49,9 +49,12 @@ def play(
     sessions: int,
     seed: int,
     num_envs: int = 512,
+    members: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Sessions:
     """Play sessions of one policy on the `eval` split.
+
+    The arguments are those of :func:`evaluate`, and `members`, the networks that learned users draw from.
 
     Returns:
         Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
@@ -66,7 +69,13 @@ def play(
     size = min(num_envs, sessions)  # of every batch, the last one too: a policy keeps one row per session
     for first in range(0, sessions, size):
         env = EdgeFeedVectorEnv(
-            size, track=track_of(env_id), scenario=scenario, users=users, split="eval", copy=False
+            size,
+            track=track_of(env_id),
+            scenario=scenario,
+            users=users,
+            split="eval",
+            copy=False,
+            members=members,
         )
         wanted = min(size, sessions - first)
         chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted))

@@ -99,4 +99,5 @@ def episode_key(split, seed, episode):
     LEAVE_DRAW,
     POLICY_DRAW,
     POLICY_ITEM,
-) = range(28)
+    POLICY_SESSION,
+) = range(29)

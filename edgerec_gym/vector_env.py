@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         render_mode: None or "ansi".
         uncertainty: let learned users tell in `infos` how far the ensemble disagrees about the click of the
             card answered last (a standard deviation; several times slower).
+        members: networks of the ensemble that an episode of learned users draws from; None for all.
         **config: any FeedConfig field, e.g. `pool_size=60`.
 
     Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
@@ -67,6 +69,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         threads: int = 1,
         render_mode: str | None = None,
         uncertainty: bool = False,
+        members: Sequence[int] | None = None,
         **config: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -80,7 +83,7 @@ class EdgeFeedVectorEnv(VectorEnv):
             raise InputError(f"autoreset_mode must be one of {allowed}, got {autoreset_mode!r}") from None
         self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
         self.config = self.scenario.config.replace(**config)
-        self.users = make_users(users, self.scenario, self.config, uncertainty)
+        self.users = make_users(users, self.scenario, self.config, uncertainty, members)
         self.batch = FeedBatch(
             num_envs, track, self.config, self.scenario.catalog, self.users, split=split, threads=threads
         )

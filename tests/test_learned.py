@@ -115,6 +115,22 @@ def test_episodes_draw_members_and_starts_from_the_table(fitted):
     np.testing.assert_array_equal(again.features, start.features[[3, 7]])
 
 
+def test_members_can_be_chosen(fitted):
+    scenario = Scenario.load(fitted)
+    users = LearnedUsers(scenario, members=[2, 0])
+    play(users, scenario, 40, 3)
+    assert set(users._memory.member) == {0, 2}
+    whole, all_three = LearnedUsers(scenario), LearnedUsers(scenario, members=range(3))
+    (_, seen), (_, again) = play(whole, scenario, 20, 10), play(all_three, scenario, 20, 10)
+    for step, other in zip(seen, again, strict=True):
+        np.testing.assert_array_equal(step["response"], other["response"])
+    for wrong in ([], [3], [-1, 0]):
+        with pytest.raises(InputError, match="name some of the 3 networks"):
+            EdgeFeedEnv(scenario=scenario, members=wrong)
+    with pytest.raises(InputError, match="members are of learned users only"):
+        EdgeFeedEnv(scenario="lite", users="synthetic", members=[0])
+
+
 def test_uncertainty_follows_every_member_and_changes_no_answer(fitted):
     scenario = Scenario.load(fitted)
     watched = LearnedUsers(scenario, uncertainty=True)

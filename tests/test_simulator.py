@@ -11,7 +11,8 @@ from small_log import columns, writer
 
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import FeedConfig, preset
-from edgerec_gym.logs.collect import RandomisedPolicy, collect
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.logging_policy import RandomisedPolicy
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.simulator.dataset import SessionStream, plan_batches
 from edgerec_gym.simulator.export import export
@@ -272,8 +273,9 @@ def test_sessions_from_logs_are_what_the_users_saw(logs):
     batch = FeedBatch(60, "joint", config, spy.users.world.catalog, spy, split="log")
     batch.reset(np.arange(60), np.arange(60))
     policy, done = RandomisedPolicy(), np.zeros(60, np.bool_)
+    habits = policy.habits(np.arange(60))
     for slot in range(config.max_slots):
-        batch.step(policy.draw(batch, slot)[0], done)
+        batch.step(policy.draw(batch, slot, habits)[0], done)
         done = done | batch.arrays.terminated | batch.arrays.truncated
     [sessions] = SessionStream(LogReader(logs), None).chunks()
     index = np.flatnonzero(sessions.answered > 0)

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
-from edgerec_gym import random_stream as draws
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.logging_policy import DECISIONS, RandomisedPolicy
 from edgerec_gym.logs.schema import SCHEMA, list_column
 from edgerec_gym.logs.store import LogWriter
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
@@ -28,10 +27,6 @@ from edgerec_gym.users.base import CLICK, LEAVE, N_EXPOSURE_ACTIONS, N_PAGE_VIEW
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS_PER_PART = 500
-DECISIONS = ("order", "insert", "request")
-REQUEST_PROBABILITY = 0.03  # per slot where a request is legal
-INSERT_PROBABILITY = 0.15  # per slot where a card is legal
-ORDER_PROBABILITY = 0.5  # of a uniformly drawn pool row instead of the cloud's next
 DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle of each exposure bucket
 PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])
 
@@ -46,75 +41,6 @@ class Policy(Protocol):
 
     def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """Return (B,) actions."""
-
-
-@njit(cache=True)
-def _uniforms(keys, slot, out):
-    for row in range(keys.shape[0]):
-        for j in range(out.shape[1]):
-            out[row, j] = draws.uniform(keys[row], slot, draws.POLICY_DRAW, j)
-
-
-class RandomisedPolicy:
-    """Cloud order with random re-rankings, insertions and requests; the propensity of every action is known.
-
-    At each slot: request with probability 0.03 if legal; else, with probability 0.15, a uniformly drawn
-    legal card if there is one; else, with probability 0.5, a uniformly drawn pool row; else keep.
-
-    Args:
-        decisions: which of "order", "insert", "request" are randomised; the others stay at their default.
-    """
-
-    name = "randomised"
-
-    def __init__(self, decisions: Sequence[str] = DECISIONS) -> None:
-        for name in decisions:
-            if name not in DECISIONS:
-                raise InputError(f"cannot randomise {name!r}; allowed: {', '.join(DECISIONS)}")
-        self.request = REQUEST_PROBABILITY if "request" in decisions else 0.0
-        self.insert = INSERT_PROBABILITY if "insert" in decisions else 0.0
-        self.order = ORDER_PROBABILITY if "order" in decisions else 0.0
-
-    def draw(self, batch: FeedBatch, slot: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Draw actions of the joint track.
-
-        Returns:
-            action (B,) int64; its propensity (B,) float64; the probability of a request (B,) float64;
-            whether the action was drawn from more than one (B,) bool.
-        """
-        a, n_pool = batch.arrays, batch.config.pool_size
-        mask = a.observation_bytes[:, a.mask_at : a.mask_at + batch.n_actions] != 0
-        pool, cards = mask[:, :n_pool], mask[:, n_pool:-1]
-        u = np.empty((batch.num_envs, 5))
-        _uniforms(a.key, slot, u)
-        p_request = np.where(mask[:, -1], self.request, 0.0)
-        p_insert = (1 - p_request) * np.where(cards.any(axis=1), self.insert, 0.0)
-        p_order = (1 - p_request - p_insert) * self.order
-        p_keep = 1 - p_request - p_insert - p_order
-        row = _pick(pool, u[:, 1])
-        keep = pool.argmax(axis=1)
-        card = n_pool + _pick(cards, u[:, 2])
-        branch = u[:, 0]
-        request, insert = branch < p_request, branch < p_request + p_insert
-        order = branch < p_request + p_insert + p_order
-        action = np.where(request, batch.n_actions - 1, np.where(insert, card, np.where(order, row, keep)))
-        p_row = p_order / np.maximum(pool.sum(axis=1), 1)
-        propensity = np.where(
-            request,
-            p_request,
-            np.where(
-                insert,
-                p_insert / np.maximum(cards.sum(axis=1), 1),
-                p_row + np.where(action == keep, p_keep, 0),
-            ),
-        )
-        return action, propensity, p_request, propensity < 1.0
-
-
-def _pick(legal: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Column of the floor(u x count)-th legal entry of each row; 0 where none is."""
-    count = legal.cumsum(axis=1)
-    return (count > (u * count[:, -1]).astype(np.int64)[:, None]).argmax(axis=1)
 
 
 def collect(
@@ -216,6 +142,8 @@ def log_batch(
     start = a.observation[:, a.user_at : a.user_at + a.n_user].copy()
     if policy:
         policy.reset(np.ones(size, np.bool_))
+    ids = first_session + np.arange(size)
+    habits = randomised.habits(ids) if randomised else None
     done = np.arange(size) >= wanted
     steps: list[dict[str, Any]] = []
     slot = 0
@@ -227,9 +155,9 @@ def log_batch(
             step["cards"][row] = a.card_items[row][a.card_items[row] >= 0].tolist()
         step["page"], step["page_age"] = a.page.copy(), a.page_age.copy()
         step["page_requested"] = a.page_requested > 0
-        if randomised:
+        if randomised and habits:
             step["action"], step["propensity"], step["p_request"], step["randomised"] = randomised.draw(
-                batch, slot
+                batch, slot, habits
             )
         else:
             step["action"] = policy.act(batch.observation())  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.logs.collect import INSERT_PROBABILITY, ORDER_PROBABILITY
+from edgerec_gym.logs.logging_policy import ORDER_PROBABILITY, RandomisedPolicy
 from edgerec_gym.metrics import bootstrap
 from edgerec_gym.simulator.rollouts import Played
 from edgerec_gym.users.base import BUY, CLICK
@@ -67,13 +67,17 @@ def arms(
 
     The log holds the probability of the action drawn. How many rows were left, which of them is keep's, and
     with that whether a card was legal, follows from the pages and from the logging policy's rule
-    (:class:`~edgerec_gym.logs.collect.RandomisedPolicy`).
+    (:class:`~edgerec_gym.logs.logging_policy.RandomisedPolicy`).
     """
     n_pool = config.pool_size
     action = table["action"].fill_null(-1).to_numpy()
     propensity = table["propensity"].fill_null(1.0).to_numpy()
     p_request = table["request_propensity"].fill_null(0.0).to_numpy()
     usable = table["randomised"].to_numpy() & (action >= 0) & (propensity > 0)
+    ids, place = np.unique(table["session"].to_numpy(), return_inverse=True)
+    habits = RandomisedPolicy(randomise).habits(ids)
+    usable &= (habits.focus == 0)[place]  # rows of focused sessions are not drawn uniformly
+    p_insert = (1 - p_request) * habits.insert[place]
     # The session is cut at max_slots, which is not the user's doing, and its last cards are not answered.
     usable &= table["slot"].to_numpy() <= config.max_slots - config.lookahead - HORIZON
     keep, rows = keep_rows(table, config)
@@ -93,7 +97,7 @@ def arms(
         # Rows and cards were drawn uniformly: so many options times the probability of one.
         "order": (inverse(other, propensity * (rows - 1)), np.where(rows > 1, control, 0.0)),
         "insert": (
-            inverse(insert, (1 - p_request) * INSERT_PROBABILITY),
+            inverse(insert, p_insert),
             np.where(card_legal, control, 0.0),
         ),
         "request": (inverse(request, p_request), np.where(p_request > 0, control, 0.0)),

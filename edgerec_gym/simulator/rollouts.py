@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import SESSIONS_PER_PART, RandomisedPolicy, log_batch
+from edgerec_gym.logs.collect import SESSIONS_PER_PART, log_batch
+from edgerec_gym.logs.logging_policy import RandomisedPolicy
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario

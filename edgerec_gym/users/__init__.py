@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgerec_gym.config import FeedConfig
@@ -14,15 +15,25 @@ if TYPE_CHECKING:
 USERS = ("learned", "synthetic")
 
 
-def make_users(kind: str, scenario: Scenario, config: FeedConfig, uncertainty: bool = False) -> UserModel:
+def make_users(
+    kind: str,
+    scenario: Scenario,
+    config: FeedConfig,
+    uncertainty: bool = False,
+    members: Sequence[int] | None = None,
+) -> UserModel:
     """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind.
 
     With `uncertainty`, or a reward that has a weight for it, learned users tell how far they disagree.
+    `members` names the networks of the ensemble that an episode draws from; None for all.
     """
     if kind == "learned":
         from edgerec_gym.users.learned import LearnedUsers
 
-        return LearnedUsers(scenario, uncertainty=uncertainty or config.reward.uncertainty != 0)
+        disagreement = uncertainty or config.reward.uncertainty != 0
+        return LearnedUsers(scenario, uncertainty=disagreement, members=members)
+    if members is not None:
+        raise InputError("members are of learned users only")
     if kind == "synthetic":
         from edgerec_gym.users.synthetic import SyntheticUsers
 

@@ -7,6 +7,7 @@ it; the blocks are shared among worker threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -121,22 +122,33 @@ class LearnedUsers:
     Args:
         scenario: with learned users.
         uncertainty: let all members follow every session, to tell how far they disagree (slow).
+        members: networks that an episode draws from, e.g. (0, 1); None for the whole ensemble.
 
     Attributes:
         uncertainty: (B,) float32 standard deviation over the members of the probability that the card
             answered last is clicked; None unless asked for.
 
     Raises:
-        InputError: the scenario has no learned users, or its files are corrupted.
+        InputError: the scenario has no learned users, its files are corrupted, or it lacks such members.
     """
 
     name = "learned"
 
-    def __init__(self, scenario: Scenario, *, uncertainty: bool = False) -> None:
+    def __init__(
+        self, scenario: Scenario, *, uncertainty: bool = False, members: Sequence[int] | None = None
+    ) -> None:
         graph, weights = scenario.simulator_files()
         stamps = graph.stat().st_mtime_ns, weights.stat().st_mtime_ns
         self.simulator = _load_simulator(graph, weights, stamps)
         self._follow_all = uncertainty
+        count = self.simulator.members
+        chosen = list(range(count)) if members is None else list(members)
+        if not chosen or not set(chosen) <= set(range(count)):
+            raise InputError(
+                f"members = {chosen}: name some of the {count} networks of scenario {scenario.name!r}, "
+                f"numbered from 0"
+            )
+        self._members = np.array(chosen, np.int64)
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
         """Make room for `num_envs` sessions; InputError if the feed has other sizes than the logs had."""
@@ -205,8 +217,8 @@ class LearnedUsers:
         """Start new sessions; see :class:`~edgerec_gym.users.base.UserModel`."""
         starts, members = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         simulator, memory = self.simulator, self._memory
-        draw_starts(keys, len(simulator.hours), simulator.members, starts, members)
-        memory.member[rows] = members
+        draw_starts(keys, len(simulator.hours), len(self._members), starts, members)
+        memory.member[rows] = self._members[members]
         memory.user[rows] = simulator.features[starts]
         memory.last[rows] = 0.0
         memory.page_code[rows] = 0.0

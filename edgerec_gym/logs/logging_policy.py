@@ -1,0 +1,166 @@
+"""The default logging policy: all three decisions drawn at random, with known propensities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from edgerec_gym import random_stream as draws
+from edgerec_gym.batch import FeedBatch
+from edgerec_gym.errors import InputError
+
+DECISIONS = ("order", "insert", "request", "session")
+REQUEST_PROBABILITY = 0.03  # per slot where a request is legal
+INSERT_PROBABILITY = 0.15  # per slot where a card is legal
+ORDER_PROBABILITY = 0.5  # of a uniformly drawn pool row instead of the cloud's next
+# What sessions draw. Focus: how strongly the order follows what the user did a moment ago, in logits per unit
+# of match. Without it logs cannot tell how soon users tire of one category, nor what many requests are worth.
+FOCUS_STRENGTHS = (0.0, 0.0, 0.0, 3.0, 8.0, 30.0)
+FOCUSED_ORDER_PROBABILITY = 0.97
+INSERT_PROBABILITIES = (0.0, 0.05, 0.25)  # instead of INSERT_PROBABILITY
+REQUEST_PROBABILITIES = (0.01, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
+
+
+@njit(cache=True)
+def _uniforms(keys, slot, out):
+    for row in range(keys.shape[0]):
+        for j in range(out.shape[1]):
+            out[row, j] = draws.uniform(keys[row], slot, draws.POLICY_DRAW, j)
+
+
+class Habits(NamedTuple):
+    """What each of n sessions keeps to, (n,) float64 each.
+
+    Attributes:
+        focus: logits per unit of match with recent behaviour; 0 = uniform rows.
+        insert: probability of a card where one is legal.
+        request: probability of a request where it is legal.
+    """
+
+    focus: np.ndarray
+    insert: np.ndarray
+    request: np.ndarray
+
+
+def session_habits(session: np.ndarray) -> Habits:
+    """Habits of the sessions with these ids (n,); drawn by id, so that whoever reads the log knows them."""
+
+    def draw(options: tuple[float, ...], k: int) -> np.ndarray:
+        pick = [draws.below(len(options), np.uint64(i), 0, draws.POLICY_SESSION, k) for i in session]
+        return np.array(options)[np.array(pick, np.int64)]
+
+    return Habits(draw(FOCUS_STRENGTHS, 0), draw(INSERT_PROBABILITIES, 1), draw(REQUEST_PROBABILITIES, 2))
+
+
+class RandomisedPolicy:
+    """Cloud order with random re-rankings, insertions and requests; the propensity of every action is known.
+
+    At each slot: request with probability 0.03 if legal; else, with probability 0.15, a uniformly drawn
+    legal card if there is one; else, with probability 0.5, a uniformly drawn pool row; else keep.
+    With "session", sessions have habits of their own: probabilities of cards and requests, and every other
+    session re-ranks nearly always and draws the row from a softmax over base ctr logit + focus x match
+    with recent behaviour, as a device that re-ranks greedily would (the interest is the one of
+    :class:`~edgerec_gym.config.CloudConfig`, but never stale).
+
+    Args:
+        decisions: which of "order", "insert", "request" are randomised, the others stay at their default;
+            "session" needs all three.
+
+    Raises:
+        InputError: an unknown decision, or "session" without the other three.
+    """
+
+    name = "randomised"
+
+    def __init__(self, decisions: Sequence[str] = DECISIONS) -> None:
+        for name in decisions:
+            if name not in DECISIONS:
+                raise InputError(f"cannot randomise {name!r}; allowed: {', '.join(DECISIONS)}")
+        if "session" in decisions and not set(DECISIONS) <= set(decisions):
+            raise InputError("cannot randomise 'session' without order, insert and request")
+        self.request = REQUEST_PROBABILITY if "request" in decisions else 0.0
+        self.insert = INSERT_PROBABILITY if "insert" in decisions else 0.0
+        self.order = ORDER_PROBABILITY if "order" in decisions else 0.0
+        self.by_session = "session" in decisions
+
+    def habits(self, session: np.ndarray) -> Habits:
+        """Habits of the sessions with these ids (n,)."""
+        if self.by_session:
+            return session_habits(session)
+        return Habits(*(np.full(len(session), value) for value in (0.0, self.insert, self.request)))
+
+    def draw(
+        self, batch: FeedBatch, slot: int, habits: Habits
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draw actions of the joint track.
+
+        Args:
+            batch: of the joint track.
+            slot: the slot to fill.
+            habits: of the B sessions, see :meth:`habits`.
+
+        Returns:
+            action (B,) int64; its propensity (B,) float64; the probability of a request (B,) float64;
+            whether the action was drawn from more than one (B,) bool.
+        """
+        a, n_pool = batch.arrays, batch.config.pool_size
+        mask = a.observation_bytes[:, a.mask_at : a.mask_at + batch.n_actions] != 0
+        pool, cards = mask[:, :n_pool], mask[:, n_pool:-1]
+        u = np.empty((batch.num_envs, 3))
+        _uniforms(a.key, slot, u)
+        focus = habits.focus
+        p_request = np.where(mask[:, -1], habits.request, 0.0)
+        p_insert = (1 - p_request) * np.where(cards.any(axis=1), habits.insert, 0.0)
+        p_order = (1 - p_request - p_insert) * np.where(focus > 0, FOCUSED_ORDER_PROBABILITY, self.order)
+        p_keep = 1 - p_request - p_insert - p_order
+        p_row = _row_probability(batch, pool, focus)
+        row = _draw_row(p_row, u[:, 1])
+        keep = pool.argmax(axis=1)
+        card = n_pool + _draw_row(_uniform_over(cards), u[:, 2])
+        branch = u[:, 0]
+        request, insert = branch < p_request, branch < p_request + p_insert
+        order = branch < p_request + p_insert + p_order
+        action = np.where(request, batch.n_actions - 1, np.where(insert, card, np.where(order, row, keep)))
+        placed = np.minimum(action, n_pool - 1)
+        p_placed = p_order * np.take_along_axis(p_row, placed[:, None], axis=1)[:, 0]
+        propensity = np.where(
+            request,
+            p_request,
+            np.where(
+                insert,
+                p_insert / np.maximum(cards.sum(axis=1), 1),
+                p_placed + np.where(action == keep, p_keep, 0),
+            ),
+        )
+        return action, propensity, p_request, propensity < 1.0
+
+
+def _row_probability(batch: FeedBatch, legal: np.ndarray, focus: np.ndarray) -> np.ndarray:
+    """Probability of each pool row if the order is drawn, (B, N)."""
+    probability = _uniform_over(legal)
+    focused = np.flatnonzero(focus > 0)
+    if len(focused):
+        interest = batch.arrays.interest[focused].astype(np.float64)
+        pool = batch.observation(copy=False)["pool"][focused]
+        match = (pool[:, :, : interest.shape[1]] @ interest[:, :, None])[:, :, 0]
+        match /= 1 + np.linalg.norm(interest, axis=1, keepdims=True)
+        ctr = np.clip(pool[:, :, interest.shape[1] + 1], 1e-6, 1 - 1e-6).astype(np.float64)
+        score = np.log(ctr / (1 - ctr)) + focus[focused, None] * match
+        score = np.where(legal[focused], score, -np.inf)
+        weight = np.exp(score - score.max(axis=1, keepdims=True))
+        probability[focused] = weight / weight.sum(axis=1, keepdims=True)
+    return probability
+
+
+def _uniform_over(legal: np.ndarray) -> np.ndarray:
+    """Equal probabilities of the legal entries of each row; zeros where none is."""
+    return legal / np.maximum(legal.sum(axis=1, keepdims=True), 1)
+
+
+def _draw_row(probability: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Entry of each row that u in [0, 1) falls on; 0 where all probabilities are 0."""
+    total = probability.cumsum(axis=1)
+    return (total > (u * total[:, -1])[:, None]).argmax(axis=1)
