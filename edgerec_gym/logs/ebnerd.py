@@ -52,7 +52,7 @@ SCALARS = {
     "base_ctr": "popularity: sigmoid of a logit of decayed click and view shares",
     "base_cvr": "repeats: how often the user was shown the article before, 0..4, divided by 4",
     "freshness": "exp(-age / 24 h); age since first shown, or first read before the train week",
-    "price_level": "recent clicks per view, half-life 30 minutes",
+    "price_level": "share of all recent views, half-life 30 minutes: log(1 + 4000 x share) / log(4001)",
 }
 PROFILE = (
     "device: desktop -1, mobile or unknown 0, tablet 1",

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 USERS = ("learned", "synthetic")
 
 
-def make_users(kind: str, scenario: Scenario, config: FeedConfig, uncertainty: bool = False) -> UserModel:
+def make_users(
+    kind: str | UserModel, scenario: Scenario, config: FeedConfig, uncertainty: bool = False
+) -> UserModel:
     """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind.
+
+    Users made elsewhere (a :class:`UserModel`) are taken as they are; they serve one environment at a time.
 
     With `uncertainty`, or a reward that has a weight for it, learned users tell how far they disagree.
     """
+    if not isinstance(kind, str):
+        return kind
     if kind == "learned":
         from edgerec_gym.users.learned import LearnedUsers
 
