@@ -2,13 +2,14 @@
 
     python -m benchmarks.cross_simulator BUNDLE [--out runs/cross_simulator] [--quick]
 
-Real logs have no ground truth. So: simulator 1 is fitted on the train week of an EB-NeRD bundle (networks, `edgerec
-fit`), policies are trained in it, and all are scored again in simulator 2, boosted trees fitted on the validation
-week (benchmarks/click_trees.py). Both play the same feed: the same articles, cloud, rules and random numbers.
+Real logs have no ground truth. So: simulator 1 is fitted on the train week of an EB-NeRD bundle (networks,
+`edgerec fit`), policies are trained in it, and all are scored again in simulator 2, boosted trees fitted on the
+validation week (benchmarks/click_trees.py). Both play the same feed: the same articles, cloud, rules and random
+numbers.
 
 Prints the table and writes benchmarks/results/cross_simulator.json. An interrupted run resumes: the fit, each
-training, and each (policy, simulator) that was scored. `--quick` shows every part in two minutes and writes its
-figures into the folder of the run only.
+training, and each (policy, simulator) that was scored. `--quick` shows every part in a minute or two and writes
+its figures into the folder of the run only.
 """
 
 from __future__ import annotations
@@ -128,11 +129,10 @@ def run(bundle: Path, out: Path, settings: dict[str, int], tell: Callable[[str],
     tell("policies trained")
     values: Values = {}
     for k, policy in enumerate(policies):
+        simulators: tuple[str | UserModel, ...] = ("learned", trees)
         values[policy.name] = [
-            scored(
-                policy, users, scenario, settings["sessions"], out / f"policy{k}-simulator{number}.parquet"
-            )
-            for number, users in ((1, "learned"), (2, trees))
+            scored(policy, users, scenario, settings["sessions"], out / f"policy{k}-simulator{n}.parquet")
+            for n, users in enumerate(simulators, 1)
         ]
         tell(f"scored {policy.name}")
     return {
