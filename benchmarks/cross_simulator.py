@@ -3,13 +3,13 @@
     python -m benchmarks.cross_simulator BUNDLE [--out runs/cross_simulator] [--quick]
 
 Real logs have no ground truth. So: simulator 1 is fitted on the train week of an EB-NeRD bundle (networks,
-`edgerec fit`), policies are trained in it, and all are scored again in simulator 2, boosted trees fitted on the
-validation week (benchmarks/click_trees.py). Both play the same feed: the same articles, cloud, rules and random
-numbers.
+`edgerec fit`), policies are trained in it, and all are scored again in simulator 2, boosted trees fitted on
+the validation week (benchmarks/click_trees.py). Both play the same feed: the same articles, cloud, rules and
+random numbers.
 
 Prints the table and writes benchmarks/results/cross_simulator.json. An interrupted run resumes: the fit, each
-training, and each (policy, simulator) that was scored. `--quick` shows every part in a minute or two and writes
-its figures into the folder of the run only.
+training, and each (policy, simulator) that was scored. `--quick` shows every part in a minute or two and
+writes its figures into the folder of the run only.
 """
 
 from __future__ import annotations

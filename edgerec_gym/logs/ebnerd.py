@@ -14,7 +14,8 @@ their scalars as of the beginning of the validation week; what was not seen by t
 article.
 
 What the data cannot tell is in :data:`UNIDENTIFIED`. Beside it: impressions without a click were not
-published; and most articles are newer than the reads that embeddings come from, so they have none.
+published; most articles are newer than the reads that embeddings come from, so they have none; and which
+articles count as in view, and how many, may depend on how far the user scrolled before the click.
 """
 
 from __future__ import annotations

@@ -58,11 +58,11 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, dict[str, float]]:
 
     Returns:
         By model, `impression_auc` (mean AUC over the impressions of the validation week) and `click_auc`
-        (over all its slots): "popularity" ranks by base_ctr alone; the others are 200 LightGBM trees trained on the
-        train week: "boosted_trees" on seven streaming features of one article, "lambdarank_trees" on the same
-        by the lambdarank objective (Burges, 2010), "lambdarank_trees_page" also on the features' means over
-        the impression and on its size. The scores of lambdarank are comparable within an impression only, so
-        its `click_auc` means little.
+        (over all its slots): "popularity" ranks by base_ctr alone; the others are 200 LightGBM trees trained
+        on the train week: "boosted_trees" on seven streaming features of one article, "lambdarank_trees" on
+        the same by the lambdarank objective (Burges, 2010), "lambdarank_trees_page" also on the features'
+        means over the impression and on its size. The scores of lambdarank are comparable within an
+        impression only, so its `click_auc` means little.
 
     Raises:
         InputError: if the folder is not a converted bundle.
