@@ -128,7 +128,9 @@ class FeedBatch:
         self.arrays = a = allocate(config, track, num_envs, self.split, ranking)
         users.allocate(num_envs, config, self._workers)
         self._feed, self._cloud = Table(a), Table(cloud)
-        self._focus = Focus(a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key)
+        self._focus = Focus(
+            a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key, a.window_page
+        )
         self._play = np.full(num_envs, PLAY, np.int8)
         self._no_actions = np.zeros(num_envs, np.int64)
         self._no_copies = a.observation[:0]

@@ -158,7 +158,7 @@ def fit(
     from edgerec_gym.simulator.fit import fit
 
     real = is_ebnerd(logs)
-    reference: dict[str, float] = {}
+    reference: dict[str, dict[str, float]] = {}
     with console.interruptible(f"what is finished in {out} is kept; the same command resumes"):
         if real:
             with console.progress_bar("convert") as progress:
@@ -174,12 +174,17 @@ def fit(
         return
     if real:
         console.print_table(
-            "validation week: click AUC within an impression, mean over impressions",
-            ["ranked by", "AUC"],
+            "validation week: click AUC within an impression (mean over impressions) and over all slots",
+            ["ranked by", "within", "all"],
             [
-                ["item popularity", f"{reference['popularity']:.3f}"],
-                ["200 boosted trees on 7 streaming features", f"{reference['boosted_trees']:.3f}"],
-                ["learned users", f"{metrics['impression_auc']:.3f}"],
+                [label, f"{found['impression_auc']:.3f}", f"{found['click_auc']:.3f}"]
+                for label, found in (
+                    ("item popularity", reference["popularity"]),
+                    ("200 boosted trees on 7 streaming features", reference["boosted_trees"]),
+                    ("the same, lambdarank objective", reference["lambdarank_trees"]),
+                    ("the same, with means over the impression", reference["lambdarank_trees_page"]),
+                    ("learned users", metrics),
+                )
             ],
         )
     print("fidelity on held-out sessions:")

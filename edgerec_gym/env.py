@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.state import REWARD_TERMS
-from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY
+from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
 from edgerec_gym.vector_env import RENDER_MODES, EdgeFeedVectorEnv
 
 _ROW = np.zeros(1, np.int64)  # the only row of the batch
@@ -71,10 +71,10 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
     Terminated when the user leaves; truncated at `max_slots` slots.
 
     ## Arguments
-    `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned" or "synthetic"), `split`, any
-    FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None or "ansi"), `uncertainty`
-    (how far the ensemble of learned users disagrees, in `info`; slower), `members` (the networks that
-    learned users draw from, e.g. (0, 1); default all).
+    `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned", "synthetic" or a UserModel),
+    `split`, any FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None or "ansi"),
+    `uncertainty` (how far the ensemble of learned users disagrees, in `info`; slower), `members` (the
+    networks that learned users draw from, e.g. (0, 1); default all).
 
     ## Version History
     v0: first version; may change until release 0.1.0.
@@ -87,7 +87,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         *,
         track: str = "joint",
         scenario: str | Scenario = "default",
-        users: str = "learned",
+        users: str | UserModel = "learned",
         split: str = "train",
         render_mode: str | None = None,
         uncertainty: bool = False,

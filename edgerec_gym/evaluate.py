@@ -20,7 +20,7 @@ from edgerec_gym.metrics import (
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY
+from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY, UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 KEEP, REFERENCE = "keep", "oracle"
@@ -45,7 +45,7 @@ def play(
     *,
     env_id: str,
     scenario: str | Scenario,
-    users: str,
+    users: str | UserModel,
     sessions: int,
     seed: int,
     num_envs: int = 512,

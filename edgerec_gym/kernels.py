@@ -148,6 +148,8 @@ def _land(feed, row, where):
         feed.window_requested[row, j] = feed.window_requested[row, j + 1]
         for k in range(width):
             feed.window_cards[row, j, k] = feed.window_cards[row, j + 1, k]
+        for k in range(feed.page_summary.shape[1]):
+            feed.window_page[row, j, k] = feed.window_page[row, j + 1, k]
     if where < feed.n_pool:
         item, at, card_type = feed.pool_items[row, where], feed.pool_at + where * n_features, 0
         feed.pool_items[row, where] = NO_ITEM
@@ -168,6 +170,8 @@ def _land(feed, row, where):
     feed.window_items[row, newest] = item
     feed.window_age[row, newest] = feed.page_age[row]
     feed.window_requested[row, newest] = feed.page_requested[row]
+    for k in range(feed.page_summary.shape[1]):
+        feed.window_page[row, newest, k] = feed.page_summary[row, k]
     mark_shown(feed, row, item)
     feed.type_count[row, card_type] += 1
     feed.type_last[row, card_type] = feed.slot[row]

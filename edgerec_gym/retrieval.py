@@ -23,9 +23,12 @@ from edgerec_gym.random_stream import (
 )
 from edgerec_gym.selection import best_first
 from edgerec_gym.state import NO_ITEM, UNUSED
+from edgerec_gym.users.learned_layout import LEAST_CTR
 
 WAS_SHOWN, LEFT_BY_QUOTA, TAKEN = range(3)
-BASE_LOGIT = 1  # column of an item's scalars, after the embedding
+PRICE_LEVEL, BASE_LOGIT, BASE_CVR, FRESHNESS = range(4)  # columns of an item's scalars, after the embedding
+N_MEANS = 4  # the same columns of a page's summary
+MOST_LOGIT = math.log(1 / LEAST_CTR - 1)
 
 
 @kernel
@@ -137,6 +140,8 @@ def _scan(cloud, ranking, worker, key, slot, first, n_items, found, size, group)
 @kernel
 def _fill_pool(feed, cloud, row, worker, found):
     """Best first, at most `quota` of one category while others can fill the page."""
+    for k in range(N_MEANS):
+        feed.page_summary[row, k] = 0.0
     ranking, n_pool = feed.ranking, feed.n_pool
     order, taken = ranking.order[worker], ranking.bucket[worker]
     best_first(ranking.rank[worker], found, order, taken, ranking.first[worker])
@@ -153,7 +158,20 @@ def _fill_pool(feed, cloud, row, worker, found):
             item = ranking.item[worker, j]
             feed.pool_items[row, r] = item
             _write_item(feed, cloud, row, feed.pool_at + r * feed.n_features, item, ranking.score[worker, j])
+            if r < feed.page_size:
+                _add_to_summary(feed, cloud, row, item, ranking.score[worker, j])
             r += 1
+
+
+@kernel
+def _add_to_summary(feed, cloud, row, item, score):
+    """Count one of the page's first candidates in the means of the page."""
+    at, share = feed.n_embedding, 1.0 / feed.page_size
+    logit = min(max(score + cloud.score_offset, -MOST_LOGIT), MOST_LOGIT)
+    feed.page_summary[row, PRICE_LEVEL] += share * cloud.items[item, at + PRICE_LEVEL]
+    feed.page_summary[row, BASE_LOGIT] += share * logit
+    feed.page_summary[row, BASE_CVR] += share * cloud.items[item, at + BASE_CVR]
+    feed.page_summary[row, FRESHNESS] += share * cloud.items[item, at + FRESHNESS]
 
 
 @kernel

@@ -26,7 +26,7 @@ from edgerec_gym.arrays import (
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.selection import Ranking
 from edgerec_gym.spaces import TRACKS, observation_dtype
-from edgerec_gym.users.base import CONTEXT_SIZE, FOCUSED, RESPONSE_SIZE, WINDOW
+from edgerec_gym.users.base import CONTEXT_SIZE, FOCUSED, PAGE_SUMMARY, RESPONSE_SIZE, WINDOW
 
 REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave", "uncertainty")
 NO_ITEM = -1
@@ -94,6 +94,8 @@ class FeedArrays(NamedTuple):
     window_items: Int32Matrix  # (B, W), -1 where absent
     window_age: Int32Matrix  # (B, W), page_age when placed
     window_requested: Int32Matrix  # (B, W), page_requested when placed
+    window_page: Float32Cube  # (B, W, 5), page_summary when placed
+    page_summary: Float32Matrix  # (B, 5), of the page that arrived last (users/base.py)
     interest: Float64Matrix  # (B, d), decayed evidence of behaviour, on the device
     known_interest: Float64Matrix  # (B, d), what of it has reached the cloud
     wire_interest: Float64Matrix  # (B, d), what the page on the wire is built from
@@ -188,6 +190,8 @@ def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking:
         window_items=ints(window),
         window_age=ints(window),
         window_requested=ints(window),
+        window_page=np.zeros((batch, window, len(PAGE_SUMMARY)), np.float32),
+        page_summary=np.zeros((batch, len(PAGE_SUMMARY)), np.float32),
         interest=interest(),
         known_interest=interest(),
         wire_interest=interest(),

@@ -17,7 +17,7 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users import make_users
-from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY
+from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
 
 RENDER_MODES = ("ansi",)
 
@@ -29,7 +29,8 @@ class EdgeFeedVectorEnv(VectorEnv):
         num_envs: number of environments.
         track: "joint" (EdgeFeed), "rerank", "mix" or "request".
         scenario: a shipped name, a scenario folder, or a Scenario.
-        users: "learned" (the simulator fitted on logs) or "synthetic" (the hidden ground truth).
+        users: "learned" (the simulator fitted on logs), "synthetic" (the hidden ground truth), or your own
+            :class:`~edgerec_gym.users.base.UserModel`, which serves one environment at a time.
         split: "log", "train" or "eval"; their episodes never meet.
         autoreset_mode: NEXT_STEP (the step after an end resets, its action is ignored), SAME_STEP (the
             ended row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
@@ -62,7 +63,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         *,
         track: str = "joint",
         scenario: str | Scenario = "default",
-        users: str = "learned",
+        users: str | UserModel = "learned",
         split: str = "train",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,

@@ -259,4 +259,6 @@ def test_demo_bundle(tmp_path: Path) -> None:
     assert set(rows["day"]) == set(range(14)) and rows["slot"].to_numpy().max() < FEED.max_slots
     assert rows.filter(pl.col("day") >= 7).height == slots[1]
     found = ebnerd_reference(tmp_path / "log")
-    assert 0.6 < found["popularity"] < found["boosted_trees"] < 0.8
+    auc = {name: figures["impression_auc"] for name, figures in found.items()}
+    assert 0.6 < auc["popularity"] < auc["boosted_trees"] < auc["lambdarank_trees"] < 0.8
+    assert auc["lambdarank_trees"] < auc["lambdarank_trees_page"] < 0.82

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from small_ebnerd import BEGIN, Frames, MadeUp, bundle, convert
 
 from edgerec_gym.errors import InputError
@@ -15,6 +17,7 @@ from edgerec_gym.logs import ebnerd_features
 from edgerec_gym.logs.ebnerd import ebnerd_reference
 from edgerec_gym.logs.ebnerd_features import article_embeddings, decayed_before
 from edgerec_gym.logs.reference import impression_auc
+from edgerec_gym.logs.store import LogReader
 
 pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
@@ -57,8 +60,8 @@ def test_scalars_against_direct_sums(made_up: MadeUp) -> None:
         if row["article"] in first_read:
             seen.append((first_read[row["article"]] - BEGIN).total_seconds())
         assert row["freshness"] == pytest.approx(np.exp(-max(now - min(seen), 0) / 86400), abs=1e-5)
-        rate = (decayed(same & click, 0.5) + 0.1) / (decayed(same, 0.5) + 1)
-        assert row["price_level"] == pytest.approx(rate, rel=1e-4)
+        share = decayed(same, 0.5) / max(decayed(earlier, 0.5), 1)
+        assert row["price_level"] == pytest.approx(np.log(1 + 4000 * share) / np.log(4001), rel=1e-4)
         clicks = decayed(same & click, 4) / max(decayed(earlier & click, 4), 1)
         views = decayed(same, 2) / max(decayed(earlier, 2), 1)
         logit = -0.87 + 0.49 * (np.log(clicks + 1e-4) - np.log(views + 1e-3) / 2)
@@ -116,6 +119,88 @@ def test_nothing_depends_on_the_future(made_up: MadeUp, tmp_path: Path) -> None:
         assert not other.filter(~before).select(FEATURES).equals(rows.filter(~before).select(FEATURES))
 
 
+def rewrite_from(frames: Frames, moment: datetime, seed: int) -> Frames:
+    """Other clicks and reading times from a second on; after it also other articles, half as many pages."""
+    rng = np.random.default_rng(seed)
+    changed = {}
+    for name, frame in frames.items():
+        if "history" in name:
+            # Reads of the train week are in the validation week's history.
+            replace = name.startswith("validation") and moment < BEGIN + timedelta(days=7)
+            changed[name] = bundle(seed + 1)[name] if replace else frame
+            continue
+        time = frame["impression_time"]
+        shuffled = frame["article_ids_inview"].gather(_shuffle_after(time, moment, rng))
+        kept = (time <= moment).to_numpy() | (rng.random(len(frame)) < 0.5)
+        late = pl.col("impression_time") >= moment
+        frame = frame.with_columns(
+            article_ids_inview=shuffled,
+            next_read_time=pl.when(late).then(pl.lit(7.0, pl.Float32)).otherwise("next_read_time"),
+            device_type=pl.when(pl.col("impression_time") > moment)
+            .then(pl.lit(1, pl.Int8))
+            .otherwise("device_type"),
+        )
+        changed[name] = reverse_clicks(frame, moment).filter(kept)
+    return changed
+
+
+def _shuffle_after(time: pl.Series, moment: datetime, rng: np.random.Generator) -> np.ndarray:
+    order, after = np.arange(len(time)), np.flatnonzero((time > moment).to_numpy())
+    order[after] = rng.permutation(after)
+    return order
+
+
+def model_inputs(frames: Frames, folder: Path, rows: pl.DataFrame) -> pl.DataFrame:
+    """What a network makes of every slot before its answer, by user, second and article."""
+    torch = pytest.importorskip("torch")
+    from edgerec_gym.simulator.dataset import SessionStream
+    from edgerec_gym.simulator.model import UserNetwork
+
+    reader = LogReader(folder / "log")
+    [sessions] = SessionStream(reader, None).chunks()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        network = UserNetwork(reader.config, reader.unidentified, hidden=12)
+        network.heads.weight.mul_(30)
+        batch = sessions.batch(np.arange(len(sessions)), np.ones(len(sessions)))
+        probability = network.forward_sequence(batch)[0]["click_probability"].double().numpy()
+    placed = sessions.answered_rows(np.arange(len(sessions)))
+    return rows.select("user", "article", *FEATURES[1:]).with_columns(
+        clock=_clock(frames, rows),
+        page=pl.Series(sessions.summary[placed].tolist()),
+        probability=probability,
+    )
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.generate],  # to shrink an example takes minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(place=st.floats(0.02, 0.98), seed=st.integers(0, 1000))
+def test_inputs_of_an_impression_know_neither_its_answer_nor_what_comes_later(
+    made_up: MadeUp, tmp_path_factory: pytest.TempPathFactory, place: float, seed: int
+) -> None:
+    """Everything that the model reads, and so what it expects, is the same for it and all earlier ones."""
+    frames, folder, rows, _ = made_up
+    times = pl.concat([frames[f"{split}/behaviors.parquet"] for split in ("train", "validation")])
+    moment = times["impression_time"].sort()[int(place * len(times))]
+    changed = rewrite_from(frames, moment, seed)
+    other_folder = tmp_path_factory.mktemp("changed")
+    other_rows, _ = convert(changed, other_folder)
+    second = (moment - BEGIN).total_seconds()
+    found, wanted = (
+        model_inputs(*of).filter(pl.col("clock") <= second).sort("clock", "user", "article")
+        for of in ((changed, other_folder, other_rows), (frames, folder, rows))
+    )
+    assert found["clock"].max() == second and found["probability"].n_unique() > len(found) / 2
+    assert found.drop("probability", "page").equals(wanted.drop("probability", "page"))
+    for column in ("page", "probability"):
+        pair = (np.stack(frame[column].to_list()) for frame in (found, wanted))
+        np.testing.assert_allclose(*pair, atol=1e-6)
+
+
 def test_the_train_week_knows_nothing_of_the_validation_week(made_up: MadeUp, tmp_path: Path) -> None:
     """Not of its impressions, nor of the reads before it, part of which happened in the train week."""
     frames, _, rows, _ = made_up
@@ -166,8 +251,9 @@ def test_reference(made_up: MadeUp, tmp_path: Path) -> None:
     page = late.select(pl.struct("session", "page").rank("dense")).to_series().to_numpy()
     popularity = impression_auc(late["base_ctr"].to_numpy(), late["click"].to_numpy(), page)
     found = ebnerd_reference(folder / "log")
-    assert found["popularity"] == pytest.approx(popularity, abs=1e-4)
-    assert popularity > 0.52 and found["boosted_trees"] > 0.52  # even articles are clicked more
+    assert found["popularity"]["impression_auc"] == pytest.approx(popularity, abs=1e-4)
+    for figures in found.values():
+        assert figures["impression_auc"] > 0.52  # even articles are clicked more
     with pytest.raises(InputError, match=r"reference\.parquet is not readable; convert the bundle again"):
         ebnerd_reference(tmp_path)
 

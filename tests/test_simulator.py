@@ -23,10 +23,12 @@ from edgerec_gym.users.base import (
     BUY,
     CLICK,
     CLICK_PROBABILITY,
+    FOCUSED,
     HOUR,
     LEAVE,
     N_PAGE_VIEWS,
     PAGE_AGE,
+    PAGE_SUMMARY,
     PAGE_VIEW,
     PURCHASE_PROBABILITY,
     RESPONSE_SIZE,
@@ -74,8 +76,9 @@ def random_sessions(
     actions = np.concatenate([looks, click, opened, np.zeros((b, t, 1))], -1)
     actions *= (np.arange(t) < length[:, None])[:, :, None]
     user = rng.uniform(-1, 1, (b, config.n_user_features))
-    inputs = [torch.tensor(values).float() for values in (cards, context, user, actions)]
-    return SessionBatch(inputs[0], inputs[1], inputs[2], inputs[3], torch.tensor(length), torch.ones(b))
+    page = rng.normal(size=(b, t, len(PAGE_SUMMARY)))
+    *inputs, page = (torch.tensor(values).float() for values in (cards, context, user, actions, page))
+    return SessionBatch(*inputs, torch.tensor(length), torch.ones(b), page)
 
 
 def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int) -> UserNetwork:
@@ -124,7 +127,9 @@ def look(batch: SessionBatch, t: int, keys: np.ndarray) -> Focus:
     n = len(keys)
     cards = np.ascontiguousarray(batch.cards[:, t : t + WINDOW].numpy())
     context = np.ascontiguousarray(batch.context[:, t].numpy())
-    return Focus(np.ones(n, np.bool_), cards, np.zeros((n, WINDOW), np.int32), context, keys)
+    pages = np.zeros((n, WINDOW, len(PAGE_SUMMARY)), np.float32)
+    pages[:, FOCUSED] = batch.page[:, t]
+    return Focus(np.ones(n, np.bool_), cards, np.zeros((n, WINDOW), np.int32), context, keys, pages)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,9 @@ def test_answers_follow_the_heads(tmp_path):
     network = random_network(CONFIG, (), 1)
     one = random_sessions(CONFIG, (), sessions=4, slots=4)
     n = 40_000
-    same = {name: getattr(one, name)[:1].repeat_interleave(n, 0) for name in ("cards", "context", "user")}
+    same = {
+        name: getattr(one, name)[:1].repeat_interleave(n, 0) for name in ("cards", "context", "user", "page")
+    }
     first = one._replace(**same)
     users = play_users(Exported(tmp_path, [network], CONFIG), CONFIG, first.user.numpy(), 0)
     focus = look(first, 0, np.arange(n, dtype=np.uint64))
@@ -173,6 +180,7 @@ def test_answers_follow_the_heads(tmp_path):
         answers[:, None],
         torch.ones(n, dtype=torch.int64),
         torch.ones(n),
+        one.page[:1, :1].expand(n, -1, -1),
     )
     with torch.no_grad():
         logits, _ = network.forward_sequence(batch)
@@ -288,6 +296,27 @@ def test_sessions_from_logs_are_what_the_users_saw(logs):
             np.testing.assert_array_equal(found.cards[j, t : t + WINDOW], cards[row])
             np.testing.assert_array_equal(found.context[j, t], context[row])
             np.testing.assert_allclose(found.actions[j, t], response[row, : LEAVE + 1], atol=1e-6)
+
+
+def test_the_summary_of_a_page_is_the_same_in_the_feed_and_in_its_log(tmp_path):
+    """Cloud order shows a whole page: its first page_size candidates, which is what a log knows of it."""
+    collect(tmp_path / "keep", preset_name="lite", sessions=30, randomise=())
+    config, synthetic = preset("lite")
+    users = SyntheticUsers(synthetic, config)
+    batch = FeedBatch(30, "joint", config, users.world.catalog, users, split="log")
+    batch.reset(np.arange(30), np.arange(30))
+    [sessions] = SessionStream(LogReader(tmp_path / "keep"), None).chunks()
+    done, whole = np.zeros(30, np.bool_), 0
+    for slot in range(config.max_slots):
+        arrays = batch.arrays
+        batch.step(np.zeros(30, np.int64) + batch.observation(copy=False)["action_mask"].argmax(axis=1), done)
+        for row in np.flatnonzero(~done):
+            logged = sessions.summary[sessions.starts[row] + slot]
+            if logged[-1] == 0:  # all of its page_size cards were placed
+                np.testing.assert_allclose(arrays.window_page[row, arrays.newest], logged, atol=1e-5)
+                whole += 1
+        done = done | arrays.terminated | arrays.truncated
+    assert whole > 300 and np.ptp(sessions.summary[:, :4], axis=0).min() > 0.01
 
 
 def test_a_log_that_does_not_fit_is_streamed(tmp_path):

@@ -14,7 +14,8 @@ their scalars as of the beginning of the validation week; what was not seen by t
 article.
 
 What the data cannot tell is in :data:`UNIDENTIFIED`. Beside it: impressions without a click were not
-published; and most articles are newer than the reads that embeddings come from, so they have none.
+published; most articles are newer than the reads that embeddings come from, so they have none; and which
+articles count as in view, and how many, may depend on how far the user scrolled before the click.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ SCALARS = {
     "base_ctr": "popularity: sigmoid of a logit of decayed click and view shares",
     "base_cvr": "repeats: how often the user was shown the article before, 0..4, divided by 4",
     "freshness": "exp(-age / 24 h); age since first shown, or first read before the train week",
-    "price_level": "recent clicks per view, half-life 30 minutes",
+    "price_level": "share of all recent views, half-life 30 minutes: log(1 + 4000 x share) / log(4001)",
 }
 PROFILE = (
     "device: desktop -1, mobile or unknown 0, tablet 1",

@@ -18,14 +18,15 @@ from edgerec_gym.errors import MissingExtraError
 HOUR = 3600.0
 FOREVER = np.inf  # half-life of a plain count
 # (is it a count of clicks?, half-life in seconds) of the sums kept for each article
-SUMS = ((1, 4 * HOUR), (0, 2 * HOUR), (1, HOUR / 2), (0, HOUR / 2), (1, HOUR), (1, 24 * HOUR), (0, 24 * HOUR))
-TRAFFIC = SUMS[:2]  # the same two over all articles
+SUMS = ((1, 4 * HOUR), (0, 2 * HOUR), (0, HOUR / 2), (1, HOUR), (1, 24 * HOUR), (0, 24 * HOUR))
+TRAFFIC = SUMS[:3]  # the same three over all articles
 PAIR_SUMS = ((0, FOREVER), (1, FOREVER))  # of one user with one article
 # Popularity: INTERCEPT + SLOPE * (log click share - log(view share) / 2). The form and the half-lives have
 # the best impression-level AUC on the train week of the demo bundle; a logistic regression on that week
 # gave intercept and slope. Shares do not depend on the volume of the bundle.
 CLICK_SHARE_PRIOR, VIEW_SHARE_PRIOR = 1e-4, 1e-3
 INTERCEPT, SLOPE = -0.87, 0.49
+EXPOSURE_PRIOR = 2.5e-4  # share of views; below it, shares are hard to tell apart
 FRESH_SECONDS = 24 * HOUR
 MOST_REPEATS = 4
 MIN_READERS = 3  # of an article with an embedding
@@ -45,15 +46,15 @@ class ItemSignals(NamedTuple):
 
     Attributes:
         logit: (n,) popularity, a click logit.
-        click_rate: (n,) recent clicks per view, in 0..1.
+        exposure: (n,) share of all recent views on a logarithmic scale, in 0..1.
         age: (n,) seconds since the article was first seen.
         repeats: (n,) earlier views by this user.
         clicks_before: (n,) earlier clicks by this user.
-        sums: (n, 7) decayed sums, columns of SUMS.
+        sums: (n, 6) decayed sums, columns of SUMS.
     """
 
     logit: np.ndarray
-    click_rate: np.ndarray
+    exposure: np.ndarray
     age: np.ndarray
     repeats: np.ndarray
     clicks_before: np.ndarray
@@ -62,7 +63,7 @@ class ItemSignals(NamedTuple):
     def scalars(self) -> np.ndarray:
         """Return price_level, base logit, base_cvr and freshness as logs and catalogue hold them, (n, 4)."""
         columns = (
-            self.click_rate,
+            self.exposure,
             self.logit,
             np.minimum(self.repeats, MOST_REPEATS) / MOST_REPEATS,
             np.exp(-self.age / FRESH_SECONDS),
@@ -149,13 +150,13 @@ def item_signals(
     repeats, clicks_before = sums(np.concatenate([pair, np.full(n_items, pair.max() + 1)]), PAIR_SUMS).T
     first_seen = first_read.copy()
     np.minimum.at(first_seen, item[:n], seconds[:n])
-    share = article[:, :2] / np.maximum(traffic, 1.0)
+    share = article[:, :3] / np.maximum(traffic, 1.0)
     logit = INTERCEPT + SLOPE * (
         np.log(share[:, 0] + CLICK_SHARE_PRIOR) - np.log(share[:, 1] + VIEW_SHARE_PRIOR) / 2
     )
     signals = (
         logit,
-        (article[:, 2] + 0.1) / (article[:, 3] + 1.0),
+        np.log1p(np.minimum(share[:, 2], 1.0) / EXPOSURE_PRIOR) / np.log1p(1 / EXPOSURE_PRIOR),
         np.maximum(seconds - first_seen[item], 0.0),  # articles first seen after `moment` are new then
         repeats,
         clicks_before,

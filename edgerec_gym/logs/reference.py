@@ -33,9 +33,9 @@ def write_reference(log_folder: Path, bundle: Bundle, rows: ItemSignals) -> None
         reads.with_columns(read=pl.lit(True)), on=slots.columns, how="left", maintain_order="left"
     )
     inputs = (
-        *rows.sums[:, 4:5].T,
         rows.sums[:, 3],
-        *rows.sums[:, 5:].T,
+        rows.sums[:, 2],
+        *rows.sums[:, 4:].T,
         rows.age,
         rows.repeats,
         (read["read"].fill_null(False).to_numpy() | (rows.clicks_before > 0)).astype(np.float32),
@@ -50,38 +50,58 @@ def write_reference(log_folder: Path, bundle: Bundle, rows: ItemSignals) -> None
         frame.write_parquet(temporary, compression="zstd")
 
 
-def ebnerd_reference(log_folder: str | Path) -> dict[str, float]:
-    """Score the validation week with what a simulator of clicks should be compared to.
-
-    The trees see one article at a time, as a simulator does. Trees that learn to rank the articles of one
-    impression against each other (the lambdarank objective) reach .766 on the demo bundle.
+def ebnerd_reference(log_folder: str | Path) -> dict[str, dict[str, float]]:
+    """Score the validation week with what learned users should be compared to.
 
     Args:
         log_folder: written by :func:`convert_ebnerd`.
 
     Returns:
-        Mean AUC over the impressions of the validation week: "popularity" ranks by base_ctr alone;
-        "boosted_trees" are 200 LightGBM trees on seven streaming features, trained on the train week.
+        By model, `impression_auc` (mean AUC over the impressions of the validation week) and `click_auc`
+        (over all its slots): "popularity" ranks by base_ctr alone; the others are 200 LightGBM trees trained
+        on the train week: "boosted_trees" on seven streaming features of one article, "lambdarank_trees" on
+        the same by the lambdarank objective (Burges, 2010), "lambdarank_trees_page" also on the features'
+        means over the impression and on its size. The scores of lambdarank are comparable within an
+        impression only, so its `click_auc` means little.
 
     Raises:
         InputError: if the folder is not a converted bundle.
         MissingExtraError: without LightGBM.
     """
-    try:
-        import lightgbm
-    except ImportError:
-        raise MissingExtraError("the EB-NeRD reference", "train") from None
     path = Path(log_folder) / REFERENCE_FILE
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         message = str(error).splitlines()[0]
         raise InputError(f"{path} is not readable; convert the bundle again: {message}") from None
+    means = [pl.col(name).mean().over("impression").alias(f"page_{name}") for name in REFERENCE_FEATURES]
+    page = frame.select(*REFERENCE_FEATURES, *means, size=pl.len().over("impression"))
+    own = frame.select(REFERENCE_FEATURES)
     late = frame["validation"].to_numpy()
-    click, impression = frame["click"].to_numpy(), frame["impression"].to_numpy()
-    inputs = frame.select(REFERENCE_FEATURES).to_numpy()
+    scores = {
+        "popularity": frame["logit"].to_numpy()[late],
+        "boosted_trees": _tree_scores(own, frame, "binary"),
+        "lambdarank_trees": _tree_scores(own, frame, "lambdarank"),
+        "lambdarank_trees_page": _tree_scores(page, frame, "lambdarank"),
+    }
+    click, impression = frame["click"].to_numpy()[late], frame["impression"].to_numpy()[late]
+    return {
+        name: {
+            "impression_auc": impression_auc(score, click, impression),
+            "click_auc": impression_auc(score, click, np.zeros_like(impression)),
+        }
+        for name, score in scores.items()
+    }
+
+
+def _tree_scores(inputs: pl.DataFrame, frame: pl.DataFrame, objective: str) -> np.ndarray:
+    """Train on the train week, score the slots of the validation week."""
+    try:
+        import lightgbm
+    except ImportError:
+        raise MissingExtraError("the EB-NeRD reference", "train") from None
     settings = {
-        "objective": "binary",
+        "objective": objective,
         "num_leaves": 15,
         "learning_rate": 0.05,
         "seed": 0,
@@ -90,10 +110,13 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, float]:
         "force_row_wise": True,
         "verbosity": -1,
     }
-    data = lightgbm.Dataset(inputs[~late], click[~late].astype(np.float32))
-    trees = lightgbm.train(settings, data, REFERENCE_TREES)
-    scores = {"popularity": frame["logit"].to_numpy()[late], "boosted_trees": trees.predict(inputs[late])}
-    return {name: impression_auc(score, click[late], impression[late]) for name, score in scores.items()}
+    late, values = frame["validation"].to_numpy(), inputs.to_numpy()
+    early = frame.filter(~late)
+    group = None
+    if objective == "lambdarank":  # rows of an impression stand side by side
+        group = early["impression"].rle().struct.field("len").to_numpy()
+    data = lightgbm.Dataset(values[~late], early["click"].cast(pl.Float32).to_numpy(), group=group)
+    return np.asarray(lightgbm.train(settings, data, REFERENCE_TREES).predict(values[late]))
 
 
 def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray) -> float:

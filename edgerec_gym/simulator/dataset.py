@@ -38,12 +38,15 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
+from edgerec_gym.users.learned_layout import LEAST_CTR
 
 SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
 COLUMNS = [
     "session", "hour", "slot", "item", "page", "page_age", "page_requested", "user_features",
     *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave",
 ]  # fmt: skip
+PER_SESSION = ("answered", "session", "user")  # fields of Sessions
+PER_SLOT = ("item", "scalars", "page", "context", "summary", "actions")
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
 # Levels that each action takes: e1..e6, click, d1..d11, leave.
 ACTION_LEVELS = np.array(
@@ -66,6 +69,7 @@ class Sessions:
         scalars: (P, 4) float32.
         page: (P,) int32.
         context: (P, 8) float32, columns of users/base.py.
+        summary: (P, 5) float32, of each slot's page (users/base.py).
         actions: (P, 19) float32 response rows up to `leave`; zero where not answered or not known.
     """
 
@@ -79,6 +83,7 @@ class Sessions:
     scalars: np.ndarray
     page: np.ndarray
     context: np.ndarray
+    summary: np.ndarray
     actions: np.ndarray
 
     def __len__(self) -> int:
@@ -110,6 +115,8 @@ class Sessions:
         actions[:, LEAVE] = _flags(table, "leave")
         actions[~answered] = 0
         actions[:] = np.round(actions * (ACTION_LEVELS - 1)) / (ACTION_LEVELS - 1)
+        scalars = np.stack([table[c].to_numpy() for c in SCALAR_COLUMNS], 1).astype(np.float32)
+        page = table["page"].to_numpy().astype(np.int32)
         return cls(
             catalog=catalog,
             n_types=config.n_types,
@@ -118,9 +125,10 @@ class Sessions:
             session=session[first],
             user=_lists(table, "user_features", config.n_user_features)[first],
             item=table["item"].to_numpy().astype(np.int32),
-            scalars=np.stack([table[c].to_numpy() for c in SCALAR_COLUMNS], 1).astype(np.float32),
-            page=table["page"].to_numpy().astype(np.int32),
+            scalars=scalars,
+            page=page,
             context=_context(table, starts, row_session, actions[:, CLICK], config),
+            summary=_page_summary(scalars, page, row_session, config),
             actions=actions,
         )
 
@@ -129,8 +137,7 @@ class Sessions:
         """Put parts of one log together."""
         ends = np.cumsum([0] + [p.starts[-1] for p in parts])
         joined = {
-            name: np.concatenate([getattr(p, name) for p in parts])
-            for name in ("answered", "session", "user", "item", "scalars", "page", "context", "actions")
+            name: np.concatenate([getattr(p, name) for p in parts]) for name in (*PER_SESSION, *PER_SLOT)
         }
         starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
         return cls(
@@ -149,8 +156,8 @@ class Sessions:
             self.catalog,
             self.n_types,
             starts,
-            *(getattr(self, name)[index] for name in ("answered", "session", "user")),
-            *(getattr(self, name)[rows] for name in ("item", "scalars", "page", "context", "actions")),
+            *(getattr(self, name)[index] for name in PER_SESSION),
+            *(getattr(self, name)[rows] for name in PER_SLOT),
         )
 
     def batch(self, index: np.ndarray, weight: np.ndarray) -> SessionBatch:
@@ -169,6 +176,7 @@ class Sessions:
             torch.from_numpy(self.actions[rows] * valid[:, :, None]),
             torch.from_numpy(length),
             torch.from_numpy(weight.astype(np.float32)),
+            torch.from_numpy(self.summary[rows] * valid[:, :, None]),
         )
 
     def answered_rows(self, index: np.ndarray) -> np.ndarray:
@@ -223,6 +231,19 @@ def _context(
     context[:, SINCE_PAGE_VIEW] = np.where(last_view >= first, rows - last_view, config.max_slots)
     context[:, LAST_CLICKED] = (rows > first) & (last_view == rows - 1)
     return context
+
+
+def _page_summary(
+    scalars: np.ndarray, page: np.ndarray, row_session: np.ndarray, config: FeedConfig
+) -> np.ndarray:
+    """Columns of Focus.pages for each slot, (P, 5), over the cards of its page that were placed."""
+    first = (np.diff(row_session, prepend=-1) != 0) | (np.diff(page, prepend=-1) != 0)
+    of, starts = np.cumsum(first) - 1, np.flatnonzero(first)
+    size = np.diff(np.append(starts, len(page)))
+    ctr = np.clip(scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
+    values = np.column_stack([scalars[:, 0], np.log(ctr / (1 - ctr)), scalars[:, 2:]])
+    means = np.add.reduceat(values, starts, axis=0, dtype=np.float64) / size[:, None]
+    return np.column_stack([means, np.log(size / config.page_size)]).astype(np.float32)[of]
 
 
 class SessionStream:

@@ -8,7 +8,7 @@ layouts of `last`, `seen` and `logits` are in users/learned_layout.py. The tests
 Inputs: past (`last`, then the memory), memory (both GRUs side by side), seen, user_query (the user's part of
 the queries) and focused (the embedding, once a query). Outputs: new_memory, logits. With `order_within_page`
 unidentified also page_memory (as it stood at the page's start, from which the page is answered), page_starts
-(1 if the slot begins a page) and new_page_memory.
+(1 if the slot begins a page), page (the summary of the page) and new_page_memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgerec_gym.simulator.inputs import N_CONTEXT_CODE
 from edgerec_gym.simulator.model import QUERIES, UserNetwork
-from edgerec_gym.users.base import WINDOW
+from edgerec_gym.users.base import PAGE_SUMMARY, WINDOW
 from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS
 
 OPSET, IR_VERSION = 20, 10  # read by ONNX Runtime 1.20 and later
@@ -74,7 +74,8 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
         moved = g("Mul", "page_starts", g("Sub", memory, "page_memory"))
         memory = g("Add", "page_memory", moved, name="new_page_memory")
     wanted = g("Mul", g("Gemm", memory, "query", "user_query"), "focused")
-    inputs = g("Concat", "seen", memory, wanted, axis=1)
+    page = ["page"] if network.frozen_pages else []
+    inputs = g("Concat", "seen", memory, wanted, *page, axis=1)
     for layer in ("trunk1", "trunk2"):
         inputs = g("Relu", g.linear(inputs, layer))
     g.linear(inputs, "heads", name="logits")
@@ -85,7 +86,7 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
     inputs_ |= {"user_query": queries, "focused": queries}
     outputs = {"new_memory": hidden}
     if network.frozen_pages:
-        inputs_ |= {"page_memory": hidden, "page_starts": 1}
+        inputs_ |= {"page_memory": hidden, "page_starts": 1, "page": len(PAGE_SUMMARY)}
         outputs |= {"new_page_memory": hidden}
     return _serialise(g, weights, inputs_, {**outputs, "logits": N_LOGITS})
 

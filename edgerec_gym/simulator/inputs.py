@@ -25,6 +25,7 @@ from edgerec_gym.users.base import (
     N_PAGE_VIEWS,
     PAGE_AGE,
     PAGE_REQUESTED,
+    PAGE_SUMMARY,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
     SINCE_PAGE_VIEW,
@@ -52,6 +53,7 @@ class SessionBatch(NamedTuple):
         actions: (B, T, 19) response rows up to and with `leave`.
         length: (B,) int64 answered slots.
         weight: (B,) weight of the session in the loss.
+        page: (B, T, 5) summary of the page of each slot (users/base.py).
     """
 
     cards: Tensor
@@ -60,6 +62,7 @@ class SessionBatch(NamedTuple):
     actions: Tensor
     length: Tensor
     weight: Tensor
+    page: Tensor
 
 
 def hat(value: Tensor, levels: int) -> Tensor:
@@ -96,6 +99,7 @@ class InputEncoder(nn.Module):
     def __init__(self, config: FeedConfig, unidentified: frozenset[str]) -> None:
         super().__init__()
         self.d, self.width = config.embedding_size, config.n_item_features + config.n_types
+        self.n_scalars = config.n_item_features - self.d
         self.n_attributes = self.width - self.d + 1  # scalars, type, and the logit of base ctr
         near = torch.ones(WINDOW, 1)
         near[FOCUSED + 1 + config.lookahead :] = 0  # not placed yet when the answer is given
@@ -162,3 +166,11 @@ class InputEncoder(nn.Module):
         fading = torch.exp(context @ self.context_ages + self.age_shift)
         waves = torch.sin(context @ self.context_waves + self.wave_shift)
         return scaled, attributes, torch.cat([context * self.context_scale, fading, waves], 1)
+
+    def page_factors(self) -> tuple[Tensor, Tensor]:
+        """Factors and offsets (5,) that bring the summary of a page to the units of its cards."""
+        factor, offset = torch.ones(len(PAGE_SUMMARY)), torch.zeros(len(PAGE_SUMMARY))
+        logit = PAGE_SUMMARY.index("base_logit")
+        factor[: self.n_scalars] = self.card_scale[FOCUSED, self.d : self.d + self.n_scalars]
+        factor[logit], offset[logit] = self.ctr_logit[1], -self.ctr_logit.prod()
+        return factor, offset

@@ -36,6 +36,7 @@ from edgerec_gym.users.base import (
     DWELL_BUCKETS,
     FOCUSED,
     PAGE_AGE,
+    PAGE_SUMMARY,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
     SLOT,
@@ -93,6 +94,8 @@ class UserNetwork(nn.Module):
         self.pair = nn.Linear(self.inputs.width, PAIRS, bias=False)
         width = remembered + self.d + WINDOW * (attributes + PAIRS) + N_CONTEXT_CODE
         width += 3 * self.n_evidence + QUERIES * self.d
+        # Cards that are answered at once compete: what else is on the page counts.
+        width += len(PAGE_SUMMARY) if self.frozen_pages else 0
         self.trunk = nn.Sequential(nn.Linear(width, trunk), nn.ReLU(), nn.Linear(trunk, trunk), nn.ReLU())
         self.heads = nn.Linear(trunk, sum(HEADS.values()))
         self.exposure_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS, HEADS["exposure"]))
@@ -136,7 +139,7 @@ class UserNetwork(nn.Module):
         self.heads.weight[-1] = 0
         self.heads.bias[-1] = math.log(hazard / (1 - hazard))
 
-    def _logits(self, window: Window, user: Tensor, memory: Memory) -> dict[str, Tensor]:
+    def _logits(self, window: Window, user: Tensor, memory: Memory, page: Tensor) -> dict[str, Tensor]:
         """Logits of every head before any sample of the slot is known, (N, levels) each."""
         cards, attributes, context = window
         exposure, page_view, evidence_flat = memory
@@ -149,6 +152,9 @@ class UserNetwork(nn.Module):
         size = evidence.norm(dim=2)
         wanted = self.query(remembered) * focused.repeat(1, QUERIES)
         compared = [pairs, matches, size, matches / (size + 1), wanted]
+        if self.frozen_pages:
+            factor, offset = self.inputs.page_factors()
+            compared.append(page * factor + offset)
         inputs = torch.cat([remembered, focused, attributes.flatten(1), context, *compared], 1)  # (N, width)
         logits = dict(zip(HEADS, self.heads(self.trunk(inputs)).split(list(HEADS.values()), 1), strict=True))
         return logits
@@ -178,7 +184,8 @@ class UserNetwork(nn.Module):
             context = seen[:, :, -N_CONTEXT_CODE:].gather(1, first.expand(-1, -1, N_CONTEXT_CODE))[mask]
         user = (batch.user * self.inputs.user_scale)[:, None].expand(-1, mask.shape[1], -1)[mask]
         exposure, page_view, evidence = (m[mask] for m in memory)
-        logits = self._logits((scaled, attributes, context), user, (exposure, page_view, evidence))
+        window, memories = (scaled, attributes, context), (exposure, page_view, evidence)
+        logits = self._logits(window, user, memories, batch.page[mask])
         by_dwell = logits["click"] + self.click_by_dwell
         logits["click_probability"] = (torch.softmax(logits["dwell"], 1) * torch.sigmoid(by_dwell)).sum(1)
         dwell = hat(rows[:, :1], DWELL_BUCKETS)

@@ -16,6 +16,7 @@ from edgerec_gym.users.base import (
     CONTEXT_SIZE,
     DWELL_BUCKETS,
     FOCUSED,
+    PAGE_SUMMARY,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
     WINDOW,
@@ -167,10 +168,13 @@ def _pack_trunk(
     width, d, scale = network.inputs.width, network.d, encoder["card_scale"]
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
     users, weight = len(encoder["user_scale"]), p["trunk.0.weight"]
+    page = len(PAGE_SUMMARY) if network.frozen_pages else 0
     compared = weight.shape[1] - hidden - users - d - WINDOW * network.inputs.n_attributes - N_CONTEXT_CODE
+    compared -= page
     wanted = network.query.out_features
     before = {"cards": WINDOW * width, "user": users, "logit": WINDOW, "context": N_CONTEXT_CODE}
-    x = _Inputs({**before, "compared": compared - wanted, "memory": hidden, "wanted": wanted})
+    after = {"memory": hidden, "wanted": wanted, "page": page}
+    x = _Inputs({**before, "compared": compared - wanted, **after})
     x.add_all("memory", np.ones(hidden))
     x.add_all("user", encoder["user_scale"])
     for k in range(d):
@@ -182,6 +186,9 @@ def _pack_trunk(
     x.add_all("context", _context_factors(encoder))
     x.add_all("compared", np.ones(compared - wanted))
     x.add_all("wanted", np.ones(wanted))
+    factor, offset = network.inputs.page_factors()
+    for k in range(page):
+        x.add("page", k, float(factor[k]), float(offset[k]))
     return x.fold(weight, p["trunk.0.bias"])
 
 

@@ -13,7 +13,9 @@ from edgerec_gym.users.base import (
     BUY,
     CLICK,
     DWELL_BUCKETS,
+    FOCUSED,
     LEAVE,
+    PAGE_SUMMARY,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
     RESPONSE_SIZE,
@@ -112,12 +114,12 @@ def _replay_block(
     cards, context, actions = batch.cards.numpy(), batch.context.numpy(), batch.actions.numpy()
     response, items = np.zeros((size, RESPONSE_SIZE), np.float32), np.zeros((size, WINDOW), np.int32)
     keys = np.arange(size, dtype=np.uint64)
-    focus = Focus(
-        np.zeros(size, np.bool_), np.zeros_like(cards[:, :WINDOW]), items, context[:, 0].copy(), keys
-    )
+    seen, pages = np.zeros_like(cards[:, :WINDOW]), np.zeros((size, WINDOW, len(PAGE_SUMMARY)), np.float32)
+    focus = Focus(np.zeros(size, np.bool_), seen, items, context[:, 0].copy(), keys, pages)
     for t in range(length.max()):
         focus.active[:] = t < length
         focus.cards[:], focus.context[:] = cards[:, t : t + WINDOW], context[:, t]
+        focus.pages[:, FOCUSED] = batch.page[:, t].numpy()
         users.respond(focus, response)
         users.answer_with(focus.active, actions[:, t])
         rows = users.ordered(int(focus.active.sum()))

@@ -16,7 +16,7 @@ USERS = ("learned", "synthetic")
 
 
 def make_users(
-    kind: str,
+    kind: str | UserModel,
     scenario: Scenario,
     config: FeedConfig,
     uncertainty: bool = False,
@@ -24,9 +24,13 @@ def make_users(
 ) -> UserModel:
     """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind.
 
+    Users made elsewhere (a :class:`UserModel`) are taken as they are; they serve one environment at a time.
+
     With `uncertainty`, or a reward that has a weight for it, learned users tell how far they disagree.
     `members` names the networks of the ensemble that an episode draws from; None for all.
     """
+    if not isinstance(kind, str):
+        return kind
     if kind == "learned":
         from edgerec_gym.users.learned import LearnedUsers
 

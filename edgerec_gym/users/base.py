@@ -63,6 +63,9 @@ FOCUSED = 2  # its place in the window
 SLOT, PAGE_AGE, PAGE_REQUESTED, HOUR, N_EXPOSURES, N_PAGE_VIEWS, SINCE_PAGE_VIEW, LAST_CLICKED = range(8)
 CONTEXT_SIZE = 8
 
+# Columns of Focus.pages: means over the cards of a page, and how many there are.
+PAGE_SUMMARY = ("price_level", "base_logit", "base_cvr", "freshness", "size")
+
 
 class Focus(NamedTuple):
     """What the user looks at, batch first; observables only (B rows, F item features, T types).
@@ -77,6 +80,9 @@ class Focus(NamedTuple):
             views so far, slots since the last page view (max_slots if none), 1 if the card before
             was clicked.
         keys: (B,) uint64; episode keys of the random stream.
+        pages: (B, >= 5, 5) float32; of each card's page as the cloud ranked it, known before any answer:
+            means of price level, logit of base ctr, base cvr and freshness over its first page_size
+            candidates, and the logarithm of (cards on the page / page_size), 0 in the environment.
     """
 
     active: BoolVector
@@ -84,6 +90,7 @@ class Focus(NamedTuple):
     items: Int32Matrix
     context: Float32Matrix
     keys: UInt64Vector
+    pages: Float32Cube
 
 
 class UserStart(NamedTuple):

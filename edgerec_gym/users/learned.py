@@ -21,7 +21,7 @@ from edgerec_gym.arrays import Table
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import CONTEXT_SIZE, DWELL_BUCKETS, WINDOW, Focus, UserStart
+from edgerec_gym.users.base import CONTEXT_SIZE, DWELL_BUCKETS, PAGE_SUMMARY, WINDOW, Focus, UserStart
 from edgerec_gym.users.learned_kernels import draw_starts, give, see, settle, sort_sessions
 from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS, Block, Networks, SessionMemory
 from edgerec_gym.workers import Workers
@@ -201,6 +201,7 @@ class LearnedUsers:
                 focused=floats(rows, sizes["focused"]),
                 page_memory=floats(rows, sizes["memory"]),
                 page_starts=floats(rows, 1),
+                page=floats(rows, len(PAGE_SUMMARY)),
                 new_memory=floats(rows, sizes["memory"]),
                 new_page_memory=floats(rows, sizes["memory"]),
                 logits=floats(rows, N_LOGITS),

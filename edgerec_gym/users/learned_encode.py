@@ -141,6 +141,8 @@ def see_slot(net, focus, memory, block, j, session, follower):
         return
     starts = focus.context[session, PAGE_AGE] * focus.context[session, SLOT] == 0
     block.page_starts[j, 0] = 1.0 if starts else 0.0
+    for c in range(block.page.shape[1]):
+        block.page[j, c] = focus.pages[session, FOCUSED, c]
     for c in range(memory.memory.shape[1]):
         block.page_memory[j, c] = memory.page_memory[at, c]
     if starts:

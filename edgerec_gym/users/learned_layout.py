@@ -97,6 +97,7 @@ class Block(NamedTuple):
     focused: Float32Matrix  # (C, Q d), the embedding of the focused card Q times
     page_memory: Float32Matrix  # (C, H)
     page_starts: Float32Matrix  # (C, 1), 1 if the slot begins a page
+    page: Float32Matrix  # (C, 5), summary of the focused card's page
     new_memory: Float32Matrix  # (C, H)
     new_page_memory: Float32Matrix  # (C, H)
     logits: Float32Matrix  # (C, N_LOGITS)
