@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 import edgerec_gym
 from benchmarks.user_baselines import BASELINES, EVENTS
 from benchmarks.user_scores import Predictions, auc_differences, figures, over_seeds
-from benchmarks.user_study import Design, Effort, Study, open_study
+from benchmarks.user_study import QUICK, Design, Effort, Study, open_study
 from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.console import note, progress_bar
 from edgerec_gym.errors import InputError
@@ -196,14 +196,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Fit, judge, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logs", type=Path, help="log folder")
-    parser.add_argument("--quick", action="store_true", help="2 epochs, 2 members: is everything there?")
+    parser.add_argument("--quick", action="store_true", help="little training: is everything there?")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
     parser.add_argument("--threads", type=int, default=1, help="networks trained at a time")
     parser.add_argument("--work", type=Path, help="folder of the fits; default runs/user_models/LOGS")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file")
     given = parser.parse_args(arguments)
     name = given.logs.resolve().name + ("-quick" if given.quick else "")
-    effort = Effort(epochs=2, members=2) if given.quick else Effort()
+    effort = QUICK if given.quick else Effort()
     try:
         for option in ("seeds", "threads"):
             if getattr(given, option) < 1:

@@ -19,7 +19,7 @@ from edgerec_gym.simulator.fit import new_network, split_sessions, stopping_sess
 from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import Trainer
 
-MOST_SLOTS = 1_000_000  # of hand-made features, and of held-out sessions; networks train on all
+MOST_SLOTS = 1_000_000  # of held-out sessions, and that models with hand-made features are fitted on
 
 
 class Design(NamedTuple):
@@ -35,6 +35,10 @@ class Effort(NamedTuple):
 
     epochs: int = 20
     members: int = 5  # of the ensemble, each on its own bootstrap; a single network sees every session once
+    baseline_slots: int = MOST_SLOTS  # answered slots that baselines are fitted on, at most
+
+
+QUICK = Effort(epochs=2, members=2, baseline_slots=20_000)
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Study:
     def parts(self) -> Parts:
         """Hand-made features of all three parts; made only if a baseline is still to be fitted."""
         encoder = new_network(self.reader.config, self.reader.unidentified, self.seen, seed=0).inputs
-        parts = (gather(self.train), self.stop, self.held_out)
+        parts = (gather(self.train, self.effort.baseline_slots), self.stop, self.held_out)
         return Parts(*(answered_slots(sessions, encoder, self.frozen_pages) for sessions in parts))
 
     def trainer(self, design: Design, seed: int, member: int, path: Path) -> Trainer:
@@ -80,12 +84,12 @@ class Study:
         )
 
 
-def gather(stream: SessionStream) -> Sessions:
-    """Sessions of a stream, evenly thinned if they have more than MOST_SLOTS answered slots."""
+def gather(stream: SessionStream, most: int) -> Sessions:
+    """Sessions of a stream, evenly thinned if they have more than `most` answered slots."""
     total = sum(chunk.slots for chunk in stream.chunks())
     if not total:
         raise InputError("the log has too few answered slots to train on and to hold out")
-    every = -(-total // MOST_SLOTS)
+    every = -(-total // most)
     return Sessions.concatenate([c.select(np.arange(0, len(c), every)) for c in stream.chunks()])
 
 
@@ -93,7 +97,7 @@ def open_study(log_folder: str | Path, work: Path, effort: Effort) -> Study:
     """Split a log; InputError if it is too small, or the work folder belongs to other settings."""
     reader = LogReader(log_folder)
     train, stop, late = split_sessions(reader, reader.provenance.get("first_validation_day"))
-    stopping, held_out = stopping_sessions(stop), gather(late)
+    stopping, held_out = stopping_sessions(stop), gather(late, MOST_SLOTS)
     seen, count = LogStatistics(reader.config, 0), dict.fromkeys(EVENTS, 0)
     for chunk in train.chunks():
         seen.add(chunk)
@@ -105,5 +109,5 @@ def open_study(log_folder: str | Path, work: Path, effort: Effort) -> Study:
         raise InputError(f"{log_folder} has no clicks to learn, or nothing else, in its training sessions")
     told = [e for e in EVENTS if EVENTS[e] not in reader.unidentified and 0 < count[e] < seen.slots]
     truth = held_out_truth(held_out, {event: events_of(held_out)[event] for event in told})
-    settings = {**effort._asdict(), "log": reader.provenance, "slots": reader.slots}
+    settings = {**effort._asdict(), "slots": reader.slots, "log": reader.provenance}
     return Study(reader, train, stopping, held_out, seen, truth, effort, work_folder(work, settings))
