@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.atomic import make_folder, read_json, write_json
-from edgerec_gym.config import SyntheticUserConfig
+from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
@@ -96,17 +96,17 @@ def fit(
     if finished is not None:
         return finished
     train, stop, held_out = split_sessions(reader, held_out_from)
-    stopping = _first_sessions(stop, STOPPING_SESSIONS)
+    stopping = stopping_sessions(stop)
     seen = LogStatistics(reader.config, seed)
     for chunk in train.chunks():
         seen.add(chunk)
     if not seen.slots or stopping is None:
         raise InputError(f"{log_folder} has too few answered slots to fit and hold out sessions")
     heads = fitted_heads(frozenset(reader.unidentified))
-    work = _work_folder(out, settings, resume)
+    work = work_folder(out, settings, resume)
     trainers = [
         Trainer(
-            _new_network(reader, hidden, seed, k, seen),
+            new_network(reader.config, reader.unidentified, seen, seed=seed, member=k, hidden=hidden),
             train,
             stopping,
             heads,
@@ -118,7 +118,7 @@ def fit(
     ]
     torch_threads = torch.get_num_threads()
     try:
-        _run(trainers, epochs, batch_slots(seen.slots), threads, progress)
+        run_trainers(trainers, epochs, batch_slots(seen.slots), threads, progress)
         torch.set_num_threads(1)
         networks = [trainer.network.eval() for trainer in trainers]
         figures = held_out_figures(networks, held_out, heads)
@@ -154,8 +154,8 @@ def _finished(out: Path, reader: LogReader, settings: dict[str, Any]) -> dict[st
     return scenario.fidelity
 
 
-def _work_folder(out: Path, settings: dict[str, Any], resume: bool) -> Path:
-    """Folder of the checkpoints; InputError if it holds those of another fit."""
+def work_folder(out: Path, settings: dict[str, Any], resume: bool = True) -> Path:
+    """Folder of the checkpoints below `out`; InputError if it holds those of a fit with other settings."""
     work = out / CHECKPOINTS
     record = work / "settings.json"
     if not resume and record.is_file():
@@ -203,28 +203,49 @@ def split_sessions(
     return stream(early, "train"), stream(early, "stop"), stream(late, "held out")
 
 
-def _first_sessions(stream: SessionStream, most: int) -> Sessions | None:
-    """Up to `most` sessions of the stream's first chunk, evenly spread; None if nothing was answered."""
+def stopping_sessions(stream: SessionStream) -> Sessions | None:
+    """Up to STOPPING_SESSIONS sessions of the first chunk, evenly spread; None if nothing was answered."""
     for chunk in stream.chunks():
         index = np.flatnonzero(chunk.answered > 0)
         if len(index):
-            return chunk.select(index[np.linspace(0, len(index) - 1, min(most, len(index))).astype(np.int64)])
+            count = min(STOPPING_SESSIONS, len(index))
+            return chunk.select(index[np.linspace(0, len(index) - 1, count).astype(np.int64)])
     return None
 
 
-def _new_network(reader: LogReader, hidden: int, seed: int, member: int, seen: LogStatistics) -> UserNetwork:
+def new_network(
+    config: FeedConfig,
+    unidentified: tuple[str, ...],
+    seen: LogStatistics,
+    *,
+    seed: int,
+    member: int = 0,
+    hidden: int = 48,
+    behaviour: bool = True,
+) -> UserNetwork:
+    """Network to be trained, in the units of a log; for the arguments see :func:`fit` and UserNetwork."""
     # Initial weights come from torch's generator; it is put back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1000 + member)
-        network = UserNetwork(reader.config, reader.unidentified, hidden)
+        network = UserNetwork(config, unidentified, hidden, behaviour=behaviour)
     network.inputs.set_scales(*seen.scales())
-    if "leave" in reader.unidentified:
+    if "leave" in unidentified:
         network.set_leave_hazard(seen.hazard)
     return network
 
 
-def _run(trainers: list[Trainer], epochs: int, slots: int, threads: int, progress: Report | None) -> None:
-    """Train the members, `threads` at a time, each on one thread of torch's."""
+def run_trainers(
+    trainers: list[Trainer], epochs: int, slots: int, threads: int, progress: Report | None
+) -> None:
+    """Train networks to their best weights, `threads` at a time, each on one thread of torch's.
+
+    Args:
+        trainers: one for each network.
+        epochs: at most, of each.
+        slots: padded slots in a batch.
+        threads: networks trained at a time.
+        progress: called with (epochs done, epochs at most, text).
+    """
     stop, lock = threading.Event(), threading.Lock()
 
     def total() -> int:

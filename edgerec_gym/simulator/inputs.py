@@ -84,6 +84,7 @@ class InputEncoder(nn.Module):
     Args:
         config: the feed; fixes sizes and the units of the context.
         unidentified: what the log cannot tell (logs/schema.py).
+        behaviour: False hides the columns of the context that tell earlier answers.
     """
 
     near: Tensor
@@ -96,7 +97,7 @@ class InputEncoder(nn.Module):
     context_waves: Tensor
     wave_shift: Tensor
 
-    def __init__(self, config: FeedConfig, unidentified: frozenset[str]) -> None:
+    def __init__(self, config: FeedConfig, unidentified: frozenset[str], behaviour: bool = True) -> None:
         super().__init__()
         self.d, self.width = config.embedding_size, config.n_item_features + config.n_types
         self.n_scalars = config.n_item_features - self.d
@@ -118,6 +119,7 @@ class InputEncoder(nn.Module):
         waves[HOUR] = 2 * math.pi / 24
         hidden = [SLOT, PAGE_AGE, N_EXPOSURES] if "position" in unidentified else []
         hidden += [LAST_CLICKED] if unidentified & {"neighbours", "order_within_page"} else []
+        hidden += [] if behaviour else [N_PAGE_VIEWS, SINCE_PAGE_VIEW, LAST_CLICKED]
         for matrix in (scale, ages, waves):
             matrix[hidden] = 0
         for name, value in (

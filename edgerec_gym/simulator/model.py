@@ -71,6 +71,8 @@ class UserNetwork(nn.Module):
         config: the feed; fixes the sizes F, T, U and the units of the context.
         unidentified: what the log cannot tell (logs/schema.py).
         hidden: size of the exposure GRU; the page-view GRU has two thirds of it, the head four thirds.
+        behaviour: False makes a network for comparison that knows no earlier answer, and no earlier card but
+            the neighbours: its memory stays zero, the context tells of no page view. It has no step graph.
     """
 
     decay: Tensor
@@ -78,11 +80,18 @@ class UserNetwork(nn.Module):
     below_small: Tensor
     last_level: Tensor
 
-    def __init__(self, config: FeedConfig, unidentified: tuple[str, ...] = (), hidden: int = 48) -> None:
+    def __init__(
+        self,
+        config: FeedConfig,
+        unidentified: tuple[str, ...] = (),
+        hidden: int = 48,
+        *,
+        behaviour: bool = True,
+    ) -> None:
         super().__init__()
-        self.unidentified = frozenset(unidentified)
+        self.unidentified, self.behaviour = frozenset(unidentified), behaviour
         self.frozen_pages = "order_within_page" in self.unidentified
-        self.inputs = InputEncoder(config, self.unidentified)
+        self.inputs = InputEncoder(config, self.unidentified, behaviour)
         self.d, users, attributes = config.embedding_size, config.n_user_features, self.inputs.n_attributes
         self.n_evidence, page_view, trunk = len(DECAYS) * CHANNELS, hidden * 2 // 3, hidden * 4 // 3
         seen = self.d + attributes + N_CONTEXT_CODE
@@ -175,9 +184,12 @@ class UserNetwork(nn.Module):
         scaled, attributes, context = self.inputs(cards, batch.context[mask])
         seen = torch.zeros(*mask.shape, self.state_sizes[len(self.memory_sizes)])
         seen[mask] = torch.cat([scaled[:, FOCUSED, : self.d], attributes[:, FOCUSED], context], 1)
-        memory = self._remember(seen, batch.actions[:, :, :N_ACTIONS])
+        if self.behaviour:
+            memory = self._remember(seen, batch.actions[:, :, :N_ACTIONS])
+        else:
+            memory = [torch.zeros(*mask.shape, size) for size in self.memory_sizes]
         if self.frozen_pages:
-            first = _page_starts(batch.context)
+            first = page_starts(batch.context)
             page = (first + torch.arange(len(first))[:, None] * first.shape[1])[mask]
             first = first[:, :, None]
             memory = [m.gather(1, first.expand(-1, -1, m.shape[2])) for m in memory]
@@ -221,8 +233,8 @@ class UserNetwork(nn.Module):
         return [exposure, page_view, evidence]
 
 
-def _page_starts(context: Tensor) -> Tensor:
-    """Slot at which the page of each slot began, (B, T) int64."""
+def page_starts(context: Tensor) -> Tensor:
+    """Slot at which the page of each slot began, (B, T) int64; context (B, T, 8)."""
     at = torch.arange(context.shape[1])
     starts = context[:, :, PAGE_AGE] * context[:, :, SLOT] == 0
     return torch.where(starts, at, 0).cummax(1).values

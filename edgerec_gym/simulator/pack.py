@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgerec_gym.errors import InputError
 from edgerec_gym.simulator.graph import Weights
 from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE
 from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
@@ -74,7 +75,12 @@ def pack(network: UserNetwork) -> Weights:
 
     Returns:
         float32 arrays by initializer name; matrices are (inputs, outputs).
+
+    Raises:
+        InputError: the network has no behaviour; the graph always remembers.
     """
+    if not network.behaviour:
+        raise InputError("a UserNetwork with behaviour=False is for comparison only and has no step graph")
     parameters = {name: value.detach().double().numpy() for name, value in network.named_parameters()}
     encoder = {name: value.double().numpy() for name, value in network.inputs.named_buffers()}
     layers = {

@@ -1,0 +1,149 @@
+"""Simpler models of users: click rates by position, logistic regression, boosted trees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import lightgbm
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from benchmarks.user_features import own_answers, slot_features
+from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.simulator.inputs import InputEncoder
+from edgerec_gym.simulator.replay import LONG_LOOK
+from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_AGE, SLOT
+
+EVENTS = {"click": None, "leave": "leave", "long_look": "exposure_actions"}  # by what a log must tell of them
+PRIOR_SLOTS = 100.0  # with the average rate, added to those of every position
+PENALTIES = (1e-4, 1e-3, 1e-2)  # C of the logistic regression: inverse strength of the L2 penalty
+LEAVES = (7, 31)
+ROUNDS, PATIENCE = 1000, 30  # boosting rounds at most, and without gain
+TREES = {
+    "objective": "binary",
+    "learning_rate": 0.06,
+    "max_bin": 63,
+    "min_data_in_leaf": 50,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambda_l2": 5.0,
+    "num_threads": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+
+
+class Slots(NamedTuple):
+    """Answered slots (N) of some sessions.
+
+    Attributes:
+        position: (N, 2) int64 slot and page age.
+        features: (N, k) float32, see :func:`~benchmarks.user_features.slot_features`.
+        answers: (N, k') float32 what was done at the slot.
+        happened: (N,) bool by event.
+    """
+
+    position: np.ndarray
+    features: np.ndarray
+    answers: np.ndarray
+    happened: dict[str, np.ndarray]
+
+    def inputs(self, event: str) -> np.ndarray:
+        """What may be known when the event is predicted: for leaving also the slot's own answer."""
+        return np.concatenate([self.features, self.answers], 1) if event == "leave" else self.features
+
+
+class Parts(NamedTuple):
+    """What models are fitted on, tuned on and judged on."""
+
+    train: Slots
+    stop: Slots
+    held_out: Slots
+
+
+def answered_slots(sessions: Sessions, encoder: InputEncoder, frozen_pages: bool) -> Slots:
+    """Take the answered slots of sessions, in turn; see slot_features for the arguments."""
+    rows = sessions.answered_rows(np.arange(len(sessions)))
+    position = sessions.context[rows][:, [SLOT, PAGE_AGE]].astype(np.int64)
+    features = slot_features(sessions, encoder, frozen_pages)
+    return Slots(position, features, own_answers(sessions), events_of(sessions))
+
+
+def events_of(sessions: Sessions) -> dict[str, np.ndarray]:
+    """Which events happened at the answered slots of sessions, in turn, (N,) bool each."""
+    actions = sessions.actions[sessions.answered_rows(np.arange(len(sessions)))]
+    return {
+        "click": actions[:, CLICK] > 0,
+        "leave": actions[:, LEAVE] > 0,
+        "long_look": np.rint(actions[:, 0] * (DWELL_BUCKETS - 1)) >= LONG_LOOK,
+    }
+
+
+def position_rates(parts: Parts, event: str, seed: int) -> np.ndarray:
+    """Rate at the slot times rate at the page age over the average rate; no seed is needed."""
+    happened = parts.train.happened[event].astype(np.float64)
+    average = (happened.sum() + 1) / (len(happened) + 2)
+    predicted = np.full(len(parts.held_out.position), average)
+    for k in range(parts.train.position.shape[1]):
+        at, where = parts.train.position[:, k], parts.held_out.position[:, k]
+        size = int(max(at.max(), where.max())) + 1
+        slots, events = np.bincount(at, minlength=size), np.bincount(at, happened, size)
+        rate = (events + PRIOR_SLOTS * average) / (slots + PRIOR_SLOTS)
+        predicted *= rate[where] / average
+    return np.clip(predicted, 1e-6, 1 - 1e-6)
+
+
+def logistic_regression(parts: Parts, event: str, seed: int) -> np.ndarray:
+    """L2-penalised, on standardised features; penalty by the stopping sessions; no seed is needed."""
+
+    def fit(penalty: float) -> tuple[float, np.ndarray]:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
+        model.fit(parts.train.inputs(event), parts.train.happened[event])
+        expected, predicted = (
+            model.predict_proba(slots.inputs(event))[:, 1] for slots in (parts.stop, parts.held_out)
+        )
+        return log_loss(parts.stop.happened[event], expected, labels=[False, True]), predicted
+
+    with threadpool_limits(1):  # on a busy machine threads of small products wait for each other
+        return min((fit(penalty) for penalty in PENALTIES), key=lambda found: found[0])[1]
+
+
+def boosted_trees(parts: Parts, event: str, seed: int) -> np.ndarray:
+    """LightGBM; leaves of a tree and number of rounds by the stopping sessions."""
+    settings = {**TREES, "seed": seed}
+    train = lightgbm.Dataset(parts.train.inputs(event), parts.train.happened[event], params=settings)
+    stop = lightgbm.Dataset(parts.stop.inputs(event), parts.stop.happened[event], reference=train)
+
+    def fit(leaves: int) -> tuple[float, lightgbm.Booster]:
+        model = lightgbm.train(
+            {**settings, "num_leaves": leaves},
+            train,
+            ROUNDS,
+            valid_sets=[stop],
+            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+        )
+        return model.best_score["valid_0"]["binary_logloss"], model
+
+    _, best = min((fit(leaves) for leaves in LEAVES), key=lambda found: found[0])
+    return np.asarray(best.predict(parts.held_out.inputs(event), num_threads=1))
+
+
+class Baseline(NamedTuple):
+    """A model: probabilities of an event on the held-out slots, (N,), and whether its seed changes them."""
+
+    predict: Callable[[Parts, str, int], np.ndarray]
+    random: bool
+
+
+BASELINES = {
+    "rates by position": Baseline(position_rates, random=False),
+    "logistic regression": Baseline(logistic_regression, random=False),
+    "boosted trees": Baseline(boosted_trees, random=True),
+}
