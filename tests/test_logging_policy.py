@@ -88,7 +88,7 @@ def test_habits_depend_on_the_id_alone():
     habits, again = session_habits(ids), session_habits(ids[::-1])
     np.testing.assert_array_equal(habits, np.array(again)[:, ::-1])
     shares = [np.mean(habits.focus == 0), np.mean(habits.insert == 0), np.mean(habits.request == 0.1)]
-    np.testing.assert_allclose(shares, [1 / 2, 1 / 3, 1 / 3], atol=0.04)
+    np.testing.assert_allclose(shares, [1 / 2, 1 / 2, 1 / 3], atol=0.04)
     assert np.abs(np.corrcoef(np.array(habits)) - np.eye(3)).max() < 0.06
 
 

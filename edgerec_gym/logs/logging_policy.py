@@ -18,10 +18,10 @@ INSERT_PROBABILITY = 0.15  # per slot where a card is legal
 ORDER_PROBABILITY = 0.5  # of a uniformly drawn pool row instead of the cloud's next
 # What sessions draw. Focus: how strongly the order follows what the user did a moment ago, in logits per unit
 # of match. Without it logs cannot tell how soon users tire of one category, nor what many requests are worth.
-FOCUS_STRENGTHS = (0.0, 0.0, 0.0, 3.0, 8.0, 30.0)
+FOCUS_STRENGTHS = (0.0, 0.0, 4.0, 30.0)
 FOCUSED_ORDER_PROBABILITY = 0.97
-INSERT_PROBABILITIES = (0.0, 0.05, 0.25)  # instead of INSERT_PROBABILITY
-REQUEST_PROBABILITIES = (0.01, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
+INSERT_PROBABILITIES = (0.0, 0.15)  # instead of INSERT_PROBABILITY
+REQUEST_PROBABILITIES = (0.0, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
 
 
 @njit(cache=True)
