@@ -8,6 +8,7 @@ known when it began. Sessions start, and are as long, as those of the log.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -52,7 +53,7 @@ HELD_OUT = 7  # one session in so many is held out, to tell how good the trees a
 START_DRAW, CLICK_DRAW, LENGTH_DRAW = 160, 161, 162  # purposes of the random stream, of no other users
 
 
-def _entry_point(digest: str):  # type: ignore[no-untyped-def]
+def _entry_point(digest: str) -> Any:
     @entry_point
     def draw(keys, slots, purpose, items, out):
         _ = digest
@@ -81,7 +82,7 @@ class TreeUsers:
     """
 
     name = "trees"
-    uncertainty = None
+    uncertainty: np.ndarray | None = None
 
     def __init__(self, trees: lightgbm.Booster | None, sessions: Sessions) -> None:
         self.trees, self.sessions = trees, sessions
