@@ -36,6 +36,7 @@ class BareArrayType(types.Type):
 
 
 BoolVector = Annotated[np.ndarray, BareArrayType(nb.boolean, 1)]
+BoolMatrix = Annotated[np.ndarray, BareArrayType(nb.boolean, 2)]
 Int8Matrix = Annotated[np.ndarray, BareArrayType(nb.int8, 2)]
 Int32Vector = Annotated[np.ndarray, BareArrayType(nb.int32, 1)]
 Int32Matrix = Annotated[np.ndarray, BareArrayType(nb.int32, 2)]

@@ -11,13 +11,13 @@ from edgerec_gym.catalog import Catalog
 from edgerec_gym.cloud import CloudArrays, cloud_ranking, make_cloud
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.jit import SOURCE_DIGEST, entry_point
+from edgerec_gym.jit import SOURCE_DIGEST, entry_point, kernel
 from edgerec_gym.kernels import absorb, begin, next_episode, place
 from edgerec_gym.observe import copy_observation
 from edgerec_gym.random_stream import SPLITS
 from edgerec_gym.spaces import n_actions, observation_layout
 from edgerec_gym.state import FeedArrays, allocate
-from edgerec_gym.users.base import Focus, UserModel
+from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, Focus, UserModel
 from edgerec_gym.users.synthetic import SyntheticUsers, read_users
 from edgerec_gym.users.synthetic_kernels import answer, start_user
 from edgerec_gym.workers import Workers
@@ -29,6 +29,17 @@ PLAY, BEGIN, WAIT, UNTOUCHED = range(4)
 
 
 read_feed, read_cloud = reader(FeedArrays), reader(CloudArrays)
+
+
+@kernel
+def begin_synthetic(feed, cloud, users, row, worker):
+    """Start the row's next episode with a synthetic user."""
+    next_episode(feed, row)
+    start_user(users, row, feed.key[row], feed.split)
+    feed.hour[row] = users.hour[row]
+    for k in range(feed.n_user):
+        feed.observation[row, feed.user_at + k] = users.shipped[users.user[row], k]
+    begin(feed, cloud, row, worker)
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
@@ -46,12 +57,7 @@ def _entry_points(digest: str) -> tuple[Any, ...]:
                     answer(users, row, feed.window_items, feed.focus_context, feed.response)
                 absorb(feed, cloud, row, worker)
             elif modes[row] == BEGIN:
-                next_episode(feed, row)
-                start_user(users, row, feed.key[row], feed.split)
-                feed.hour[row] = users.hour[row]
-                for k in range(feed.n_user):
-                    feed.observation[row, feed.user_at + k] = users.shipped[users.user[row], k]
-                begin(feed, cloud, row, worker)
+                begin_synthetic(feed, cloud, users, row, worker)
             copy_observation(feed, row, copies)
 
     @entry_point
@@ -98,6 +104,8 @@ class FeedBatch:
 
     Attributes:
         arrays: the state, see :class:`~edgerec_gym.state.FeedArrays`; they stay the same arrays for good.
+        reward, reward_terms: of the last step, (B,) and (B, 7) float64; the same arrays for good, too.
+        outcomes: what else the last step has brought, as the environments tell it in `info`; (B, ...) each.
     """
 
     def __init__(
@@ -132,9 +140,22 @@ class FeedBatch:
             a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key, a.window_page
         )
         self._play = np.full(num_envs, PLAY, np.int8)
-        self._no_actions = np.zeros(num_envs, np.int64)
+        self._no_actions: Any = np.zeros(num_envs, np.int64)
         self._no_copies = a.observation[:0]
         self._live = self._views(a.observation)
+        self.reward, self.reward_terms = a.reward, a.reward_terms
+        self.outcomes = {
+            "invalid_action": a.invalid,
+            "cost": a.cost,
+            "click_probability": a.response[:, CLICK_PROBABILITY],
+            "purchase_probability": a.response[:, PURCHASE_PROBABILITY],
+            "page_arrived": a.arrived,
+            "request_sent": a.sent,
+            "placed_item": a.placed_item,
+            "placed_action": a.placed_action,
+            "answered": a.focus_active,
+            "uncertainty": a.uncertainty,
+        }
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Start new episodes in some rows; with seeds (R,) as their first, else each row's next."""
@@ -145,7 +166,7 @@ class FeedBatch:
         modes[rows] = BEGIN
         self._advance(self._no_actions, modes, self._no_copies, rows, answer=False)
 
-    def step(self, actions: np.ndarray, skip: np.ndarray | None = None) -> None:
+    def step(self, actions: Any, skip: np.ndarray | None = None) -> None:
         """Play one slot in every row not skipped; the outcome is in `arrays`.
 
         Args:
@@ -155,7 +176,7 @@ class FeedBatch:
         modes = self._play if skip is None else np.where(skip, WAIT, PLAY).astype(np.int8)
         self._advance(actions, modes, self._no_copies)
 
-    def step_or_restart(self, actions: np.ndarray, ended: np.ndarray, copy: bool) -> dict[str, np.ndarray]:
+    def step_or_restart(self, actions: Any, ended: np.ndarray, copy: bool) -> dict[str, np.ndarray]:
         """Play one slot in every row, but start the next episode in rows that have ended, (B,) bool.
 
         Returns the observation, as :meth:`observation` does; copying while a row is in the cache is cheap.
@@ -166,7 +187,7 @@ class FeedBatch:
 
     def _advance(
         self,
-        actions: np.ndarray,
+        actions: Any,
         modes: np.ndarray,
         copies: np.ndarray,
         begun: np.ndarray = _NO_ROWS,
@@ -189,7 +210,7 @@ class FeedBatch:
                 a.uncertainty[:] = self.users.uncertainty
         self._workers.run(_absorb_rows, feed, cloud, modes, copies)
 
-    def check_actions(self, actions: Any) -> np.ndarray:
+    def check_actions(self, actions: Any) -> Any:
         """Return actions as (B,) int64, or raise InputError naming the row outside the space."""
         values = np.asarray(actions)
         if values.shape != (self.num_envs,) or values.dtype.kind not in "iu":

@@ -19,7 +19,7 @@ from edgerec_gym.vector_env import RENDER_MODES, EdgeFeedVectorEnv
 _ROW = np.zeros(1, np.int64)  # the only row of the batch
 
 
-class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
+class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     """A feed on a phone, slot by slot.
 
     ## Description
@@ -35,6 +35,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
     | EdgeFeedRerank-v0 | Discrete(N) | place that pool row |
     | EdgeFeedMix-v0 | Discrete(M + 1) | 0 keep; k place card k - 1 |
     | EdgeFeedRequest-v0 | Discrete(2) | 0 keep; 1 request a page and keep |
+
+    EdgeFeedSlate-v0 plays up to K slots in a step: :class:`~edgerec_gym.slate_env.EdgeFeedSlateEnv`.
 
     *Keep* is the lowest pool row not used yet: the cloud's order. `action_mask` marks legal actions; there is
     always one. An illegal action plays keep, pays the `invalid` term and sets `info["invalid_action"]`. A
@@ -94,32 +96,22 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         members: Sequence[int] | None = None,
         **config: Any,
     ) -> None:
-        self._vector = EdgeFeedVectorEnv(
-            1,
-            track=track,
-            scenario=scenario,
-            users=users,
-            split=split,
-            render_mode=render_mode,
-            uncertainty=uncertainty,
-            members=members,
-            autoreset_mode=AutoresetMode.DISABLED,
-            **config,
+        self._bind(
+            EdgeFeedVectorEnv(
+                1,
+                track=track,
+                scenario=scenario,
+                users=users,
+                split=split,
+                render_mode=render_mode,
+                uncertainty=uncertainty,
+                members=members,
+                autoreset_mode=AutoresetMode.DISABLED,
+                **config,
+            )
         )
-        self.track, self.render_mode = track, render_mode
-        self.config, self.scenario, self.users = (
-            self._vector.config,
-            self._vector.scenario,
-            self._vector.users,
-        )
-        self.batch = self._vector.batch
-        self._arrays = self.batch.arrays
-        self.observation_space = self._vector.single_observation_space
-        self.action_space = self._vector.single_action_space
-        self._action = np.zeros(1, np.int64)
+        self._action, a = np.zeros(1, np.int64), self._arrays
         # Bound once: looking methods up is a good part of what a step costs in Python.
-        live, a = self.batch.observation(copy=False), self._arrays
-        self._copies = [(key, values[0].copy) for key, values in live.items()]
         outcome = {
             "invalid_action": a.invalid.item,
             "cost": a.cost.item,
@@ -134,6 +126,16 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
         if uncertainty:
             outcome["uncertainty"] = a.uncertainty.item
         self._outcome = outcome.items()
+
+    def _bind(self, vector: EdgeFeedVectorEnv) -> None:
+        """Show the batch of one that does the work."""
+        self._vector, self.batch = vector, vector.batch
+        self.track, self.render_mode = vector.track, vector.render_mode
+        self.config, self.scenario, self.users = vector.config, vector.scenario, vector.users
+        self._arrays = self.batch.arrays
+        self.observation_space = vector.single_observation_space
+        self.action_space = vector.single_action_space
+        self._copies = [(key, values[0].copy) for key, values in self.batch.observation(copy=False).items()]
         self._started = self._ended = False
 
     def reset(
@@ -156,15 +158,15 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
                 if self._started
                 else "call reset before step"
             )
-        self._action[0] = self._checked(action)
-        self.batch.step(self._action)
+        self.batch.step(self._checked(action))
         arrays = self._arrays
         terminated, truncated = arrays.terminated.item(), arrays.truncated.item()
         self._ended = terminated or truncated
         observation = self._observation()
-        return observation, arrays.reward.item(), terminated, truncated, self._info(observation)
+        return observation, self.batch.reward.item(), terminated, truncated, self._info(observation)
 
-    def _checked(self, action: Any) -> int:
+    def _checked(self, action: Any) -> Any:
+        """The action as the batch takes it."""
         n, value = self.batch.n_actions, None
         try:
             value = index(action)
@@ -175,7 +177,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
             raise InputError(f"action must be a whole number from 0 to {n - 1}, got {action!r}")
         if not 0 <= value < n:
             raise InputError(f"action {value} is outside the action space; allowed: 0 to {n - 1}")
-        return value
+        self._action[0] = value
+        return self._action
 
     def _observation(self) -> dict[str, np.ndarray]:
         return {key: copy() for key, copy in self._copies}
@@ -183,7 +186,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], np.int64]):
     def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
         info: dict[str, Any] = {name: read() for name, read in self._outcome}
         info["action_mask"] = observation["action_mask"]
-        info["reward_terms"] = dict(zip(REWARD_TERMS, self._arrays.reward_terms.tolist()[0], strict=True))
+        info["reward_terms"] = dict(zip(REWARD_TERMS, self.batch.reward_terms.tolist()[0], strict=True))
         return info
 
     def action_masks(self) -> np.ndarray:

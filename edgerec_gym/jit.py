@@ -17,6 +17,7 @@ from numba import njit
 _ROOT = Path(__file__).parent
 _SOURCES = (
     "arrays.py",
+    "batch.py",
     "cloud.py",
     "jit.py",
     "kernels.py",
@@ -26,6 +27,7 @@ _SOURCES = (
     "reward.py",
     "rules.py",
     "selection.py",
+    "slate.py",
     "state.py",
     "spaces.py",
     "users/base.py",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import gymnasium as gym
 
 from edgerec_gym.errors import InputError
 
+if TYPE_CHECKING:
+    from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+SLATE = "slate"  # the track of plans; the others decide slot by slot
 IDS = {
     "EdgeFeed-v0": "joint",
     "EdgeFeedRerank-v0": "rerank",
     "EdgeFeedMix-v0": "mix",
     "EdgeFeedRequest-v0": "request",
+    "EdgeFeedSlate-v0": SLATE,
 }
 
 
@@ -18,11 +25,16 @@ def register_envs() -> None:
     """Register every id with both entry points; does nothing for ids already there."""
     for env_id, track in IDS.items():
         if env_id not in gym.registry:
+            slate = track == SLATE
             gym.register(
                 id=env_id,
-                entry_point="edgerec_gym.env:EdgeFeedEnv",
-                vector_entry_point="edgerec_gym.vector_env:EdgeFeedVectorEnv",
-                kwargs={"track": track},
+                entry_point="edgerec_gym.slate_env:EdgeFeedSlateEnv"
+                if slate
+                else "edgerec_gym.env:EdgeFeedEnv",
+                vector_entry_point="edgerec_gym.slate_env:EdgeFeedSlateVectorEnv"
+                if slate
+                else "edgerec_gym.vector_env:EdgeFeedVectorEnv",
+                kwargs={} if slate else {"track": track},
                 # EdgeFeedEnv itself refuses steps out of order, and the tests run Gymnasium's check_env.
                 disable_env_checker=True,
                 order_enforce=False,
@@ -37,3 +49,14 @@ def track_of(id_or_track: str) -> str:
     if name not in IDS:
         raise InputError(f"unknown id {id_or_track!r}; ids are {', '.join(IDS)}")
     return IDS[name]
+
+
+def make_feeds(id_or_track: str, num_envs: int, **options: Any) -> EdgeFeedVectorEnv:
+    """Make the vector environment of an id or track, as `gym.make_vec` does of an id."""
+    from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
+    from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+    track = track_of(id_or_track)
+    if track == SLATE:
+        return EdgeFeedSlateVectorEnv(num_envs, **options)
+    return EdgeFeedVectorEnv(num_envs, track=track, **options)

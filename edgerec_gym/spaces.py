@@ -118,3 +118,14 @@ def observation_space(config: FeedConfig, track: str) -> spaces.Dict:
 def action_space(config: FeedConfig, track: str) -> spaces.Discrete:
     """Action space of one environment."""
     return spaces.Discrete(n_actions(config, track))
+
+
+def slate_action_space(config: FeedConfig) -> spaces.Dict:
+    """Action space of one EdgeFeedSlate: scores of the pool rows, a card or none a slot, a request or none."""
+    return spaces.Dict(
+        {
+            "order": spaces.Box(-1, 1, (config.pool_size,), np.float32),
+            "insert": spaces.MultiDiscrete([config.n_cards + 1] * config.slate_size),
+            "request": spaces.Discrete(2),
+        }
+    )

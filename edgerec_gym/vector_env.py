@@ -17,7 +17,7 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users import make_users
-from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
+from edgerec_gym.users.base import UserModel
 
 RENDER_MODES = ("ansi",)
 
@@ -85,9 +85,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
         self.config = self.scenario.config.replace(**config)
         self.users = make_users(users, self.scenario, self.config, uncertainty, members)
-        self.batch = FeedBatch(
-            num_envs, track, self.config, self.scenario.catalog, self.users, split=split, threads=threads
-        )
+        self.batch = self._make_batch(num_envs, track, split, threads)
         self.num_envs, self.track, self.copy, self.render_mode = num_envs, track, copy, render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space(self.config, track)
@@ -95,22 +93,16 @@ class EdgeFeedVectorEnv(VectorEnv):
         self._ended = np.zeros(num_envs, np.bool_)  # rows that wait for a reset
         self._all = np.ones(num_envs, np.bool_)
         self._all.flags.writeable = False
-        a = self.batch.arrays
-        self._outcomes = {
-            "invalid_action": a.invalid,
-            "cost": a.cost,
-            "click_probability": a.response[:, CLICK_PROBABILITY],
-            "purchase_probability": a.response[:, PURCHASE_PROBABILITY],
-            "page_arrived": a.arrived,
-            "request_sent": a.sent,
-            "placed_item": a.placed_item,
-            "placed_action": a.placed_action,
-            "answered": a.focus_active,
-        }
-        if uncertainty:
-            self._outcomes["uncertainty"] = a.uncertainty
+        self._outcomes = dict(self.batch.outcomes)
+        if not uncertainty:
+            del self._outcomes["uncertainty"]
         self._info_masks = [f"_{key}" for key in ("action_mask", "reward_terms", *self._outcomes)]
         self._started = False
+
+    def _make_batch(self, num_envs: int, track: str, split: str, threads: int) -> FeedBatch:
+        return FeedBatch(
+            num_envs, track, self.config, self.scenario.catalog, self.users, split=split, threads=threads
+        )
 
     @cached_property
     def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
@@ -177,15 +169,15 @@ class EdgeFeedVectorEnv(VectorEnv):
         # NEXT_STEP: a row that has ended ignores its action and starts its next episode.
         observation = batch.step_or_restart(actions, self._ended, copy=self.copy and not same_step)
         rewards, terminated, truncated = (
-            arrays.reward.copy(),
+            batch.reward.copy(),
             arrays.terminated.copy(),
             arrays.truncated.copy(),
         )
         self._ended = terminated | truncated
         if not same_step:
             return observation, rewards, terminated, truncated, self._infos(observation)
-        infos = self._infos(observation)
         rows = np.flatnonzero(self._ended)
+        infos = self._infos(observation, copy=self.copy or len(rows) > 0)  # the reset writes over the rest
         if len(rows):
             self._add_final(infos, rows)
             batch.reset(rows)
@@ -206,16 +198,18 @@ class EdgeFeedVectorEnv(VectorEnv):
         final_info |= {f"_{key}": ended for key in final_info}
         infos.update(final_obs=observations, _final_obs=ended, final_info=final_info, _final_info=ended)
 
-    def _infos(self, observation: dict[str, np.ndarray], rows: np.ndarray | None = None) -> dict[str, Any]:
+    def _infos(
+        self, observation: dict[str, np.ndarray], rows: np.ndarray | None = None, copy: bool | None = None
+    ) -> dict[str, Any]:
         """Everything of the last step that is not in the observation; `rows` marks rows just reset."""
-        a = self.batch.arrays
-        terms = a.reward_terms.copy() if self.copy else a.reward_terms
+        copy = self.copy if copy is None else copy
+        terms = self.batch.reward_terms.copy() if copy else self.batch.reward_terms
         infos: dict[str, Any] = {
             "action_mask": observation["action_mask"],
             "reward_terms": {name: terms[:, k] for k, name in enumerate(REWARD_TERMS)},
         }
         for name, values in self._outcomes.items():
-            infos[name] = values.copy() if self.copy else values
+            infos[name] = values.copy() if copy else values
         present = self._all
         if rows is not None:
             present = np.zeros(self.num_envs, np.bool_)
