@@ -27,6 +27,13 @@ class Policy(Protocol):
         """Return (B,) int64 actions, legal under `observation["action_mask"]` (B, A) int8."""
 
 
+def draw_legal(generator: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """Draw one of the places where `mask` (B, A) is not zero, each equally likely; (B,) int64."""
+    count = (mask != 0).cumsum(axis=1, dtype=np.int64)  # (B, A)
+    pick = (generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
+    return (count > pick[:, None]).argmax(axis=1)
+
+
 def bind(policy: Policy, env: Any) -> None:
     """Give the environment to policies that ask for it (oracles); others never see it."""
     if hasattr(policy, "bind"):

@@ -4,10 +4,12 @@
 | --- | --- | --- |
 | random | uniformly among the legal actions | all |
 | keep | cloud order, no cards, automatic pages only | all |
-| greedy | the pool row with the highest base ctr score | joint, rerank |
-| device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | joint, rerank |
+| greedy | the pool row with the highest base ctr score | joint, rerank, slate |
+| device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | the same |
 | fixed-slot | cloud order, a card at every k-th slot, card types in turn | joint, mix |
 | fixed-interval | cloud order, a request when the page is m slots old | joint, request |
+
+On the track slate (EdgeFeedSlate-v0) they plan lists: see :mod:`edgerec_gym.agents.list_policy`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy
+from edgerec_gym.agents.base import Observation, Policy, draw_legal
+from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.registration import track_of
+from edgerec_gym.registration import SLATE, track_of
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, TRACKS
 
+SLOT_COLUMN, EXPOSURES_COLUMN = CONTEXT.index("slot"), CONTEXT.index("exposures")
+PAGE_AGE_COLUMN = CONTEXT.index("page_age")  # in pages
 N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
 
 
@@ -39,6 +45,10 @@ class Keep:
         """Return (B,) int64, the lowest legal action of each row."""
         return observation["action_mask"].argmax(axis=1)
 
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Return (B, N), no score above another."""
+        return np.zeros(observation["pool"].shape[:2])
+
 
 class Random:
     """Uniform over the legal actions, from its own generator."""
@@ -53,9 +63,7 @@ class Random:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
-        count = observation["action_mask"].cumsum(axis=1, dtype=np.int64)  # (B, A)
-        pick = (self.generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
-        return (count > pick[:, None]).argmax(axis=1)
+        return draw_legal(self.generator, observation["action_mask"])
 
 
 class Greedy:
@@ -68,7 +76,11 @@ class Greedy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
-        return _best_row(observation, observation["pool"][:, :, 1 - N_SCALARS])
+        return _best_row(observation, self.scores(observation))
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Return (B, N) base ctr scores."""
+        return observation["pool"][:, :, 1 - N_SCALARS]
 
 
 class DeviceGreedy:
@@ -102,22 +114,23 @@ class DeviceGreedy:
             click_weight,
             page_view_weight,
         )
-        self.slot = np.zeros(0)
 
     def reset(self, mask: np.ndarray) -> None:
-        """Restart the slot count of the rows where `mask` (B,) is True."""
-        self.slot = np.where(mask, 0.0, self.slot if len(self.slot) else 0.0)
+        """Do nothing: there is no state."""
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
+        return _best_row(observation, self.scores(observation))
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Return (B, N) logits."""
         interest = self._interest(observation)
         pool, d = observation["pool"], interest.shape[1]
         match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (
             1 + np.linalg.norm(interest, axis=1, keepdims=True)
         )
         ctr = np.clip(pool[:, :, d + 1], 1e-6, 1 - 1e-6)
-        self.slot += 1
-        return _best_row(observation, np.log(ctr / (1 - ctr)) + self.strength * match)
+        return np.log(ctr / (1 - ctr)) + self.strength * match
 
     def _interest(self, observation: Observation) -> np.ndarray:
         """Decayed evidence in the embedding space, (B, d)."""
@@ -125,8 +138,11 @@ class DeviceGreedy:
         exposures, page_views = observation["exposures"], observation["page_views"]
         dwell = exposures[:, :, -N_EXPOSURE_COLUMNS] - self.dwell_centre
         view = page_views[:, :, -N_PAGE_VIEW_COLUMNS] - self.dwell_centre
-        now = observation["context"][:, 0]  # slot / max_slots, the unit of the rows' last column
-        max_slots = self.slot / np.maximum(now, 1e-9)
+        context = observation["context"]
+        now = context[:, SLOT_COLUMN]  # slot / max_slots, the unit of the rows' last column
+        # Cards are answered slot by slot: one slot is what the count is ahead of the newest row.
+        one_slot = context[:, EXPOSURES_COLUMN] - exposures[:, :, -1].max(axis=1)
+        max_slots = np.rint(1 / np.maximum(one_slot, 1e-9, dtype=np.float64))
         interest = np.zeros((len(now), d))
         for rows, evidence in (
             (exposures, self.dwell_weight * dwell),
@@ -185,7 +201,6 @@ class FixedInterval:
     """
 
     name = "fixed-interval"
-    page_age_column = CONTEXT.index("page_age")  # in pages
 
     def __init__(self, every: int | None = None) -> None:
         self.every = None if every is None else _at_least_one("every", every)
@@ -201,7 +216,7 @@ class FixedInterval:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64; the request is the last action of both tracks."""
-        mask, pages = observation["action_mask"], observation["context"][:, self.page_age_column]
+        mask, pages = observation["action_mask"], observation["context"][:, PAGE_AGE_COLUMN]
         self.age = np.where(pages > self.pages, self.age + 1, 0)
         self.pages = pages.copy()
         due = pages >= 0.5 if self.every is None else self.age >= self.every
@@ -221,10 +236,10 @@ def _at_least_one(name: str, value: int) -> int:
 
 
 BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
-    "random": (Random, TRACKS),
-    "keep": (Keep, TRACKS),
-    "greedy": (Greedy, ("joint", "rerank")),
-    "device-greedy": (DeviceGreedy, ("joint", "rerank")),
+    "random": (Random, (*TRACKS, SLATE)),
+    "keep": (Keep, (*TRACKS, SLATE)),
+    "greedy": (Greedy, ("joint", "rerank", SLATE)),
+    "device-greedy": (DeviceGreedy, ("joint", "rerank", SLATE)),
     "fixed-slot": (FixedSlot, ("joint", "mix")),
     "fixed-interval": (FixedInterval, ("joint", "request")),
 }
@@ -235,25 +250,34 @@ def baselines_of(track: str) -> tuple[str, ...]:
     return tuple(name for name, (_, tracks) in BASELINES.items() if track in tracks)
 
 
-def make_policy(name: str, id_or_track: str, seed: int = 0, **options: Any) -> Policy:
+def make_policy(
+    name: str, id_or_track: str, seed: int = 0, slate_size: int = FeedConfig.slate_size, **options: Any
+) -> Policy:
     """Make a policy by name.
+
+    List policies play EdgeFeed-v0 and EdgeFeedRerank-v0 slot by slot, and EdgeFeedSlate-v0 as it is.
 
     Args:
         name: a baseline, or "package.module:Class" for a policy of your own.
-        id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request".
+        id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request", "slate".
         seed: of the policy's own randomness.
-        **options: arguments of the policy. `track` and `seed` are passed on to those that take them.
+        slate_size: K, of the plans of EdgeFeedSlate-v0.
+        **options: arguments of the policy. `track`, `seed` and `slate_size` are passed on to those that take
+            them.
 
     Raises:
         InputError: unknown name or option, or a policy that does not play this track.
     """
     track = track_of(id_or_track)
+    factory: Callable[..., Any]
     if ":" in name:
         factory = _import_class(name)
     elif name in BASELINES:
         factory, tracks = BASELINES[name]
         if track not in tracks:
             raise InputError(f"policy {name!r} plays the tracks {', '.join(tracks)}, not {track!r}")
+        if track == SLATE and factory is Random:
+            factory = RandomList
     else:
         raise InputError(
             f"unknown policy {name!r}; policies: {', '.join(BASELINES)}, or 'package.module:Class'"
@@ -262,10 +286,24 @@ def make_policy(name: str, id_or_track: str, seed: int = 0, **options: Any) -> P
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:
         if option not in parameters and not takes_any:
-            known = ", ".join(p for p in parameters if p not in ("track", "seed"))
+            known = ", ".join(p for p in parameters if p not in ("track", "seed", "slate_size"))
             raise InputError(f"policy {name!r} has no option {option!r}; its options are: {known or 'none'}")
-    given = {"track": track, "seed": seed, **options}
-    return factory(**{key: value for key, value in given.items() if key in parameters or key in options})
+    given = {"track": track, "seed": seed, "slate_size": slate_size, **options}
+    made = factory(**{key: value for key, value in given.items() if key in parameters or key in options})
+    return _for_track(made, track, slate_size)
+
+
+def _for_track(policy: Any, track: str, slate_size: int) -> Policy:
+    """Give a list policy the form in which it plays a track."""
+    if track == SLATE and not hasattr(policy, "plan") and hasattr(policy, "scores"):
+        policy = ScoredList(policy, slate_size)
+    if not hasattr(policy, "plan") or (hasattr(policy, "act") and track != SLATE):
+        return policy
+    if track == SLATE:
+        return SlateBySlate(policy)
+    if track not in ("joint", "rerank"):
+        raise InputError(f"policy {policy.name!r} plans lists: it plays joint, rerank, slate, not {track!r}")
+    return SlotBySlot(policy)
 
 
 def _import_class(name: str) -> Callable[..., Policy]:
@@ -276,6 +314,8 @@ def _import_class(name: str) -> Callable[..., Policy]:
         raise InputError(f"policy {name!r}: cannot import {module!r}: {error}") from None
     except AttributeError:
         raise InputError(f"policy {name!r}: module {module!r} has no {attribute!r}") from None
-    if not (hasattr(factory, "act") and hasattr(factory, "reset")):
-        raise InputError(f"policy {name!r} is no policy: it needs reset(mask) and act(observation)")
+    if not ((hasattr(factory, "act") or hasattr(factory, "plan")) and hasattr(factory, "reset")):
+        raise InputError(
+            f"policy {name!r} is no policy: it needs reset(mask) and act(observation) or plan(observation)"
+        )
     return factory

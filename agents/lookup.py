@@ -11,7 +11,7 @@ from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import BASELINES, make_policy
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.errors import InputError
-from edgerec_gym.registration import track_of
+from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 
 
@@ -34,9 +34,8 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
         return OraclePolicy()
     if Path(name).is_dir():
         from edgerec_gym.agents.training import load_policy
-        from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
-        env = EdgeFeedVectorEnv(1, track=track_of(env_id), scenario=scenario, users=users)
+        env = make_feeds(env_id, 1, scenario=scenario, users=users)
         return load_policy(name, env)
     if ":" in name:
         if os.getcwd() not in sys.path:
@@ -46,7 +45,8 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
         raise InputError(
             f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class"
         )
-    return make_policy(name, env_id, seed)
+    loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    return make_policy(name, env_id, seed, loaded.config.slate_size)
 
 
 def find_policies(

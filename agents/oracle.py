@@ -5,10 +5,13 @@ Myopic, so a policy that plans ahead may pass it. `bind(env)` refuses anything b
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.errors import InputError
+from edgerec_gym.registration import SLATE
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -43,8 +46,8 @@ class OraclePolicy:
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: there is no state."""
 
-    def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64."""
+    def act(self, observation: Observation) -> Any:
+        """Return (B,) int64; in EdgeFeedSlate-v0 the plan of the same choices, all by the values now."""
         if self._env is None:
             raise InputError("bind the oracle to an environment first: policy.bind(env)")
         track, n_pool = self._env.track, self._env.config.pool_size
@@ -56,6 +59,8 @@ class OraclePolicy:
         if track == "rerank":
             return place
         wants = self._wants_page()
+        if track == SLATE:
+            return self._plan(pool, cards, wants & mask[:, -1])
         if track == "request":
             return (wants & mask[:, 1]).astype(np.int64)
         # Cards stand behind the pool rows in the joint space, behind "no card" in the mix space.
@@ -68,6 +73,31 @@ class OraclePolicy:
         if track == "joint":
             action = np.where(wants & mask[:, -1], mask.shape[1] - 1, action)
         return action
+
+    def _plan(self, pool: np.ndarray, cards: np.ndarray, request: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows by value, and at each slot of the plan the best card the rules leave, if it is worth it."""
+        assert self._env is not None
+        config, feed = self._env.config, self._env.batch.arrays
+        gaps, first_slots, caps = (np.array(v) for v in (config.gaps, config.first_slots, config.share_caps))
+        count, last, cards = feed.type_count[:, 1:].copy(), feed.type_last[:, 1:].copy(), cards.copy()
+        card_type = np.arange(cards.shape[1]) % len(gaps)
+        best_first, rows = -np.sort(-pool, axis=1), np.arange(len(pool))
+        next_row = np.zeros(len(pool), np.int64)
+        insert = np.zeros((len(pool), config.slate_size), np.int64)
+        for k in range(config.slate_size):
+            slot = feed.slot[:, None] + k
+            legal = (slot >= first_slots) & ((last < 0) | (slot - last >= gaps))
+            legal &= count + 1 <= caps * np.maximum(slot + 1, config.page_size) + 1e-9
+            value = np.where(legal[:, card_type], cards, -1.0)
+            best = value.argmax(axis=1)
+            placed = value[rows, best] > best_first[rows, next_row] + self.margin
+            placed &= ~request | (k > 0)
+            insert[:, k] = np.where(placed, best + 1, 0)
+            count[rows[placed], card_type[best[placed]]] += 1
+            last[rows[placed], card_type[best[placed]]] = slot[placed, 0]
+            cards[rows[placed], best[placed]] = -1.0
+            next_row = np.minimum(next_row + ~placed, pool.shape[1] - 1)
+        return {"order": pool, "insert": insert, "request": request.astype(np.int64)}
 
     def _values(self) -> np.ndarray:
         """True value of every candidate at the next slot, (B, N + M) in reward units; -1 where empty."""

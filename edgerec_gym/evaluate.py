@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from edgerec_gym.batch import FeedBatch
 from edgerec_gym.errors import InputError
 from edgerec_gym.metrics import (
     Interval,
@@ -18,8 +19,10 @@ from edgerec_gym.metrics import (
     ratio_interval,
 )
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
-from edgerec_gym.registration import track_of
+from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.slate_batch import SlateBatch
+from edgerec_gym.state import NO_ITEM
 from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY, UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -36,8 +39,8 @@ class Policy(Protocol):
     def reset(self, mask: np.ndarray) -> None:
         """Forget the rows where `mask` is True."""
 
-    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """Return (B,) actions."""
+    def act(self, observation: dict[str, np.ndarray]) -> Any:
+        """Return (B,) actions; in EdgeFeedSlate-v0 plans, a dict of arrays with B rows."""
 
 
 def play(
@@ -68,14 +71,8 @@ def play(
     chunks = []
     size = min(num_envs, sessions)  # of every batch, the last one too: a policy keeps one row per session
     for first in range(0, sessions, size):
-        env = EdgeFeedVectorEnv(
-            size,
-            track=track_of(env_id),
-            scenario=scenario,
-            users=users,
-            split="eval",
-            copy=False,
-            members=members,
+        env = make_feeds(
+            env_id, size, scenario=scenario, users=users, split="eval", copy=False, members=members
         )
         wanted = min(size, sessions - first)
         chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted))
@@ -88,7 +85,7 @@ def play(
 def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int) -> Sessions:
     """Play the first `wanted` rows of a batch; the others stand still."""
     batch, config, size = env.batch, env.config, env.num_envs
-    a, reward = batch.arrays, env.config.reward
+    a, reward, types = batch.arrays, config.reward, env.scenario.catalog.card_type
     names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
     names += [f"cards_{name}" for name in config.card_types]
     sums = {name: np.zeros(size) for name in names}
@@ -100,23 +97,54 @@ def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int) 
     while not done.all():
         actions = batch.check_actions(policy.act(batch.observation(copy=False)))
         batch.step(actions, done)
-        live, answered = ~done, ~done & a.focus_active
-        focused = a.window_cards[:, FOCUSED, config.n_item_features :] > 0
-        probability = a.response[:, CLICK_PROBABILITY].astype(np.float64)
-        expected = reward.click * probability + reward.purchase * a.response[:, PURCHASE_PROBABILITY]
-        expected = expected + reward.insert_click * probability * ~focused[:, 0]
-        paid = reward.request * (a.sent == 1) + reward.invalid * a.invalid
-        sums["reward"] += np.where(live, a.reward, 0)
-        sums["value"] += np.where(live, paid, 0) + np.where(answered, expected, 0)
-        sums["clicks"] += np.where(answered, a.response[:, CLICK], 0)
-        sums["purchases"] += np.where(answered, a.response[:, BUY], 0)
-        sums["exposures"] += answered
-        sums["requests"] += live & (a.sent == 1)
-        sums["violations"] += live & (a.invalid | (a.cost > 0))
+        live, last = ~done, _last_step(batch)
+        answered = live[:, None] & (last.answered_item != NO_ITEM)
+        card_type = np.where(answered, types[last.answered_item], 0)
+        probability = last.click_probability.astype(np.float64)
+        expected = reward.click * probability + reward.purchase * last.purchase_probability
+        expected = expected + reward.insert_click * probability * (card_type > 0)
+        paid = reward.request * last.requested + reward.invalid * last.invalid
+        sums["reward"] += np.where(live, batch.reward, 0)
+        sums["value"] += np.where(live, paid, 0) + np.where(answered, expected, 0).sum(axis=1)
+        sums["clicks"] += (answered & last.clicked).sum(axis=1)
+        sums["purchases"] += (answered & last.purchased).sum(axis=1)
+        sums["exposures"] += answered.sum(axis=1)
+        sums["requests"] += live & last.requested
+        sums["violations"] += np.where(live, last.invalid + last.cost, 0)
         for k, name in enumerate(config.card_types):
-            sums[f"cards_{name}"] += answered & focused[:, k + 1]
+            sums[f"cards_{name}"] += (card_type == k + 1).sum(axis=1)
         done |= a.terminated | a.truncated
     return {name: values[:wanted] for name, values in sums.items()}
+
+
+class _LastStep(NamedTuple):
+    """What the last step has brought to B rows, slot by slot (S = 1, or K of a plan)."""
+
+    answered_item: np.ndarray  # (B, S), -1 if none
+    clicked: np.ndarray  # (B, S) bool
+    purchased: np.ndarray  # (B, S) bool
+    click_probability: np.ndarray  # (B, S)
+    purchase_probability: np.ndarray  # (B, S)
+    requested: np.ndarray  # (B,) bool, by the policy
+    invalid: np.ndarray  # (B,) illegal actions
+    cost: np.ndarray  # (B,) rule violations that were played
+
+
+def _last_step(batch: FeedBatch) -> _LastStep:
+    a = batch.arrays
+    if isinstance(batch, SlateBatch):
+        s = batch.slates
+        return _LastStep(
+            s.answered_item, s.clicked, s.purchased, s.click_probability, s.purchase_probability,
+            s.sent == 1, s.invalid_positions.sum(axis=1), s.cost,
+        )  # fmt: skip
+    answer = a.response[:, None]
+    return _LastStep(
+        np.where(a.focus_active, a.window_items[:, FOCUSED], NO_ITEM)[:, None],
+        answer[..., CLICK] > 0, answer[..., BUY] > 0,
+        answer[..., CLICK_PROBABILITY], answer[..., PURCHASE_PROBABILITY],
+        a.sent == 1, a.invalid.astype(np.int64), a.cost,
+    )  # fmt: skip
 
 
 def evaluate(

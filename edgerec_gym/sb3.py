@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.registration import track_of
+from edgerec_gym.registration import SLATE, track_of
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 try:
@@ -34,7 +34,8 @@ def make_vec_env(
     """Make a stable-baselines3 VecEnv of `num_envs` feeds.
 
     Args:
-        id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request".
+        id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request"; not
+            EdgeFeedSlate-v0, whose actions stable-baselines3 has no algorithm for.
         num_envs: number of environments.
         seed: row i of the first reset is seeded `seed + i`; None draws one.
         scenario: as in EdgeFeedVectorEnv.
@@ -46,6 +47,11 @@ def make_vec_env(
         InputError: as EdgeFeedVectorEnv.
     """
     track = track_of(id_or_track)
+    if track == SLATE:
+        raise InputError(
+            "stable-baselines3 takes no plans (its algorithms have no Dict actions): use EdgeFeed-v0, or "
+            "EdgeFeedSlate-v0 with gym.make_vec"
+        )
     venv = EdgeFeedVectorEnv(
         num_envs,
         track=track,

@@ -1,7 +1,7 @@
 """Plans of EdgeFeedSlate-v0: their form, what playing one has brought, and the kernels between both.
 
-A plan is shorthand for up to K actions of EdgeFeed-v0, one a slot (:func:`planned_action`); the slots are played
-by the kernels of EdgeFeed-v0.
+A plan is shorthand for up to K actions of EdgeFeed-v0, one a slot (:func:`planned_action`), which the kernels
+of EdgeFeed-v0 play.
 """
 
 from __future__ import annotations
@@ -92,12 +92,16 @@ def allocate_slates(config: FeedConfig, num_envs: int) -> SlateArrays:
     )
 
 
-def check_plan(action: Any, config: FeedConfig, num_envs: int | None = None) -> Plan:
+def check_plan(
+    action: Any, n_pool: int, n_cards: int, slate_size: int | None, num_envs: int | None = None
+) -> Plan:
     """Return an action of the slate space as a Plan of arrays, batch first.
 
     Args:
         action: a dict of order, insert and request; scores need not lie in -1..1, only their order counts.
-        config: says N, M and K.
+        n_pool: N.
+        n_cards: M.
+        slate_size: K; None takes any.
         num_envs: B; None for the action of a single environment, which becomes a batch of one.
 
     Raises:
@@ -109,13 +113,14 @@ def check_plan(action: Any, config: FeedConfig, num_envs: int | None = None) -> 
     rows = 1 if num_envs is None else num_envs
     batched = num_envs is not None
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-        order = _array(action, "order", (rows, config.pool_size), "fiu", "numbers", batched)
+        order = _array(action, "order", (rows, n_pool), "fiu", "numbers", batched)
         order = np.ascontiguousarray(order, np.float32)
-    insert = _array(action, "insert", (rows, config.slate_size), "iu", "whole numbers", batched)
+    size = np.size(action["insert"]) // rows if slate_size is None else slate_size
+    insert = _array(action, "insert", (rows, size), "iu", "whole numbers", batched)
     request = _array(action, "request", (rows,), "iu", "whole numbers", batched)
     _refuse("order", order, ~np.isfinite(order), "finite scores", batched)
-    cards = f"0 (no card) to {config.n_cards}"
-    _refuse("insert", insert, (insert < 0) | (insert > config.n_cards), cards, batched)
+    cards = f"0 (no card) to {n_cards}"
+    _refuse("insert", insert, (insert < 0) | (insert > n_cards), cards, batched)
     _refuse("request", request, (request < 0) | (request > 1), "0 or 1", batched)
     return Plan(order, np.ascontiguousarray(insert, np.int64), np.ascontiguousarray(request, np.int64))
 

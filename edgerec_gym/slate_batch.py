@@ -137,7 +137,15 @@ class SlateBatch(FeedBatch):
 
     def check_actions(self, actions: Any) -> Plan:
         """Return the batch's plans, or raise InputError; see :func:`~edgerec_gym.slate.check_plan`."""
-        return check_plan(actions, self.config, self.num_envs)
+        return self._checked(actions, self.num_envs)
+
+    def check_action(self, action: Any) -> Plan:
+        """Return the plan of a single environment, or raise InputError; the batch must be one of one."""
+        return self._checked(action, None)
+
+    def _checked(self, actions: Any, num_envs: int | None) -> Plan:
+        config = self.config
+        return check_plan(actions, config.pool_size, config.n_cards, config.slate_size, num_envs)
 
     def _advance(
         self,

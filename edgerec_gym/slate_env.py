@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.env import EdgeFeedEnv
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.slate import Plan, check_plan
+from edgerec_gym.slate import Plan
 from edgerec_gym.slate_batch import SlateBatch
 from edgerec_gym.spaces import slate_action_space
 from edgerec_gym.state import REWARD_TERMS
@@ -19,12 +19,14 @@ from edgerec_gym.vector_env import EdgeFeedVectorEnv
 class EdgeFeedSlateVectorEnv(EdgeFeedVectorEnv):
     """Many feeds, each playing a plan in a step; row i equals the single environment seeded `seed + i`.
 
-    Takes the arguments of :class:`~edgerec_gym.vector_env.EdgeFeedVectorEnv` but `track`, and dicts of arrays,
-    batch first, as actions: order (B, N), insert (B, K), request (B,); see :class:`EdgeFeedSlateEnv`.
+    Takes the arguments of :class:`~edgerec_gym.vector_env.EdgeFeedVectorEnv` but `track`. An action is a dict
+    of arrays, batch first: order (B, N), insert (B, K), request (B,); see :class:`EdgeFeedSlateEnv`.
 
-    Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does) of what :class:`EdgeFeedSlateEnv`
-    tells in `info`; what it tells of every slot has the shape (B, K).
+    Infos hold what :class:`EdgeFeedSlateEnv` tells in `info`, batch first (with `_key` masks as Gymnasium
+    does): arrays (B,), and (B, K) where it tells something of every slot.
     """
+
+    batch: SlateBatch
 
     def __init__(self, num_envs: int = 1, **options: Any) -> None:
         super().__init__(num_envs, track="joint", **options)  # the observation is that of EdgeFeed-v0
@@ -41,31 +43,32 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
     """A feed on a phone, a plan of up to K slots at a time.
 
     ## Description
-    The device plans the next K = `slate_size` slots at once: how it would order the pool, where it would insert
-    cards, and whether it asks for a page. The plan is played slot by slot, as in EdgeFeed-v0, until something
-    happens that a plan should take into account (a *trigger*). A plan is shorthand: the same actions one by one
-    in EdgeFeed-v0 lead to the same states, bit for bit. EdgeRec, CIKM'20 (arXiv 2005.08416).
+    The device plans the next K = `slate_size` slots at once: how it would order the pool, where it would
+    insert cards, and whether it asks for a page. The plan is played slot by slot, as in EdgeFeed-v0, until
+    something happens that makes it stale (a *trigger*): an answered click, or a new page. A plan is
+    shorthand: the same actions one by one in EdgeFeed-v0 lead to the same states, bit for bit. EdgeRec,
+    CIKM'20 (arXiv 2005.08416).
 
     ## Action Space
     `Dict` of
 
     | key | space | meaning |
     | --- | --- | --- |
-    | order | Box(-1, 1, (N,)) float32 | scores of the pool rows: the highest unused one is placed; ties: cloud order |
+    | order | Box(-1, 1, (N,)) float32 | scores: the unused pool row with the highest comes next |
     | insert | MultiDiscrete([M + 1] * K) | for each slot of the plan: 0 no card, m card row m - 1 |
     | request | Discrete(2) | 1 requests a page with the first slot of the plan |
 
-    Only the order of the scores counts, so any finite number is taken; NaN and infinite scores raise InputError,
-    as do cards and requests outside the space. With a request the first slot is EdgeFeed-v0's request: cloud order
-    stands there, and `insert[0]` is not played.
+    Equal scores are placed in cloud order. Only their order counts, so any finite numbers are taken; NaN and
+    infinite scores raise InputError, as do cards and requests outside the space. The first slot of a plan
+    with a request is EdgeFeed-v0's request: keep (cloud order) stands there, `insert[0]` is not played.
 
-    A card that is illegal when its slot comes, or an illegal request, is an invalid action as in EdgeFeed-v0: keep
-    (cloud order) is played there, the `invalid` term is paid, and the plan goes on. With `rules="penalty"`
-    cards against the rules are played and counted in `cost`.
+    A card that is illegal when its slot comes, or an illegal request, is an invalid action as in EdgeFeed-v0:
+    keep is played there, the `invalid` term is paid, and the plan goes on. With `rules="penalty"` cards
+    against the rules are played and counted in `cost`.
 
     ## Observation Space
-    That of EdgeFeed-v0; `action_mask` (N + M + 1,) has its meaning, too: pool rows, cards and request that are
-    legal at the first slot of the plan. What is legal later depends on the plan itself, so that no mask can say it.
+    That of EdgeFeed-v0. `action_mask` (N + M + 1,), too: the pool rows, cards and the request that are legal
+    at the first slot of the plan. What is legal later depends on the plan itself: no mask can say it.
 
     ## Rewards
     The sum of the slots' rewards, as are the terms in `info["reward_terms"]`. `info` also holds
@@ -74,20 +77,22 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
     | --- | --- |
     | slots | played, 1..K (0 after a reset) |
     | stopped_by | index into :data:`edgerec_gym.slate.STOPPED_BY`: plan, page, click, end |
-    | invalid_action, cost | any action of the plan was illegal; violations under rules="penalty" |
-    | request_sent, page_arrived | 0 none, 1 the policy's, 2 automatic; a page has come |
+    | invalid_action | an action of the plan was illegal |
+    | cost | violations under rules="penalty" |
+    | request_sent | 0 none, 1 the policy's, 2 an automatic one |
+    | page_arrived | a page has come |
     | positions | (K,) slots of the session, -1 where the plan had stopped, as in all that follow |
-    | placed_action, placed_item, invalid_positions | (K,) index in EdgeFeed-v0; item; whether it was illegal |
+    | placed_action, placed_item | (K,) index in EdgeFeed-v0 (request not counted), item |
+    | invalid_positions | (K,) the action was illegal |
     | answered_item, clicked, purchased | (K,) the card answered in that slot and what the user did |
     | click_probability, purchase_probability | (K,) of that card, 0 if none |
-    | uncertainty | (K,) if asked for |
+    | uncertainty | (K,) about that click, if asked for |
 
     ## Starting State
     As in EdgeFeed-v0, whose episodes these are.
 
     ## Episode End
-    A step ends after K slots, at an answered click, when a new page has come, or with the session: terminated when
-    the user leaves, truncated at `max_slots` slots.
+    Terminated when the user leaves; truncated at `max_slots` slots. A plan is not finished then.
 
     ## Arguments
     Those of :class:`~edgerec_gym.env.EdgeFeedEnv`, e.g. `slate_size`.
@@ -106,23 +111,23 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
         uncertainty: bool = False,
         **config: Any,
     ) -> None:
-        self._bind(
-            EdgeFeedSlateVectorEnv(
-                1,
-                scenario=scenario,
-                users=users,
-                split=split,
-                render_mode=render_mode,
-                uncertainty=uncertainty,
-                autoreset_mode=AutoresetMode.DISABLED,
-                **config,
-            )
+        vector = EdgeFeedSlateVectorEnv(
+            1,
+            scenario=scenario,
+            users=users,
+            split=split,
+            render_mode=render_mode,
+            uncertainty=uncertainty,
+            autoreset_mode=AutoresetMode.DISABLED,
+            **config,
         )
+        self._bind(vector)
+        self._plans = vector.batch
         outcomes = self.batch.outcomes
         self._shown = [name for name in outcomes if uncertainty or name != "uncertainty"]
 
     def _checked(self, action: Any) -> Plan:
-        return check_plan(action, self.config)
+        return self._plans.check_action(action)
 
     def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
         batch = self.batch

@@ -121,7 +121,7 @@ def action_space(config: FeedConfig, track: str) -> spaces.Discrete:
 
 
 def slate_action_space(config: FeedConfig) -> spaces.Dict:
-    """Action space of one EdgeFeedSlate: scores of the pool rows, a card or none a slot, a request or none."""
+    """Action space of EdgeFeedSlate-v0: scores of the pool rows, a card or none for each slot, a request."""
     return spaces.Dict(
         {
             "order": spaces.Box(-1, 1, (config.pool_size,), np.float32),

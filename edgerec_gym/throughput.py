@@ -1,8 +1,8 @@
 """How fast the environment is: steps per second, beside a plain copy of the same bytes in the same run.
 
-Random legal actions; the time of a batch is that of `step`, the time of one environment is that of the whole
-loop, policy included. Every figure is the median over windows of a fraction of a second, alternating with
-windows of plain copies, because machines are shared and noisy.
+Random legal actions, or plans in random order; the time of a batch is that of `step`, the time of one
+environment is that of the whole loop, policy included. Every figure is the median over windows of a fraction
+of a second, alternating with windows of plain copies, because machines are shared and noisy.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from edgerec_gym import __version__
 from edgerec_gym.atomic import read_json, write_json
 from edgerec_gym.evaluate import Progress
 from edgerec_gym.jit import SOURCE_DIGEST
-from edgerec_gym.registration import IDS
+from edgerec_gym.registration import IDS, SLATE, make_feeds
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.slate_batch import SlateBatch
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -58,25 +59,29 @@ def measure(row: Row, seconds: float = 2.0) -> Row:
     """Measure one configuration.
 
     Returns:
-        steps_per_s, copies_per_s (rows of plain copies per second), ratio of the two, observation_bytes.
+        steps_per_s, slots_per_s (more where a step plays a plan), copies_per_s (rows of plain copies per
+        second), ratio of steps and copies, observation_bytes.
     """
     run = _single(row) if row["num_envs"] == 1 else _batch(row)
     step, buffer, close = run
-    window, steps, copies = seconds / WINDOWS / 2, [], []
+    window, steps, slots, copies = seconds / WINDOWS / 2, [], [], []
     step(window / 2)  # compiles, warms caches
     for _ in range(WINDOWS):
-        steps.append(step(window))
+        step_rate, slot_rate = step(window)
+        steps.append(step_rate)
+        slots.append(slot_rate)
         copies.append(_copies(buffer, window))
     close()
     return {
         "steps_per_s": float(np.median(steps)),
+        "slots_per_s": float(np.median(slots)),
         "copies_per_s": float(np.median(copies)),
         "ratio": float(np.median(np.array(steps) / np.array(copies))),
         "observation_bytes": buffer.nbytes // len(buffer),
     }
 
 
-Step = Callable[[float], float]
+Step = Callable[[float], tuple[float, float]]  # seconds to spend -> steps and slots per second
 
 
 def _single(row: Row) -> tuple[Step, np.ndarray, Callable[[], None]]:
@@ -84,27 +89,35 @@ def _single(row: Row) -> tuple[Step, np.ndarray, Callable[[], None]]:
     env: Any = gym.make(row["id"], scenario=row["preset"], users=row["users"])
     state = {"observation": env.reset(seed=0)[0]}
     draws = np.random.default_rng(0).random(1 << 16).tolist()
+    config, slate = env.unwrapped.config, IDS[row["id"]] == SLATE
+    rest = {"insert": np.zeros(config.slate_size, np.int64), "request": 0}
 
-    def step(seconds: float) -> float:
-        n, observation, start = 0, state["observation"], time.perf_counter()
+    def step(seconds: float) -> tuple[float, float]:
+        n, slots, observation, start = 0, 0, state["observation"], time.perf_counter()
         while True:
-            legal = observation["action_mask"].nonzero()[0]
-            action = legal[int(draws[n & 0xFFFF] * len(legal))]
-            observation, _, terminated, truncated, _ = env.step(action)
+            if slate:
+                first = n & 0xFFF
+                action = {"order": np.array(draws[first : first + config.pool_size]), **rest}
+            else:
+                legal = observation["action_mask"].nonzero()[0]
+                action = legal[int(draws[n & 0xFFFF] * len(legal))]
+            observation, _, terminated, truncated, info = env.step(action)
+            slots += info["slots"] if slate else 1
             if terminated or truncated:
                 observation, _ = env.reset()
             n += 1
             if n % 64 == 0 and time.perf_counter() - start > seconds:
                 state["observation"] = observation
-                return n / (time.perf_counter() - start)
+                spent = time.perf_counter() - start
+                return n / spent, slots / spent
 
     return step, env.unwrapped.batch.arrays.observation, env.close
 
 
 def _batch(row: Row) -> tuple[Step, np.ndarray, Callable[[], None]]:
-    env = EdgeFeedVectorEnv(
+    env = make_feeds(
+        row["id"],
         row["num_envs"],
-        track=IDS[row["id"]],
         scenario=row["preset"],
         users=row["users"],
         copy=row["copy"],
@@ -115,18 +128,27 @@ def _batch(row: Row) -> tuple[Step, np.ndarray, Callable[[], None]]:
 
 def _batch_step(env: EdgeFeedVectorEnv) -> Step:
     observation, rng = env.reset(seed=0)[0], np.random.default_rng(0)
+    batch, rows = env.batch, env.num_envs
+    plans = {"insert": np.zeros((rows, env.config.slate_size), np.int64), "request": np.zeros(rows, np.int64)}
 
-    def step(seconds: float) -> float:
+    def draw() -> Any:
+        if isinstance(batch, SlateBatch):
+            scores = rng.random((env.num_envs, env.config.pool_size), np.float32)
+            return plans | {"order": scores}
+        mask = observation["action_mask"]
+        return (rng.random(mask.shape, np.float32) * mask).argmax(axis=1)
+
+    def step(seconds: float) -> tuple[float, float]:
         nonlocal observation  # held until the next one is made, as a learner does
-        spent, n = 0.0, 0
+        spent, n, slots = 0.0, 0, 0
         while spent < seconds:
-            mask = observation["action_mask"]
-            actions = (rng.random(mask.shape, np.float32) * mask).argmax(axis=1)
+            actions = draw()
             start = time.perf_counter()
             observation = env.step(actions)[0]
             spent += time.perf_counter() - start
             n += env.num_envs
-        return n / spent
+            slots += int(batch.slates.slots.sum()) if isinstance(batch, SlateBatch) else env.num_envs
+        return n / spent, slots / spent
 
     return step
 
@@ -213,7 +235,7 @@ def catalogue_sizes(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), secon
     found: list[list[float]] = [[] for _ in sizes]
     for _ in range(WINDOWS):
         for step, rates in zip(runs, found, strict=True):
-            rates.append(step(seconds / WINDOWS))
+            rates.append(step(seconds / WINDOWS)[0])
     smallest = np.array(found[0])
     return [
         {"n_items": n, "steps_per_s": float(np.median(rates)), "ratio": float(np.median(rates / smallest))}
@@ -273,12 +295,13 @@ def bench(
 
 def throughput_tables(results: Row) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Turn the figures of :func:`bench` into tables: title -> (header, rows)."""
-    header = ["environments", "threads", "arrays", "steps/s", "copies/s", "ratio", "bytes"]
+    header = ["environments", "threads", "arrays", "steps/s", "slots/s", "copies/s", "ratio", "bytes"]
     tables: dict[str, tuple[list[str], list[list[str]]]] = {}
     for row in results["rows"]:
         title = f"{row['id']}, {row['preset']}, {row['users']} users"
         arrays = "fresh" if row["copy"] else "reused"
         body = [f"{row['num_envs']:,}", str(row["threads"]), arrays, f"{row['steps_per_s']:,.0f}"]
+        body.append(f"{row['slots_per_s']:,.0f}")
         body += [f"{row['copies_per_s']:,.0f}", f"{row['ratio']:.2f}", f"{row['observation_bytes']:,}"]
         tables.setdefault(title, (header, []))[1].append(body)
     figures = [[name, f"{seconds:.2f} s"] for name, seconds in results["start"].items()]

@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from edgerec_gym.registration import IDS
+from edgerec_gym.registration import IDS, SLATE
 from edgerec_gym.scenario import Scenario
 
 
@@ -21,6 +21,12 @@ def lite() -> Scenario:
 @pytest.fixture(params=sorted(IDS))
 def env_id(request: pytest.FixtureRequest) -> str:
     """Every registered id in turn."""
+    return request.param
+
+
+@pytest.fixture(params=sorted(env_id for env_id, track in IDS.items() if track != SLATE))
+def slot_id(request: pytest.FixtureRequest) -> str:
+    """Every id whose steps are slots, in turn."""
     return request.param
 
 

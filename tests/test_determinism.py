@@ -6,39 +6,42 @@ import sys
 
 import numpy as np
 import pytest
+from actions import random_action
 
 from edgerec_gym import random_stream as draws
+from edgerec_gym.registration import SLATE, make_feeds
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 SCRIPT = """
 import sys; sys.path.insert(0, {path!r})
 from test_determinism import trace
-print(trace({users!r}, {threads}))
+print(trace({env_id!r}, {users!r}))
 """
 
 
-def trace(users: str, threads: int = 1) -> str:
-    """A digest of 120 random steps of 130 feeds."""
-    env = EdgeFeedVectorEnv(130, scenario="lite", users=users, threads=threads)
+def trace(env_id: str, users: str, threads: int = 1) -> str:
+    """A digest of 120 random steps of 130 feeds, or of as many slots of plans."""
+    env = make_feeds(env_id, 130, scenario="lite", users=users, threads=threads)
     observation, _ = env.reset(seed=9)
     rng = np.random.default_rng(1)
     digest = hashlib.sha256()
-    for _ in range(120):
-        actions = (rng.random(observation["action_mask"].shape) * observation["action_mask"]).argmax(axis=1)
-        observation, reward, *_ = env.step(actions)
+    for _ in range(120 if env.track != SLATE else 24):
+        observation, reward, *_ = env.step(random_action(env, observation, rng))
         digest.update(env.batch.arrays.observation.tobytes() + reward.tobytes())
     env.close()
     return digest.hexdigest()
 
 
-def test_same_seed_same_episodes_in_a_new_process(users, request):
-    script = SCRIPT.format(path=str(request.path.parent), users=users, threads=1)
+@pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
+def test_same_seed_same_episodes_in_a_new_process(env_id, users, request):
+    script = SCRIPT.format(path=str(request.path.parent), env_id=env_id, users=users)
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == trace(users)
+    assert other.stdout.strip() == trace(env_id, users)
 
 
-def test_thread_count_does_not_matter():
-    assert trace("synthetic", 1) == trace("synthetic", 2)
+@pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
+def test_thread_count_does_not_matter(env_id, users):
+    assert trace(env_id, users, 1) == trace(env_id, users, 2)
 
 
 def test_uniform_draws_are_uniform_and_independent_of_each_other():

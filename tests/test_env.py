@@ -5,6 +5,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+from actions import keep_action, random_action, rows_of
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
@@ -14,21 +15,16 @@ from edgerec_gym.registration import IDS
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
-def legal(rng, mask):
-    """A uniformly drawn legal action of each row."""
-    return (rng.random(mask.shape) * mask).argmax(axis=-1)
-
-
 def test_check_env_passes_without_a_warning(env_id, users, recwarn):
     check_env(gym.make(env_id, scenario="lite", users=users).unwrapped, skip_render_check=True)
     assert [str(w.message) for w in recwarn] == []
 
 
-def test_check_env_of_stable_baselines3_passes(env_id, users):
+def test_check_env_of_stable_baselines3_passes(slot_id, users):
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        checker.check_env(gym.make(env_id, scenario="lite", users=users).unwrapped)
+        checker.check_env(gym.make(slot_id, scenario="lite", users=users).unwrapped)
     # The one expected remark: two-dimensional keys are no images and no vectors.
     assert [str(w.message) for w in caught if "unconventional shape" not in str(w.message)] == []
 
@@ -42,7 +38,7 @@ def test_observations_stay_inside_the_space(env_id, users):
         assert np.array_equal(observation["action_mask"], info["action_mask"])
         assert observation["action_mask"].any()
         assert np.array_equal(env.unwrapped.action_masks(), observation["action_mask"] == 1)
-        observation, reward, terminated, truncated, info = env.step(legal(rng, observation["action_mask"]))
+        observation, reward, terminated, truncated, info = env.step(random_action(env, observation, rng))
         assert reward == pytest.approx(sum(info["reward_terms"].values()))
         if terminated or truncated:
             observation, info = env.reset()
@@ -56,9 +52,9 @@ def test_make_vec_and_sync_vectorisation(env_id):
     b, _ = loop.reset(seed=5)
     rng = np.random.default_rng(0)
     for _ in range(40):
-        actions = legal(rng, a["action_mask"])
+        actions = random_action(batch, a, rng)
         a, reward_a, *_ = batch.step(actions)
-        b, reward_b, *_ = loop.step(actions[:3])
+        b, reward_b, *_ = loop.step(rows_of(actions, slice(3)))
         for key in b:
             assert np.array_equal(a[key][:3], b[key]), key
         assert np.array_equal(reward_a[:3], reward_b)
@@ -77,18 +73,20 @@ def test_row_of_a_batch_equals_the_single_env_bit_for_bit(env_id, scenario, thre
     ended = False
     resets = 0
     for _ in range(500):
-        actions = legal(rng, a["action_mask"])
+        actions = random_action(batch, a, rng)
         a, rewards, terminated, truncated, infos = batch.step(actions)
         if ended:  # NEXT_STEP: the batch used this step for the reset
             b, info = single.reset()
             reward, over = 0.0, (False, False)
             resets += 1
         else:
-            b, reward, *over, info = single.step(actions[row])
+            b, reward, *over, info = single.step(rows_of(actions, row))
         ended = any(over)
         assert rewards[row] == reward
         assert [terminated[row], truncated[row]] == list(over)
-        assert infos["click_probability"][row] == info["click_probability"]
+        for key in info.keys() - {"reward_terms", "action_mask"}:
+            assert np.array_equal(infos[key][row], info[key]), key
+        assert {k: v[row] for k, v in infos["reward_terms"].items()} == info["reward_terms"]
         for key in b:
             assert np.array_equal(a[key][row], b[key]), key
     assert resets > 2
@@ -103,9 +101,8 @@ def test_autoreset_modes_show_the_same_episodes(env_id):
         ended = np.zeros(8, bool)
         for _ in range(150):
             skipped = ended if mode == "NextStep" else np.zeros(8, bool)
-            observation, reward, terminated, truncated, infos = env.step(
-                observation["action_mask"].argmax(axis=1)
-            )
+            actions = keep_action(env, observation)
+            observation, reward, terminated, truncated, infos = env.step(actions)
             ended = terminated | truncated
             for row in np.flatnonzero(~skipped):
                 last = observation
@@ -121,44 +118,55 @@ def test_autoreset_modes_show_the_same_episodes(env_id):
         assert n > 100 and next_step[:n] == same_step[:n]
 
 
-def test_same_step_final_observation_and_info():
-    env = gym.make_vec(
-        "EdgeFeed-v0", num_envs=32, scenario="lite", users="synthetic", autoreset_mode="SameStep"
+@pytest.mark.parametrize("copy", [True, False])
+def test_same_step_final_observation_and_info(env_id, copy):
+    size = 32
+    env, other = (
+        gym.make_vec(
+            env_id, num_envs=size, scenario="lite", users="synthetic", autoreset_mode=mode, copy=True
+        )
+        for mode in ("SameStep", "Disabled")
     )
+    env.unwrapped.copy = copy
     observation, _ = env.reset(seed=0)
-    for _ in range(80):
-        observation, _, terminated, truncated, infos = env.step(observation["action_mask"].argmax(axis=1))
+    other.reset(seed=0)
+    ended = np.zeros(size, bool)
+    while not ended.any():
+        actions = keep_action(env, observation)
+        observation, reward, terminated, truncated, infos = env.step(actions)
+        last, _, _, _, last_infos = other.step(actions)
         ended = terminated | truncated
-        if ended.any():
-            break
     assert np.array_equal(infos["_final_obs"], ended)
     row = int(ended.argmax())
     assert env.single_observation_space.contains(infos["final_obs"][row])
+    assert all(np.array_equal(value, last[key][row]) for key, value in infos["final_obs"][row].items())
     assert infos["final_obs"][row]["context"][0] > 0 and observation["context"][row, 0] == 0
-    assert infos["final_info"]["click_probability"].shape == (32,)
+    for told in (infos, infos["final_info"]):
+        assert np.array_equal(told["click_probability"], last_infos["click_probability"])
+        assert sum(values[row] for values in told["reward_terms"].values()) == pytest.approx(reward[row])
 
 
-def test_disabled_autoreset_needs_a_reset_mask():
-    env = gym.make_vec(
-        "EdgeFeed-v0", num_envs=4, scenario="lite", users="synthetic", autoreset_mode="Disabled"
-    )
+def test_disabled_autoreset_needs_a_reset_mask(env_id):
+    env = gym.make_vec(env_id, num_envs=4, scenario="lite", users="synthetic", autoreset_mode="Disabled")
     observation, _ = env.reset(seed=0)
     ended = np.zeros(4, bool)
     while not ended.any():
-        observation, _, terminated, truncated, _ = env.step(observation["action_mask"].argmax(axis=1))
+        observation, _, terminated, truncated, _ = env.step(keep_action(env, observation))
         ended = terminated | truncated
     with pytest.raises(InputError, match="has ended"):
-        env.step(observation["action_mask"].argmax(axis=1))
+        env.step(keep_action(env, observation))
     observation, _ = env.reset(options={"reset_mask": ended})
     assert np.array_equal(observation["context"][:, 0] == 0, ended)
 
 
-def test_copy_false_reuses_the_buffer_and_copy_true_does_not():
+def test_copy_false_reuses_the_buffer_and_copy_true_does_not(env_id):
     for copy in (True, False):
-        env = gym.make_vec("EdgeFeed-v0", num_envs=4, scenario="lite", users="synthetic", copy=copy)
-        first, _ = env.reset(seed=0)
-        second, *_ = env.step(first["action_mask"].argmax(axis=1))
+        env = gym.make_vec(env_id, num_envs=4, scenario="lite", users="synthetic", copy=copy)
+        first, first_infos = env.reset(seed=0)
+        second, *_, second_infos = env.step(keep_action(env, first))
         assert np.shares_memory(first["pool"], second["pool"]) is not copy
+        for key in ("placed_item", "click_probability"):
+            assert np.shares_memory(first_infos[key], second_infos[key]) is not copy
 
 
 def test_cards_answer_lookahead_steps_later():
@@ -232,11 +240,11 @@ def test_bad_batched_actions_and_seeds():
 
 def test_ansi_rendering(env_id):
     env = gym.make(env_id, scenario="lite", users="synthetic", render_mode="ansi")
-    env.reset(seed=0)
-    for _ in range(5):
-        env.step(0)
+    observation, _ = env.reset(seed=0)
+    while env.unwrapped.batch.arrays.slot[0] < 5:
+        observation, *_ = env.step(keep_action(env, observation))
     text = env.render()
-    assert text.count("on screen") == 2 and "slot 5" in text
+    assert text.count("on screen") == 2 and f"slot {env.unwrapped.batch.arrays.slot[0]} " in text
 
 
 def test_ids_are_registered_with_both_entry_points():

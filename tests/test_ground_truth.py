@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from actions import random_action
 
 from benchmarks.phenomena import OFF, effects
 from edgerec_gym.agents.baselines import FixedInterval, FixedSlot, Keep
@@ -9,6 +10,7 @@ from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.config import SyntheticUserConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import evaluate, play
+from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -125,12 +127,11 @@ def test_oracle_refuses_learned_users():
         OraclePolicy().bind(EdgeFeedVectorEnv(2, scenario="lite", users="learned"))
 
 
-def test_fused_step_equals_the_protocol():
+@pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
+def test_fused_step_equals_the_protocol(env_id):
     """The synthetic users answer the same through `respond` as inside the fused kernel."""
-    feed, synthetic = preset("lite")
     scenario = Scenario.from_preset("lite")
-    fused = EdgeFeedVectorEnv(20, scenario=scenario, users="synthetic")
-    apart = EdgeFeedVectorEnv(20, scenario=scenario, users="synthetic")
+    fused, apart = (make_feeds(env_id, 20, scenario=scenario, users="synthetic") for _ in range(2))
 
     class Protocol:
         """Hides the type, so that the batch goes through `respond`."""
@@ -141,9 +142,13 @@ def test_fused_step_equals_the_protocol():
     apart.batch.users = Protocol(apart.users)
     observation, _ = fused.reset(seed=0)
     apart.reset(seed=0)
+    rng = np.random.default_rng(0)
     for _ in range(60):
-        actions = observation["action_mask"].argmax(axis=1)
-        observation, reward, *_ = fused.step(actions)
-        other, reward_other, *_ = apart.step(actions)
+        actions = random_action(fused, observation, rng)
+        observation, reward, *_, infos = fused.step(actions)
+        other, reward_other, *_, infos_other = apart.step(actions)
         assert np.array_equal(reward, reward_other)
         assert np.array_equal(fused.batch.arrays.observation, apart.batch.arrays.observation)
+        assert np.array_equal(other["exposures"], observation["exposures"])
+        for key in ("placed_item", "page_arrived", "request_sent", "invalid_action"):
+            assert np.array_equal(infos[key], infos_other[key]), key

@@ -64,8 +64,13 @@ def test_infos_are_not_shared_between_rows(lite: Scenario) -> None:
     assert "mine" not in env.step(keep(env))[3][0]
 
 
-def test_masks_as_sb3_contrib_asks_for_them(lite: Scenario, env_id: str) -> None:
-    env = make(lite, env_id)
+def test_plans_are_refused(lite: Scenario) -> None:
+    with pytest.raises(InputError, match="no Dict actions.*use EdgeFeed-v0"):
+        make(lite, "EdgeFeedSlate-v0")
+
+
+def test_masks_as_sb3_contrib_asks_for_them(lite: Scenario, slot_id: str) -> None:
+    env = make(lite, slot_id)
     observation = env.reset()
     assert is_masking_supported(env)
     assert np.array_equal(get_action_masks(env), observation["action_mask"] == 1)
@@ -99,8 +104,8 @@ def test_wrong_autoreset_and_unknown_id(lite: Scenario) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn", "maskable"])
-def test_algorithms_learn_unmodified(lite: Scenario, env_id: str, algorithm: str) -> None:
-    env = make(lite, env_id, num_envs=16)
+def test_algorithms_learn_unmodified(lite: Scenario, slot_id: str, algorithm: str) -> None:
+    env = make(lite, slot_id, num_envs=16)
     if algorithm == "dqn":
         model: Any = DQN(
             "MultiInputPolicy", env, buffer_size=512, learning_starts=64, train_freq=4, seed=0, device="cpu"
@@ -113,8 +118,8 @@ def test_algorithms_learn_unmodified(lite: Scenario, env_id: str, algorithm: str
     assert len(model.ep_info_buffer) > 0
 
 
-def test_pointer_policy_learns_and_evaluates(lite: Scenario, env_id: str) -> None:
-    env = make(lite, env_id, num_envs=16)
+def test_pointer_policy_learns_and_evaluates(lite: Scenario, slot_id: str) -> None:
+    env = make(lite, slot_id, num_envs=16)
     model = MaskablePPO(PointerPolicy, env, n_steps=32, batch_size=256, n_epochs=1, seed=0, device="cpu")
     before = [p.detach().clone() for p in model.policy.parameters()]
     model.learn(512)

@@ -39,11 +39,11 @@ def make_env(lite: Scenario, env_id: str = "EdgeFeed-v0", **config: Any) -> Edge
 
 
 @pytest.mark.parametrize("policy", ["pointer", "flat"])
-def test_trains_and_loads(lite: Scenario, tmp_path: Path, env_id: str, policy: str) -> None:
-    record = quick(lite, tmp_path, env_id, policy=policy, seed=2)
+def test_trains_and_loads(lite: Scenario, tmp_path: Path, slot_id: str, policy: str) -> None:
+    record = quick(lite, tmp_path, slot_id, policy=policy, seed=2)
     assert json.loads((tmp_path / "policy.json").read_text()) == record
-    assert (record["id"], record["steps"], record["seed"]) == (env_id, 4 * UPDATE, 2)
-    env = make_env(lite, env_id)
+    assert (record["id"], record["steps"], record["seed"]) == (slot_id, 4 * UPDATE, 2)
+    env = make_env(lite, slot_id)
     loaded = load_policy(tmp_path, env)
     assert isinstance(loaded, Policy)
     observation, _ = env.reset(seed=0)

@@ -1,0 +1,219 @@
+"""List policies: they plan the next K slots at once, as EdgeFeedSlate-v0 takes them.
+
+:class:`SlateBySlate` plays a list policy in EdgeFeedSlate-v0, where the environment ends a stale plan;
+:class:`SlotBySlot` plays it in EdgeFeed-v0 or EdgeFeedRerank-v0 and sees from the observation when one is. A
+policy that decides slot by slot cannot plan a list, unless it has scores (:class:`ScoredList`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from edgerec_gym.agents.base import Observation, draw_legal
+from edgerec_gym.errors import InputError
+from edgerec_gym.slate import Plan, check_plan
+from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
+from edgerec_gym.users.base import EXPOSURE_ACTIONS
+
+EXPOSURES, PAGE_VIEWS, PAGE_AGE = (CONTEXT.index(name) for name in ("exposures", "page_views", "page_age"))
+DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # counted from a row's end
+
+
+@runtime_checkable
+class ListPolicy(Protocol):
+    """Plans the next slots of a batch of sessions, from observations only.
+
+    Rows of one call need not be equally far: a caller may use the plan of some of them and call again.
+    """
+
+    name: str
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Forget the rows where `mask` (B,) bool is True; the first call fixes the batch size."""
+
+    def plan(self, observation: Observation) -> dict[str, np.ndarray]:
+        """Return "order" (B, N) scores, "insert" (B, K) int64 in 0..M, "request" (B,) int64 in 0..1."""
+
+
+class Scorer(Protocol):
+    """Anything that scores the pool."""
+
+    name: str
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Forget the rows where `mask` (B,) bool is True."""
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Return (B, N) scores of the pool rows, higher first."""
+
+
+class ScoredList:
+    """The pool by its scores now, no cards, no requests.
+
+    Args:
+        scorer: scores the pool, e.g. Greedy or DeviceGreedy.
+        slate_size: K.
+    """
+
+    def __init__(self, scorer: Scorer, slate_size: int) -> None:
+        self.scorer, self.slate_size, self.name = scorer, slate_size, scorer.name
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Reset the scorer."""
+        self.scorer.reset(mask)
+
+    def plan(self, observation: Observation) -> dict[str, np.ndarray]:
+        """Return the plan; see :class:`ListPolicy`."""
+        order = self.scorer.scores(observation)
+        rows = len(order)
+        return {
+            "order": order,
+            "insert": np.zeros((rows, self.slate_size), np.int64),
+            "request": np.zeros(rows, np.int64),
+        }
+
+
+class RandomList:
+    """A random order, no card or a legal one at a random slot, and every other time a request, if legal.
+
+    A card that is legal now stays so until another one is placed or a page comes: it may wait for its slot.
+
+    Args:
+        slate_size: K.
+        seed: of its own generator.
+    """
+
+    name = "random"
+
+    def __init__(self, slate_size: int, seed: int = 0) -> None:
+        self.slate_size, self.generator = slate_size, np.random.default_rng(seed)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: the generator runs on."""
+
+    def plan(self, observation: Observation) -> dict[str, np.ndarray]:
+        """Return the plan; see :class:`ListPolicy`."""
+        (rows, n_pool), mask, generator = (
+            observation["pool"].shape[:2],
+            observation["action_mask"],
+            self.generator,
+        )
+        cards = mask[:, n_pool : n_pool + observation["cards"].shape[1]]
+        choices = np.column_stack([np.ones(rows, np.int8), cards])  # no card, then each card
+        insert = np.zeros((rows, self.slate_size), np.int64)
+        at = generator.integers(self.slate_size, size=rows)
+        insert[np.arange(rows), at] = draw_legal(generator, choices)
+        order = generator.random((rows, n_pool))
+        wanted = generator.random(rows) < 0.5
+        return {"order": order, "insert": insert, "request": (wanted & (mask[:, -1] != 0)).astype(np.int64)}
+
+
+class SlateBySlate:
+    """Plays a list policy in EdgeFeedSlate-v0; follows :class:`~edgerec_gym.agents.base.Policy`.
+
+    Args:
+        list_policy: plans.
+    """
+
+    def __init__(self, list_policy: ListPolicy) -> None:
+        self.list_policy, self.name = list_policy, list_policy.name
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Reset the list policy."""
+        self.list_policy.reset(mask)
+
+    def act(self, observation: Observation) -> Any:
+        """Return the plan."""
+        return self.list_policy.plan(observation)
+
+
+class SlotBySlot:
+    """Plays a list policy in EdgeFeed-v0 or EdgeFeedRerank-v0; knows only the observation.
+
+    A new plan is made at each trigger: a click, a deletion (exposure action delete_reason), `every` exposures
+    without a click, a new page, or when all K slots of the plan are filled. What is not legal at a slot (also
+    cards and requests in EdgeFeedRerank-v0) is left out: the next row in order is placed. A request is
+    made with the first slot of a plan and takes the place of what stood there, as in EdgeFeedSlate-v0.
+
+    Args:
+        list_policy: plans.
+        every: exposures without a click that make a plan stale, at least 1; None: only its end does.
+
+    Raises:
+        InputError: `every` is no such number; a plan of a wrong form or with scores that are not finite.
+    """
+
+    def __init__(self, list_policy: ListPolicy, every: int | None = None) -> None:
+        if every is not None and (not isinstance(every, int) or every < 1):
+            raise InputError(f"every = {every!r} must be a whole number of exposures, at least 1, or None")
+        self.list_policy, self.every, self.name = list_policy, every, list_policy.name
+        self._stale = np.zeros(0, np.bool_)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the rows where `mask` (B,) is True."""
+        self.list_policy.reset(mask)
+        if not len(self._stale):
+            self._stale = np.ones(len(mask), np.bool_)
+            self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
+            self._exposures, self._page_views = np.zeros((2, len(mask)), np.float32)
+            self._plan: Plan | None = None
+        self._stale |= mask
+        self._exposures[mask] = 0
+        self._page_views[mask] = 0
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        stale = self._stale | self._triggered(observation)
+        if self._plan is not None:
+            stale |= self._position >= self._plan.insert.shape[1]
+        if stale.any():
+            self._renew(observation, stale)
+        action = self._action(observation)
+        self._position += 1
+        return action
+
+    def _triggered(self, observation: Observation) -> np.ndarray:
+        """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
+        context, history = observation["context"], observation["exposures"]
+        answered = context[:, EXPOSURES] > self._exposures
+        clicked = context[:, PAGE_VIEWS] > self._page_views
+        newest = history[:, :, -1].argmax(axis=1)  # the last column is the slot
+        deleted = answered & (history[np.arange(len(history)), newest, DELETE_REASON] > 0)
+        self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
+        self._quiet += answered
+        triggered = clicked | deleted | (context[:, PAGE_AGE] == 0)
+        return triggered if self.every is None else triggered | (self._quiet >= self.every)
+
+    def _renew(self, observation: Observation, stale: np.ndarray) -> None:
+        """Take new plans where the old ones are stale, (B,) bool."""
+        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
+        plan = check_plan(self.list_policy.plan(observation), n_pool, n_cards, None, len(stale))
+        if self._plan is not None and plan.insert.shape != self._plan.insert.shape:
+            raise InputError(f"the plans of {self.name!r} must not change their number of slots")
+        mixed = []
+        for new, old in zip(plan, self._plan or plan, strict=True):  # copies: the arrays are the policy's
+            mixed.append(np.where(stale.reshape(-1, *[1] * (new.ndim - 1)), new, old))
+        self._plan = Plan(*mixed)
+        for values in (self._position, self._quiet, self._stale):
+            values[stale] = 0
+
+    def _action(self, observation: Observation) -> np.ndarray:
+        """The plans' actions at their positions, (B,) int64."""
+        assert self._plan is not None
+        mask = observation["action_mask"]
+        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
+        order, insert, request = self._plan
+        if mask.shape[1] not in (n_pool, n_pool + n_cards + 1):
+            raise InputError(
+                f"{self.name!r} plays EdgeFeed-v0 and EdgeFeedRerank-v0, not {mask.shape[1]} actions"
+            )
+        rows = np.arange(len(mask))
+        row = np.where(mask[:, :n_pool] != 0, order, -np.inf).argmax(axis=1)
+        if mask.shape[1] == n_pool:  # EdgeFeedRerank-v0
+            return row
+        card = n_pool + insert[rows, self._position] - 1
+        action = np.where((card >= n_pool) & (mask[rows, card] != 0), card, row)
+        wanted = (self._position == 0) & (request == 1) & (mask[:, -1] != 0)
+        return np.where(wanted, n_pool + n_cards, action)
