@@ -104,6 +104,11 @@ def test_the_command_line_starts_without_torch():
         ("unknown policy 'best'; allowed: random, keep", "evaluate best --scenario lite --users synthetic"),
         ("cannot import 'no_such_module'", "evaluate no_such_module:P --scenario lite --users synthetic"),
         ("plays the tracks joint, mix", "evaluate fixed-slot --id EdgeFeedRequest-v0 --scenario lite"),
+        ("stable-baselines3 takes no plans", "train --out x --id EdgeFeedSlate-v0 --scenario lite"),
+        (
+            "'fixed-slot' plays the tracks joint, mix",
+            "evaluate fixed-slot --id EdgeFeedSlate-v0 --scenario lite",
+        ),
         ("logs.json does not exist", "fit nowhere --out x"),
     ],
 )
@@ -235,8 +240,10 @@ def test_an_interrupted_collect_resumes(sent, code, tmp_path, monkeypatch):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_evaluate_prints_json_or_a_table_and_writes_a_report(tmp_path):
-    arguments = ("evaluate", "greedy", "--scenario", "lite", "--users", "synthetic", "--sessions", 12)
+@pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
+def test_evaluate_prints_json_or_a_table_and_writes_a_report(tmp_path, env_id):
+    arguments = ("evaluate", "greedy", "--id", env_id, "--scenario", "lite", "--users", "synthetic")
+    arguments += ("--sessions", 12)
     rows = json.loads(run_well(*arguments, "--json", "--out", tmp_path / "report"))
     assert [row["policy"] for row in rows] == ["keep", "greedy", "oracle"]
     assert json.loads((tmp_path / "report" / "results.json").read_text())["results"] == rows

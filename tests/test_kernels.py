@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
+from edgerec_gym import jit
 from edgerec_gym.arrays import Float32Matrix, Int32Vector, Table, move, reader
 from edgerec_gym.selection import BUCKETS, best_first
 from edgerec_gym.throughput import measure
@@ -103,10 +105,26 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_next_call_works():
     workers.close()
 
 
+def test_every_file_with_kernels_is_in_the_digest():
+    root = Path(jit.__file__).parent
+    folders = (root, root / "users")
+    kernels = ("@kernel", "@product_kernel")
+    found = {
+        path.relative_to(root).as_posix()
+        for folder in folders
+        for path in folder.glob("*.py")
+        if any(line.startswith(kernels) for line in path.read_text(encoding="utf-8").splitlines())
+    }
+    assert {"kernels.py", "slate.py", "batch.py", "users/synthetic_kernels.py"} <= found <= set(jit._SOURCES)
+
+
 @pytest.mark.parametrize("num_envs", [1, 16])
-def test_throughput_measures_steps_beside_copies(num_envs):
-    row = {"id": "EdgeFeedMix-v0", "preset": "lite", "users": "synthetic", "num_envs": num_envs}
+@pytest.mark.parametrize("env_id", ["EdgeFeedMix-v0", "EdgeFeedSlate-v0"])
+def test_throughput_measures_steps_beside_copies(num_envs, env_id):
+    row = {"id": env_id, "preset": "lite", "users": "synthetic", "num_envs": num_envs}
     figures = measure({**row, "threads": 1, "copy": True}, seconds=0.2)
     assert 100 < figures["steps_per_s"] < figures["copies_per_s"]
     assert figures["ratio"] < 1
+    slots = figures["slots_per_s"] / figures["steps_per_s"]
+    assert slots == 1 if env_id == "EdgeFeedMix-v0" else 2 < slots < 10
     assert figures["observation_bytes"] > 5000
