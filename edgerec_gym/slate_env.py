@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgerec_gym.slate import Plan
 from edgerec_gym.slate_batch import SlateBatch
 from edgerec_gym.spaces import slate_action_space
 from edgerec_gym.state import REWARD_TERMS
+from edgerec_gym.users.base import UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
@@ -105,10 +107,11 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
         self,
         *,
         scenario: str | Scenario = "default",
-        users: str = "learned",
+        users: str | UserModel = "learned",
         split: str = "train",
         render_mode: str | None = None,
         uncertainty: bool = False,
+        members: Sequence[int] | None = None,
         **config: Any,
     ) -> None:
         vector = EdgeFeedSlateVectorEnv(
@@ -118,6 +121,7 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
             split=split,
             render_mode=render_mode,
             uncertainty=uncertainty,
+            members=members,
             autoreset_mode=AutoresetMode.DISABLED,
             **config,
         )
