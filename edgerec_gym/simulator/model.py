@@ -6,7 +6,8 @@ answer, which is absorbed at the *start* of the next step: whoever writes other 
 
 Memory: a GRU over exposures, a GRU over page views (moved by clicks only), and *evidence*: decayed sums of
 the embeddings seen, weighted by what was done with them. Where the order within a page is unidentified, all
-answers of a page are given from the memory as it stood at the page's start, and read what else is on the page.
+answers of a page are given from the memory as it stood at the page's start, and depend on what else is on the
+page.
 
 Heads, factorised: exposure actions -> click -> page-view actions -> leave. A head that the log cannot
 identify puts all mass on its first level and is never fitted.
