@@ -12,6 +12,8 @@ from gymnasium.vector import AutoresetMode
 import edgerec_gym  # noqa: F401  (registers the ids)
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import IDS
+from edgerec_gym.spaces import CONTEXT
+from edgerec_gym.users.base import CLICK, LEAVE, SLOT, UserStart
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
@@ -268,3 +270,33 @@ def test_splits_never_share_an_episode():
         for split in ("log", "train", "eval")
     ]
     assert not np.array_equal(pools[0], pools[1]) and not np.array_equal(pools[1], pools[2])
+
+
+class Eager:
+    """Users who click everything and leave at the fifth card."""
+
+    name = "eager"
+    uncertainty = None
+
+    def allocate(self, num_envs, config, workers):
+        self.size = config.n_user_features
+
+    def reset(self, rows, keys, split):
+        return UserStart(np.full((len(rows), self.size), 0.5, np.float32), np.full(len(rows), 7, np.int32))
+
+    def respond(self, focus, response):
+        response[focus.active] = 0
+        response[focus.active, CLICK] = 1
+        response[focus.active, LEAVE] = focus.context[focus.active, SLOT] == 4
+
+
+def test_users_of_your_own():
+    env = EdgeFeedVectorEnv(3, scenario="lite", users=Eager())
+    observation, _ = env.reset(seed=0)
+    assert np.all(observation["user"] == 0.5) and np.all(observation["context"][:, CONTEXT.index("hour")] > 0)
+    clicks, terminated = np.zeros(3), np.zeros(3, np.bool_)
+    for _ in range(env.config.lookahead + 5):
+        assert not terminated.any()
+        observation, reward, terminated, *_ = env.step(observation["action_mask"].argmax(axis=1))
+        clicks += reward
+    assert terminated.all() and clicks.tolist() == [5, 5, 5]
