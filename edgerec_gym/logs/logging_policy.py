@@ -18,7 +18,8 @@ INSERT_PROBABILITY = 0.15  # per slot where a card is legal
 ORDER_PROBABILITY = 0.5  # of a uniformly drawn pool row instead of the cloud's next
 # What sessions draw. Focus: how strongly the order follows what the user did a moment ago, in logits per unit
 # of match. Without it logs cannot tell how soon users tire of one category, nor what many requests are worth.
-FOCUS_STRENGTHS = (0.0, 0.0, 4.0, 30.0)
+FOCUS_STRENGTHS = (0.0, 0.0, 3.0, 12.0)
+FOCUS_SHARPNESS = 4.0  # of the softmax: most draws are among the few best rows, where greedy policies live
 FOCUSED_ORDER_PROBABILITY = 0.97
 INSERT_PROBABILITIES = (0.0, 0.15)  # instead of INSERT_PROBABILITY
 REQUEST_PROBABILITIES = (0.0, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
@@ -61,8 +62,8 @@ class RandomisedPolicy:
     At each slot: request with probability 0.03 if legal; else, with probability 0.15, a uniformly drawn
     legal card if there is one; else, with probability 0.5, a uniformly drawn pool row; else keep.
     With "session", sessions have habits of their own: probabilities of cards and requests, and every other
-    session re-ranks nearly always and draws the row from a softmax over base ctr logit + focus x match
-    with recent behaviour, as a device that re-ranks greedily would (the interest is the one of
+    session re-ranks nearly always and draws the row from a sharp softmax over base ctr logit + focus x
+    match with recent behaviour, as a device that re-ranks greedily would (the interest is the one of
     :class:`~edgerec_gym.config.CloudConfig`, but never stale).
 
     Args:
@@ -148,7 +149,7 @@ def _row_probability(batch: FeedBatch, legal: np.ndarray, focus: np.ndarray) -> 
         match = (pool[:, :, : interest.shape[1]] @ interest[:, :, None])[:, :, 0]
         match /= 1 + np.linalg.norm(interest, axis=1, keepdims=True)
         ctr = np.clip(pool[:, :, interest.shape[1] + 1], 1e-6, 1 - 1e-6).astype(np.float64)
-        score = np.log(ctr / (1 - ctr)) + focus[focused, None] * match
+        score = FOCUS_SHARPNESS * (np.log(ctr / (1 - ctr)) + focus[focused, None] * match)
         score = np.where(legal[focused], score, -np.inf)
         weight = np.exp(score - score.max(axis=1, keepdims=True))
         probability[focused] = weight / weight.sum(axis=1, keepdims=True)
