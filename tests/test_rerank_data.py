@@ -82,7 +82,9 @@ def test_observations_equal_the_environments(changes: dict[str, Any]) -> None:
             if key in expected:
                 assert values.dtype == np.float32
                 np.testing.assert_allclose(values, expected[key], atol=2e-6, err_msg=f"{key} at slot {slot}")
-        assert np.array_equal((found["pool"] != 0).any(axis=2), expected["action_mask"][:, : config.pool_size])
+        assert np.array_equal(
+            (found["pool"] != 0).any(axis=2), expected["action_mask"][:, : config.pool_size]
+        )
         compared += len(live)
         actions = np.zeros(SESSIONS, np.int64)
         actions[live] = action[log.sessions.starts[live] + slot]
@@ -134,7 +136,9 @@ def test_split_is_by_day_and_session(log_folder: Path) -> None:
     train, stop, held_out = ({int(s) for b in part for s in b.session} for part in parts)
     assert train and stop and held_out
     assert not (train & stop or train & held_out or stop & held_out)
-    day = {s: d for t in reader.batches(["session", "day"]) for s, d in zip(*map(list, t.to_pydict().values()))}
+    day = {
+        s: d for t in reader.batches(["session", "day"]) for s, d in zip(*map(list, t.to_pydict().values()))
+    }
     assert max(day[s] for s in train | stop) < min(day[s] for s in held_out)
 
 
@@ -142,7 +146,10 @@ def test_at_most_some_requests_a_session(log_folder: Path) -> None:
     reader = LogReader(log_folder)
     few, _, _ = split_requests(reader, **SETTINGS | {"per_session": 2})
     many, _, _ = split_requests(reader, **SETTINGS | {"per_session": 100})
-    counts = [np.unique(np.concatenate([b.session for b in all_requests(s)]), return_counts=True)[1] for s in (few, many)]
+    counts = [
+        np.unique(np.concatenate([b.session for b in all_requests(s)]), return_counts=True)[1]
+        for s in (few, many)
+    ]
     assert counts[0].max() == 2 < counts[1].max()
 
 
@@ -163,13 +170,17 @@ def test_a_log_that_does_not_fit_is_read_again_and_gives_the_same(
 def test_a_log_without_candidates_takes_what_a_page_showed(tmp_path: Path) -> None:
     table, log = logged(preset("lite")[0])
     at = table.schema.get_field_index("candidates")
-    table = table.set_column(at, table.schema.field(at), pa.nulls(table.num_rows, table.schema.field(at).type))
+    table = table.set_column(
+        at, table.schema.field(at), pa.nulls(table.num_rows, table.schema.field(at).type)
+    )
     without = RequestLog(table, log.sessions, log.config)
     first = without.observations(np.array([0]), np.array([0]))["pool"][0]
     page = (table["session"].to_numpy() == 0) & (table["page"].to_numpy() == 0)
     goods = np.flatnonzero(page & (table["card_type"].to_numpy() == 0))
     assert (first != 0).any(axis=1).sum() == len(goods)
-    assert np.array_equal(first[: len(goods), log.config.embedding_size + 1], table["base_ctr"].to_numpy()[goods])
+    assert np.array_equal(
+        first[: len(goods), log.config.embedding_size + 1], table["base_ctr"].to_numpy()[goods]
+    )
 
 
 def test_a_hand_made_log_is_read(tmp_path: Path) -> None:
@@ -186,5 +197,3 @@ def test_a_hand_made_log_is_read(tmp_path: Path) -> None:
 def test_settings_are_checked(log_folder: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
         split_requests(LogReader(log_folder), **SETTINGS | {name: 0})
-
-
