@@ -1,4 +1,4 @@
-"""Context-aware re-ranking with behaviour attention networks (CRBAN; Gong et al., EdgeRec, CIKM'20, section 4.2)."""
+"""Context-aware re-ranking with behaviour attention networks (CRBAN; Gong et al., EdgeRec, CIKM'20)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from edgerec_gym.agents.perception import (
     to_front,
 )
 from edgerec_gym.agents.ranking_losses import log_loss
-from edgerec_gym.agents.reranker import ListScorer, RerankerConfig, TensorObservation, pool_present
+from edgerec_gym.agents.reranker import (
+    ListInputs,
+    ListScorer,
+    RerankerConfig,
+    TensorObservation,
+    pool_present,
+)
 from edgerec_gym.config import FeedConfig
 
 
@@ -65,7 +71,9 @@ class CRBAN(ListScorer):
         self.perception = Perception(config, hidden, settings.layers, used, bool(settings.actions))
         self.candidates = CandidateEncoder(config, hidden, settings.layers)
         self.attention = nn.ModuleDict({name: AdditiveAttention(hidden, hidden, hidden) for name in used})
+        self.inputs = ListInputs(config) if settings.raw_inputs else None
         width = len(used) * hidden * (2 if settings.actions else 1) + 2 * hidden
+        width += 0 if self.inputs is None else self.inputs.size
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:
@@ -82,5 +90,7 @@ class CRBAN(ListScorer):
             self.attention[name](query, part.items, part.values, part.present)
             for name, part in behaviour.items()
         ]
-        context = final.unsqueeze(1).expand(-1, rows.shape[1], -1)
-        return self.head(torch.cat((*parts, query, context), -1)).squeeze(-1)
+        parts += [query, final.unsqueeze(1).expand(-1, rows.shape[1], -1)]
+        if self.inputs is not None:
+            parts.append(take(self.inputs(observation), rows))
+        return self.head(torch.cat(parts, -1)).squeeze(-1)

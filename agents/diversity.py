@@ -116,7 +116,8 @@ class _GreedyList:
         rows, emitted = np.arange(len(score)), []
         for _ in range(k):
             value = self.relevance * score + (1 - self.relevance) * self.weight * memory.value[:, before:]
-            best, there = np.where(left, value, -np.inf).argmax(axis=1), left.any(axis=1)
+            best = np.where(left, value, -np.inf).argmax(axis=1)
+            there = np.asarray(left.any(axis=1))
             emitted.append(np.where(there, best, -1))
             left[rows, best] = False
             memory.add(before + best, there)

@@ -1,4 +1,4 @@
-"""The pages of a log as the cloud shipped them: candidates, their base ctr, and which of them was placed when."""
+"""The pages of a log as the cloud shipped them: candidates, their base ctr, and which was placed when."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _synchronised(
 
 
 def _interests(sessions: Sessions, begin: np.ndarray, count: np.ndarray, config: FeedConfig) -> np.ndarray:
-    """Decayed evidence (G, d) in the first `count` (G,) answers of the sessions that begin at `begin` (G,)."""
+    """Decayed evidence (G, d) in the first `count` (G,) answers of sessions that begin at `begin` (G,)."""
     cloud, actions = config.cloud, sessions.actions
     evidence = cloud.dwell_weight * (actions[:, 0] - DWELL_CENTRE) + actions[:, CLICK] * (
         cloud.click_weight + cloud.page_view_weight * (actions[:, PAGE_VIEW] - DWELL_CENTRE)

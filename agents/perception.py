@@ -1,9 +1,9 @@
 """Heterogeneous user behaviour sequence modelling (HUBSM; Gong et al., EdgeRec, CIKM'20, section 4.1).
 
-What was exposed and what was opened are two sequences, since exposures are many and page views few. Cards and
-the actions on them are encoded apart and fused after encoding, since attention compares cards with cards: four
-GRUs in all. The decay of an action is not a feature: rows hold the slot at which they happened, so a row never
-changes and a new event costs one step of a GRU (:meth:`Perception.append`), however long the session is.
+What was exposed and what was opened are two sequences, since exposures are many and page views few. Cards
+and the actions on them are encoded apart and fused after encoding, since attention compares cards with cards:
+four GRUs in all. The decay of an action is not a feature: rows hold the slot at which they happened, so a row
+never changes and a new event costs one step of a GRU (:meth:`Perception.append`), however long the session.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def _log_softmax(score: Tensor, shown: Tensor) -> Tensor:
 
 
 def list_softmax_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
-    """Cross-entropy of a softmax over the list with its clicks (PRM, SetRank), mean over lists with a click."""
+    """Cross-entropy of a list softmax with the clicks (PRM, SetRank), mean over lists with a click."""
     clicks = (click * shown).sum(-1)
     losses = -(click * _log_softmax(score, shown) * shown).sum(-1)
     return losses.sum() / (clicks > 0).sum().clamp(min=1)

@@ -10,10 +10,9 @@ A re-ranker is a torch module over the environment's observation (keys of float3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features
-from edgerec_gym.agents.rerank_data import NOT_SHOWN
+from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.spaces import context_size
@@ -52,6 +51,7 @@ class RerankerConfig(Config):
     exposures: int = bounded(1, 0, 1)  # 0 leaves the exposures out (CRBAN)
     page_views: int = bounded(1, 0, 1)  # 0 leaves the page views out (CRBAN)
     actions: int = bounded(1, 0, 1)  # 0 leaves the actions out (CRBAN)
+    raw_inputs: int = bounded(1, 0, 1)  # 1 shows the head candidate, user and context as they are (CRBAN)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +93,7 @@ class ListScorer(nn.Module):
     A subclass implements :meth:`logits` and names its loss.
     """
 
-    objective: ClassVar[Callable[[Tensor, Tensor, Tensor], Tensor]]  # of (score, click, shown)
+    objective: staticmethod[[Tensor, Tensor, Tensor], Tensor]  # of (score, click, shown)
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__()

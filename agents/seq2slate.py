@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.perception import base_logit, take, to_front
-from edgerec_gym.agents.rerank_data import NOT_SHOWN
+from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.reranker import (
     ABSENT,
     ListEmitter,
@@ -24,8 +24,8 @@ from edgerec_gym.config import FeedConfig
 class Seq2Slate(ListEmitter):
     """An LSTM encodes the candidates in the cloud's order, an LSTM decoder points at the next card.
 
-    Supervised from clicks: at every step the cross-entropy of the pointer with the clicked cards not yet placed,
-    weighted by 1 / log2(step + 1), along a list drawn from the pointer itself.
+    Supervised from clicks: at every step the cross-entropy of the pointer with the clicked cards not yet
+    placed, weighted by 1 / log2(step + 1), along a list drawn from the pointer itself.
     """
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:

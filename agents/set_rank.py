@@ -19,7 +19,7 @@ from edgerec_gym.config import FeedConfig
 
 
 class SetRank(ListScorer):
-    """Self-attention over the candidates as a set: another order of the pool gives the same scores in that order.
+    """Self-attention over the candidates as a set: reordering the pool reorders the scores, no more.
 
     Its loss, the cross-entropy between the attention of labels and of scores, is for clicks of 0 and 1 the
     list softmax.

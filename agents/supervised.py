@@ -8,8 +8,8 @@ A run is a folder:
 | policy.safetensors | the parameters of the best epoch |
 | checkpoints/step-000000000003/ | after three epochs: the same two files, and how to go on |
 
-Nothing is pickled. A killed run resumes after its last complete epoch and ends with the same parameters as one
-that was not interrupted (on one machine and library versions).
+Nothing is pickled. A killed run resumes after its last complete epoch and ends with the same parameters as
+one that was not interrupted (on one machine and library versions).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
 from edgerec_gym.agents.gauc import gauc
 from edgerec_gym.agents.prm import PRM
-from edgerec_gym.agents.rerank_data import NOT_SHOWN, RequestBatch, RequestStream, split_requests
+from edgerec_gym.agents.request_log import NOT_SHOWN
+from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
 from edgerec_gym.agents.reranker import (
     KEYS,
     Reranker,
@@ -63,6 +64,7 @@ RERANKERS: dict[str, type[Reranker]] = {
 }
 TRACKS = ("joint", "rerank")  # that a re-ranker plays
 SCORE_BATCH = 1024  # requests scored at once
+MOST_HELD = 10_000  # requests kept in memory to score; about 200 MB with the paper's sizes
 FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # in a resumed run
 
 Report = Callable[[int, int, str], None]
@@ -81,8 +83,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a re-ranker and write the run's folder.
 
-    The last seventh of the days is never read; a tenth of the other sessions decides when to stop, by the GAUC
-    of their requests. The same arguments give the same parameters on one machine and library versions.
+    The last seventh of the days is left out; a tenth of the other sessions decides when to stop, by the
+    GAUC of their requests. The same arguments give the same parameters on one machine and library versions.
 
     Args:
         out: the run's folder.
@@ -214,14 +216,17 @@ class Held:
     batches: list[RequestBatch]
 
     @classmethod
-    def from_stream(cls, stream: RequestStream) -> Held:
-        """Read all requests of a stream that have both a click and a miss."""
-        batches = []
+    def from_stream(cls, stream: RequestStream, most: int = MOST_HELD) -> Held:
+        """Read the requests of a stream that have both a click and a miss, the first `most` of them."""
+        batches: list[RequestBatch] = []
+        left = most
         for chunk in stream.chunks():
-            shown = chunk.shown != NOT_SHOWN
             clicks = chunk.click.sum(1)
-            index = np.flatnonzero((clicks > 0) & (clicks < shown.sum(1)))
+            index = np.flatnonzero((clicks > 0) & (clicks < (chunk.shown != NOT_SHOWN).sum(1)))[:left]
             batches += [chunk.batch(index[at : at + SCORE_BATCH]) for at in range(0, len(index), SCORE_BATCH)]
+            left -= len(index)
+            if not left:
+                break
         return cls(batches)
 
     @property

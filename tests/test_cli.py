@@ -96,7 +96,7 @@ def test_the_command_line_starts_without_torch():
         ("no scenario 'nowhere'", "train --out x --scenario nowhere"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "evaluate keep --id EdgeFeed-v9"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "train --out x --id EdgeFeed-v9"),
-        ("unknown agent 'dqn'; allowed: maskable-ppo", "train --out x --agent dqn"),
+        ("unknown agent 'dqn'; allowed: maskable-ppo, crban", "train --out x --agent dqn"),
         ("unknown policy 'mlp'; allowed: pointer, flat", "train --out x --policy mlp"),
         ("PPOConfig has no field 'gama'; did you mean 'gamma'?", "train --out x --set gama=0.9"),
         ("PPOConfig.gamma = 1.5 is out of range; allowed: 0.0 to 1.0", "train --out x --set gamma=1.5"),

@@ -1,4 +1,4 @@
-"""Requests read from a log: what the environment itself showed, and labels that never look at the pool's rest."""
+"""Requests read from a log: what the environment itself showed, and the answers that followed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ import pyarrow as pa
 import pytest
 from small_log import write_log
 
-from edgerec_gym.agents.rerank_data import (
-    NOT_SHOWN,
-    REQUEST_COLUMNS,
-    RequestBatch,
-    RequestLog,
-    RequestStream,
-    split_requests,
-)
+from edgerec_gym.agents.request_log import NOT_SHOWN, RequestLog
+from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import CloudConfig, FeedConfig, preset
 from edgerec_gym.errors import InputError
@@ -136,9 +130,9 @@ def test_split_is_by_day_and_session(log_folder: Path) -> None:
     train, stop, held_out = ({int(s) for b in part for s in b.session} for part in parts)
     assert train and stop and held_out
     assert not (train & stop or train & held_out or stop & held_out)
-    day = {
-        s: d for t in reader.batches(["session", "day"]) for s, d in zip(*map(list, t.to_pydict().values()))
-    }
+    day: dict[int, int] = {}
+    for table in reader.batches(["session", "day"]):
+        day |= dict(zip(table["session"].to_pylist(), table["day"].to_pylist(), strict=True))
     assert max(day[s] for s in train | stop) < min(day[s] for s in held_out)
 
 
