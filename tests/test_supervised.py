@@ -147,7 +147,7 @@ def test_refuses_what_does_not_fit(logs: Path, lite: Scenario, tmp_path: Path) -
     ("changes", "message"),
     [
         ({"agent": "lambdamart"}, "unknown agent 'lambdamart'; allowed: crban, dnn"),
-        ({"hiden": 3}, "RerankerConfig has no field 'hiden'; did you mean 'hidden'"),
+        ({"hidden_size": 3}, "RerankerConfig has no field 'hidden_size'; did you mean 'hidden'"),
         ({"hidden": 1}, "hidden = 1 is out of range"),
         ({"seed": -1}, "seed = -1 is out of range"),
         ({"threads": 0}, "threads = 0"),
