@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from edgerec_gym.atomic import atomic_path, read_json, write_json
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, MissingExtraError
+
+try:
+    import torch
+    from safetensors.torch import load_file, save_file
+except ImportError:
+    raise MissingExtraError("a trained policy", "train") from None
 
 RECORD = "policy.json"
 PARAMETERS = "policy.safetensors"
