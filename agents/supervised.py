@@ -123,6 +123,8 @@ def train(
         "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
     }
     start = checkpoint.find_start(run, record, resume, FIXED)
+    if start is not None and (run / checkpoint.RECORD).is_file():
+        return checkpoint.read_run(run)[1]  # finished: the settings, and so its end, are the same
     with torch_threads(threads):
         trainer = Trainer(reader, record, settings)
         if start is not None:

@@ -15,7 +15,8 @@ from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_re
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import CloudConfig, FeedConfig, preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import RandomisedPolicy, collect, log_batch
+from edgerec_gym.logs.collect import collect, log_batch
+from edgerec_gym.logs.logging_policy import RandomisedPolicy
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.users.base import CLICK
