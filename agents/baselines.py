@@ -6,6 +6,7 @@
 | keep | cloud order, no cards, automatic pages only | all |
 | greedy | the pool row with the highest base ctr score | joint, rerank, slate |
 | device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | the same |
+| mmr, dpp | base ctr, diversified against the cards shown last (diversity.py) | joint, rerank |
 | fixed-slot | cloud order, a card at every k-th slot, card types in turn | joint, mix |
 | fixed-interval | cloud order, a request when the page is m slots old | joint, request |
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.agents.base import Observation, Policy, draw_legal
+from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -240,6 +242,8 @@ BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
     "keep": (Keep, (*TRACKS, SLATE)),
     "greedy": (Greedy, ("joint", "rerank", SLATE)),
     "device-greedy": (DeviceGreedy, ("joint", "rerank", SLATE)),
+    "mmr": (MaximalMarginalRelevance, ("joint", "rerank")),
+    "dpp": (DeterminantalPointProcess, ("joint", "rerank")),
     "fixed-slot": (FixedSlot, ("joint", "mix")),
     "fixed-interval": (FixedInterval, ("joint", "request")),
 }

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from edgerec_gym.atomic import atomic_path, read_json, write_json
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, MissingExtraError
+
+try:
+    import torch
+    from safetensors.torch import load_file, save_file
+except ImportError:
+    raise MissingExtraError("a trained policy", "train") from None
 
 RECORD = "policy.json"
 PARAMETERS = "policy.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+TRAINING = "training.safetensors"
 CHECKPOINTS = "checkpoints"
-FIXED = (
-    "agent",
-    "id",
-    "policy",
-    "scenario",
-    "users",
-    "members",
-    "seed",
-    "num_envs",
-    "hyper",
-    "sizes",
-)  # in a resumed run
 KEEP_LAST = 2  # checkpoints, by default; the one before last is there while the last is looked at
 
 
@@ -81,13 +75,22 @@ def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_checkpoint(run: Path, policy: Any, record: dict[str, Any], keep: int = KEEP_LAST) -> None:
+def save_checkpoint(
+    run: Path,
+    policy: torch.nn.Module,
+    record: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    training: torch.nn.Module | None = None,
+    keep: int = KEEP_LAST,
+) -> None:
     """Write `checkpoints/step-N` under a temporary name, rename it, then drop the oldest ones.
 
     Args:
         run: the run's folder.
-        policy: a stable-baselines3 policy, its optimizer included.
+        policy: the parameters to play with.
         record: content of policy.json; its "steps" names the folder.
+        optimizer: of the parameters in training.
+        training: the parameters in training, where these are not `policy`'s.
         keep: how many checkpoints stay.
     """
     final = run / CHECKPOINTS / f"step-{record['steps']:012d}"
@@ -96,17 +99,26 @@ def save_checkpoint(run: Path, policy: Any, record: dict[str, Any], keep: int = 
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     save_parameters(temporary / PARAMETERS, policy)
-    _save_optimizer(temporary / OPTIMIZER, policy.optimizer)
+    _save_optimizer(temporary / OPTIMIZER, optimizer)
+    if training is not None:
+        save_parameters(temporary / TRAINING, training)
     write_json(temporary / RECORD, record)
     temporary.rename(final)
     for old in [*checkpoints(run)[:-keep], *_left_behind(run)]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def restore_checkpoint(folder: Path, policy: Any) -> None:
-    """Load parameters and optimizer state into a freshly built policy."""
+def restore_checkpoint(
+    folder: Path,
+    policy: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: torch.nn.Module | None = None,
+) -> None:
+    """Load what :func:`save_checkpoint` wrote into freshly built parameters and optimizer."""
     load_parameters(folder / PARAMETERS, policy)
-    _load_optimizer(folder / OPTIMIZER, policy.optimizer)
+    _load_optimizer(folder / OPTIMIZER, optimizer)
+    if training is not None:
+        load_parameters(folder / TRAINING, training)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -128,14 +140,24 @@ def read_run(folder: str | Path) -> tuple[Path, dict[str, Any]]:
             raise InputError(f"{run} holds no trained policy: no {RECORD} and no complete checkpoint")
         run = complete[-1]
     record = read_json(run / RECORD)
-    for key in ("agent", "id", "track", "policy", "hyper", "sizes", "steps"):
+    for key in ("agent", "track", "hyper", "sizes", "steps"):
         if key not in record:
             raise InputError(f"{run / RECORD}: {key!r} is missing")
     return run, record
 
 
-def find_start(run: Path, record: dict[str, Any], resume: bool) -> Path | None:
-    """Return the checkpoint to resume from; InputError if `run` holds another run or would be overwritten."""
+def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[str]) -> Path | None:
+    """Return the checkpoint to resume from, if there is one.
+
+    Args:
+        run: the run's folder.
+        record: of the run to come.
+        resume: False refuses a folder that holds a run.
+        fixed: keys of the record that a resumed run must share.
+
+    Raises:
+        InputError: `run` holds another run, or would be overwritten.
+    """
     complete = checkpoints(run)
     if not resume:
         if complete or (run / RECORD).exists():
@@ -144,7 +166,7 @@ def find_start(run: Path, record: dict[str, Any], resume: bool) -> Path | None:
     if not complete:
         return None
     _, earlier = read_run(complete[-1])
-    for key in FIXED:
+    for key in fixed:
         if earlier.get(key) != record[key]:
             raise InputError(f"cannot resume {run}: {key} was {earlier.get(key)}, now it is {record[key]}")
     return complete[-1]

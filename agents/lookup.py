@@ -33,7 +33,7 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
     if name == OraclePolicy.name:
         return OraclePolicy()
     if Path(name).is_dir():
-        from edgerec_gym.agents.training import load_policy
+        from edgerec_gym.agents.registry import load_policy
 
         env = make_feeds(env_id, 1, scenario=scenario, users=users)
         return load_policy(name, env)

@@ -50,10 +50,14 @@ except ImportError:
 
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.pointer_policy import PointerPolicy
+from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.sb3 import make_vec_env
 
 AGENTS = ("maskable-ppo",)
 POLICIES = ("pointer", "flat")
+FIXED = (  # in a resumed run
+    "agent", "id", "policy", "scenario", "users", "members", "seed", "num_envs", "hyper", "sizes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,14 +178,14 @@ def train(
         "updates": 0,
         "versions": _versions(),
     }
-    start = checkpoint.find_start(run, record, resume)
-    with _torch_threads(threads), _private_randomness(), Progress(
+    start = checkpoint.find_start(run, record, resume, FIXED)
+    with torch_threads(threads), _private_randomness(), Progress(
         TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(), console=Console(stderr=True), disable=not progress,
     ) as bar:  # fmt: skip
         model = _build(env, policy, settings, seed, run / "tensorboard" if tensorboard else None)
         if start is not None:
-            checkpoint.restore_checkpoint(start, model.policy)
+            checkpoint.restore_checkpoint(start, model.policy, model.policy.optimizer)
             _, earlier = checkpoint.read_run(start)
             record |= {key: earlier[key] for key in ("steps", "updates")}
             model.num_timesteps, model._n_updates = record["steps"], record["updates"]
@@ -196,7 +200,7 @@ def train(
             bar.update(task, completed=steps)
         record = _now(record, model)
         # So that a finished run can be extended.
-        checkpoint.save_checkpoint(run, model.policy, record, keep_checkpoints)
+        checkpoint.save_checkpoint(run, model.policy, record, model.policy.optimizer, keep=keep_checkpoints)
         checkpoint.save_parameters(run / checkpoint.PARAMETERS, model.policy)
         write_json(run / checkpoint.RECORD, record)
     env.close()
@@ -276,18 +280,6 @@ def _now(record: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    if threads < 1:
-        raise InputError(f"threads = {threads} must be at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _private_randomness() -> Iterator[None]:
     """Put back the global generators, which stable-baselines3 seeds and uses."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -314,7 +306,8 @@ class _Callback(BaseCallback):
         # Here the last update is complete: parameters, optimizer and step count belong together.
         steps = self.model.num_timesteps
         if steps - self.saved >= self.every:
-            checkpoint.save_checkpoint(self.run, self.model.policy, _now(self.record, self.model), self.keep)
+            policy, record = self.model.policy, _now(self.record, self.model)
+            checkpoint.save_checkpoint(self.run, policy, record, policy.optimizer, keep=self.keep)
             self.saved = steps
         episodes = self.model.ep_info_buffer
         status = f"reward {np.mean([e['r'] for e in episodes]):.2f}" if episodes else ""
@@ -335,7 +328,7 @@ class TrainedPolicy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64, legal under the mask."""
-        with _torch_threads(self.threads):
+        with torch_threads(self.threads):
             actions, _ = self.network.predict(
                 observation, deterministic=True, action_masks=observation["action_mask"]
             )
@@ -364,7 +357,7 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPol
             raise InputError(
                 f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
             )
-    _known("policy", record["policy"], POLICIES)
+    _known("policy", record.get("policy", ""), POLICIES)
     settings = PPOConfig.from_dict(record["hyper"])
     with _private_randomness():
         network = _policy_class(record["policy"])(

@@ -196,9 +196,12 @@ def fit(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    agent: Annotated[
+        str, typer.Option(help="maskable-ppo, or crban, dnn, dlcm, prm, setrank, seq2slate with --logs.")
+    ] = "maskable-ppo",
+    logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
-    agent: Annotated[str, typer.Option(help="The algorithm.")] = "maskable-ppo",
     policy: Annotated[str, typer.Option(help="Network: pointer or flat.")] = "pointer",
     users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
     steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 200_000,
@@ -212,29 +215,38 @@ def train(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a policy on the learned users of a scenario."""
-    from edgerec_gym.agents.training import train
+    """Train a policy on the learned users of a scenario, or a re-ranker on logs.
 
-    with console.interruptible(f"checkpoints in {out} are kept; the same command resumes"):
-        record = train(
-            env_id,
+    With --logs, the options --id, --scenario, --policy, --users, --steps and --num-envs do not matter.
+    """
+    from edgerec_gym.agents.registry import train_agent
+
+    with (
+        console.interruptible(f"checkpoints in {out} are kept; the same command resumes"),
+        console.progress_bar("train") as progress,
+    ):
+        record = train_agent(
+            agent,
             out,
-            agent=agent,
+            logs=logs,
+            seed=seed,
+            resume=resume,
+            threads=threads,
+            hyper=_assignments(set_ or []),
+            progress=progress,
+            env_id=env_id,
             policy=policy,
             scenario=scenario,
             users=users,
             steps=steps,
             num_envs=num_envs,
-            seed=seed,
-            resume=resume,
-            progress=True,
-            threads=threads,
-            **_assignments(set_ or []),
         )
     if as_json:
         console.print_json(record | {"out": str(out)})
-    else:
+    elif logs is None:
         print(f"{out}: {record['steps']:,} slots played")
+    else:
+        print(f"{out}: {record['steps']} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions")
 
 
 @app.command()

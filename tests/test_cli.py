@@ -96,7 +96,10 @@ def test_the_command_line_starts_without_torch():
         ("no scenario 'nowhere'", "train --out x --scenario nowhere"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "evaluate keep --id EdgeFeed-v9"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "train --out x --id EdgeFeed-v9"),
-        ("unknown agent 'dqn'; allowed: maskable-ppo", "train --out x --agent dqn"),
+        ("unknown agent 'dqn'; allowed: maskable-ppo, crban", "train --out x --agent dqn"),
+        ("agent 'crban' learns from logs: give a log folder with --logs", "train --out x --agent crban"),
+        ("logs.json does not exist", "train --out x --agent crban --logs nowhere"),
+        ("learns by playing and reads no logs", "train --out x --logs nowhere"),
         ("unknown policy 'mlp'; allowed: pointer, flat", "train --out x --policy mlp"),
         ("PPOConfig has no field 'gama'; did you mean 'gamma'?", "train --out x --set gama=0.9"),
         ("PPOConfig.gamma = 1.5 is out of range; allowed: 0.0 to 1.0", "train --out x --set gamma=1.5"),
@@ -285,6 +288,19 @@ def test_train_resumes_and_its_run_is_evaluated(tmp_path):
     rows = json.loads(run_well(*evaluation, "--id", "EdgeFeedRequest-v0"))
     assert [row["policy"] for row in rows] == ["keep", "maskable-ppo", "oracle"]
     fails_with("was trained for the track 'request'", *evaluation)
+
+
+def test_a_reranker_is_trained_on_logs_and_evaluated(tmp_path):
+    pytest.importorskip("torch")
+    logs, out = tmp_path / "logs", tmp_path / "run"
+    run_well("collect", "--preset", "lite", "--sessions", 150, "--out", logs)
+    small = ("--out", out, "--set", "epochs=1", "--set", "hidden=4")
+    assert "1 epochs, GAUC 0." in run_well("train", "--agent", "dnn", "--logs", logs, *small)
+    evaluation = ("evaluate", out, "--scenario", "lite", "--users", "synthetic", "--sessions", 5, "--json")
+    for env_id in ("EdgeFeedRerank-v0", "EdgeFeed-v0"):
+        rows = json.loads(run_well(*evaluation, "--id", env_id))
+        assert [row["policy"] for row in rows] == ["keep", "dnn", "oracle"]
+    fails_with("it plays the tracks joint, rerank, not 'mix'", *evaluation, "--id", "EdgeFeedMix-v0")
 
 
 def test_info_shows_sizes_provenance_and_fidelity(lite):

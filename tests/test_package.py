@@ -40,6 +40,7 @@ print("played", env.unwrapped.users.name)
     ("command", "extra"),
     [
         ("train --out {tmp}/run --scenario lite", "train"),
+        ("train --out {tmp}/run --agent crban --logs {tmp}", "train"),
         ("fit {tmp} --out {tmp}/scenario", "train"),
         ("demo --out {tmp}/demo", "train"),
         ("fidelity lite {tmp}", "train"),

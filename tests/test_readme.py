@@ -12,8 +12,9 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["play", "train", "batch"])
-def test_snippet(snippet: str) -> None:
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["play", "train", "perception", "batch"])
+def test_snippet(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     short = snippet.replace("100_000", "4_096")
     assert "model.learn" not in snippet or short != snippet
     exec(compile(short, "README.md", "exec"), {})

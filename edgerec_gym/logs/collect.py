@@ -169,10 +169,10 @@ def log_batch(
         step["request"] = a.sent == 1
         step["answered"] = np.zeros(size, np.bool_)
         step["response"] = np.zeros_like(a.response)
+        steps.append(step)
         if slot >= lag:  # this step answered the card placed `lag` steps ago
             steps[slot - lag]["answered"] = live & a.focus_active
             steps[slot - lag]["response"] = a.response.copy()
-        steps.append(step)
         done = done | a.terminated | a.truncated
         slot += 1
     return _table(steps, first_session, start, a.hour, users, randomised is not None)

@@ -1,0 +1,57 @@
+"""Attention blocks that the re-rankers share; all of them ignore padding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AdditiveAttention(nn.Module):
+    """Attend by v . tanh(W query + U key) (Bahdanau et al., ICLR'15).
+
+    Args:
+        query_size: width of a query.
+        key_size: width of a key.
+        hidden: width of the comparison.
+    """
+
+    def __init__(self, query_size: int, key_size: int, hidden: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(query_size, hidden)
+        self.key = nn.Linear(key_size, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1, bias=False)
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Compare queries (B, Q, .) with keys (B, L, .): (B, Q, L)."""
+        both = self.query(query).unsqueeze(2) + self.key(key).unsqueeze(1)  # (B, Q, L, hidden)
+        return self.score(torch.tanh(both)).squeeze(-1)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, present: Tensor) -> Tensor:
+        """Weighted sum of the values (B, L, V) that are present (B, L): (B, Q, V); zero if none is."""
+        logits = self.logits(query, key)
+        lowest = torch.finfo(logits.dtype).min
+        weight = logits.masked_fill(~present.unsqueeze(1), lowest).softmax(-1)
+        return (weight * present.unsqueeze(1)) @ value
+
+
+class SelfAttentionBlock(nn.Module):
+    """Multi-head self-attention and a feed-forward layer, each with a residual and layer normalisation.
+
+    Args:
+        size: width of an element.
+        heads: of attention; they divide `size`.
+    """
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.feed_forward = nn.Sequential(nn.Linear(size, 2 * size), nn.ReLU(), nn.Linear(2 * size, size))
+        self.after_attention, self.after_feed_forward = nn.LayerNorm(size), nn.LayerNorm(size)
+
+    def forward(self, elements: Tensor, present: Tensor) -> Tensor:
+        """Encode elements (B, N, size) among those present (B, N), of which there must be one a row."""
+        attended, _ = self.attention(
+            elements, elements, elements, key_padding_mask=~present, need_weights=False
+        )
+        elements = self.after_attention(elements + attended)
+        return self.after_feed_forward(elements + self.feed_forward(elements))

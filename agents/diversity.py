@@ -1,0 +1,154 @@
+"""Diversity on top of a pointwise score: maximal marginal relevance and determinantal point processes.
+
+Both build a list greedily and count the cards shown last as its beginning, so they also play slot by slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgerec_gym.agents.base import Observation
+from edgerec_gym.errors import InputError
+
+N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
+BASE_CTR = 1
+LEAST_VARIANCE = 1e-9  # below that, a card is a combination of those before it
+
+Scorer = Callable[[Observation], np.ndarray]
+
+
+def base_ctr_score(observation: Observation) -> np.ndarray:
+    """Logit of the base ctr of every pool row, (B, N)."""
+    pool = observation["pool"]
+    ctr = np.clip(pool[:, :, pool.shape[2] - N_SCALARS + BASE_CTR].astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.log(ctr / (1 - ctr))
+
+
+def last_shown(observation: Observation, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the cards placed last, (B, window, d), and which of them are there, (B, window)."""
+    d = observation["pool"].shape[2] - N_SCALARS
+    cards = [observation["exposures"][:, :, :d]]
+    if "screen" in observation:
+        cards.append(observation["screen"][:, :, :d])
+    rows = np.concatenate(cards, axis=1)
+    present = (rows != 0).any(axis=2)
+    order = np.argsort(present, axis=1, kind="stable")[:, max(0, rows.shape[1] - window) :]
+    return np.take_along_axis(rows, order[..., None], 1), np.take_along_axis(present, order, 1)
+
+
+class _Nearest:
+    """Cosine of each card to the most similar card of the list, 0 while the list is empty."""
+
+    def __init__(self, cards: np.ndarray) -> None:
+        self.cards = cards  # (B, L, d)
+        self.value = np.zeros(cards.shape[:2])
+
+    def add(self, row: np.ndarray, present: np.ndarray) -> None:
+        """Put card `row` (B,) on the list where `present` (B,)."""
+        cosine = similarity(self.cards, row)
+        self.value = np.where(present[:, None], np.maximum(self.value, cosine), self.value)
+
+
+class _Volume:
+    """Log of how much each card adds to the volume of the list (Chen et al., NeurIPS'18).
+
+    The kernel is (1 + cosine) / 2; the list's Cholesky factor grows by a row with every card.
+    """
+
+    def __init__(self, cards: np.ndarray) -> None:
+        self.cards = cards  # (B, L, d)
+        self.variance = np.ones(cards.shape[:2])
+        self.factor = np.zeros((*cards.shape[:2], 0))  # (B, L, cards on the list)
+
+    @property
+    def value(self) -> np.ndarray:
+        """(B, L)."""
+        return np.log(self.variance)
+
+    def add(self, row: np.ndarray, present: np.ndarray) -> None:
+        """Put card `row` (B,) on the list where `present` (B,)."""
+        kernel = (1 + similarity(self.cards, row)) / 2
+        every = np.arange(len(row))
+        known = (self.factor @ self.factor[every, row][:, :, None])[:, :, 0]
+        step = (kernel - known) / np.sqrt(self.variance[every, row])[:, None] * present[:, None]
+        self.factor = np.concatenate([self.factor, step[:, :, None]], axis=2)
+        self.variance = np.maximum(self.variance - step**2, LEAST_VARIANCE)
+
+
+def similarity(cards: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Cosines (B, L) of card `row` (B,) with all cards (B, L, d) of length 1."""
+    return (cards @ cards[np.arange(len(row)), row][:, :, None])[:, :, 0]
+
+
+class _GreedyList:
+    """Emit the list that greedily maximises relevance x score + weight x diversity."""
+
+    name = ""
+    memory: type[_Nearest] | type[_Volume]
+    weight = 0.0
+
+    def __init__(self, relevance: float, window: int, scorer: Scorer) -> None:
+        if not 0 <= relevance <= 1:
+            raise InputError(f"policy option relevance = {relevance!r} is out of range; allowed: 0 to 1")
+        if int(window) != window or window < 0:
+            raise InputError(f"policy option window = {window!r} must be a whole number of cards, at least 0")
+        self.relevance, self.window, self.scorer = relevance, int(window), scorer
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: the observation holds the cards shown last."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64, the legal pool row that comes next."""
+        return self.emit(observation, 1)[:, 0]
+
+    def emit(self, observation: Observation, k: int) -> np.ndarray:
+        """Return k different legal pool rows in order, (B, k) int64; -1 where the pool has fewer."""
+        score = self.scorer(observation)
+        left = observation["action_mask"][:, : score.shape[1]] > 0
+        shown, present = last_shown(observation, self.window)
+        before = shown.shape[1]
+        pool = observation["pool"][:, :, : shown.shape[2]]
+        memory = self.memory(np.concatenate([shown, pool], axis=1).astype(np.float64))
+        for place in range(before):
+            memory.add(np.full(len(score), place), present[:, place])
+        rows, emitted = np.arange(len(score)), []
+        for _ in range(k):
+            value = self.relevance * score + (1 - self.relevance) * self.weight * memory.value[:, before:]
+            best = np.where(left, value, -np.inf).argmax(axis=1)
+            there = np.asarray(left.any(axis=1))
+            emitted.append(np.where(there, best, -1))
+            left[rows, best] = False
+            memory.add(before + best, there)
+        return np.stack(emitted, axis=1)
+
+
+class MaximalMarginalRelevance(_GreedyList):
+    """Score minus the similarity to the most similar card of the list (Carbonell and Goldstein, SIGIR'98).
+
+    Args:
+        relevance: lambda, in 0..1; 1 is the score alone.
+        window: cards shown last that count as the list's beginning.
+        scorer: observation -> (B, N); default: the logit of the base ctr.
+    """
+
+    name, memory, weight = "mmr", _Nearest, -1.0
+
+    def __init__(self, relevance: float = 0.7, window: int = 4, scorer: Scorer = base_ctr_score) -> None:
+        super().__init__(relevance, window, scorer)
+
+
+class DeterminantalPointProcess(_GreedyList):
+    """Greedy maximum a posteriori list of a determinantal point process (Chen et al., NeurIPS'18).
+
+    Args:
+        relevance: theta, in 0..1; 1 is the score alone.
+        window: cards shown last that count as the list's beginning.
+        scorer: observation -> (B, N), in logits; default: the logit of the base ctr.
+    """
+
+    name, memory, weight = "dpp", _Volume, 1.0
+
+    def __init__(self, relevance: float = 0.7, window: int = 4, scorer: Scorer = base_ctr_score) -> None:
+        super().__init__(relevance, window, scorer)

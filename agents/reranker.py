@@ -1,0 +1,220 @@
+"""What every re-ranker looks like: it scores the pool, or emits a list; and how it plays the feed.
+
+A re-ranker is a torch module over the environment's observation (keys of float32, batch first). Two forms:
+
+- :class:`ListScorer`: `score(observation) -> (B, N)`, higher first;
+- :class:`ListEmitter`: `emit(observation, k) -> (B, k)` pool rows in order.
+
+:class:`RerankPolicy` plays either on EdgeFeedRerank-v0 and EdgeFeed-v0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features
+from edgerec_gym.agents.request_log import NOT_SHOWN
+from edgerec_gym.config import Config, FeedConfig, bounded
+from edgerec_gym.errors import InputError
+from edgerec_gym.spaces import context_size
+
+TensorObservation = dict[str, Tensor]
+KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
+ABSENT = -1e9  # score of a pool row that is used up: below any other, still finite
+PLAY_BATCH = 128  # sessions scored at once, to bound the memory of attention
+
+
+@dataclass(frozen=True)
+class RerankerConfig(Config):
+    """Hyper-parameters of the re-rankers and of their training."""
+
+    learning_rate: float = bounded(5e-3, 1e-7, 1.0)  # of Adam
+    batch_size: int = bounded(512, 1, 1_000_000)  # requests in a gradient step
+    epochs: int = bounded(30, 1, 10_000)  # at most
+    patience: int = bounded(4, 1, 10_000)  # epochs without a better GAUC that end the training
+    weight_decay: float = bounded(0.0, 0.0, 10.0)  # L2 penalty of Adam
+    max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
+    horizon: int = bounded(10, 1, 1000)  # K, slots that a label looks ahead
+    no_click: int = bounded(10, 1, 1000)  # exposures without a click that trigger a request
+    per_session: int = bounded(8, 1, 10_000)  # requests of one session at most
+    hidden: int = bounded(32, 2, 4096)  # width of every layer
+    layers: int = bounded(1, 1, 10)  # of GRUs and of self-attention blocks
+    heads: int = bounded(2, 1, 64)  # of self-attention (PRM, SetRank); they divide `hidden`
+    residual: int = bounded(1, 0, 1)  # 1 adds the logit of the base ctr to the score
+    exposures: int = bounded(1, 0, 1)  # 0 leaves the exposures out (CRBAN)
+    page_views: int = bounded(1, 0, 1)  # 0 leaves the page views out (CRBAN)
+    actions: int = bounded(1, 0, 1)  # 0 leaves the actions out (CRBAN)
+    raw_inputs: int = bounded(1, 0, 1)  # 1 shows the head candidate, user and context as they are (CRBAN)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden % self.heads:
+            raise InputError(f"RerankerConfig.heads = {self.heads} must divide hidden = {self.hidden}")
+
+
+def pool_present(observation: TensorObservation) -> Tensor:
+    """Which pool rows are there, (B, N) bool."""
+    return (observation["pool"] != 0).any(-1)
+
+
+def safe_mask(present: Tensor) -> Tensor:
+    """`present` (B, N), but an empty row has its first place: self-attention over nothing is not a number."""
+    first = torch.zeros_like(present)
+    first[:, 0] = ~present.any(1)
+    return present | first
+
+
+class ListInputs(nn.Module):
+    """Candidates beside the user and the context: (B, N, size)."""
+
+    def __init__(self, config: FeedConfig) -> None:
+        super().__init__()
+        self.embedding_size, self.n_types = config.embedding_size, config.n_types
+        self.size = config.n_item_features + config.n_types + config.n_user_features + context_size(config)
+
+    def forward(self, observation: TensorObservation) -> Tensor:
+        """Concatenate; user and context are repeated for every candidate."""
+        pool = observation["pool"]
+        cards = card_features(candidate_cards(pool, self.n_types), self.embedding_size)
+        session = torch.cat((observation["user"], observation["context"]), -1)
+        return torch.cat((cards, session.unsqueeze(1).expand(-1, pool.shape[1], -1)), -1)
+
+
+class ListScorer(nn.Module):
+    """A re-ranker that scores all candidates at once.
+
+    A subclass implements :meth:`logits` and names its loss.
+    """
+
+    objective: staticmethod[[Tensor, Tensor, Tensor], Tensor]  # of (score, click, shown)
+
+    def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
+        super().__init__()
+        self.config, self.settings = config, settings
+
+    def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:
+        """Score the pool rows `rows` (B, K) int64, without the base ctr: (B, K)."""
+        raise NotImplementedError
+
+    def score_rows(self, observation: TensorObservation, rows: Tensor) -> Tensor:
+        """Score some pool rows (B, K) int64: (B, K) float32, a logit where the loss is the log-loss."""
+        score = self.logits(observation, rows)
+        if self.settings.residual:
+            score = score + base_logit(observation["pool"], self.config.embedding_size).gather(1, rows)
+        return score
+
+    def score(self, observation: TensorObservation) -> Tensor:
+        """Score every candidate: (B, N) float32, :data:`ABSENT` where a row is used up."""
+        present = pool_present(observation)
+        rows = torch.arange(present.shape[1], device=present.device).expand(len(present), -1)
+        return self.score_rows(observation, rows).masked_fill(~present, ABSENT)
+
+    def rank_scores(self, observation: TensorObservation, rows: Tensor) -> Tensor:
+        """Scores (B, K) that order the pool rows `rows` (B, K) as this re-ranker would."""
+        return self.score_rows(observation, rows)
+
+    def loss(
+        self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Mean loss of requests whose pool rows `shown` (B, K), then -1, were clicked or not (B, K)."""
+        answered = shown != NOT_SHOWN
+        score = self.score_rows(observation, shown.clamp(min=0))
+        return type(self).objective(score, click, answered)
+
+
+class ListEmitter(nn.Module):
+    """A re-ranker that emits a list, one card after the other. A subclass implements `emit` and `loss`."""
+
+    def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
+        super().__init__()
+        self.config, self.settings = config, settings
+
+    def emit(self, observation: TensorObservation, k: int) -> Tensor:
+        """Return k different pool rows in order, (B, k) int64; -1 where the pool has fewer."""
+        raise NotImplementedError
+
+    def loss(
+        self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Mean loss of requests, as :meth:`ListScorer.loss`."""
+        raise NotImplementedError
+
+    def rank_scores(self, observation: TensorObservation, rows: Tensor) -> Tensor:
+        """Scores (B, K) that order the pool rows `rows` (B, K) as this re-ranker would: minus the place."""
+        n_pool = observation["pool"].shape[1]
+        emitted = self.emit(observation, n_pool)
+        place = rows.new_full((len(rows), n_pool + 1), n_pool)
+        column = torch.where(emitted < 0, n_pool, emitted)
+        order = torch.arange(n_pool, device=rows.device).expand_as(column)
+        place.scatter_(1, column, order)
+        return -place.gather(1, rows).to(torch.float32)
+
+
+Reranker = ListScorer | ListEmitter
+
+
+def to_tensors(observation: Observation, rows: slice = slice(None)) -> TensorObservation:
+    """Turn some rows of an observation into tensors, float32; other keys are left out."""
+    return {
+        key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))
+        for key in KEYS
+        if key in observation
+    }
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Use so many torch threads inside the block."""
+    if threads < 1:
+        raise InputError(f"threads = {threads} must be at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class RerankPolicy:
+    """Play a re-ranker: at every slot the legal pool row that it puts first; no cards, no requests.
+
+    Args:
+        name: of the policy.
+        reranker: a ListScorer or a ListEmitter.
+        threads: torch threads while it acts.
+    """
+
+    def __init__(self, name: str, reranker: Reranker, threads: int = 1) -> None:
+        self.name, self.reranker, self.threads = name, reranker.eval(), threads
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: the observation holds all there is to know."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64 pool rows, legal under the mask."""
+        score = self.scores(observation)
+        legal = observation["action_mask"][:, : score.shape[1]] > 0
+        return np.where(legal, score, -np.inf).argmax(axis=1)
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Return (B, N) float32; of an emitter, 1 for the row that it puts first."""
+        n_sessions = len(observation["pool"])
+        with torch_threads(self.threads), torch.inference_mode():
+            parts = [
+                self._scores(to_tensors(observation, slice(at, at + PLAY_BATCH)))
+                for at in range(0, n_sessions, PLAY_BATCH)
+            ]
+        return torch.cat(parts).numpy()
+
+    def _scores(self, observation: TensorObservation) -> Tensor:
+        if isinstance(self.reranker, ListScorer):
+            return self.reranker.score(observation)
+        rows = torch.arange(observation["pool"].shape[1])
+        return (rows == self.reranker.emit(observation, 1)).to(torch.float32)

@@ -1,0 +1,306 @@
+"""Train a re-ranker on logs, and load it back to play.
+
+A run is a folder:
+
+| file | content |
+| --- | --- |
+| policy.json | agent, log, sizes, hyper-parameters, epochs, GAUC of every epoch, seed, versions |
+| policy.safetensors | the parameters of the best epoch |
+| checkpoints/step-000000000003/ | after three epochs: the same two files, and how to go on |
+
+Nothing is pickled. A killed run resumes after its last complete epoch and ends with the same parameters as
+one that was not interrupted (on one machine and library versions).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym import __version__
+from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
+from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.spaces import observation_layout
+
+try:
+    import torch
+except ImportError:
+    raise MissingExtraError("training", "train") from None
+
+from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.crban import CRBAN
+from edgerec_gym.agents.dlcm import DLCM
+from edgerec_gym.agents.dnn import DNN
+from edgerec_gym.agents.gauc import gauc
+from edgerec_gym.agents.prm import PRM
+from edgerec_gym.agents.request_log import NOT_SHOWN
+from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
+from edgerec_gym.agents.reranker import (
+    KEYS,
+    Reranker,
+    RerankerConfig,
+    RerankPolicy,
+    to_tensors,
+    torch_threads,
+)
+from edgerec_gym.agents.seq2slate import Seq2Slate
+from edgerec_gym.agents.set_rank import SetRank
+
+RERANKERS: dict[str, type[Reranker]] = {
+    "crban": CRBAN,
+    "dnn": DNN,
+    "dlcm": DLCM,
+    "prm": PRM,
+    "setrank": SetRank,
+    "seq2slate": Seq2Slate,
+}
+TRACKS = ("joint", "rerank")  # that a re-ranker plays
+SCORE_BATCH = 1024  # requests scored at once
+MOST_HELD = 10_000  # requests kept in memory to score; about 200 MB with the paper's sizes
+FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # in a resumed run
+
+Report = Callable[[int, int, str], None]
+
+
+def train(
+    out: str | Path,
+    logs: str | Path,
+    *,
+    agent: str = "crban",
+    seed: int = 0,
+    resume: bool = False,
+    threads: int = 1,
+    progress: Report | None = None,
+    **hyper: Any,
+) -> dict[str, Any]:
+    """Train a re-ranker and write the run's folder.
+
+    The last seventh of the days is left out; a tenth of the other sessions decides when to stop, by the
+    GAUC of their requests. The same arguments give the same parameters on one machine and library versions.
+
+    Args:
+        out: the run's folder.
+        logs: a log folder (:class:`~edgerec_gym.logs.store.LogReader`).
+        agent: a name of :data:`RERANKERS`.
+        seed: of initial parameters, of the requests drawn from each session and of their order.
+        resume: go on after the last complete epoch in `out`, if there is one.
+        threads: torch threads.
+        progress: called with (epochs done, epochs at most, text).
+        **hyper: fields of :class:`~edgerec_gym.agents.reranker.RerankerConfig`.
+
+    Returns:
+        The content of policy.json.
+
+    Raises:
+        InputError: unknown names, values out of range, a bad log or one without clicks to learn from, `out`
+            not writable or in use by another run.
+    """
+    if agent not in RERANKERS:
+        raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(RERANKERS)}")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+    settings = RerankerConfig.from_dict(hyper)
+    reader = LogReader(logs)
+    run = make_folder(out)
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "agent": agent,
+        "track": "rerank",
+        "logs": {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots},
+        "seed": seed,
+        "hyper": settings.to_dict(),
+        "sizes": sizes(reader.config),
+        "steps": 0,
+        "gauc": [],
+        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
+    }
+    start = checkpoint.find_start(run, record, resume, FIXED)
+    if start is not None and (run / checkpoint.RECORD).is_file():
+        return checkpoint.read_run(run)[1]  # finished: the settings, and so its end, are the same
+    with torch_threads(threads):
+        trainer = Trainer(reader, record, settings)
+        if start is not None:
+            trainer.restore(start)
+        while not trainer.done:
+            trainer.run_epoch()
+            checkpoint.save_checkpoint(
+                run, trainer.best, trainer.record, trainer.optimizer, training=trainer.network
+            )
+            if progress:
+                progress(trainer.record["steps"], settings.epochs, f"GAUC {max(trainer.record['gauc']):.4f}")
+    checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
+    write_json(run / checkpoint.RECORD, trainer.record)
+    return trainer.record
+
+
+class Trainer:
+    """One re-ranker in training.
+
+    Args:
+        reader: the log.
+        record: content of policy.json; steps and gauc grow.
+        settings: hyper-parameters.
+
+    Attributes:
+        network: as of the last epoch.
+        best: as of the epoch with the best GAUC.
+    """
+
+    def __init__(self, reader: LogReader, record: dict[str, Any], settings: RerankerConfig) -> None:
+        self.record, self.settings, self.seed = record, settings, record["seed"]
+        self.network = build(record["agent"], reader.config, settings, self.seed)
+        self.best = copy.deepcopy(self.network)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.train, stop, _ = split_requests(reader, **request_settings(settings, self.seed))
+        self.stopping = Held.from_stream(stop)
+        if not self.stopping.informative:
+            raise InputError(
+                f"{reader.folder} has no request with both a click and a miss among the sessions that decide "
+                "when to stop; a re-ranker needs more sessions"
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or the last ones have not been better."""
+        seen, patience = self.record["gauc"], self.settings.patience
+        if len(seen) >= self.settings.epochs:
+            return True
+        return len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
+
+    def run_epoch(self) -> None:
+        """Train on every request once, then score the stopping sessions."""
+        epoch = self.record["steps"]
+        order = np.random.default_rng([self.seed, epoch])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.network.train()
+        for chunk in self.train.chunks():
+            shuffled = order.permutation(len(chunk))
+            for at in range(0, len(chunk), self.settings.batch_size):
+                self._step(chunk.batch(shuffled[at : at + self.settings.batch_size]), generator)
+        figure = self.stopping.gauc(self.network)
+        if figure > max(self.record["gauc"], default=-1.0):
+            self.best.load_state_dict(self.network.state_dict())
+        self.record = self.record | {"steps": epoch + 1, "gauc": [*self.record["gauc"], figure]}
+
+    def _step(self, batch: RequestBatch, generator: torch.Generator) -> None:
+        loss = self.network.loss(
+            to_tensors(batch.observation),
+            torch.from_numpy(batch.shown),
+            torch.from_numpy(batch.click),
+            generator,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        checkpoint.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
+        _, earlier = checkpoint.read_run(folder)
+        self.record = self.record | {key: earlier[key] for key in ("steps", "gauc")}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Requests that are not trained on, in batches."""
+
+    batches: list[RequestBatch]
+
+    @classmethod
+    def from_stream(cls, stream: RequestStream, most: int = MOST_HELD) -> Held:
+        """Read the requests of a stream that have both a click and a miss, the first `most` of them."""
+        batches: list[RequestBatch] = []
+        left = most
+        for chunk in stream.chunks():
+            clicks = chunk.click.sum(1)
+            index = np.flatnonzero((clicks > 0) & (clicks < (chunk.shown != NOT_SHOWN).sum(1)))[:left]
+            batches += [chunk.batch(index[at : at + SCORE_BATCH]) for at in range(0, len(index), SCORE_BATCH)]
+            left -= len(index)
+            if not left:
+                break
+        return cls(batches)
+
+    @property
+    def informative(self) -> int:
+        """Number of requests."""
+        return sum(len(batch.session) for batch in self.batches)
+
+    def joined(self, name: str) -> np.ndarray:
+        """Join shown, click, session or user of all requests."""
+        return np.concatenate([getattr(batch, name) for batch in self.batches])
+
+    def scores(self, network: Reranker) -> np.ndarray:
+        """Scores of the shown cards, (R, K) float32."""
+        network.eval()
+        with torch.inference_mode():
+            parts = [
+                network.rank_scores(to_tensors(b.observation), torch.from_numpy(b.shown).clamp(min=0))
+                for b in self.batches
+            ]
+        return torch.cat(parts).numpy()
+
+    def gauc(self, network: Reranker) -> float:
+        """GAUC per request."""
+        shown = self.joined("shown")
+        return gauc(self.scores(network), self.joined("click"), shown != NOT_SHOWN)
+
+
+def request_settings(settings: RerankerConfig, seed: int) -> dict[str, int]:
+    """Settings of the requests that a re-ranker is trained on."""
+    return {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")} | {"seed": seed}
+
+
+def build(agent: str, config: FeedConfig, settings: RerankerConfig, seed: int = 0) -> Reranker:
+    """Make a re-ranker with initial parameters drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RERANKERS[agent](config, settings)
+
+
+def sizes(config: FeedConfig) -> dict[str, list[int]]:
+    """Shapes of what a re-ranker reads."""
+    return {key: list(v.shape) for key, v in observation_layout(config, "joint").items() if key in KEYS}
+
+
+def load_reranker(folder: str | Path, config: FeedConfig) -> Reranker:
+    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
+    folder, record = checkpoint.read_run(folder)
+    if record["agent"] not in RERANKERS:
+        raise InputError(f"{folder} holds the agent {record['agent']!r}; re-rankers: {', '.join(RERANKERS)}")
+    for key, size in sizes(config).items():
+        if record["sizes"].get(key) != size:
+            raise InputError(
+                f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
+            )
+    network = build(record["agent"], config, RerankerConfig.from_dict(record["hyper"]))
+    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    return network.eval()
+
+
+def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> RerankPolicy:
+    """Load a run to play an environment of the tracks joint or rerank.
+
+    Args:
+        folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
+        env: any of the package's environments.
+        threads: torch threads while it acts.
+
+    Raises:
+        InputError: nothing there, broken files, or an environment of another track or of other sizes.
+    """
+    feed = getattr(env, "unwrapped", env)
+    _, record = checkpoint.read_run(folder)
+    if feed.track not in TRACKS:
+        raise InputError(f"{folder} re-ranks; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}")
+    return RerankPolicy(record["agent"], load_reranker(folder, feed.config), threads)
