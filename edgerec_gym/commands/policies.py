@@ -1,0 +1,136 @@
+"""Commands about policies: train, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgerec_gym import console
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands.options import AsJson, EnvId, NumEnvs, ScenarioName, Seed
+from edgerec_gym.errors import InputError
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    agent: Annotated[
+        str, typer.Option(help="maskable-ppo, or crban, dnn, dlcm, prm, setrank, seq2slate with --logs.")
+    ] = "maskable-ppo",
+    logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
+    env_id: EnvId = "EdgeFeed-v0",
+    scenario: ScenarioName = "default",
+    policy: Annotated[str, typer.Option(help="Network: pointer or flat.")] = "pointer",
+    users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
+    steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 200_000,
+    num_envs: NumEnvs = 64,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder.")] = True,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter, e.g. gamma=0.9."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads; more is rarely faster.")] = 1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a policy on the learned users of a scenario, or a re-ranker on logs.
+
+    With --logs, the options --id, --scenario, --policy, --users, --steps and --num-envs do not matter.
+    """
+    from edgerec_gym.agents.registry import train_agent
+
+    with (
+        console.interruptible(f"checkpoints in {out} are kept; the same command resumes"),
+        console.progress_bar("train") as progress,
+    ):
+        record = train_agent(
+            agent,
+            out,
+            logs=logs,
+            seed=seed,
+            resume=resume,
+            threads=threads,
+            hyper=_assignments(set_ or []),
+            progress=progress,
+            env_id=env_id,
+            policy=policy,
+            scenario=scenario,
+            users=users,
+            steps=steps,
+            num_envs=num_envs,
+        )
+    if as_json:
+        console.print_json(record | {"out": str(out)})
+    elif logs is None:
+        print(f"{out}: {record['steps']:,} slots played")
+    else:
+        print(f"{out}: {record['steps']} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions")
+
+
+def evaluate(
+    policies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Baselines, oracle, trained runs' folders, module:Class; default: all baselines."
+        ),
+    ] = None,
+    env_id: EnvId = "EdgeFeed-v0",
+    scenario: ScenarioName = "default",
+    users: Annotated[
+        list[str] | None, typer.Option(help="learned, synthetic; default: both where there are both.")
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions of each policy.")] = 2000,
+    num_envs: NumEnvs = 512,
+    out: Annotated[Path | None, typer.Option(help="Write a report folder with plots, too.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score policies, paired by common random numbers; keep and the oracle are always among them."""
+    from edgerec_gym.agents.baselines import baselines_of
+    from edgerec_gym.agents.lookup import find_policies
+    from edgerec_gym.evaluate import KEEP, REFERENCE, evaluate
+    from edgerec_gym.registration import track_of
+    from edgerec_gym.report import require_matplotlib, write_report
+    from edgerec_gym.scenario import Scenario
+
+    names, track = list(policies or ()), track_of(env_id)
+    loaded = Scenario.load(scenario)
+    if not users:
+        users = ["learned"] if loaded.synthetic is None else ["learned", "synthetic"]
+    names = [KEEP, *(names or baselines_of(track)), *([REFERENCE] if "synthetic" in users else [])]
+    if out is not None:  # what stops the report is better known before the work
+        require_matplotlib()
+        make_folder(out)
+    found = find_policies(names, env_id, loaded, users[0], seed)
+    with console.interruptible("nothing is kept"), console.progress_bar("evaluate") as progress:
+        results = evaluate(
+            found,
+            env_id=env_id,
+            scenario=loaded,
+            users=users,
+            sessions=sessions,
+            seed=seed,
+            num_envs=num_envs,
+            progress=console.over_all(progress, found, users),
+        )
+    if out is not None:
+        write_report(results, out, title=f"{env_id} on the scenario {scenario}")
+    if as_json:
+        console.print_json(results)
+        return
+    console.print_results(results)
+    if out is not None:
+        print(f"report: {out / 'report.md'}")
+
+
+def _assignments(pairs: list[str]) -> dict[str, Any]:
+    """["gamma=0.9"] -> {"gamma": 0.9}."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise InputError(f"--set {pair!r} must read NAME=NUMBER, e.g. gamma=0.9") from None
+    return values

@@ -1,0 +1,58 @@
+"""Commands that run a whole study: demo, bench-env."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgerec_gym import console
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands.options import AsJson, Seed
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder; finished stages in it are skipped.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see every stage run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Collect logs, fit users, train a policy and score it on the ground truth, in a few minutes."""
+    from edgerec_gym.demo import run_demo
+
+    with console.interruptible(
+        f"finished stages and checkpoints in {out} are kept; the same command resumes"
+    ):
+        results, report = run_demo(out, quick=quick, fresh=fresh, seed=seed)
+    if as_json:
+        console.print_json({"results": results, "report": str(report)})
+        return
+    console.print_results(results)
+    print(f"report: {report / 'report.md'}")
+
+
+def bench_env(
+    out: Annotated[
+        Path, typer.Option(help="JSON file; figures in it, of this version and machine, are kept.")
+    ] = Path("runs/throughput.json"),
+    quick: Annotated[bool, typer.Option("--quick", help="EdgeFeed-v0 on the default preset only.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Spent on each configuration.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure steps per second beside plain copies, memory, import and first-make times."""
+    from edgerec_gym.throughput import bench, throughput_tables
+
+    make_folder(out.parent)
+    with (
+        console.interruptible(f"the figures in {out} are kept; the same command goes on"),
+        console.progress_bar("bench-env") as update,
+    ):
+        results = bench(out, quick=quick, fresh=fresh, seconds=seconds, progress=update)
+    if as_json:
+        console.print_json(results)
+        return
+    for title, (header, body) in throughput_tables(results).items():
+        console.print_table(title, header, body)

@@ -1,0 +1,164 @@
+"""Commands about learned users and their scenarios: fit, info, fidelity, scenario."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgerec_gym import console
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands.options import AsJson, Seed
+
+
+def fit(
+    logs: Annotated[Path, typer.Argument(help="A log folder (of collect or import) or an EB-NeRD bundle.")],
+    out: Annotated[Path, typer.Option(help="Scenario folder; an interrupted fit is continued.")],
+    ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Networks trained at a time.")] = 2,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Learn users from logs and write a scenario."""
+    from edgerec_gym.logs.ebnerd import convert_ebnerd, is_ebnerd
+    from edgerec_gym.logs.reference import ebnerd_reference
+    from edgerec_gym.simulator.fit import fit
+
+    real = is_ebnerd(logs)
+    reference: dict[str, dict[str, float]] = {}
+    with console.interruptible(f"what is finished in {out} is kept; the same command resumes"):
+        if real:
+            with console.progress_bar("convert") as progress:
+                convert_ebnerd(logs, out / "logs", progress=progress)
+            reference = ebnerd_reference(out / "logs")
+            logs = out / "logs"
+        with console.progress_bar("fit") as progress:
+            metrics = fit(
+                logs, out, seed=seed, ensemble=ensemble, epochs=epochs, threads=threads, progress=progress
+            )
+    if as_json:
+        console.print_json(metrics | ({"reference": reference} if real else {}) | {"out": str(out)})
+        return
+    if real:
+        console.print_table(
+            "validation week: click AUC within an impression (mean over impressions) and over all slots",
+            ["ranked by", "within", "all"],
+            [
+                [label, f"{found['impression_auc']:.3f}", f"{found['click_auc']:.3f}"]
+                for label, found in (
+                    ("item popularity", reference["popularity"]),
+                    ("200 boosted trees on 7 streaming features", reference["boosted_trees"]),
+                    ("the same, lambdarank objective", reference["lambdarank_trees"]),
+                    ("the same, with means over the impression", reference["lambdarank_trees_page"]),
+                    ("learned users", metrics),
+                )
+            ],
+        )
+    print("fidelity on held-out sessions:")
+    console.print_nested(metrics, 1)
+    print(f"peak memory: {console.peak_memory():,.0f} MB")
+    print(f"scenario: {out}")
+
+
+def info(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a scenario is: what is unlike the default, where it comes from, how well its users fit."""
+    from edgerec_gym.config import FeedConfig
+    from edgerec_gym.scenario import Scenario
+
+    loaded = Scenario.load(scenario)
+    content = {
+        "name": loaded.name,
+        "items": len(loaded.catalog),
+        "config": loaded.config.to_dict(),
+        "unidentified": list(loaded.unidentified),
+        "provenance": loaded.provenance,
+        "fidelity": loaded.fidelity,
+    }
+    if as_json:
+        console.print_json(content)
+        return
+    usual = FeedConfig().to_dict()
+    unusual = {name: value for name, value in loaded.config.to_dict().items() if value != usual[name]}
+    console.print_nested(content | {"config": unusual or "as the preset default"})
+
+
+def fidelity(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
+    logs: Annotated[Path, typer.Argument(help="The log folder that its users were fitted on, or another.")],
+    out: Annotated[Path | None, typer.Option(help="Write fidelity.json and plots, too.")] = None,
+    whole_log: Annotated[
+        bool, typer.Option("--whole-log", help="Use all sessions: the users never saw this log.")
+    ] = False,
+    sessions: Annotated[int, typer.Option(min=20, help="Of the log and of rollouts, at most.")] = 4000,
+    policy_sessions: Annotated[
+        int, typer.Option(min=2, help="Of each policy, to compare with the ground truth.")
+    ] = 2000,
+    quick: Annotated[bool, typer.Option("--quick", help="Few sessions, to see every part.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show how true learned users are: held-out sessions, rollouts, effects, and how they rank policies."""
+    from edgerec_gym.agents.zoo import policy_zoo
+    from edgerec_gym.fidelity_plots import write_fidelity
+    from edgerec_gym.fidelity_report import fidelity_report, fidelity_tables
+    from edgerec_gym.report import require_matplotlib
+    from edgerec_gym.scenario import Scenario
+
+    loaded = Scenario.load(scenario)
+    if out is not None:  # what stops the report is better known before the work
+        require_matplotlib()
+        make_folder(out)
+    with console.interruptible("nothing is kept"), console.progress_bar("fidelity") as progress:
+        report = fidelity_report(
+            loaded,
+            logs,
+            policies=policy_zoo(loaded.config.page_size, seed) if loaded.synthetic is not None else (),
+            whole_log=whole_log,
+            sessions=min(sessions, 300) if quick else sessions,
+            policy_sessions=min(policy_sessions, 100) if quick else policy_sessions,
+            repeats=3 if quick else 10,
+            seed=seed,
+            progress=progress,
+        )
+    if out is not None:
+        write_fidelity(report, out)
+    if as_json:
+        console.print_json(report)
+        return
+    for title, (header, body) in fidelity_tables(report).items():
+        console.print_table(title, header, body)
+    print(f"weak: {', '.join(report['weak']) or 'nothing'}")
+    if out is not None:
+        print(f"report: {out / 'fidelity.json'}")
+
+
+def refit(
+    name: Annotated[list[str] | None, typer.Option(help="default, lite; default: both.")] = None,
+    sessions: Annotated[
+        int | None, typer.Option(min=10, help="To collect for each; default: as in those that ship.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: the scenarios inside the package.")] = None,
+    work: Annotated[Path, typer.Option(help="Logs and unfinished fits.")] = Path("runs/scenario"),
+    ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the shipped scenarios again, from freshly collected logs."""
+    from edgerec_gym.demo import refit_shipped
+
+    with console.interruptible(f"logs and finished epochs in {work} are kept; the same command resumes"):
+        done = refit_shipped(
+            name, sessions=sessions, out=out, work=work, ensemble=ensemble, epochs=epochs, seed=seed
+        )
+    if as_json:
+        console.print_json(done)
+        return
+    for scenario, metrics in done.items():
+        print(f"{scenario}, on held-out sessions:")
+        console.print_nested(metrics, 1)
