@@ -4,7 +4,7 @@
 
 Logs of users that the shipped ones never saw are collected and judged (`edgerec fidelity`); MaskablePPO's
 exploitation gaps come from results/NAME_maskable_ppo.json. With an EB-NeRD bundle users are fitted on its
-train week and judged on its validation week; without, the figures of the last run stay. Prints the tables, and
+train week and judged on its validation week; without, the figures of the last run stay. Prints tables,
 writes results/fidelity.json. Resumable: finished reports are kept in --work.
 """
 
