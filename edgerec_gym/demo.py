@@ -15,7 +15,7 @@ from edgerec_gym.report import RESULTS, read_training_curve, require_matplotlib,
 from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
-SHIPPED_SESSIONS = {"default": 24_000, "lite": 10_000}  # logs behind the shipped scenarios
+SHIPPED_SESSIONS = {"default": 24_000, "lite": 24_000}  # logs behind the shipped scenarios
 PRESET, ENV_ID = "lite", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy")
 

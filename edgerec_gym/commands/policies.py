@@ -24,7 +24,7 @@ def train(
     policy: Annotated[str, typer.Option(help="Network: pointer or flat.")] = "pointer",
     users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
     steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 200_000,
-    num_envs: NumEnvs = 64,
+    num_envs: NumEnvs = 128,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder.")] = True,
     set_: Annotated[
         list[str] | None,
