@@ -1,9 +1,13 @@
 """The list evaluator: what would be clicked, bought and left at every place of a whole list.
 
-A re-ranker scores a card before its neighbours are known. An evaluator judges a finished list: at every place
-it sees all the cards before *and after* it (a bidirectional GRU, as PRank in PRS, 2102.12057), the cards above
-the list, the behaviour so far (HUBSM, attended by every card as in CRBAN), context and user. It is learned from
-exposed lists (:mod:`edgerec_gym.agents.evaluator_training`), the simulator of the "re-rank-rank" stage.
+A re-ranker scores a card before its neighbours are known. An evaluator judges a finished list: at every place it
+sees all the cards above (a GRU that starts with those on screen) and those below that are on screen by the time
+the card is answered, `lookahead` of them; the behaviour so far (HUBSM, attended by every card as in CRBAN),
+context and user. It is learned from exposed lists (:mod:`edgerec_gym.agents.evaluator_training`), and is the
+simulator of the re-rank-rank stage of EdgeRec's "2.0"; PRank of PRS (2102.12057) is alike.
+
+Cards further below are left out on purpose. They cannot matter, since they are chosen after the answer; and
+logged lists end where the user left, so that a network which sees the end would know from it who is leaving.
 
 The value of a list is what is expected of it,
 
@@ -94,8 +98,9 @@ class ListEvaluator(nn.Module):
         self.card = nn.Linear(n_card + 5 * hidden, hidden)
         self.screen = nn.Linear(n_card, hidden)
         self.place = nn.Embedding(settings.horizon, hidden)
-        self.list = nn.GRU(hidden, hidden, batch_first=True, bidirectional=True)
-        self.head = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, len(OUTCOMES)))
+        self.above = nn.GRU(hidden, hidden, batch_first=True)
+        width = (2 + config.lookahead) * hidden
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, len(OUTCOMES)))
         nn.init.zeros_(self.head[-1].weight)
         with torch.no_grad():  # start at rare events: a click is left to the base ctr
             self.head[-1].bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
@@ -128,25 +133,16 @@ class ListEvaluator(nn.Module):
             encoded: the cards of the lists.
             placed: (B, K) bool, True first; what stands behind the end of a list has no influence.
         """
-        n_places, above = placed.shape[1], encoded.screen.shape[1]
+        n_places, on_screen = placed.shape[1], encoded.screen.shape[1]
         at = torch.arange(n_places, device=placed.device).clamp(max=self.settings.horizon - 1)
-        cards = encoded.codes + self.place(at)
-        around = self._surroundings(torch.cat((encoded.screen, cards), 1), above + placed.sum(1))[:, above:]
-        logits = self.head(torch.cat((cards, around), -1))
+        cards = (encoded.codes + self.place(at)) * placed.unsqueeze(-1)
+        above = self.above(torch.cat((encoded.screen, cards), 1))[0][:, on_screen:]
+        ahead = nn.functional.pad(cards, (0, 0, 0, self.config.lookahead))
+        below = [ahead[:, 1 + k : 1 + k + n_places] for k in range(self.config.lookahead)]
+        logits = self.head(torch.cat((cards, above, *below), -1))
         residual = torch.zeros_like(logits)
         residual[..., CLICK] = encoded.base
         return logits + residual
-
-    def _surroundings(self, sequence: Tensor, length: Tensor) -> Tensor:
-        """Codes (B, L, 2 H) of what stands before and after every place of sequences of some lengths."""
-        if bool((length == sequence.shape[1]).all()):  # packing costs more than the GRU
-            return self.list(sequence)[0]
-        packed = nn.utils.rnn.pack_padded_sequence(
-            sequence, length.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
-        return nn.utils.rnn.pad_packed_sequence(
-            self.list(packed)[0], batch_first=True, total_length=sequence.shape[1]
-        )[0]
 
     def probabilities(self, encoded: EncodedCards, placed: Tensor) -> Tensor:
         """Calibrated probabilities (B, K, 4); purchases and long page views include their click."""

@@ -1,4 +1,4 @@
-"""From a log to exposed lists: the cards really shown in the K slots after a request, and what was answered."""
+"""From a log to exposed lists: the cards shown in the K slots after a request, and what was answered."""
 
 from __future__ import annotations
 

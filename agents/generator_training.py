@@ -288,8 +288,8 @@ def evaluator_decisions(
 ) -> tuple[Decisions, float]:
     """Draw lists for B requests; advantage = the evaluator's value minus the baseline.
 
-    The baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and the
-    mean value.
+    The baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and
+    the mean value.
     """
     k = evaluator.settings.horizon
     with torch.no_grad():
@@ -319,7 +319,7 @@ def distillation_loss(network: PointerNet, observation: TensorObservation, rows:
 
 
 def request_batches(stream: RequestStream, size: int, seed: int, start: int) -> Iterator[RequestBatch]:
-    """Yield batches of up to `size` requests for ever, in an order of `seed`, from batch number `start` on."""
+    """Yield batches of up to `size` requests for ever, in an order of `seed`, from number `start` on."""
     number, passes = 0, 0
     while True:
         order = np.random.default_rng([seed, passes])

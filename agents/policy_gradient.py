@@ -9,8 +9,7 @@ the published code of Exact-K ships with it switched off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,7 +52,8 @@ class PolicyGradientConfig(Config):
         return self.demonstrations * max(0.0, 1.0 - update / last) if last else 0.0
 
 
-class Decisions(NamedTuple):
+@dataclass(frozen=True)
+class Decisions:
     """Lists drawn from a generator, and how good they were (B moments, S lists each, K places).
 
     Attributes:
@@ -76,7 +76,13 @@ class Decisions(NamedTuple):
     def take(self, index: Tensor) -> Decisions:
         """Return some moments."""
         observation = {key: value[index] for key, value in self.observation.items()}
-        return Decisions(observation, *(part[index] for part in self[1:]))
+        return Decisions(
+            observation,
+            self.rows[index],
+            self.log_probabilities[index],
+            self.advantage[index],
+            self.counted[index],
+        )
 
 
 def leave_one_out(reward: Tensor) -> Tensor:
@@ -113,4 +119,4 @@ def policy_loss(
 def scale_advantages(decisions: Decisions) -> Decisions:
     """Divide advantages by their size, so that one learning rate fits clicks and values alike."""
     size = decisions.advantage[decisions.counted].square().mean().sqrt()
-    return decisions._replace(advantage=decisions.advantage / (size + 1e-8))
+    return replace(decisions, advantage=decisions.advantage / (size + 1e-8))

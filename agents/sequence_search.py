@@ -178,7 +178,7 @@ def _settled(value: Tensor, threshold: float) -> Tensor:
 def _by_score(score: Tensor, present: Tensor, k: int) -> Tensor:
     """The k present rows (B, N) with the highest scores, (B, k) int64, then -1."""
     score = score.masked_fill(~present, -torch.inf)
-    order = score.argsort(1, descending=True, stable=True)[:, :k]
+    order = torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]
     rows = order.masked_fill(torch.isinf(score.gather(1, order)), NOT_SHOWN)
     return torch.nn.functional.pad(rows, (0, k - rows.shape[1]), value=NOT_SHOWN)
 
