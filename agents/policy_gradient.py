@@ -1,10 +1,10 @@
 """Policy gradients for generators of lists: REINFORCE with a baseline of other lists, and clipped PPO.
 
-The reward of a list weighs the log-probability of its cards, minus a baseline that does not depend on the list:
-that of the greedy list (self-critical; Rennie et al., CVPR'17) or the mean of the other lists drawn in the same
-moment (leave-one-out; Kool et al., 2019). Exact-K (KDD'19) adds demonstrations (RLfD), a cross-entropy to
-clicked lists whose weight fades; Evaluator-Generator (2003.11941) has PPO. What wins here is always the reward:
-the published code of Exact-K ships with it switched off.
+The reward of a list weighs the log-probability of its cards, minus a baseline that does not depend on the
+list: that of the greedy list (self-critical; Rennie et al., CVPR'17) or the mean of the other lists drawn in
+the same moment (leave-one-out; Kool et al., 2019). Exact-K (KDD'19) adds demonstrations (RLfD), a
+cross-entropy to clicked lists, whose weight fades here so that the reward decides in the end (the published
+code of the paper has the reward switched off). Evaluator-Generator (2003.11941) has PPO.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Decisions:
 
 
 def leave_one_out(reward: Tensor) -> Tensor:
-    """Rewards (..., S) minus the mean of the other S - 1 lists; unbiased, since no list is its own baseline."""
+    """Rewards (..., S) minus the mean of the other S - 1 lists: no list is its own baseline."""
     n_lists = reward.shape[-1]
     return (reward - reward.mean(-1, keepdim=True)) * (n_lists / (n_lists - 1))
 

@@ -38,7 +38,7 @@ def train_agent(
     Args:
         agent: of :data:`AGENTS`.
         out: the run's folder.
-        logs: the log folder that re-rankers and the evaluator learn from; None for agents that learn by playing.
+        logs: the log folder to learn from; None for agents that learn by playing.
         seed: of everything random.
         resume: go on from the last checkpoint in `out`.
         threads: torch threads.

@@ -1,9 +1,9 @@
 """Sequence search: re-rank-recall proposes lists, re-rank-rank has the evaluator pick one.
 
-Recall is a beam search over the evaluator's value of a beginning, as in Kuaishou's re-ranker on phones (2208.09577,
-CIKM'22): it stops early when the beams are as good as each other, min / max of their values > t, since then
-one more exact place is worth little; the places after that follow the cards' values alone. The generator adds
-lists that it finds likely. The evaluator then judges all whole lists, and the best one is played.
+Recall is a beam search over the evaluator's value of a beginning, as in Kuaishou's re-ranker on phones
+(2208.09577, CIKM'22): it stops early when the beams are as good as each other, min / max of their values > t,
+since then one more exact place is worth little; the places after that follow the cards' values alone. The
+generator adds lists that it finds likely. The evaluator then judges all whole lists, and the best is played.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ class SearchConfig(Config):
     """Settings of the sequence search."""
 
     beams: int = bounded(4, 1, 1_000_000)  # kept at every place
-    candidates: int = bounded(
-        12, 1, 10_000
-    )  # rows with the best values of their own, which lists are made of
+    candidates: int = bounded(12, 1, 10_000)  # rows with the best values alone; lists are made of them
     stability: float = bounded(0.95, 0.0, 1.0)  # t; 1 never stops early
     samples: int = bounded(4, 0, 10_000)  # lists drawn from the generator, beside its greedy one
     seed: int = bounded(0, 0, 2**31 - 1)  # of those draws, which repeat in every search
