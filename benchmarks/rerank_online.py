@@ -4,8 +4,8 @@
 
 Everything is trained on one log, or on the users learned from such logs, and scored on synthetic users that
 training never saw: clicks, purchases, value, gain over keep (95 %, paired by session, a row a training seed),
-how different the cards on screen are (1 - cosine of neighbours), and milliseconds a decision of one session, in
-batches. A run that was interrupted resumes; --quick trains a little with one seed, to see every part.
+how different the cards on screen are (1 - cosine of neighbours), and milliseconds a decision of one session,
+in batches. A run that was interrupted resumes; --quick trains a little with one seed, to see every part.
 """
 
 from __future__ import annotations
