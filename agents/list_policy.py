@@ -75,6 +75,51 @@ class ScoredList:
         }
 
 
+def order_of(lists: np.ndarray, n_pool: int) -> np.ndarray:
+    """Scores (B, N) float32 in -1..1 of the pool rows, so that lists (B, K) int64 of them come first.
+
+    -1 in a list is no row; rows that are in no list follow in cloud order.
+    """
+    n_sessions, n_places = lists.shape
+    order = np.zeros((n_sessions, n_pool + 1), np.float32)
+    column = np.where(lists < 0, n_pool, lists)
+    np.put_along_axis(order, column, np.linspace(1, 0.5, n_places, dtype=np.float32)[None], axis=1)
+    return order[:, :n_pool]
+
+
+class Emitter(Protocol):
+    """Anything that emits lists of pool rows for a batch of sessions."""
+
+    name: str
+
+    def lists(self, observation: Observation, k: int) -> np.ndarray:
+        """Return (B, k) int64 pool rows in order, -1 behind the end of a list."""
+
+
+class EmittedList:
+    """The list that an emitter emits now, no cards, no requests.
+
+    Args:
+        emitter: emits lists, e.g. a trained generator.
+        slate_size: K.
+    """
+
+    def __init__(self, emitter: Emitter, slate_size: int) -> None:
+        self.emitter, self.slate_size, self.name = emitter, slate_size, emitter.name
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: an emitter sees all it knows in the observation."""
+
+    def plan(self, observation: Observation) -> dict[str, np.ndarray]:
+        """Return the plan; see :class:`ListPolicy`."""
+        rows, n_pool = observation["pool"].shape[:2]
+        return {
+            "order": order_of(self.emitter.lists(observation, self.slate_size), n_pool),
+            "insert": np.zeros((rows, self.slate_size), np.int64),
+            "request": np.zeros(rows, np.int64),
+        }
+
+
 class RandomList:
     """A random order, no card or a legal one at a random slot, and every other time a request, if legal.
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents import checkpoint, supervised, training
+from edgerec_gym.agents import (
+    checkpoint,
+    evaluator_training,
+    generator_runs,
+    generator_training,
+    supervised,
+    training,
+)
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.errors import InputError
 
-AGENTS = (*training.AGENTS, *supervised.RERANKERS)
+AGENTS = (*training.AGENTS, *supervised.RERANKERS, evaluator_training.AGENT, *generator_runs.AGENTS)
 
 
 def train_agent(
@@ -22,6 +29,7 @@ def train_agent(
     resume: bool,
     threads: int,
     hyper: dict[str, Any],
+    based_on: Sequence[str | Path] = (),
     progress: Callable[[int, int, str], None] | None = None,
     **play: Any,
 ) -> dict[str, Any]:
@@ -30,34 +38,52 @@ def train_agent(
     Args:
         agent: of :data:`AGENTS`.
         out: the run's folder.
-        logs: the log folder that re-rankers learn from; None for agents that learn by playing.
+        logs: the log folder to learn from; None for agents that learn by playing.
         seed: of everything random.
         resume: go on from the last checkpoint in `out`.
         threads: torch threads.
         hyper: hyper-parameters by name.
-        progress: of re-rankers, called with (epochs done, epochs at most, text); others show their own.
-        **play: further arguments of :func:`~edgerec_gym.agents.training.train`, which re-rankers do not need.
+        based_on: runs that generators and the sequence search start from.
+        progress: called with (epochs or updates done, in all, text); maskable-ppo shows its own.
+        **play: further arguments of :func:`~edgerec_gym.agents.training.train`, which re-rankers do not need;
+            generators take scenario and users.
 
     Returns:
         The content of policy.json.
 
     Raises:
-        InputError: unknown agent, logs missing or not used, and what the training itself refuses.
+        InputError: unknown agent, logs or runs missing or not used, and what the training itself refuses.
     """
     if agent not in AGENTS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
-    common: dict[str, Any] = {"agent": agent, "seed": seed, "resume": resume, "threads": threads, **hyper}
-    if agent in supervised.RERANKERS:
-        if logs is None:
-            raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
-        return supervised.train(out, logs, progress=progress, **common)
-    if logs is not None:
-        raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
-    return training.train(out=out, progress=progress is not None, **play, **common)
+    common: dict[str, Any] = {"seed": seed, "resume": resume, "threads": threads, **hyper}
+    if agent in generator_runs.AGENTS:
+        place = {name: play[name] for name in ("scenario", "users") if name in play}
+        return generator_training.train(
+            out, agent=agent, based_on=based_on, logs=logs, progress=progress, **place, **common
+        )
+    if based_on:
+        raise InputError(f"agent {agent!r} is based on no other run; leave --based-on out")
+    if agent in training.AGENTS:
+        if logs is not None:
+            raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
+        return training.train(out=out, agent=agent, progress=progress is not None, **play, **common)
+    if logs is None:
+        raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
+    if agent == evaluator_training.AGENT:
+        return evaluator_training.train(out, logs, progress=progress, **common)
+    return supervised.train(out, logs, agent=agent, progress=progress, **common)
 
 
 def load_policy(folder: str | Path, env: Any) -> Policy:
-    """Load any agent's run to play an environment; InputError if it does not fit."""
+    """Load any agent's run to play an environment; InputError if it does not fit or does not play."""
     _, record = checkpoint.read_run(folder)
-    module = supervised if record["agent"] in supervised.RERANKERS else training
-    return module.load_policy(folder, env)
+    agent = record["agent"]
+    if agent == evaluator_training.AGENT:
+        raise InputError(
+            f"{folder} holds an evaluator, which judges lists and plays none; "
+            f"train a {generator_runs.SEARCH} --based-on it"
+        )
+    if agent in generator_runs.AGENTS:
+        return generator_runs.load_policy(folder, env)
+    return (supervised if agent in supervised.RERANKERS else training).load_policy(folder, env)

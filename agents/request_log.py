@@ -124,14 +124,15 @@ class RequestLog:
         rows = np.where(present, rows, 0)
         actions = self.sessions.actions[rows, first_action : first_action + n_actions]
         when = ((rows - begin[:, None]) / self.config.max_slots).astype(np.float32)
-        return np.concatenate([self._cards(rows), actions, when[..., None]], axis=2) * present[..., None]
+        return np.concatenate([self.cards(rows), actions, when[..., None]], axis=2) * present[..., None]
 
     def _screen(self, begin: np.ndarray, now: np.ndarray) -> np.ndarray:
         rows = now[:, None] - self.config.lookahead + np.arange(self.config.lookahead)
         present = rows >= begin[:, None]
-        return self._cards(np.where(present, rows, 0)) * present[..., None]
+        return self.cards(np.where(present, rows, 0)) * present[..., None]
 
-    def _cards(self, rows: np.ndarray) -> np.ndarray:
+    def cards(self, rows: np.ndarray) -> np.ndarray:
+        """Features (..., F + T) float32 of the cards at some placed slots (...) int64."""
         item, catalog = self.sessions.item[rows], self.sessions.catalog
         types = np.eye(self.config.n_types, dtype=np.float32)[catalog.card_type[item]]
         return np.concatenate([catalog.embeddings[item], self.sessions.scalars[rows], types], axis=-1)

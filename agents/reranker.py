@@ -213,6 +213,17 @@ class RerankPolicy:
             ]
         return torch.cat(parts).numpy()
 
+    def lists(self, observation: Observation, k: int) -> np.ndarray:
+        """Return the lists of an emitter, (B, k) int64 pool rows, -1 behind their end."""
+        assert isinstance(self.reranker, ListEmitter)
+        n_sessions = len(observation["pool"])
+        with torch_threads(self.threads), torch.inference_mode():
+            parts = [
+                self.reranker.emit(to_tensors(observation, slice(at, at + PLAY_BATCH)), k)
+                for at in range(0, n_sessions, PLAY_BATCH)
+            ]
+        return torch.cat(parts).numpy()
+
     def _scores(self, observation: TensorObservation) -> Tensor:
         if isinstance(self.reranker, ListScorer):
             return self.reranker.score(observation)

@@ -28,6 +28,7 @@ from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.registration import SLATE
 from edgerec_gym.spaces import observation_layout
 
 try:
@@ -36,15 +37,19 @@ except ImportError:
     raise MissingExtraError("training", "train") from None
 
 from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.crban import CRBAN
 from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
 from edgerec_gym.agents.gauc import gauc
+from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate
+from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.prm import PRM
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
 from edgerec_gym.agents.reranker import (
     KEYS,
+    ListEmitter,
     Reranker,
     RerankerConfig,
     RerankPolicy,
@@ -61,8 +66,9 @@ RERANKERS: dict[str, type[Reranker]] = {
     "prm": PRM,
     "setrank": SetRank,
     "seq2slate": Seq2Slate,
+    "pointer": PointerNet,
 }
-TRACKS = ("joint", "rerank")  # that a re-ranker plays
+TRACKS = ("joint", "rerank", SLATE)  # that a re-ranker plays
 SCORE_BATCH = 1024  # requests scored at once
 MOST_HELD = 10_000  # requests kept in memory to score; about 200 MB with the paper's sizes
 FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # in a resumed run
@@ -273,23 +279,28 @@ def sizes(config: FeedConfig) -> dict[str, list[int]]:
     return {key: list(v.shape) for key, v in observation_layout(config, "joint").items() if key in KEYS}
 
 
-def load_reranker(folder: str | Path, config: FeedConfig) -> Reranker:
-    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] not in RERANKERS:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}; re-rankers: {', '.join(RERANKERS)}")
+def check_sizes(folder: Path, record: dict[str, Any], config: FeedConfig) -> None:
+    """Raise InputError if a run was trained for observations of other sizes."""
     for key, size in sizes(config).items():
         if record["sizes"].get(key) != size:
             raise InputError(
                 f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
             )
+
+
+def load_reranker(folder: str | Path, config: FeedConfig) -> Reranker:
+    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
+    folder, record = checkpoint.read_run(folder)
+    if record["agent"] not in RERANKERS:
+        raise InputError(f"{folder} holds the agent {record['agent']!r}; re-rankers: {', '.join(RERANKERS)}")
+    check_sizes(folder, record, config)
     network = build(record["agent"], config, RerankerConfig.from_dict(record["hyper"]))
     checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
     return network.eval()
 
 
-def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> RerankPolicy:
-    """Load a run to play an environment of the tracks joint or rerank.
+def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> Policy:
+    """Load a run to play an environment of the tracks joint, rerank or slate.
 
     Args:
         folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
@@ -301,6 +312,20 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> RerankPoli
     """
     feed = getattr(env, "unwrapped", env)
     _, record = checkpoint.read_run(folder)
-    if feed.track not in TRACKS:
-        raise InputError(f"{folder} re-ranks; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}")
-    return RerankPolicy(record["agent"], load_reranker(folder, feed.config), threads)
+    check_track(folder, feed.track)
+    return policy_of(record["agent"], load_reranker(folder, feed.config), feed, threads)
+
+
+def check_track(folder: str | Path, track: str) -> None:
+    """Raise InputError where re-rankers do not play."""
+    if track not in TRACKS:
+        raise InputError(f"{folder} re-ranks; it plays the tracks {', '.join(TRACKS)}, not {track!r}")
+
+
+def policy_of(name: str, network: Reranker, env: Any, threads: int = 1) -> Policy:
+    """Return the policy that plays a re-ranker in `env`: slot by slot, or a plan at a time."""
+    policy = RerankPolicy(name, network, threads)
+    if env.track != SLATE:
+        return policy
+    plans = EmittedList if isinstance(network, ListEmitter) else ScoredList
+    return SlateBySlate(plans(policy, env.config.slate_size))

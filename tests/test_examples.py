@@ -14,6 +14,7 @@ EXAMPLES = {
     "quickstart.py": ("--num-envs 8", "8 sessions, greedy by base ctr"),
     "train_maskable_ppo.py": ("--steps 4096 --sessions 10", "value"),
     "dqn_request.py": ("--steps 2400 --sessions 10", "dqn"),
+    "train_generator_evaluator.py": ("--log-sessions 150 --epochs 1 --updates 2 --sessions 4", "over keep"),
     "fit_your_logs.py": ("--sessions 100 --epochs 1", "of the learned users"),
 }
 

@@ -133,7 +133,7 @@ def test_stops_early_and_keeps_the_best(logs: Path, tmp_path: Path, monkeypatch:
 def test_refuses_what_does_not_fit(logs: Path, lite: Scenario, tmp_path: Path) -> None:
     train(tmp_path / "run", logs, agent="dnn", **QUICK)
     run = str(tmp_path / "run")
-    with pytest.raises(InputError, match="it plays the tracks joint, rerank, not 'request'"):
+    with pytest.raises(InputError, match="it plays the tracks joint, rerank, slate, not 'request'"):
         find_policy(run, "EdgeFeedRequest-v0", lite, "synthetic")
     with pytest.raises(InputError, match=r"trained with pool \[20, 20\]; this environment has \[100, 20\]"):
         find_policy(run, "EdgeFeed-v0", "default", "synthetic")

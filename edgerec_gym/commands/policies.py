@@ -16,9 +16,17 @@ from edgerec_gym.errors import InputError
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     agent: Annotated[
-        str, typer.Option(help="maskable-ppo, or crban, dnn, dlcm, prm, setrank, seq2slate with --logs.")
+        str,
+        typer.Option(
+            help="maskable-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, evaluator; "
+            "--based-on these pointer-evaluator, pointer-users, pointer-distilled, sequence-search."
+        ),
     ] = "maskable-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
+    based_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run of an evaluator, or of a generator to start from; may be given twice."),
+    ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
     policy: Annotated[str, typer.Option(help="Network: pointer or flat.")] = "pointer",
@@ -34,9 +42,9 @@ def train(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a policy on the learned users of a scenario, or a re-ranker on logs.
+    """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
 
-    With --logs, the options --id, --scenario, --policy, --users, --steps and --num-envs do not matter.
+    --id, --policy, --steps and --num-envs are of maskable-ppo; --scenario and --users also of pointer-users.
     """
     from edgerec_gym.agents.registry import train_agent
 
@@ -48,6 +56,7 @@ def train(
             agent,
             out,
             logs=logs,
+            based_on=based_on or (),
             seed=seed,
             resume=resume,
             threads=threads,
@@ -62,10 +71,23 @@ def train(
         )
     if as_json:
         console.print_json(record | {"out": str(out)})
-    elif logs is None:
-        print(f"{out}: {record['steps']:,} slots played")
-    else:
-        print(f"{out}: {record['steps']} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions")
+        return
+    print(f"{out}: {_progress_made(record)}")
+
+
+def _progress_made(record: dict[str, Any]) -> str:
+    """What a training has done, in words."""
+    steps = record["steps"]
+    if "gauc" in record:
+        return f"{steps} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions"
+    if "loss" in record:
+        return f"{steps} epochs, loss {min(record['loss']):.4f} a card on the stopping sessions"
+    if "reward" not in record:
+        return f"{steps:,} slots played"
+    last = record["reward"][-20:]
+    if not last:
+        return "evaluator and generator joined"
+    return f"{steps} updates, reward {sum(last) / len(last):.3f} in the last {len(last)}"
 
 
 def evaluate(

@@ -1,0 +1,294 @@
+"""Train a list evaluator on exposed lists, and load it back.
+
+A run is a folder as :mod:`edgerec_gym.agents.supervised` writes it, with the mean loss of every epoch instead
+of the GAUC, and figures of the calibrated evaluator on the sessions that decided when to stop.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgerec_gym import __version__
+from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.evaluator import (
+    CLICK,
+    EncodedCards,
+    EvaluatorConfig,
+    ListEvaluator,
+    judged,
+    outcome_losses,
+)
+from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
+from edgerec_gym.agents.rerank_data import RequestStream, split_requests
+from edgerec_gym.agents.reranker import to_tensors, torch_threads
+from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes, sizes
+from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.store import LogReader
+
+AGENT = "evaluator"
+MOST_HELD = 10_000  # lists kept in memory to decide when to stop
+NEEDED = {  # what a log must be able to tell for an outcome to be learned
+    "click": (),
+    "purchase": ("page_view_actions",),
+    "long_page_view": ("page_view_duration",),
+    "leave": ("leave",),
+}
+CALIBRATION_BINS = 15
+Report = Callable[[int, int, str], None]
+
+
+def train(
+    out: str | Path,
+    logs: str | Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    threads: int = 1,
+    progress: Report | None = None,
+    **hyper: Any,
+) -> dict[str, Any]:
+    """Train a list evaluator and write the run's folder.
+
+    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.supervised.train`); the mean loss of the
+    stopping sessions decides when to stop, and the best epoch is calibrated on them.
+
+    Args:
+        out: the run's folder.
+        logs: a log folder whose lists stand in the order in which they were shown.
+        seed: of initial parameters, of the lists drawn from each session and of their order.
+        resume: go on after the last complete epoch in `out`, if there is one.
+        threads: torch threads.
+        progress: called with (epochs done, epochs at most, text).
+        **hyper: fields of :class:`~edgerec_gym.agents.evaluator.EvaluatorConfig`.
+
+    Returns:
+        The content of policy.json.
+
+    Raises:
+        InputError: unknown names, values out of range, a log that is bad, has no clicks, or cannot tell the
+            order of its lists, `out` not writable or in use by another run.
+    """
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+    settings = EvaluatorConfig.from_dict(hyper)
+    reader = LogReader(logs)
+    if "order_within_page" in reader.unidentified:
+        raise InputError(f"{reader.folder} cannot tell the order within a page, which an evaluator judges")
+    run = make_folder(out)
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "agent": AGENT,
+        "track": "rerank",
+        "logs": {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots},
+        "seed": seed,
+        "hyper": settings.to_dict(),
+        "sizes": sizes(reader.config),
+        "identified": [not set(NEEDED[name]) & set(reader.unidentified) for name in OUTCOMES],
+        "steps": 0,
+        "loss": [],
+        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
+    }
+    start = checkpoint.find_start(run, record, resume, (*FIXED, "identified"))
+    with torch_threads(threads):
+        trainer = EvaluatorTrainer(reader, record, settings)
+        if start is not None:
+            trainer.restore(start)
+        while not trainer.done:
+            trainer.run_epoch()
+            checkpoint.save_checkpoint(
+                run, trainer.best, trainer.record, trainer.optimizer, training=trainer.network
+            )
+            if progress:
+                progress(trainer.record["steps"], settings.epochs, f"loss {min(trainer.record['loss']):.4f}")
+        record = trainer.record | {"figures": trainer.calibrate()}
+    checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
+    write_json(run / checkpoint.RECORD, record)
+    return record
+
+
+class EvaluatorTrainer:
+    """One evaluator in training.
+
+    Args:
+        reader: the log.
+        record: content of policy.json; steps and loss grow.
+        settings: hyper-parameters.
+
+    Attributes:
+        network: as of the last epoch.
+        best: as of the epoch with the smallest loss on the stopping sessions.
+    """
+
+    def __init__(self, reader: LogReader, record: dict[str, Any], settings: EvaluatorConfig) -> None:
+        self.record, self.settings, self.seed = record, settings, record["seed"]
+        self.network = build(reader.config, settings, tuple(record["identified"]), self.seed)
+        self.best = copy.deepcopy(self.network)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        drawn = {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")}
+        self.train, stop, _ = split_requests(reader, seed=self.seed, **drawn)
+        self.stopping = held_lists(stop, settings.horizon)
+        if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
+            raise InputError(
+                f"{reader.folder} has no clicked list among the sessions that decide when to stop; "
+                "an evaluator needs more sessions"
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or the last ones have not been better."""
+        seen, patience = self.record["loss"], self.settings.patience
+        if len(seen) >= self.settings.epochs:
+            return True
+        return len(seen) > patience and min(seen[-patience:]) >= min(seen[:-patience])
+
+    def run_epoch(self) -> None:
+        """Train on every list once, then compute the loss of the stopping sessions."""
+        epoch = self.record["steps"]
+        order = np.random.default_rng([self.seed, epoch])
+        self.network.train()
+        for chunk in self.train.chunks():
+            shuffled = order.permutation(len(chunk))
+            for at in range(0, len(chunk), self.settings.batch_size):
+                index = shuffled[at : at + self.settings.batch_size]
+                self._step(exposed_lists(chunk, index, self.settings.horizon))
+        logits, outcomes, answered = self._stopping_logits(self.network)
+        loss = outcome_losses(logits, outcomes, answered, self.network.identified).sum().item()
+        if loss < min(self.record["loss"], default=float("inf")):
+            self.best.load_state_dict(self.network.state_dict())
+        self.record = self.record | {"steps": epoch + 1, "loss": [*self.record["loss"], loss]}
+
+    def _step(self, batch: ListBatch) -> None:
+        logits, outcomes, answered = judge(self.network, batch)
+        loss = outcome_losses(logits, outcomes, answered, self.network.identified).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+
+    def _stopping_logits(self, network: ListEvaluator) -> tuple[Tensor, Tensor, Tensor]:
+        network.eval()
+        with torch.inference_mode():
+            parts = [judge(network, batch) for batch in self.stopping]
+        logits, outcomes, answered = (torch.cat(part).clone() for part in zip(*parts, strict=True))
+        return logits, outcomes, answered
+
+    def calibrate(self) -> dict[str, dict[str, float]]:
+        """Fit the best epoch's Platt scaling, and return figures on the stopping sessions.
+
+        Returns:
+            For every outcome that the log can tell: places judged, log-loss, that of the plain rate, and the
+            calibration error (of 15 bins with equally many places) before and after.
+        """
+        logits, outcomes, answered = self._stopping_logits(self.best)
+        where = judged(outcomes, answered, self.best.identified)
+        figures = {}
+        for head, name in enumerate(OUTCOMES):
+            logit, outcome = (part[..., head][where[..., head]] for part in (logits, outcomes))
+            if outcome.unique().numel() < 2:
+                continue
+            scale, shift = platt_scaling(logit, outcome)
+            with torch.no_grad():
+                self.best.scale[head], self.best.shift[head] = scale, shift
+            calibrated = logit * scale + shift
+            rate = torch.logit(outcome.mean()).expand_as(outcome)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits
+            figures[name] = {
+                "places": len(outcome),
+                "log_loss": loss(calibrated, outcome).item(),
+                "log_loss_of_rate": loss(rate, outcome).item(),
+                "calibration_error_before": calibration_error(logit, outcome),
+                "calibration_error": calibration_error(calibrated, outcome),
+            }
+        return figures
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        checkpoint.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
+        _, earlier = checkpoint.read_run(folder)
+        self.record = self.record | {key: earlier[key] for key in ("steps", "loss")}
+
+
+def held_lists(stream: RequestStream, horizon: int, most: int = MOST_HELD) -> list[ListBatch]:
+    """Read the first `most` lists of a stream, in batches."""
+    batches: list[ListBatch] = []
+    left = most
+    for chunk in stream.chunks():
+        index = np.arange(min(left, len(chunk)))
+        batches += [
+            exposed_lists(chunk, index[at : at + SCORE_BATCH], horizon)
+            for at in range(0, len(index), SCORE_BATCH)
+        ]
+        left -= len(index)
+        if not left:
+            break
+    return batches
+
+
+def judge(network: ListEvaluator, batch: ListBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, K, 4) of logged lists, what happened (B, K, 4), and where it is known (B, K)."""
+    encoded: EncodedCards = network.encode(to_tensors(batch.observation), torch.from_numpy(batch.cards))
+    logits = network.logits(encoded, torch.from_numpy(batch.placed))
+    return logits, torch.from_numpy(batch.outcomes), torch.from_numpy(batch.answered)
+
+
+def platt_scaling(logit: Tensor, outcome: Tensor) -> tuple[float, float]:
+    """Scale > 0 and shift (Platt, 1999) that minimise the log-loss of `scale * logit + shift`."""
+    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # log of the scale, shift
+    optimizer = torch.optim.LBFGS([parameters], max_iter=50, line_search_fn="strong_wolfe")
+    logit, outcome = logit.double(), outcome.double()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        scaled = parameters[0].exp() * logit + parameters[1]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(scaled, outcome)
+        # A hair of regularisation: a head that does not tell outcomes apart has no best scale.
+        loss = loss + 1e-6 * parameters.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    log_scale, shift = parameters.detach().tolist()
+    return float(np.exp(log_scale)), shift
+
+
+def calibration_error(logit: Tensor, outcome: Tensor, bins: int = CALIBRATION_BINS) -> float:
+    """Mean absolute difference of predicted and true rates over bins with equally many places."""
+    order = torch.argsort(logit)
+    p, y = torch.sigmoid(logit)[order], outcome[order]
+    parts = zip(p.tensor_split(bins), y.tensor_split(bins), strict=True)
+    return sum(abs((a - b).sum().item()) for a, b in parts) / len(logit)
+
+
+def build(
+    config: FeedConfig, settings: EvaluatorConfig, identified: tuple[bool, ...], seed: int = 0
+) -> ListEvaluator:
+    """Make an evaluator with initial parameters drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ListEvaluator(config, settings, identified)
+
+
+def load_evaluator(folder: str | Path, config: FeedConfig) -> ListEvaluator:
+    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
+    folder, record = checkpoint.read_run(folder)
+    if record["agent"] != AGENT:
+        raise InputError(f"{folder} holds the agent {record['agent']!r}, not an evaluator")
+    check_sizes(folder, record, config)
+    settings = EvaluatorConfig.from_dict(record["hyper"])
+    network = build(config, settings, tuple(record["identified"]))
+    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    return network.eval()

@@ -1,0 +1,245 @@
+"""The generator of lists: a pointer network that chooses K of N candidates, one after the other.
+
+Exact-K (Gong et al., KDD'19) and the generators of EdgeRec's "2.0" choose a list from a distribution that is
+learned: the encoder reads the candidates (self-attention, no order) and what every candidate finds in the
+behaviour (HUBSM, attended as in CRBAN); the decoder is a GRU that reads the card chosen last, glimpses at the
+cards that are left, and points at one of them. Cards that are used up or chosen have probability 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgerec_gym.agents.attention import AdditiveAttention, SelfAttentionBlock
+from edgerec_gym.agents.perception import (
+    SEQUENCES,
+    Perception,
+    base_logit,
+    candidate_cards,
+    card_features,
+    take,
+)
+from edgerec_gym.agents.request_log import NOT_SHOWN
+from edgerec_gym.agents.reranker import (
+    ABSENT,
+    ListEmitter,
+    ListInputs,
+    RerankerConfig,
+    TensorObservation,
+    pool_present,
+    safe_mask,
+)
+from edgerec_gym.config import FeedConfig
+
+PRIOR = 1.0  # an untrained pointer draws cards by the odds of their base ctr
+
+
+class Candidates(NamedTuple):
+    """Encoded candidates of B sessions.
+
+    Attributes:
+        codes: (B, N, H) float32.
+        present: (B, N) bool, what may be chosen.
+        prior: (B, N) float32, added to the pointer's logits.
+    """
+
+    codes: Tensor
+    present: Tensor
+    prior: Tensor
+
+    def repeat(self, lists: int) -> Candidates:
+        """Repeat every session for so many lists: (B x lists, ...)."""
+        return Candidates(*(part.repeat_interleave(lists, 0) for part in self))
+
+
+class Decoded(NamedTuple):
+    """Lists of K cards; what stands behind the end of a shorter list is -1 and counts 0.
+
+    Attributes:
+        rows: (B, K) int64 pool rows.
+        log_probabilities: (B, K) float32 of each card given those before.
+        entropies: (B, K) float32 of the distribution that each card was chosen from.
+    """
+
+    rows: Tensor
+    log_probabilities: Tensor
+    entropies: Tensor
+
+
+Choose = Callable[[int, Tensor], Tensor]  # (step, log-probabilities (B, N)) -> columns (B,) int64
+
+
+class PointerNet(ListEmitter):
+    """Encoder over the candidates, GRU decoder with a glimpse, pointer; greedy, sampled, forced, or beams.
+
+    Supervised from clicks (:meth:`loss`) it is the start of what rewards teach
+    (:mod:`edgerec_gym.agents.policy_gradient`).
+    """
+
+    def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
+        super().__init__(config, settings)
+        hidden, n_card = settings.hidden, config.n_item_features + config.n_types
+        self.perception = Perception(config, hidden, settings.layers)
+        self.query = nn.Linear(n_card, hidden)
+        self.attention = nn.ModuleDict(
+            {name: AdditiveAttention(hidden, hidden, hidden) for name in SEQUENCES}
+        )
+        self.inputs = ListInputs(config)
+        self.project = nn.Linear(self.inputs.size + 4 * hidden, hidden)
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(hidden, settings.heads) for _ in range(settings.layers)
+        )
+        self.first = nn.Parameter(torch.zeros(hidden))  # what the decoder reads before the first card
+        self.start = nn.Linear(hidden, hidden)
+        self.decoder = nn.GRUCell(hidden, hidden)
+        self.glimpse = AdditiveAttention(hidden, hidden, hidden)
+        self.pointer = AdditiveAttention(2 * hidden, hidden, hidden)
+        nn.init.zeros_(self.pointer.score.weight)
+
+    def encode(self, observation: TensorObservation) -> Candidates:
+        """Encode the pool."""
+        d = self.config.embedding_size
+        pool, present = observation["pool"], pool_present(observation)
+        query = self.query(card_features(candidate_cards(pool, self.config.n_types), d))
+        parts = [self.inputs(observation)]
+        for name, behaviour in self.perception(observation).items():
+            attended = self.attention[name](query, behaviour.items, behaviour.values, behaviour.present)
+            parts.append(attended)
+        codes = torch.relu(self.project(torch.cat(parts, -1)))
+        for block in self.blocks:
+            codes = block(codes, safe_mask(present))
+        prior = base_logit(pool, d) * (PRIOR * self.settings.residual)
+        return Candidates(codes, present, prior)
+
+    def decode(self, candidates: Candidates, k: int, choose: Choose) -> Decoded:
+        """Choose k cards, one after the other; `choose` sees log-probabilities that are ABSENT if illegal."""
+        codes, left, _ = candidates
+        state, read = self._begin(candidates)
+        rows, chosen_log, entropies = [], [], []
+        for step in range(k):
+            state, log_p = self._step(candidates, left, state, read)
+            some = left.any(1)
+            column = torch.where(some, choose(step, log_p.detach()), 0)
+            picked = log_p.gather(1, column.unsqueeze(1)).squeeze(1)
+            rows.append(torch.where(some, column, NOT_SHOWN))
+            chosen_log.append(torch.where(some, picked, 0.0))
+            entropies.append(-(log_p.exp() * log_p * left).sum(1))
+            left = left.scatter(1, column.unsqueeze(1), False)
+            read = take(codes, column.unsqueeze(1))[:, 0]
+        return Decoded(torch.stack(rows, 1), torch.stack(chosen_log, 1), torch.stack(entropies, 1))
+
+    def _begin(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """State (B, H) of the decoder and what it reads first (B, H)."""
+        weight = candidates.present.unsqueeze(-1).to(candidates.codes.dtype)
+        mean = (candidates.codes * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return torch.tanh(self.start(mean)), self.first.expand(len(mean), -1)
+
+    def _step(
+        self, candidates: Candidates, left: Tensor, state: Tensor, read: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Next state (B, H), and log-probabilities (B, N) of the next card."""
+        state = self.decoder(read, state)
+        query = state.unsqueeze(1)
+        seen = self.glimpse(query, candidates.codes, candidates.codes, left)
+        logits = self.pointer.logits(torch.cat((query, seen), -1), candidates.codes).squeeze(1)
+        log_p = (logits + candidates.prior).masked_fill(~left, ABSENT).log_softmax(-1)
+        return state, log_p.masked_fill(~left, ABSENT)
+
+    def greedy(self, candidates: Candidates, k: int) -> Decoded:
+        """Take the most probable card at every step."""
+        return self.decode(candidates, k, lambda _, log_p: log_p.argmax(1))
+
+    def sample(self, candidates: Candidates, k: int, generator: torch.Generator) -> Decoded:
+        """Draw a list from the distribution."""
+
+        def draw(_: int, log_p: Tensor) -> Tensor:
+            uniform = torch.rand(log_p.shape, generator=generator, dtype=log_p.dtype)
+            gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
+            return torch.where(log_p > ABSENT / 2, log_p + gumbel, 2 * ABSENT).argmax(1)
+
+        return self.decode(candidates, k, draw)
+
+    def forced(self, candidates: Candidates, rows: Tensor) -> Decoded:
+        """Follow given lists (B, K) int64, -1 behind their end, to differentiate their probability.
+
+        A list may end before the candidates do; its places after the end count 0.
+        """
+        shown = rows != NOT_SHOWN
+        columns = rows.clamp(min=0)
+        decoded = self.decode(candidates, rows.shape[1], lambda step, _: columns[:, step])
+        return Decoded(
+            rows,
+            decoded.log_probabilities.masked_fill(~shown, 0.0),
+            decoded.entropies.masked_fill(~shown, 0.0),
+        )
+
+    def beams(self, candidates: Candidates, k: int, width: int) -> tuple[Tensor, Tensor]:
+        """Search the most probable lists.
+
+        Args:
+            candidates: of B sessions with N rows.
+            k: K.
+            width: W, lists kept at every step; as many as there are lists finds the best for certain.
+
+        Returns:
+            rows (B, W, K) int64, best first, and log-probabilities (B, W); where there are fewer lists than
+            W, the others hold -1 and minus infinity.
+        """
+        n_sessions, n_pool = candidates.present.shape
+        repeated = candidates.repeat(width)
+        state, read = self._begin(repeated)
+        left = repeated.present
+        first = torch.arange(n_sessions).unsqueeze(1) * width  # (B, 1)
+        rows = torch.full((n_sessions * width, k), NOT_SHOWN)
+        total = torch.full((n_sessions, width), -torch.inf)
+        total[:, 0] = 0.0  # all beams begin alike: only one may go on
+        for step in range(k):
+            state, log_p = self._step(repeated, left, state, read)
+            grown = log_p.masked_fill(~left, -torch.inf)
+            ended = ~left.any(1)
+            grown[ended, 0] = 0.0  # a list that has taken everything stays as it is
+            scores = (total.view(-1, 1) + grown).view(n_sessions, -1)  # (B, W N)
+            total, flat = scores.topk(width, 1)
+            parent = (first + flat // n_pool).flatten()
+            column = (flat % n_pool).flatten()
+            rows = rows[parent]
+            rows[:, step] = torch.where(ended[parent], NOT_SHOWN, column)
+            state, left = state[parent], left[parent].scatter(1, column.unsqueeze(1), False)
+            read = take(repeated.codes, column.unsqueeze(1))[:, 0]
+        rows = rows.view(n_sessions, width, k)
+        return rows.masked_fill(torch.isinf(total).unsqueeze(-1), NOT_SHOWN), total
+
+    def emit(self, observation: TensorObservation, k: int) -> Tensor:
+        """Return the greedy list, (B, k) int64, -1 where the pool has fewer."""
+        return self.greedy(self.encode(observation), k).rows
+
+    def loss(
+        self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Cross-entropy of logged lists, sorted by click; mean over requests with a click.
+
+        Demonstrations as in RLfD of Exact-K: the clicked cards first, in the order in which they stood. They
+        compete with the cards that were shown, since the log and not the user chose those; what order the
+        cards without a click have says nothing, so only the places of clicked cards count.
+        """
+        return demonstration_loss(self, self.encode(observation), shown, click)
+
+
+def demonstration_loss(network: PointerNet, candidates: Candidates, shown: Tensor, click: Tensor) -> Tensor:
+    """Loss of :meth:`PointerNet.loss` for candidates that are encoded already."""
+    clicked = (click > 0) & (shown != NOT_SHOWN)
+    order = torch.argsort((~clicked).to(torch.int8), dim=1, stable=True)
+    places = int(clicked.sum(1).max())
+    if not places:
+        return candidates.prior.sum() * 0.0
+    wanted = torch.where(clicked, shown, NOT_SHOWN).gather(1, order)[:, :places]
+    n_pool = candidates.present.shape[1]
+    column = torch.where(shown == NOT_SHOWN, n_pool, shown)
+    in_list = torch.zeros(len(shown), n_pool + 1, dtype=torch.bool).scatter(1, column, True)[:, :n_pool]
+    among = candidates._replace(present=candidates.present & in_list)
+    decoded = network.forced(among, wanted)
+    return -decoded.log_probabilities.sum() / clicked.any(1).sum()
