@@ -31,7 +31,7 @@ def train(
     scenario: ScenarioName = "default",
     policy: Annotated[str, typer.Option(help="Network: pointer or flat.")] = "pointer",
     users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
-    steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 200_000,
+    steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 50_000,
     num_envs: NumEnvs = 128,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder.")] = True,
     set_: Annotated[
