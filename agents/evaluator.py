@@ -100,10 +100,11 @@ class ListEvaluator(nn.Module):
         self.place = nn.Embedding(settings.horizon, hidden)
         self.above = nn.GRU(hidden, hidden, batch_first=True)
         width = (2 + config.lookahead) * hidden
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, len(OUTCOMES)))
-        nn.init.zeros_(self.head[-1].weight)
+        last = nn.Linear(hidden, len(OUTCOMES))
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
+        nn.init.zeros_(last.weight)
         with torch.no_grad():  # start at rare events: a click is left to the base ctr
-            self.head[-1].bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
+            last.bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
         # Platt scaling, fitted once after training: logit -> scale * logit + shift.
         self.scale = nn.Parameter(torch.ones(len(OUTCOMES)), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros(len(OUTCOMES)), requires_grad=False)

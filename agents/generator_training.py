@@ -244,17 +244,17 @@ class GeneratorTrainer:
                 share = 1.0 if clip is not None else len(part) / len(decisions)
                 (share * policy_loss(self.network, decisions.take(part), s.entropy, clip)).backward()
                 if clip is not None or at == len(parts) - 1:
-                    self._demonstrate(requests)
+                    self._demonstrate(requests, generator)
                     self._step()
 
-    def _demonstrate(self, requests: RequestBatch | None) -> None:
+    def _demonstrate(self, requests: RequestBatch | None, generator: torch.Generator) -> None:
         """Add the gradient of the demonstrations."""
         weight = self.settings.demonstration_weight(self.record["steps"])
         if requests is None or not weight:
             return
         candidates = self.network.encode(to_tensors(requests.observation))
         shown, click = torch.from_numpy(requests.shown), torch.from_numpy(requests.click)
-        (weight * demonstration_loss(self.network, candidates, shown, click)).backward()
+        (weight * demonstration_loss(self.network, candidates, shown, click, generator)).backward()
 
     def _distil(self, observation: TensorObservation) -> float:
         """Take a step towards the lists that the search picks; returns their mean value."""

@@ -109,7 +109,7 @@ class PointerNet(ListEmitter):
         for name, behaviour in self.perception(observation).items():
             attended = self.attention[name](query, behaviour.items, behaviour.values, behaviour.present)
             parts.append(attended)
-        codes = torch.relu(self.project(torch.cat(parts, -1)))
+        codes = self.project(torch.cat(parts, -1))
         for block in self.blocks:
             codes = block(codes, safe_mask(present))
         prior = base_logit(pool, d) * (PRIOR * self.settings.residual)
@@ -118,10 +118,10 @@ class PointerNet(ListEmitter):
     def decode(self, candidates: Candidates, k: int, choose: Choose) -> Decoded:
         """Choose k cards, one after the other; `choose` sees log-probabilities that are ABSENT if illegal."""
         codes, left, _ = candidates
-        state, read = self._begin(candidates)
+        state, read = self.begin(candidates)
         rows, chosen_log, entropies = [], [], []
         for step in range(k):
-            state, log_p = self._step(candidates, left, state, read)
+            state, log_p = self.step(candidates, left, state, read)
             some = left.any(1)
             column = torch.where(some, choose(step, log_p.detach()), 0)
             picked = log_p.gather(1, column.unsqueeze(1)).squeeze(1)
@@ -132,13 +132,13 @@ class PointerNet(ListEmitter):
             read = take(codes, column.unsqueeze(1))[:, 0]
         return Decoded(torch.stack(rows, 1), torch.stack(chosen_log, 1), torch.stack(entropies, 1))
 
-    def _begin(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    def begin(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """State (B, H) of the decoder and what it reads first (B, H)."""
         weight = candidates.present.unsqueeze(-1).to(candidates.codes.dtype)
         mean = (candidates.codes * weight).sum(1) / weight.sum(1).clamp(min=1)
         return torch.tanh(self.start(mean)), self.first.expand(len(mean), -1)
 
-    def _step(
+    def step(
         self, candidates: Candidates, left: Tensor, state: Tensor, read: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Next state (B, H), and log-probabilities (B, N) of the next card."""
@@ -155,13 +155,7 @@ class PointerNet(ListEmitter):
 
     def sample(self, candidates: Candidates, k: int, generator: torch.Generator) -> Decoded:
         """Draw a list from the distribution."""
-
-        def draw(_: int, log_p: Tensor) -> Tensor:
-            uniform = torch.rand(log_p.shape, generator=generator, dtype=log_p.dtype)
-            gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
-            return torch.where(log_p > ABSENT / 2, log_p + gumbel, 2 * ABSENT).argmax(1)
-
-        return self.decode(candidates, k, draw)
+        return self.decode(candidates, k, lambda _, log_p: _draw(log_p, generator))
 
     def forced(self, candidates: Candidates, rows: Tensor) -> Decoded:
         """Follow given lists (B, K) int64, -1 behind their end, to differentiate their probability.
@@ -191,14 +185,14 @@ class PointerNet(ListEmitter):
         """
         n_sessions, n_pool = candidates.present.shape
         repeated = candidates.repeat(width)
-        state, read = self._begin(repeated)
+        state, read = self.begin(repeated)
         left = repeated.present
         first = torch.arange(n_sessions).unsqueeze(1) * width  # (B, 1)
         rows = torch.full((n_sessions * width, k), NOT_SHOWN)
         total = torch.full((n_sessions, width), -torch.inf)
         total[:, 0] = 0.0  # all beams begin alike: only one may go on
         for step in range(k):
-            state, log_p = self._step(repeated, left, state, read)
+            state, log_p = self.step(repeated, left, state, read)
             grown = log_p.masked_fill(~left, -torch.inf)
             ended = ~left.any(1)
             grown[ended, 0] = 0.0  # a list that has taken everything stays as it is
@@ -220,26 +214,43 @@ class PointerNet(ListEmitter):
     def loss(
         self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Cross-entropy of logged lists, sorted by click; mean over requests with a click.
+        """Cross-entropy with logged lists sorted by click; mean over requests with a click.
 
-        Demonstrations as in RLfD of Exact-K: the clicked cards first, in the order in which they stood. They
-        compete with the cards that were shown, since the log and not the user chose those; what order the
-        cards without a click have says nothing, so only the places of clicked cards count.
+        Demonstrations as in RLfD of Exact-K: at every place of a list drawn from the pointer itself, so that it
+        meets its own mistakes, the clicked cards that are left come next. They compete with the cards that
+        were shown, since the log and not the user chose those; the order of the other cards says nothing.
         """
-        return demonstration_loss(self, self.encode(observation), shown, click)
+        return demonstration_loss(self, self.encode(observation), shown, click, generator)
 
 
-def demonstration_loss(network: PointerNet, candidates: Candidates, shown: Tensor, click: Tensor) -> Tensor:
+def demonstration_loss(
+    network: PointerNet, candidates: Candidates, shown: Tensor, click: Tensor, generator: torch.Generator
+) -> Tensor:
     """Loss of :meth:`PointerNet.loss` for candidates that are encoded already."""
+    n_sessions, n_pool = candidates.present.shape
     clicked = (click > 0) & (shown != NOT_SHOWN)
-    order = torch.argsort((~clicked).to(torch.int8), dim=1, stable=True)
-    places = int(clicked.sum(1).max())
-    if not places:
-        return candidates.prior.sum() * 0.0
-    wanted = torch.where(clicked, shown, NOT_SHOWN).gather(1, order)[:, :places]
-    n_pool = candidates.present.shape[1]
-    column = torch.where(shown == NOT_SHOWN, n_pool, shown)
-    in_list = torch.zeros(len(shown), n_pool + 1, dtype=torch.bool).scatter(1, column, True)[:, :n_pool]
-    among = candidates._replace(present=candidates.present & in_list)
-    decoded = network.forced(among, wanted)
-    return -decoded.log_probabilities.sum() / clicked.any(1).sum()
+
+    def columns(mask: Tensor) -> Tensor:
+        """Which pool rows some of the shown cards are, (B, N) bool."""
+        at = torch.where(mask, shown, n_pool)
+        return torch.zeros(n_sessions, n_pool + 1, dtype=torch.bool).scatter(1, at, True)[:, :n_pool]
+
+    left, wanted = candidates.present & columns(shown != NOT_SHOWN), columns(clicked)
+    state, read = network.begin(candidates)
+    total = candidates.codes.sum() * 0.0  # without a click a caller may still differentiate
+    for _ in range(shown.shape[1]):
+        state, log_p = network.step(candidates, left, state, read)
+        target = (wanted & left).to(log_p.dtype)
+        target = target / target.sum(1, keepdim=True).clamp(min=1)
+        total = total - (target * log_p).sum()
+        drawn = _draw(log_p.detach(), generator)
+        left = left.scatter(1, drawn.unsqueeze(1), False)
+        read = take(candidates.codes, drawn.unsqueeze(1))[:, 0]
+    return total / clicked.any(1).sum().clamp(min=1)
+
+
+def _draw(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a column (B,) from log-probabilities (B, N) by Gumbel-max; one that is ABSENT never comes."""
+    uniform = torch.rand(log_p.shape, generator=generator, dtype=log_p.dtype)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
+    return torch.where(log_p > ABSENT / 2, log_p + gumbel, 2 * ABSENT).argmax(1)

@@ -70,7 +70,7 @@ class Watched:
         live, self.slot = slot > self.slot, slot.copy()  # sessions that have ended stand still
         d = observation["pool"].shape[2] - 4
         items = observation["screen"][live, :, :d]
-        there = items.any(2).all(1)
+        there = (items != 0).any(axis=2).all(axis=1)
         self.difference.append(1 - (items[there, 1:] * items[there, :-1]).sum(2).mean(1))
         started = time.perf_counter()
         action = self.policy.act(observation)

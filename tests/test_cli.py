@@ -300,7 +300,7 @@ def test_a_reranker_is_trained_on_logs_and_evaluated(tmp_path):
     for env_id in ("EdgeFeedRerank-v0", "EdgeFeed-v0"):
         rows = json.loads(run_well(*evaluation, "--id", env_id))
         assert [row["policy"] for row in rows] == ["keep", "dnn", "oracle"]
-    fails_with("it plays the tracks joint, rerank, not 'mix'", *evaluation, "--id", "EdgeFeedMix-v0")
+    fails_with("it plays the tracks joint, rerank, slate, not 'mix'", *evaluation, "--id", "EdgeFeedMix-v0")
 
 
 def test_info_shows_sizes_provenance_and_fidelity(lite):
