@@ -216,8 +216,8 @@ class PointerNet(ListEmitter):
     ) -> Tensor:
         """Cross-entropy with logged lists sorted by click; mean over requests with a click.
 
-        Demonstrations as in RLfD of Exact-K: at every place of a list drawn from the pointer itself, so that it
-        meets its own mistakes, the clicked cards that are left come next. They compete with the cards that
+        Demonstrations as in RLfD of Exact-K: at every place of a list drawn from the pointer itself, so that
+        it meets its own mistakes, the clicked cards that are left come next. They compete with the cards that
         were shown, since the log and not the user chose those; the order of the other cards says nothing.
         """
         return demonstration_loss(self, self.encode(observation), shown, click, generator)
