@@ -27,6 +27,12 @@ CHECKPOINTS = "checkpoints"
 KEEP_LAST = 2  # checkpoints, by default; the one before last is there while the last is looked at
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError unless a run can be seeded so."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+
+
 def save_parameters(path: Path, policy: torch.nn.Module) -> None:
     """Write a policy's parameters atomically."""
     # By name, not state_dict(): SB3 policies list a shared network under several names.

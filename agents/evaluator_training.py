@@ -6,9 +6,6 @@ of the GAUC, and figures of the calibrated evaluator on the sessions that decide
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings
 from edgerec_gym.agents.evaluator import (
     CLICK,
     EncodedCards,
@@ -27,11 +24,11 @@ from edgerec_gym.agents.evaluator import (
     outcome_losses,
 )
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
-from edgerec_gym.agents.rerank_data import RequestStream, split_requests
+from edgerec_gym.agents.rerank_data import Requests, RequestStream, split_requests
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
-from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes, sizes
+from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes
 from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 
@@ -44,7 +41,6 @@ NEEDED = {  # what a log must be able to tell for an outcome to be learned
     "leave": ("leave",),
 }
 CALIBRATION_BINS = 15
-Report = Callable[[int, int, str], None]
 
 
 def train(
@@ -78,67 +74,41 @@ def train(
         InputError: unknown names, values out of range, a log that is bad, has no clicks, or cannot tell the
             order of its lists, `out` not writable or in use by another run.
     """
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+    checkpoint.check_seed(seed)
     settings = EvaluatorConfig.from_dict(hyper)
     reader = LogReader(logs)
     if "order_within_page" in reader.unidentified:
         raise InputError(f"{reader.folder} cannot tell the order within a page, which an evaluator judges")
     run = make_folder(out)
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "agent": AGENT,
-        "track": "rerank",
-        "logs": {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots},
-        "seed": seed,
-        "hyper": settings.to_dict(),
-        "sizes": sizes(reader.config),
+    record = new_record(AGENT, reader, seed, settings) | {
         "identified": [not set(NEEDED[name]) & set(reader.unidentified) for name in OUTCOMES],
-        "steps": 0,
         "loss": [],
-        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
     }
     start = checkpoint.find_start(run, record, resume, (*FIXED, "identified"))
     with torch_threads(threads):
         trainer = EvaluatorTrainer(reader, record, settings)
-        if start is not None:
-            trainer.restore(start)
-        while not trainer.done:
-            trainer.run_epoch()
-            checkpoint.save_checkpoint(
-                run, trainer.best, trainer.record, trainer.optimizer, training=trainer.network
-            )
-            if progress:
-                progress(trainer.record["steps"], settings.epochs, f"loss {min(trainer.record['loss']):.4f}")
+        trainer.run(run, start, "loss", progress)
         record = trainer.record | {"figures": trainer.calibrate()}
     checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
     write_json(run / checkpoint.RECORD, record)
     return record
 
 
-class EvaluatorTrainer:
-    """One evaluator in training.
+class EvaluatorTrainer(EpochTrainer[ListEvaluator]):
+    """One evaluator in training; the loss on the stopping sessions' lists decides when to stop.
 
     Args:
         reader: the log.
         record: content of policy.json; steps and loss grow.
         settings: hyper-parameters.
-
-    Attributes:
-        network: as of the last epoch.
-        best: as of the epoch with the smallest loss on the stopping sessions.
     """
 
+    figure, sign = "loss", -1
+
     def __init__(self, reader: LogReader, record: dict[str, Any], settings: EvaluatorConfig) -> None:
-        self.record, self.settings, self.seed = record, settings, record["seed"]
-        self.network = build(reader.config, settings, tuple(record["identified"]), self.seed)
-        self.best = copy.deepcopy(self.network)
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        drawn = {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")}
-        self.train, stop, _ = split_requests(reader, seed=self.seed, **drawn)
+        network = build(reader.config, settings, tuple(record["identified"]), record["seed"])
+        train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
+        super().__init__(network, record, settings, train)
         self.stopping = held_lists(stop, settings.horizon)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
             raise InputError(
@@ -146,37 +116,16 @@ class EvaluatorTrainer:
                 "an evaluator needs more sessions"
             )
 
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are done, or the last ones have not been better."""
-        seen, patience = self.record["loss"], self.settings.patience
-        if len(seen) >= self.settings.epochs:
-            return True
-        return len(seen) > patience and min(seen[-patience:]) >= min(seen[:-patience])
+    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Mean loss of the lists that follow the requests `index` (B,) of a chunk."""
+        return self._loss(*judge(self.network, exposed_lists(chunk, index, self.settings.horizon)))
 
-    def run_epoch(self) -> None:
-        """Train on every list once, then compute the loss of the stopping sessions."""
-        epoch = self.record["steps"]
-        order = np.random.default_rng([self.seed, epoch])
-        self.network.train()
-        for chunk in self.train.chunks():
-            shuffled = order.permutation(len(chunk))
-            for at in range(0, len(chunk), self.settings.batch_size):
-                index = shuffled[at : at + self.settings.batch_size]
-                self._step(exposed_lists(chunk, index, self.settings.horizon))
-        logits, outcomes, answered = self._stopping_logits(self.network)
-        loss = outcome_losses(logits, outcomes, answered, self.network.identified).sum().item()
-        if loss < min(self.record["loss"], default=float("inf")):
-            self.best.load_state_dict(self.network.state_dict())
-        self.record = self.record | {"steps": epoch + 1, "loss": [*self.record["loss"], loss]}
+    def stopping_figure(self) -> float:
+        """Mean loss of the stopping sessions' lists."""
+        return self._loss(*self._stopping_logits(self.network)).item()
 
-    def _step(self, batch: ListBatch) -> None:
-        logits, outcomes, answered = judge(self.network, batch)
-        loss = outcome_losses(logits, outcomes, answered, self.network.identified).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
-        self.optimizer.step()
+    def _loss(self, logits: Tensor, outcomes: Tensor, answered: Tensor) -> Tensor:
+        return outcome_losses(logits, outcomes, answered, self.network.identified).sum()
 
     def _stopping_logits(self, network: ListEvaluator) -> tuple[Tensor, Tensor, Tensor]:
         network.eval()
@@ -213,12 +162,6 @@ class EvaluatorTrainer:
                 "calibration_error": calibration_error(calibrated, outcome),
             }
         return figures
-
-    def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        checkpoint.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
-        _, earlier = checkpoint.read_run(folder)
-        self.record = self.record | {key: earlier[key] for key in ("steps", "loss")}
 
 
 def held_lists(stream: RequestStream, horizon: int, most: int = MOST_HELD) -> list[ListBatch]:

@@ -58,7 +58,7 @@ def exposed_lists(requests: Requests, index: np.ndarray, horizon: int) -> ListBa
     )
     return ListBatch(
         log.observations(session, slot),
-        log.cards(rows) * placed[..., None],
+        sessions.cards(rows) * placed[..., None],
         (outcomes & answered[..., None]).astype(np.float32),
         placed,
         answered,

@@ -14,7 +14,7 @@ parameters as one that was not interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from edgerec_gym import __version__
-from edgerec_gym.agents import checkpoint, supervised
+from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.epochs import Report, request_settings, sizes
 from edgerec_gym.agents.evaluator import ListEvaluator
 from edgerec_gym.agents.generator_runs import (
     AGENTS,
@@ -58,7 +59,6 @@ from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 
 MOMENTS_AT_ONCE = 256  # in one pass of a gradient step, to bound memory
 FIXED = ("agent", "based_on", "logs", "scenario", "users", "seed", "hyper", "network", "sizes")
-Report = Callable[[int, int, str], None]
 
 
 def train(
@@ -100,8 +100,7 @@ def train(
     """
     if agent not in AGENTS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+    checkpoint.check_seed(seed)
     plays = agent in ("pointer-users", SEARCH)
     if agent == SEARCH and logs is not None:
         raise InputError(f"agent {agent!r} reads no logs; leave --logs out")
@@ -113,7 +112,10 @@ def train(
     place = None
     if plays:
         place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
-    config = place.config if place is not None else reader.config  # type: ignore[union-attr]
+        config = place.config
+    else:
+        assert reader is not None
+        config = reader.config
     run = make_folder(out)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -126,13 +128,13 @@ def train(
         "seed": seed,
         "hyper": settings.to_dict(),
         "network": network_settings(parts).to_dict(),
-        "sizes": supervised.sizes(config),
+        "sizes": sizes(config),
         "steps": 0,
         "reward": [],
         "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
     }
-    if reader is not None and supervised.sizes(reader.config) != record["sizes"]:
-        raise InputError(f"{reader.folder} was logged with other sizes than those of scenario {place.name!r}")  # type: ignore[union-attr]
+    if place is not None and reader is not None and sizes(reader.config) != record["sizes"]:
+        raise InputError(f"{reader.folder} was logged with other sizes than those of scenario {place.name!r}")
     start = checkpoint.find_start(run, record, resume, FIXED)
     evaluator, generator = make_evaluator(parts, config), make_generator(parts, config, seed)
     if isinstance(settings, SearchConfig):
@@ -191,7 +193,7 @@ class GeneratorTrainer:
         self.distils = record["agent"] == "pointer-distilled"
         self.stream: RequestStream | None = None
         if reader is not None:
-            drawn = supervised.request_settings(network.settings, self.seed)
+            drawn = request_settings(network.settings, self.seed)
             self.stream, _, _ = split_requests(reader, **drawn)
         self._requests: Iterator[RequestBatch] | None = None
 

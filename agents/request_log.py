@@ -10,10 +10,17 @@ from edgerec_gym.agents.logged_pages import LoggedPages
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.simulator.dataset import COLUMNS, Sessions
 from edgerec_gym.spaces import CONTEXT, context_size
-from edgerec_gym.users.base import CLICK, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_AGE, PAGE_VIEW
+from edgerec_gym.users.base import (
+    CLICK,
+    EXPOSURE_ACTIONS,
+    N_EXPOSURE_ACTIONS,
+    N_PAGE_VIEW_ACTIONS,
+    PAGE_AGE,
+    PAGE_VIEW,
+)
 
 REQUEST_COLUMNS = [*COLUMNS, "user", "candidates", "request"]
-DELETE_REASON = 5  # column of the exposure actions; 0 = not deleted
+DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason")  # 0 = not deleted
 NOT_SHOWN = -1
 
 
@@ -124,18 +131,13 @@ class RequestLog:
         rows = np.where(present, rows, 0)
         actions = self.sessions.actions[rows, first_action : first_action + n_actions]
         when = ((rows - begin[:, None]) / self.config.max_slots).astype(np.float32)
-        return np.concatenate([self.cards(rows), actions, when[..., None]], axis=2) * present[..., None]
+        history = np.concatenate([self.sessions.cards(rows), actions, when[..., None]], axis=2)
+        return history * present[..., None]
 
     def _screen(self, begin: np.ndarray, now: np.ndarray) -> np.ndarray:
         rows = now[:, None] - self.config.lookahead + np.arange(self.config.lookahead)
         present = rows >= begin[:, None]
-        return self.cards(np.where(present, rows, 0)) * present[..., None]
-
-    def cards(self, rows: np.ndarray) -> np.ndarray:
-        """Features (..., F + T) float32 of the cards at some placed slots (...) int64."""
-        item, catalog = self.sessions.item[rows], self.sessions.catalog
-        types = np.eye(self.config.n_types, dtype=np.float32)[catalog.card_type[item]]
-        return np.concatenate([catalog.embeddings[item], self.sessions.scalars[rows], types], axis=-1)
+        return self.sessions.cards(np.where(present, rows, 0)) * present[..., None]
 
     def _context(self, begin: np.ndarray, now: np.ndarray, count: np.ndarray) -> np.ndarray:
         config, n_caps = self.config, self.config.n_types - 1

@@ -14,25 +14,21 @@ one that was not interrupted (on one machine and library versions).
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgerec_gym import __version__
 from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import SLATE
-from edgerec_gym.spaces import observation_layout
 
 try:
     import torch
+    from torch import Tensor
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
@@ -41,14 +37,14 @@ from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.crban import CRBAN
 from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
+from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings, sizes
 from edgerec_gym.agents.gauc import gauc
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate
 from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.prm import PRM
 from edgerec_gym.agents.request_log import NOT_SHOWN
-from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
+from edgerec_gym.agents.rerank_data import RequestBatch, Requests, RequestStream, split_requests
 from edgerec_gym.agents.reranker import (
-    KEYS,
     ListEmitter,
     Reranker,
     RerankerConfig,
@@ -72,8 +68,6 @@ TRACKS = ("joint", "rerank", SLATE)  # that a re-ranker plays
 SCORE_BATCH = 1024  # requests scored at once
 MOST_HELD = 10_000  # requests kept in memory to score; about 200 MB with the paper's sizes
 FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # in a resumed run
-
-Report = Callable[[int, int, str], None]
 
 
 def train(
@@ -111,63 +105,37 @@ def train(
     """
     if agent not in RERANKERS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(RERANKERS)}")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+    checkpoint.check_seed(seed)
     settings = RerankerConfig.from_dict(hyper)
     reader = LogReader(logs)
     run = make_folder(out)
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "agent": agent,
-        "track": "rerank",
-        "logs": {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots},
-        "seed": seed,
-        "hyper": settings.to_dict(),
-        "sizes": sizes(reader.config),
-        "steps": 0,
-        "gauc": [],
-        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
-    }
+    record = new_record(agent, reader, seed, settings) | {"gauc": []}
     start = checkpoint.find_start(run, record, resume, FIXED)
     if start is not None and (run / checkpoint.RECORD).is_file():
         return checkpoint.read_run(run)[1]  # finished: the settings, and so its end, are the same
     with torch_threads(threads):
         trainer = Trainer(reader, record, settings)
-        if start is not None:
-            trainer.restore(start)
-        while not trainer.done:
-            trainer.run_epoch()
-            checkpoint.save_checkpoint(
-                run, trainer.best, trainer.record, trainer.optimizer, training=trainer.network
-            )
-            if progress:
-                progress(trainer.record["steps"], settings.epochs, f"GAUC {max(trainer.record['gauc']):.4f}")
+        trainer.run(run, start, "GAUC", progress)
     checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
     write_json(run / checkpoint.RECORD, trainer.record)
     return trainer.record
 
 
-class Trainer:
-    """One re-ranker in training.
+class Trainer(EpochTrainer[Reranker]):
+    """One re-ranker in training; the GAUC of the stopping sessions' requests decides when to stop.
 
     Args:
         reader: the log.
         record: content of policy.json; steps and gauc grow.
         settings: hyper-parameters.
-
-    Attributes:
-        network: as of the last epoch.
-        best: as of the epoch with the best GAUC.
     """
 
+    figure, sign = "gauc", 1
+
     def __init__(self, reader: LogReader, record: dict[str, Any], settings: RerankerConfig) -> None:
-        self.record, self.settings, self.seed = record, settings, record["seed"]
-        self.network = build(record["agent"], reader.config, settings, self.seed)
-        self.best = copy.deepcopy(self.network)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self.train, stop, _ = split_requests(reader, **request_settings(settings, self.seed))
+        network = build(record["agent"], reader.config, settings, record["seed"])
+        train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
+        super().__init__(network, record, settings, train)
         self.stopping = Held.from_stream(stop)
         if not self.stopping.informative:
             raise InputError(
@@ -175,46 +143,19 @@ class Trainer:
                 "when to stop; a re-ranker needs more sessions"
             )
 
-    @property
-    def done(self) -> bool:
-        """Whether all epochs are done, or the last ones have not been better."""
-        seen, patience = self.record["gauc"], self.settings.patience
-        if len(seen) >= self.settings.epochs:
-            return True
-        return len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
-
-    def run_epoch(self) -> None:
-        """Train on every request once, then score the stopping sessions."""
-        epoch = self.record["steps"]
-        order = np.random.default_rng([self.seed, epoch])
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        self.network.train()
-        for chunk in self.train.chunks():
-            shuffled = order.permutation(len(chunk))
-            for at in range(0, len(chunk), self.settings.batch_size):
-                self._step(chunk.batch(shuffled[at : at + self.settings.batch_size]), generator)
-        figure = self.stopping.gauc(self.network)
-        if figure > max(self.record["gauc"], default=-1.0):
-            self.best.load_state_dict(self.network.state_dict())
-        self.record = self.record | {"steps": epoch + 1, "gauc": [*self.record["gauc"], figure]}
-
-    def _step(self, batch: RequestBatch, generator: torch.Generator) -> None:
-        loss = self.network.loss(
+    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Mean loss of the requests `index` (B,) of a chunk."""
+        batch = chunk.batch(index)
+        return self.network.loss(
             to_tensors(batch.observation),
             torch.from_numpy(batch.shown),
             torch.from_numpy(batch.click),
             generator,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
-        self.optimizer.step()
 
-    def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        checkpoint.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
-        _, earlier = checkpoint.read_run(folder)
-        self.record = self.record | {key: earlier[key] for key in ("steps", "gauc")}
+    def stopping_figure(self) -> float:
+        """GAUC of the stopping sessions' requests."""
+        return self.stopping.gauc(self.network)
 
 
 @dataclass(frozen=True)
@@ -262,21 +203,11 @@ class Held:
         return gauc(self.scores(network), self.joined("click"), shown != NOT_SHOWN)
 
 
-def request_settings(settings: RerankerConfig, seed: int) -> dict[str, int]:
-    """Settings of the requests that a re-ranker is trained on."""
-    return {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")} | {"seed": seed}
-
-
 def build(agent: str, config: FeedConfig, settings: RerankerConfig, seed: int = 0) -> Reranker:
     """Make a re-ranker with initial parameters drawn from `seed`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RERANKERS[agent](config, settings)
-
-
-def sizes(config: FeedConfig) -> dict[str, list[int]]:
-    """Shapes of what a re-ranker reads."""
-    return {key: list(v.shape) for key, v in observation_layout(config, "joint").items() if key in KEYS}
 
 
 def check_sizes(folder: Path, record: dict[str, Any], config: FeedConfig) -> None:

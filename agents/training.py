@@ -145,8 +145,7 @@ def train(
     ):
         if value < 1:
             raise InputError(f"{name} = {value} must be at least 1")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+    checkpoint.check_seed(seed)
     settings = PPOConfig.from_dict(hyper)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     run = make_folder(out)

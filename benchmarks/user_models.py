@@ -36,9 +36,7 @@ from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.console import note, progress_bar
 from edgerec_gym.errors import InputError
 from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.fit import (
-    run_trainers,
-)
+from edgerec_gym.simulator.fit import run_trainers
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.replay import LONG_LOOK
 from edgerec_gym.simulator.trainer import Trainer, batch_slots

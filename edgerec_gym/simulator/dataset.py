@@ -170,7 +170,7 @@ class Sessions:
         card_rows = self.starts[index, None] + placed
         shown = (placed >= 0) & (card_rows < self.starts[index + 1, None])
         return SessionBatch(
-            torch.from_numpy(self._cards(np.where(shown, card_rows, 0)) * shown[:, :, None]),
+            torch.from_numpy(self.cards(np.where(shown, card_rows, 0)) * shown[:, :, None]),
             torch.from_numpy(self.context[rows] * valid[:, :, None]),
             torch.from_numpy(self.user[index]),
             torch.from_numpy(self.actions[rows] * valid[:, :, None]),
@@ -185,8 +185,8 @@ class Sessions:
         first = np.cumsum(count) - count
         return np.repeat(self.starts[index] - first, count) + np.arange(count.sum())
 
-    def _cards(self, rows: np.ndarray) -> np.ndarray:
-        """Features and one-hot type of placed slots, (..., F + T) float32."""
+    def cards(self, rows: np.ndarray) -> np.ndarray:
+        """Features and one-hot type of the cards at some placed slots (...) int64, (..., F + T) float32."""
         item = self.item[rows]
         types = np.eye(self.n_types, dtype=np.float32)
         return np.concatenate(

@@ -1,0 +1,144 @@
+"""Training on the requests of a log, epoch by epoch: what re-rankers and the list evaluator share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgerec_gym import __version__
+from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.rerank_data import Requests, RequestStream
+from edgerec_gym.agents.reranker import KEYS
+from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.spaces import observation_layout
+
+Report = Callable[[int, int, str], None]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def request_settings(settings: Any, seed: int) -> dict[str, int]:
+    """Settings of the requests that a network is trained on, from its hyper-parameters."""
+    return {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")} | {"seed": seed}
+
+
+def sizes(config: FeedConfig) -> dict[str, list[int]]:
+    """Shapes of what a re-ranker reads."""
+    return {key: list(v.shape) for key, v in observation_layout(config, "joint").items() if key in KEYS}
+
+
+def new_record(agent: str, reader: LogReader, seed: int, settings: Config) -> dict[str, Any]:
+    """Content of policy.json before the first epoch, but for the figure of every epoch."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "agent": agent,
+        "track": "rerank",
+        "logs": {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots},
+        "seed": seed,
+        "hyper": settings.to_dict(),
+        "sizes": sizes(reader.config),
+        "steps": 0,
+        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
+    }
+
+
+class EpochTrainer(Generic[Network]):
+    """One network in training. A subclass names its figure, and implements `loss` and `stopping_figure`.
+
+    Args:
+        network: with initial parameters; trained in place.
+        record: content of policy.json; steps and figures grow.
+        settings: hyper-parameters: learning_rate, weight_decay, max_grad_norm, batch_size, epochs, patience.
+        stream: the requests to train on.
+
+    Attributes:
+        network: as of the last epoch.
+        best: as of the epoch with the best figure on the stopping sessions.
+    """
+
+    figure: str  # key of the record: the figure of every epoch
+    sign: int  # 1: the larger the better, -1: the smaller
+
+    def __init__(
+        self, network: Network, record: dict[str, Any], settings: Any, stream: RequestStream
+    ) -> None:
+        self.network, self.record, self.settings, self.stream = network, record, settings, stream
+        self.seed = record["seed"]
+        self.best = copy.deepcopy(network)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+
+    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Mean loss of the requests `index` (B,) of a chunk."""
+        raise NotImplementedError
+
+    def stopping_figure(self) -> float:
+        """Score the network on the stopping sessions."""
+        raise NotImplementedError
+
+    def _scores(self) -> list[float]:
+        """Figures of the epochs so far, larger = better."""
+        return [self.sign * figure for figure in self.record[self.figure]]
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or the last ones have not been better."""
+        seen, patience = self._scores(), self.settings.patience
+        if len(seen) >= self.settings.epochs:
+            return True
+        return len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
+
+    def run_epoch(self) -> None:
+        """Train on every request once, then score the stopping sessions."""
+        epoch = self.record["steps"]
+        order = np.random.default_rng([self.seed, epoch])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        self.network.train()
+        for chunk in self.stream.chunks():
+            shuffled = order.permutation(len(chunk))
+            for at in range(0, len(chunk), self.settings.batch_size):
+                self._step(self.loss(chunk, shuffled[at : at + self.settings.batch_size], generator))
+        figure = self.stopping_figure()
+        if self.sign * figure > max(self._scores(), default=-np.inf):
+            self.best.load_state_dict(self.network.state_dict())
+        figures = [*self.record[self.figure], figure]
+        self.record = self.record | {"steps": epoch + 1, self.figure: figures}
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        checkpoint.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
+        _, earlier = checkpoint.read_run(folder)
+        self.record = self.record | {key: earlier[key] for key in ("steps", self.figure)}
+
+    def run(self, folder: Path, start: Path | None, label: str, progress: Report | None) -> None:
+        """Train to the end, with a checkpoint after every epoch.
+
+        Args:
+            folder: of the run.
+            start: checkpoint to go on from, if there is one.
+            label: of the figure, for `progress`.
+            progress: called with (epochs done, epochs at most, text).
+        """
+        if start is not None:
+            self.restore(start)
+        while not self.done:
+            self.run_epoch()
+            checkpoint.save_checkpoint(folder, self.best, self.record, self.optimizer, training=self.network)
+            if progress:
+                best = self.sign * max(self._scores())
+                progress(self.record["steps"], self.settings.epochs, f"{label} {best:.4f}")
