@@ -15,7 +15,9 @@ class Policy(Protocol):
 
     A policy may keep state per row; `reset` clears the rows whose session starts. Policies see
     observations only. A policy that needs more (an oracle) has a method `bind(env)`, which the
-    evaluator calls with the vector environment before the first reset.
+    evaluator calls with the vector environment before the first reset. A policy that decides each row from
+    its observation alone may say so with an attribute `stateless = True`: then it is asked for the rows
+    only whose sessions go on.
     """
 
     name: str

@@ -39,6 +39,7 @@ class Keep:
     """Cloud order, no cards, no requests: the lowest legal action of every track."""
 
     name = "keep"
+    stateless = True
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: there is no state."""
@@ -72,6 +73,7 @@ class Greedy:
     """The pool row with the highest base ctr score."""
 
     name = "greedy"
+    stateless = True
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: there is no state."""
@@ -100,6 +102,7 @@ class DeviceGreedy:
     """
 
     name = "device-greedy"
+    stateless = True
     dwell_centre = 0.4  # looks shorter than this (of 0..1) speak against the item
 
     def __init__(

@@ -88,6 +88,7 @@ class _GreedyList:
     name = ""
     memory: type[_Nearest] | type[_Volume]
     weight = 0.0
+    stateless = True
 
     def __init__(self, relevance: float, window: int, scorer: Scorer) -> None:
         if not 0 <= relevance <= 1:

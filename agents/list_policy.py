@@ -17,7 +17,9 @@ from edgerec_gym.slate import Plan, check_plan
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
 from edgerec_gym.users.base import EXPOSURE_ACTIONS
 
-EXPOSURES, PAGE_VIEWS, PAGE_AGE = (CONTEXT.index(name) for name in ("exposures", "page_views", "page_age"))
+SLOT, EXPOSURES, PAGE_VIEWS, PAGE_AGE = (
+    CONTEXT.index(name) for name in ("slot", "exposures", "page_views", "page_age")
+)
 DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # counted from a row's end
 
 
@@ -25,7 +27,9 @@ DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # 
 class ListPolicy(Protocol):
     """Plans the next slots of a batch of sessions, from observations only.
 
-    Rows of one call need not be equally far: a caller may use the plan of some of them and call again.
+    Rows of one call need not be equally far: a caller may use the plan of some of them and call again. One
+    that plans each row from its observation alone may say so with `stateless = True`: then it is asked for
+    the rows only that need a plan.
     """
 
     name: str
@@ -59,6 +63,7 @@ class ScoredList:
 
     def __init__(self, scorer: Scorer, slate_size: int) -> None:
         self.scorer, self.slate_size, self.name = scorer, slate_size, scorer.name
+        self.stateless = getattr(scorer, "stateless", False)
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the scorer."""
@@ -103,6 +108,8 @@ class EmittedList:
         emitter: emits lists, e.g. a trained generator.
         slate_size: K.
     """
+
+    stateless = True
 
     def __init__(self, emitter: Emitter, slate_size: int) -> None:
         self.emitter, self.slate_size, self.name = emitter, slate_size, emitter.name
@@ -164,6 +171,7 @@ class SlateBySlate:
 
     def __init__(self, list_policy: ListPolicy) -> None:
         self.list_policy, self.name = list_policy, list_policy.name
+        self.stateless = getattr(list_policy, "stateless", False)
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the list policy."""
@@ -202,22 +210,27 @@ class SlotBySlot:
         if not len(self._stale):
             self._stale = np.ones(len(mask), np.bool_)
             self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
-            self._exposures, self._page_views = np.zeros((2, len(mask)), np.float32)
+            self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
+            self._last = np.zeros(len(mask), np.int64)
             self._plan: Plan | None = None
         self._stale |= mask
+        self._slot[mask] = -1
         self._exposures[mask] = 0
         self._page_views[mask] = 0
 
     def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64."""
+        """Return (B,) int64; sessions that stand still, since they have ended, repeat their last action."""
+        slot = observation["context"][:, SLOT]
+        moved, self._slot = slot != self._slot, slot.copy()
         stale = self._stale | self._triggered(observation)
         if self._plan is not None:
             stale |= self._position >= self._plan.insert.shape[1]
+        stale &= moved
         if stale.any():
             self._renew(observation, stale)
-        action = self._action(observation)
-        self._position += 1
-        return action
+        self._last = np.where(moved, self._action(observation), self._last)
+        self._position += moved
+        return self._last.copy()
 
     def _triggered(self, observation: Observation) -> np.ndarray:
         """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
@@ -234,13 +247,15 @@ class SlotBySlot:
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
         n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
-        plan = check_plan(self.list_policy.plan(observation), n_pool, n_cards, None, len(stale))
-        if self._plan is not None and plan.insert.shape != self._plan.insert.shape:
+        some = stale if getattr(self.list_policy, "stateless", False) else np.ones_like(stale)
+        asked = observation if some.all() else {key: value[some] for key, value in observation.items()}
+        plan = check_plan(self.list_policy.plan(asked), n_pool, n_cards, None, int(some.sum()))
+        if self._plan is None:  # the policy's arrays stay its own: these are copied into
+            self._plan = Plan(*(np.zeros((len(stale), *new.shape[1:]), new.dtype) for new in plan))
+        if plan.insert.shape[1:] != self._plan.insert.shape[1:]:
             raise InputError(f"the plans of {self.name!r} must not change their number of slots")
-        mixed = []
-        for new, old in zip(plan, self._plan or plan, strict=True):  # copies: the arrays are the policy's
-            mixed.append(np.where(stale.reshape(-1, *[1] * (new.ndim - 1)), new, old))
-        self._plan = Plan(*mixed)
+        for new, own in zip(plan, self._plan, strict=True):
+            own[stale] = new[stale[some]]
         for values in (self._position, self._quiet, self._stale):
             values[stale] = 0
 
@@ -258,7 +273,8 @@ class SlotBySlot:
         row = np.where(mask[:, :n_pool] != 0, order, -np.inf).argmax(axis=1)
         if mask.shape[1] == n_pool:  # EdgeFeedRerank-v0
             return row
-        card = n_pool + insert[rows, self._position] - 1
+        position = np.minimum(self._position, insert.shape[1] - 1)  # sessions that stand still
+        card = n_pool + insert[rows, position] - 1
         action = np.where((card >= n_pool) & (mask[rows, card] != 0), card, row)
         wanted = (self._position == 0) & (request == 1) & (mask[:, -1] != 0)
         return np.where(wanted, n_pool + n_cards, action)

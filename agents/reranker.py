@@ -191,6 +191,8 @@ class RerankPolicy:
         threads: torch threads while it acts.
     """
 
+    stateless = True
+
     def __init__(self, name: str, reranker: Reranker, threads: int = 1) -> None:
         self.name, self.reranker, self.threads = name, reranker.eval(), threads
 

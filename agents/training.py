@@ -319,6 +319,8 @@ class _Callback(BaseCallback):
 class TrainedPolicy:
     """A trained network as a Policy: the most probable legal action, batched."""
 
+    stateless = True
+
     def __init__(self, name: str, network: Any, threads: int = 1) -> None:
         self.name, self.network, self.threads = name, network, threads
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgerec_gym import __version__, console
-from edgerec_gym.commands import logs, policies, studies, users
+from edgerec_gym.commands import bench, logs, policies, studies, users
 from edgerec_gym.errors import InputError, MissingExtraError
 
 # typer brings its own copy of click since 0.2x; this is the UsageError of whichever it uses.
@@ -75,6 +75,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import typer
 
 from edgerec_gym.report import json_ready, tables
 
+WIDE = 160  # characters
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 
 
@@ -32,7 +33,8 @@ def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
         table.add_column(name, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for cells in body:
         table.add_row(*cells)
-    Console(highlight=False).print(Text(title, style="bold"), table, "")
+    width = None if sys.stdout.isatty() else WIDE  # in a file nothing need be cut
+    Console(highlight=False, width=width).print(Text(title, style="bold"), table, "")
 
 
 def print_results(results: list[dict[str, Any]]) -> None:

@@ -23,16 +23,29 @@ from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_batch import SlateBatch
 from edgerec_gym.state import NO_ITEM
-from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY, UserModel
+from edgerec_gym.users.base import (
+    BUY,
+    CLICK,
+    CLICK_PROBABILITY,
+    FOCUSED,
+    PAGE_AGE,
+    PURCHASE_PROBABILITY,
+    UserModel,
+)
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 KEEP, REFERENCE = "keep", "oracle"
+POSITIONS = ("exposures", "expected_clicks")
 Progress = Callable[[int, int], None]
 Sessions = dict[str, np.ndarray]
 
 
 class Policy(Protocol):
-    """What the evaluator needs of a policy (see edgerec_gym.agents.base)."""
+    """What the evaluator needs of a policy (see edgerec_gym.agents.base).
+
+    A policy with an attribute `stateless` that is True decides each row from its observation alone: it is
+    asked for the sessions that go on only.
+    """
 
     name: str
 
@@ -53,17 +66,32 @@ def play(
     seed: int,
     num_envs: int = 512,
     members: Sequence[int] | None = None,
+    config: dict[str, Any] | None = None,
+    by_position: bool = False,
     progress: Progress | None = None,
 ) -> Sessions:
     """Play sessions of one policy on the `eval` split.
 
-    The arguments are those of :func:`evaluate`, and `members`, the networks that learned users draw from.
+    Args:
+        policy: plays.
+        env_id: an id or a track.
+        scenario: a shipped name, a folder, or a Scenario.
+        users: "learned", "synthetic", or a UserModel.
+        sessions: at least 1.
+        seed: of the sessions.
+        num_envs: sessions played together.
+        members: networks that learned users draw from; None for all.
+        config: FeedConfig fields that differ from the scenario's.
+        by_position: also return what happened at each place of a page (not in EdgeFeedSlate-v0).
+        progress: called with (sessions done, in all).
 
     Returns:
         Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
-        violations, and cards of each type as `cards_<type>`. `value` sums the true (or the simulator's)
-        click and purchase probabilities along the played feed instead of what was drawn; it has the mean
-        of the reward (where reward has no `leave` term) with far less noise.
+        violations, and cards of each type as `cards_<type>`. `value`, `expected_clicks` and
+        `expected_purchases` sum the true (or the simulator's) click and purchase probabilities along the
+        played feed instead of what was drawn; value has the mean of the reward (where reward has no `leave`
+        term) with far less noise. By position: `exposures_by_position` and `expected_clicks_by_position`,
+        (sessions, page_size) float32, places beyond the last counted with it.
     """
     if sessions < 1:
         raise InputError(f"sessions must be at least 1, got {sessions}")
@@ -72,31 +100,41 @@ def play(
     size = min(num_envs, sessions)  # of every batch, the last one too: a policy keeps one row per session
     for first in range(0, sessions, size):
         env = make_feeds(
-            env_id, size, scenario=scenario, users=users, split="eval", copy=False, members=members
+            env_id,
+            size,
+            scenario=scenario,
+            users=users,
+            split="eval",
+            copy=False,
+            members=members,
+            **(config or {}),
         )
         wanted = min(size, sessions - first)
-        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted))
+        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted, by_position))
         env.close()
         if progress:
             progress(first + wanted, sessions)
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int) -> Sessions:
+def _play_batch(
+    policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int, by_position: bool
+) -> Sessions:
     """Play the first `wanted` rows of a batch; the others stand still."""
     batch, config, size = env.batch, env.config, env.num_envs
     a, reward, types = batch.arrays, config.reward, env.scenario.catalog.card_type
     names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
+    names += ["expected_clicks", "expected_purchases"]
     names += [f"cards_{name}" for name in config.card_types]
     sums = {name: np.zeros(size) for name in names}
+    positions = {f"{name}_by_position": np.zeros((size, config.page_size), np.float32) for name in POSITIONS}
     env.reset(seed=seed)
     if hasattr(policy, "bind"):
         policy.bind(env)
     policy.reset(np.ones(size, np.bool_))
     done = np.arange(size) >= wanted
     while not done.all():
-        actions = batch.check_actions(policy.act(batch.observation(copy=False)))
-        batch.step(actions, done)
+        batch.step(batch.check_actions(_act(policy, batch, done)), done)
         live, last = ~done, _last_step(batch)
         answered = live[:, None] & (last.answered_item != NO_ITEM)
         card_type = np.where(answered, types[last.answered_item], 0)
@@ -108,13 +146,39 @@ def _play_batch(policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int) 
         sums["value"] += np.where(live, paid, 0) + np.where(answered, expected, 0).sum(axis=1)
         sums["clicks"] += (answered & last.clicked).sum(axis=1)
         sums["purchases"] += (answered & last.purchased).sum(axis=1)
+        sums["expected_clicks"] += np.where(answered, probability, 0).sum(axis=1)
+        sums["expected_purchases"] += np.where(answered, last.purchase_probability, 0).sum(
+            axis=1, dtype=np.float64
+        )
         sums["exposures"] += answered.sum(axis=1)
         sums["requests"] += live & last.requested
         sums["violations"] += np.where(live, last.invalid + last.cost, 0)
         for k, name in enumerate(config.card_types):
             sums[f"cards_{name}"] += (card_type == k + 1).sum(axis=1)
+        if by_position:
+            rows = np.flatnonzero(answered[:, 0])
+            place = np.minimum(a.focus_context[rows, PAGE_AGE].astype(np.int64), config.page_size - 1)
+            positions["exposures_by_position"][rows, place] += 1
+            positions["expected_clicks_by_position"][rows, place] += probability[rows, 0]
         done |= a.terminated | a.truncated
-    return {name: values[:wanted] for name, values in sums.items()}
+    found: Sessions = {**sums, **positions} if by_position else sums
+    return {name: values[:wanted] for name, values in found.items()}
+
+
+def _act(policy: Policy, batch: FeedBatch, done: np.ndarray) -> Any:
+    """Ask for the actions of all rows, or only of the sessions that go on; what the others get is ignored."""
+    observation = batch.observation(copy=False)
+    if not getattr(policy, "stateless", False) or not done.any():
+        return policy.act(observation)
+    live = np.flatnonzero(~done)
+    acted = policy.act({key: value[live] for key, value in observation.items()})
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        full = np.zeros((len(done), *values.shape[1:]), values.dtype)
+        full[live] = values
+        return full
+
+    return {key: spread(v) for key, v in acted.items()} if isinstance(acted, dict) else spread(acted)
 
 
 class _LastStep(NamedTuple):

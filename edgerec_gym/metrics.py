@@ -1,8 +1,8 @@
-"""Statistics of evaluations: bootstrap intervals over sessions, paired by common random numbers."""
+"""Statistics of evaluations: bootstrap intervals over sessions and seeds, paired by common random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,6 +41,28 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0
         return bootstrap(
             np.column_stack([numerator, denominator]), lambda means: means[..., 0] / means[..., 1], seed=seed
         )
+
+
+def seeds_interval(columns: Sequence[np.ndarray], statistic: Statistic, *, seed: int = 0) -> Interval:
+    """95 % percentile bootstrap over training seeds and sessions.
+
+    Every resample draws training seeds, then sessions, with replacement; the sessions are the same for all
+    seeds and columns (common random numbers), so differences are paired.
+
+    Args:
+        columns: k arrays (R, S) of per-session values, R training seeds each; R = 1 for what is not trained,
+            e.g. keep. Columns with the same R > 1 are of the same seeds.
+        statistic: maps (..., k) means over seeds and sessions to (...) values.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    sessions, n_seeds = columns[0].shape[1], max(len(column) for column in columns)
+    stacked = np.stack([np.broadcast_to(column, (n_seeds, sessions)) for column in columns], axis=2)
+    of_seed = np.stack([_resampled_means(values, np.random.default_rng(seed)) for values in stacked])
+    drawn = rng.integers(n_seeds, size=(RESAMPLES, n_seeds))
+    means = of_seed[drawn, np.arange(RESAMPLES)[:, None]].mean(axis=1)  # (RESAMPLES, k)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _interval(float(statistic(stacked.mean(axis=(0, 1)))), statistic(means))
 
 
 def gap_closed_interval(

@@ -192,6 +192,8 @@ def test_plans_are_scored_like_slots(lite):
         counted["purchases"] += live * purchases
         counted["requests"] += live * (terms["request"] < 0)
         counted["exposures"] += live * (infos["answered_item"] >= 0).sum(axis=1)
+        counted["expected_clicks"] += live * infos["click_probability"].sum(axis=1)
+        counted["expected_purchases"] += live * infos["purchase_probability"].sum(axis=1)
         expected = infos["click_probability"] + lite.config.reward.purchase * infos["purchase_probability"]
         counted["value"] += live * (expected.sum(axis=1) + terms["request"] + terms["invalid"])
         for k, name in enumerate(lite.config.card_types):

@@ -1,0 +1,261 @@
+"""The benchmark's track rerank: re-rankers, generators, sequence search and policy gradients.
+
+Everything is trained from one log, or by playing the learned users of the scenario, and scored on synthetic
+users that training never saw (EdgeFeedRerank-v0, split `eval`, common random numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.base import Policy
+from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
+from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.reranker import RerankPolicy
+from edgerec_gym.agents.supervised import load_reranker
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.metrics import Interval, seeds_interval
+from edgerec_gym.scenario import Scenario
+
+ENV_ID = "EdgeFeedRerank-v0"
+BASELINES = ("keep", "greedy", "device-greedy", "oracle")
+RERANKERS = ("dnn", "dlcm", "prm", "setrank", "seq2slate", "crban")
+POINTER, EVALUATOR, SEARCH, PPO = "pointer", "evaluator", "sequence-search", "maskable-ppo"
+DIVERSIFIERS = {"mmr": MaximalMarginalRelevance, "dpp": DeterminantalPointProcess}
+BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
+    "pointer-evaluator": (EVALUATOR, POINTER),
+    "pointer-users": (POINTER,),
+    SEARCH: (EVALUATOR, "pointer-evaluator"),
+}
+STAGES = ((*RERANKERS, POINTER, EVALUATOR, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
+PLAYS = (PPO, "pointer-users", SEARCH)  # need a scenario, not a log
+POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, PPO)
+LEARNED = (
+    "keep",
+    "greedy",
+    "device-greedy",
+    "dnn",
+    "crban",
+    POINTER,
+    *BASED_ON,
+    PPO,
+)  # also on learned users
+METRICS = {
+    "clicks": ".3f",
+    "purchases": ".4f",
+    "length": ".1f",
+    "value": ".3f",
+    "gain_over_keep": "+.3f 95%",
+    "gap_closed": ".0%",
+    "exploitation_gap": "+.1%",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train on.
+        sessions: that each policy plays on the ground truth, and on learned users.
+        steps: slots that policy gradients of MaskablePPO play.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int
+    sessions: int
+    steps: int
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _epochs(epochs: int, **more: Any) -> dict[str, dict[str, Any]]:
+    return {agent: {"epochs": epochs, **more} for agent in (*RERANKERS, POINTER, EVALUATOR)}
+
+
+QUICK = Sizes(
+    log_sessions=1500,
+    sessions=500,
+    steps=16_384,
+    hyper={
+        **_epochs(2),
+        "pointer-evaluator": {"updates": 20},
+        "pointer-users": {"updates": 4, "batch_size": 16},
+    },
+)
+FULL = {
+    "lite": Sizes(log_sessions=24_000, sessions=10_000, steps=150_000, hyper=_epochs(8)),
+    "default": Sizes(log_sessions=16_000, sessions=10_000, steps=50_000, hyper=_epochs(6, per_session=4)),
+}
+
+
+def train_all(
+    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
+) -> None:
+    """Train what is missing, several runs at once; finished runs are left as they are."""
+    logs = out / "logs"
+    collect(logs, preset_name=scenario, sessions=sizes.log_sessions)
+    total, before = sum(map(len, STAGES)) * len(seeds), 0
+    for stage in STAGES:
+        jobs = [(agent, seed) for seed in seeds for agent in stage]
+        waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
+        before += len(jobs) - len(waiting)
+        arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
+        for index in run_jobs(_train_one, arguments, workers):
+            before += 1
+            if progress:
+                progress(before, total, f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+
+
+def run_folder(out: Path, agent: str, seed: int) -> Path:
+    """Folder of one training run."""
+    return out / "runs" / f"{agent}-{seed}"
+
+
+def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
+    train_agent(
+        agent,
+        run_folder(Path(out), agent, seed),
+        logs=None if agent in PLAYS else Path(out) / "logs",
+        based_on=[run_folder(Path(out), name, seed) for name in BASED_ON.get(agent, ())],
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=sizes.hyper.get(agent, {}),
+        env_id=ENV_ID,
+        scenario=scenario,
+        steps=sizes.steps,
+    )
+
+
+def make_policy(place: Place, name: str) -> Policy:
+    """Return a baseline, a policy of the user's own or a run's policy, to play a place."""
+    return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
+
+
+def make_diverse(place: Place, kind: str, run: str) -> Policy:
+    """Return a diversity policy over the scores of a trained pointwise re-ranker."""
+    scorer = RerankPolicy("dnn", load_reranker(run, Scenario.load(place.scenario).config))
+    return DIVERSIFIERS[kind](scorer=scorer.scores)
+
+
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
+    """Return the entries of some policies of :data:`POLICIES`, or of one's own as module:Class."""
+    found = []
+    for name in names:
+        if name in BASELINES or ":" in name:
+            found.append(Entry(name, make_policy, {"name": name}))
+            continue
+        if name not in POLICIES:
+            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
+        for seed in seeds:
+            if name in DIVERSIFIERS:
+                run = run_folder(out, "dnn", seed)
+                arguments = {"kind": name, "run": str(run)}
+                found.append(Entry(f"{name} on dnn", make_diverse, arguments, (run,), seed))
+            else:
+                run = run_folder(out, name, seed)
+                found.append(Entry(name, make_policy, {"name": str(run)}, (run,), seed))
+    return found
+
+
+Played = dict[tuple[str, int | None], dict[str, np.ndarray]]
+
+
+def make_rows(true: Played, learned: Played) -> Rows:
+    """Rows of all policies that were played on the ground truth; the gaps of those on learned users, too."""
+    found: Rows = []
+    for policy in dict.fromkeys(name for name, _ in true):
+        per_seed = _of(true, policy)
+        n_seeds, n_sessions = per_seed("value").shape
+        more = {"by_seed": per_seed("value").mean(axis=1).round(4).tolist()}
+        for metric, interval in _figures(policy, true, learned).items():
+            found.append(
+                row(policy, metric, interval, n_seeds, n_sessions, **(more if metric == "value" else {}))
+            )
+    return found
+
+
+def _of(played: Played, policy: str) -> Any:
+    """Function from the name of a figure to its values (seeds, sessions)."""
+    return lambda name: np.stack(
+        [sessions[name] for (found, _), sessions in played.items() if found == policy]
+    )
+
+
+def _figures(policy: str, true: Played, learned: Played) -> dict[str, Interval]:
+    own, keep, oracle = _of(true, policy), _of(true, "keep"), _of(true, "oracle")
+    names = {
+        "clicks": "expected_clicks",
+        "purchases": "expected_purchases",
+        "length": "exposures",
+        "value": "value",
+    }
+    figures = {metric: seeds_interval([own(name)], lambda m: m[..., 0]) for metric, name in names.items()}
+    if policy == "keep":
+        return figures
+    values = [own("value"), keep("value")]
+    figures["gain_over_keep"] = seeds_interval(values, lambda m: m[..., 0] - m[..., 1])
+    figures["gap_closed"] = seeds_interval(
+        [*values, oracle("value")], lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1])
+    )
+    if any(name == policy for name, _ in learned):
+        mine, kept = _of(learned, policy)("value"), _of(learned, "keep")("value")
+        figures["exploitation_gap"] = seeds_interval(
+            [mine, own("value"), kept, keep("value")], lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3]
+        )
+    return figures
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> tuple[Rows, Played]:
+    """Collect, train, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs and sessions played.
+        scenario: "lite" or "default".
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        policies: of :data:`POLICIES`, or one's own as module:Class; keep and the oracle are always there.
+            None given: all.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Returns:
+        Rows, and what every policy has played on the ground truth.
+
+    Raises:
+        InputError: an unknown policy or scenario.
+    """
+    if scenario not in FULL:
+        raise InputError(
+            f"the track rerank needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
+        )
+    out, sizes = make_folder(out), sizes or FULL[scenario]
+    names = tuple(dict.fromkeys(("keep", "oracle", *(policies or POLICIES))))
+    wanted = entries(out, range(seeds), names)
+    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    true_place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, by_position=True)
+    true = played(wanted, true_place, out / "played", workers=workers, progress=progress)
+    simulated = [entry for entry in wanted if entry.policy in LEARNED]
+    learned_place = Place(ENV_ID, scenario, "learned", sizes.sessions)
+    learned = played(simulated, learned_place, out / "played", workers=workers, progress=progress)
+    rows = make_rows(true, learned)
+    return rows, true
