@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edgerec_gym.errors import InputError
+
 Observation = dict[str, np.ndarray]
 
 
@@ -32,6 +34,24 @@ def draw_legal(generator: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     count = (mask != 0).cumsum(axis=1, dtype=np.int64)  # (B, A)
     pick = (generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
     return (count > pick[:, None]).argmax(axis=1)
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raise InputError that names the first value which is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):  # a sum is cheap, and nearly always settles it
+            return
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = np.unravel_index(int(np.argmin(finite)), values.shape)
+        raise InputError(f"{name} is {values[at]} at {[int(k) for k in at]}; it must be finite")
+
+
+def check_observation(observation: Observation) -> None:
+    """Raise InputError that names the key of an observation which is not finite."""
+    for key, values in observation.items():
+        if values.dtype.kind == "f":
+            check_finite(f"observation {key!r}", values)
 
 
 def bind(policy: Policy, env: Any) -> None:
