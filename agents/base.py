@@ -9,6 +9,7 @@ import numpy as np
 from edgerec_gym.errors import InputError
 
 Observation = dict[str, np.ndarray]
+NOT_SHOWN = -1  # pool row behind the end of a list
 
 
 @runtime_checkable
@@ -34,6 +35,22 @@ def draw_legal(generator: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     count = (mask != 0).cumsum(axis=1, dtype=np.int64)  # (B, A)
     pick = (generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
     return (count > pick[:, None]).argmax(axis=1)
+
+
+def best_legal(score: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the legal pool row with the highest score, (B,) int64.
+
+    Args:
+        score: (B, N).
+        mask: (B, A) of the actions, pool rows first.
+
+    Raises:
+        InputError: a session in which no pool row is legal.
+    """
+    legal = mask[:, : score.shape[1]] != 0
+    if not legal.any(axis=1).all():
+        raise InputError(f"action_mask of session {int(legal.any(axis=1).argmin())} allows no pool row")
+    return np.where(legal, score, -np.inf).argmax(axis=1)
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

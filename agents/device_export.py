@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgerec_gym import __version__
+from edgerec_gym.errors import InputError, MissingExtraError
+
+try:
+    import onnx  # noqa: F401
+    import torch
+except ImportError:
+    raise MissingExtraError("an export", "train") from None
+
 from edgerec_gym.agents import checkpoint, generator_runs, supervised
 from edgerec_gym.agents.crban import CRBAN
 from edgerec_gym.agents.device import load
@@ -25,7 +32,6 @@ from edgerec_gym.agents.reranker import Reranker
 from edgerec_gym.agents.sequence_search import SequenceSearch
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
 
 AGENTS = ("crban", "pointer", *generator_runs.AGENTS)

@@ -108,7 +108,9 @@ class DeviceModel:
     def _check_graphs(self) -> None:
         """Raise InputError if graphs are missing, or were made for other sizes than device.json says."""
         for network, graphs in self.graphs.items():
-            for name in NETWORKS.get(network, ("",)):
+            read = {key for graph in graphs.values() for key in graph.inputs}
+            events = (name for name in SEQUENCES if f"{name}.keys" in read)
+            for name in (*NETWORKS[network], *events):
                 if name not in graphs:
                     raise InputError(f"{self.folder / DESCRIPTION} lacks the graph {network}.{name}.onnx")
             for name, graph in graphs.items():
