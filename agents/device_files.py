@@ -90,7 +90,11 @@ class DeviceModel:
         self.folder = Path(folder)
         described = read_description(self.folder)
         self.described, self.agent, self.places = described, described["agent"], described["places"]
-        self.config = FeedConfig.from_dict(described["config"])
+        try:
+            self.config = FeedConfig.from_dict(described["config"])
+            beams = BeamConfig.from_dict(described["beams"] or {})
+        except InputError as error:
+            raise InputError(f"{self.folder / DESCRIPTION}: {error}") from None
         self.sizes = {key: part.shape for key, part in observation_layout(self.config, "joint").items()}
         self.graphs: dict[str, dict[str, DeviceGraph]] = {}
         for name in described["sha256"]:
@@ -101,7 +105,6 @@ class DeviceModel:
         self.search: BeamSearch | None = None
         if EVALUATOR in self.graphs:
             evaluator = self.graphs[EVALUATOR]
-            beams = BeamConfig.from_dict(described["beams"] or {})
             lookahead = self.config.lookahead
             self.search = BeamSearch(evaluator["extend"], evaluator["judge"], lookahead, beams)
 
