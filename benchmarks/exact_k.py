@@ -50,6 +50,7 @@ ALL, CLOUD, ALONE = "any list, on average", "cloud's order", "best cards alone"
 SUPERVISED, GRADIENT = "generator, supervised", "generator, policy gradient"
 SAMPLED = f"best of {SAMPLES} samples"
 SEARCH, SEARCH_ALONE = "sequence search", "sequence search, no generator"
+SEARCH_ON = "sequence search, no early stop"
 
 
 def feed() -> FeedConfig:
@@ -114,16 +115,18 @@ def chosen_lists(
     candidates, draws = trained.encode(observation), torch.Generator().manual_seed(0)
     drawn = trained.sample(candidates.repeat(SAMPLES), K, draws).rows.view(-1, SAMPLES, K)
     config = evaluator.config
-    with_generator = SequenceSearch(config, evaluator, trained, SearchConfig())
-    alone = SequenceSearch(config, evaluator, None, SearchConfig())
+    searches = {
+        SEARCH_ALONE: SequenceSearch(config, evaluator, None, SearchConfig()),
+        SEARCH: SequenceSearch(config, evaluator, trained, SearchConfig()),
+        SEARCH_ON: SequenceSearch(config, evaluator, trained, SearchConfig(stability=1.0)),
+    }
     return {
         CLOUD: torch.arange(K).expand(len(present), 1, -1),
         ALONE: single.topk(K, 1).indices.unsqueeze(1),
         SUPERVISED: supervised.emit(observation, K).unsqueeze(1),
         GRADIENT: trained.emit(observation, K).unsqueeze(1),
         SAMPLED: drawn,
-        SEARCH_ALONE: alone.emit(observation, K).unsqueeze(1),
-        SEARCH: with_generator.emit(observation, K).unsqueeze(1),
+        **{name: search.emit(observation, K).unsqueeze(1) for name, search in searches.items()},
     }
 
 
