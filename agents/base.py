@@ -6,7 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edgerec_gym.errors import InputError
+
 Observation = dict[str, np.ndarray]
+NOT_SHOWN = -1  # pool row behind the end of a list
 
 
 @runtime_checkable
@@ -34,6 +37,40 @@ def draw_legal(generator: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     count = (mask != 0).cumsum(axis=1, dtype=np.int64)  # (B, A)
     pick = (generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
     return (count > pick[:, None]).argmax(axis=1)
+
+
+def best_legal(score: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the legal pool row with the highest score, (B,) int64.
+
+    Args:
+        score: (B, N).
+        mask: (B, A) of the actions, pool rows first.
+
+    Raises:
+        InputError: a session in which no pool row is legal.
+    """
+    legal = mask[:, : score.shape[1]] != 0
+    if not legal.any(axis=1).all():
+        raise InputError(f"action_mask of session {int(legal.any(axis=1).argmin())} allows no pool row")
+    return np.where(legal, score, -np.inf).argmax(axis=1)
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raise InputError that names the first value which is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):  # a sum is cheap, and nearly always settles it
+            return
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = np.unravel_index(int(np.argmin(finite)), values.shape)
+        raise InputError(f"{name} is {values[at]} at {[int(k) for k in at]}; it must be finite")
+
+
+def check_observation(observation: Observation) -> None:
+    """Raise InputError that names the key of an observation which is not finite."""
+    for key, values in observation.items():
+        if values.dtype.kind == "f":
+            check_finite(f"observation {key!r}", values)
 
 
 def bind(policy: Policy, env: Any) -> None:

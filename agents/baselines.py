@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy, draw_legal
+from edgerec_gym.agents.base import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.config import FeedConfig
@@ -80,7 +80,7 @@ class Greedy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
-        return _best_row(observation, self.scores(observation))
+        return best_legal(self.scores(observation), observation["action_mask"])
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) base ctr scores."""
@@ -125,7 +125,7 @@ class DeviceGreedy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
-        return _best_row(observation, self.scores(observation))
+        return best_legal(self.scores(observation), observation["action_mask"])
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) logits."""
@@ -226,12 +226,6 @@ class FixedInterval:
         self.pages = pages.copy()
         due = pages >= 0.5 if self.every is None else self.age >= self.every
         return np.where(due & (mask[:, -1] > 0), mask.shape[1] - 1, mask.argmax(axis=1))
-
-
-def _best_row(observation: Observation, score: np.ndarray) -> np.ndarray:
-    """Legal pool row with the highest score (B, N); (B,) int64."""
-    legal = observation["action_mask"][:, : score.shape[1]] > 0
-    return np.where(legal, score, -np.inf).argmax(axis=1)
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, draw_legal
+from edgerec_gym.agents.base import Observation, check_observation, draw_legal
 from edgerec_gym.errors import InputError
 from edgerec_gym.slate import Plan, check_plan
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
@@ -97,6 +97,9 @@ class Emitter(Protocol):
 
     name: str
 
+    def reset(self, mask: np.ndarray) -> None:
+        """Forget the rows where `mask` (B,) bool is True."""
+
     def lists(self, observation: Observation, k: int) -> np.ndarray:
         """Return (B, k) int64 pool rows in order, -1 behind the end of a list."""
 
@@ -115,7 +118,8 @@ class EmittedList:
         self.emitter, self.slate_size, self.name = emitter, slate_size, emitter.name
 
     def reset(self, mask: np.ndarray) -> None:
-        """Do nothing: an emitter sees all it knows in the observation."""
+        """Reset the emitter."""
+        self.emitter.reset(mask)
 
     def plan(self, observation: Observation) -> dict[str, np.ndarray]:
         """Return the plan; see :class:`ListPolicy`."""
@@ -178,7 +182,8 @@ class SlateBySlate:
         self.list_policy.reset(mask)
 
     def act(self, observation: Observation) -> Any:
-        """Return the plan."""
+        """Return the plan; InputError if the observation is not finite."""
+        check_observation(observation)
         return self.list_policy.plan(observation)
 
 
@@ -246,6 +251,7 @@ class SlotBySlot:
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
+        check_observation(observation)
         n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
         some = stale if getattr(self.list_policy, "stateless", False) else np.ones_like(stale)
         asked = observation if some.all() else {key: value[some] for key, value in observation.items()}

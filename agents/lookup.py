@@ -9,6 +9,8 @@ from pathlib import Path
 
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import BASELINES, make_policy
+from edgerec_gym.agents.device_files import DESCRIPTION
+from edgerec_gym.agents.device_policy import load_policy as load_device_policy
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import make_feeds
@@ -20,7 +22,8 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
 
     Args:
         name: a name of :data:`~edgerec_gym.agents.baselines.BASELINES`, "oracle", the folder of a trained
-            run, or "module:Class" (the module may lie in the working directory).
+            run or of an exported device model, or "module:Class" (the module may lie in the working
+            directory).
         env_id: the id that it will play.
         scenario: the scenario that it will play, which says the sizes that a trained policy must fit.
         users: the users that it will meet.
@@ -33,9 +36,11 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
     if name == OraclePolicy.name:
         return OraclePolicy()
     if Path(name).is_dir():
+        env = make_feeds(env_id, 1, scenario=scenario, users=users)
+        if (Path(name) / DESCRIPTION).is_file():
+            return load_device_policy(name, env)
         from edgerec_gym.agents.registry import load_policy
 
-        env = make_feeds(env_id, 1, scenario=scenario, users=users)
         return load_policy(name, env)
     if ":" in name:
         if os.getcwd() not in sys.path:

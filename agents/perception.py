@@ -211,7 +211,8 @@ class Perception(nn.Module):
             }
         )
 
-    def _encoder(self, name: str) -> SequenceEncoder:
+    def encoder(self, name: str) -> SequenceEncoder:
+        """Encoder of a sequence."""
         encoder = self.encoders[name]
         assert isinstance(encoder, SequenceEncoder)
         return encoder
@@ -223,11 +224,11 @@ class Perception(nn.Module):
 
     def forward(self, observation: dict[str, Tensor]) -> dict[str, BehaviourCodes]:
         """Encode the histories of an observation, each (B, L, W) float32."""
-        return {name: self._encoder(name)(observation[name]) for name in self.sequences}
+        return {name: self.encoder(name)(observation[name]) for name in self.sequences}
 
     def start(self, sessions: int = 1) -> PerceptionState:
         """Return the state of sessions in which nothing has happened."""
-        return {name: self._encoder(name).start(sessions) for name in self.sequences}
+        return {name: self.encoder(name).start(sessions) for name in self.sequences}
 
     @torch.no_grad()
     def append(self, state: PerceptionState, name: str, sessions: Tensor, rows: Tensor) -> None:
@@ -239,11 +240,11 @@ class Perception(nn.Module):
             sessions: (R,) int64, each at most once.
             rows: (R, W) float32, rows as the observation holds them.
         """
-        self._encoder(name).append(state[name], sessions, rows)
+        self.encoder(name).append(state[name], sessions, rows)
 
     def codes(self, state: PerceptionState) -> dict[str, BehaviourCodes]:
         """Codes of what has happened, as :meth:`forward` gives them."""
-        return {name: self._encoder(name).codes(part) for name, part in state.items()}
+        return {name: self.encoder(name).codes(part) for name, part in state.items()}
 
 
 def save_state(path: str | Path, state: PerceptionState) -> None:

@@ -249,8 +249,13 @@ def demonstration_loss(
     return total / clicked.any(1).sum().clamp(min=1)
 
 
+def gumbel(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
+    uniform = torch.rand(shape, generator=generator, dtype=dtype)
+    return -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
+
+
 def _draw(log_p: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a column (B,) from log-probabilities (B, N) by Gumbel-max; one that is ABSENT never comes."""
-    uniform = torch.rand(log_p.shape, generator=generator, dtype=log_p.dtype)
-    gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
-    return torch.where(log_p > ABSENT / 2, log_p + gumbel, 2 * ABSENT).argmax(1)
+    """Draw a column (B,) from log-probabilities (B, N); one that is ABSENT never comes."""
+    noise = gumbel(tuple(log_p.shape), generator, log_p.dtype)
+    return torch.where(log_p > ABSENT / 2, log_p + noise, 2 * ABSENT).argmax(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.base import NOT_SHOWN, Observation
 from edgerec_gym.agents.logged_pages import LoggedPages
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.simulator.dataset import COLUMNS, Sessions
@@ -21,7 +21,6 @@ from edgerec_gym.users.base import (
 
 REQUEST_COLUMNS = [*COLUMNS, "user", "candidates", "request"]
 DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason")  # 0 = not deleted
-NOT_SHOWN = -1
 
 
 class RequestLog:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.base import Observation, best_legal, check_observation
 from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
-from edgerec_gym.spaces import context_size
+from edgerec_gym.spaces import context_size, observation_layout
 
 TensorObservation = dict[str, Tensor]
 KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
@@ -201,13 +201,11 @@ class RerankPolicy:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64 pool rows, legal under the mask."""
-        score = self.scores(observation)
-        legal = observation["action_mask"][:, : score.shape[1]] > 0
-        return np.where(legal, score, -np.inf).argmax(axis=1)
+        return best_legal(self.scores(observation), observation["action_mask"])
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) float32; of an emitter, 1 for the row that it puts first."""
-        n_sessions = len(observation["pool"])
+        n_sessions = self._check(observation)
         with torch_threads(self.threads), torch.inference_mode():
             parts = [
                 self._scores(to_tensors(observation, slice(at, at + PLAY_BATCH)))
@@ -218,13 +216,24 @@ class RerankPolicy:
     def lists(self, observation: Observation, k: int) -> np.ndarray:
         """Return the lists of an emitter, (B, k) int64 pool rows, -1 behind their end."""
         assert isinstance(self.reranker, ListEmitter)
-        n_sessions = len(observation["pool"])
+        n_sessions = self._check(observation)
         with torch_threads(self.threads), torch.inference_mode():
             parts = [
                 self.reranker.emit(to_tensors(observation, slice(at, at + PLAY_BATCH)), k)
                 for at in range(0, n_sessions, PLAY_BATCH)
             ]
         return torch.cat(parts).numpy()
+
+    def _check(self, observation: Observation) -> int:
+        """Return the number of sessions; InputError names a key of other sizes, or that is not finite."""
+        for key, part in observation_layout(self.reranker.config, "joint").items():
+            found = observation[key].shape[1:] if key in observation else None
+            if key in KEYS and found != part.shape:
+                raise InputError(
+                    f"observation {key!r} has the shape {found} a session; {self.name!r} reads {part.shape}"
+                )
+        check_observation(observation)
+        return len(observation["pool"])
 
     def _scores(self, observation: TensorObservation) -> Tensor:
         if isinstance(self.reranker, ListScorer):

@@ -138,7 +138,8 @@ class SequenceSearch(ListEmitter):
 def _extend(prefixes: Tensor, allowed: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
     """Every beginning (R, W, l) with every row that may follow (R, m): (R, W m, l + 1), and which are legal.
 
-    A beginning that is already as long as its pool allows goes on once, with -1.
+    A beginning that is already as long as its pool allows goes on once, with -1. One of nothing but -1 is no
+    beginning (there were fewer than W), and does not go on.
     """
     n_sessions, width, place = prefixes.shape
     n_rows = allowed.shape[1]
@@ -150,7 +151,7 @@ def _extend(prefixes: Tensor, allowed: Tensor, usable: Tensor) -> tuple[Tensor, 
     first = torch.zeros(n_rows, dtype=torch.bool)
     first[0] = True
     real = (head != NOT_SHOWN).any(-1) if place else torch.ones_like(new)
-    legal = new | (ended & first & real)
+    legal = (new | (ended & first)) & real
     grown = torch.cat((head, tail), -1)
     return grown.flatten(1, 2), legal.flatten(1, 2)
 

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgerec_gym import __version__
-from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.base import Observation, check_observation
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, bounded
 from edgerec_gym.errors import InputError, MissingExtraError
@@ -328,7 +328,8 @@ class TrainedPolicy:
         """Do nothing: the network has no state."""
 
     def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64, legal under the mask."""
+        """Return (B,) int64, legal under the mask; InputError if the observation is not finite."""
+        check_observation(observation)
         with torch_threads(self.threads):
             actions, _ = self.network.predict(
                 observation, deterministic=True, action_masks=observation["action_mask"]

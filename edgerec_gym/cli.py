@@ -67,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": users.fit,
     "train": policies.train,
     "evaluate": policies.evaluate,
+    "export": policies.export,
     "info": users.info,
     "fidelity": users.fidelity,
     "scenario": users.refit,

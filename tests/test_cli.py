@@ -65,9 +65,9 @@ def scenario_copy(lite, tmp_path) -> Path:
 def test_help_and_version():
     assert run_well("--version").split() == ["edgerec_gym", edgerec_gym.__version__]
     listing = run_well()
-    for command in ("collect", "fit", "train", "evaluate", "info", "scenario", "demo", "fidelity"):
+    for command in ("collect", "fit", "train", "evaluate", "info", "scenario", "demo", "fidelity", "export"):
         assert command in listing
-        assert "--seed" in run_well(command, "--help") or command == "info"
+        assert "--seed" in run_well(command, "--help") or command in ("info", "export")
 
 
 def test_the_command_line_starts_without_torch():

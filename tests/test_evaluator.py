@@ -267,6 +267,17 @@ def test_lists_hold_present_rows_once(evaluator: ListEvaluator, k: int) -> None:
         assert all(there[row] for row in chosen) and session[len(chosen) :] == [-1] * (k - len(chosen))
 
 
+def test_more_beams_than_beginnings_leave_no_holes() -> None:
+    """At the first place there are fewer beginnings than beams: nothing grows from what is missing."""
+    network = make()
+    search = SequenceSearch(
+        network.config, network, None, SearchConfig(beams=30, candidates=20, stability=1.0)
+    )
+    for seed in range(4):
+        stir(network, seed)
+        assert (search.emit(moments(8), 6) >= 0).all()
+
+
 def test_stops_when_the_beams_are_as_good_as_each_other(evaluator: ListEvaluator) -> None:
     value = torch.tensor([[1.0, 0.96], [1.0, 0.9], [1.0, -torch.inf], [0.0, 0.0]])
     assert _settled(value, 0.95).tolist() == [True, False, False, False]

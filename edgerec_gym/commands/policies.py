@@ -1,4 +1,4 @@
-"""Commands about policies: train, evaluate."""
+"""Commands about policies: train, evaluate, export."""
 
 from __future__ import annotations
 
@@ -144,6 +144,28 @@ def evaluate(
     console.print_results(results)
     if out is not None:
         print(f"report: {out / 'report.md'}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run of crban, pointer, pointer-... or sequence-search.")],
+    out: Annotated[Path, typer.Option(help="Folder of the device model; an earlier one is replaced.")],
+    scenario: ScenarioName = "default",
+    places: Annotated[
+        int | None, typer.Option(min=1, help="Cards of a list at most; default: the scenario's slate_size.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained re-ranker as ONNX graphs for a phone; edgerec evaluate plays the folder, too."""
+    from edgerec_gym.agents.device_export import export
+
+    described = export(run, out, scenario=scenario, places=places)
+    if as_json:
+        console.print_json(described | {"out": str(out)})
+        return
+    graphs, size = len(described["sha256"]), described["bytes"]
+    print(
+        f"{out}: {described['agent']}, {graphs} graphs, {size / 1e6:.2f} MB, lists of {described['places']}"
+    )
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:

@@ -13,54 +13,20 @@ unidentified also page_memory (as it stood at the page's start, from which the p
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from edgerec_gym.simulator.inputs import N_CONTEXT_CODE
 from edgerec_gym.simulator.model import QUERIES, UserNetwork
+from edgerec_gym.simulator.onnx_graph import OnnxGraph
 from edgerec_gym.users.base import PAGE_SUMMARY, WINDOW
 from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS
 
-OPSET, IR_VERSION = 20, 10  # read by ONNX Runtime 1.20 and later
 Weights = dict[str, np.ndarray]
-
-
-class _Graph:
-    """Collects nodes and constants."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: Weights = {}
-
-    def split(self, x: str, sizes: list[int]) -> list[str]:
-        """Split columns."""
-        names = [f"v{len(self.nodes)}_{k}" for k in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [x, self.integers(sizes)], names, axis=1))
-        return names
-
-    def __call__(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output; returns its name."""
-        name = name or f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def integers(self, values: Any) -> str:
-        """Add an integer constant."""
-        name = f"c{len(self.constants)}"
-        self.constants[name] = np.asarray(values, np.int64)
-        return name
-
-    def linear(self, x: str, layer: str, name: str | None = None) -> str:
-        """Affine map with the weights `layer` and `layer.bias`."""
-        return self("Gemm", x, layer, f"{layer}.bias", name=name)
 
 
 def step_graph(network: UserNetwork, weights: Weights) -> bytes:
     """Write the graph for networks of this shape, with the weights that :func:`pack` made of one of them."""
-    g = _Graph()
+    g = OnnxGraph(weights)
     width, n_user = network.inputs.width, network.inputs.user_scale.shape[0]
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
     compared = WINDOW + N_CONTEXT_CODE + WINDOW * network.pair.out_features + 3 * network.n_evidence
@@ -88,25 +54,8 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
     if network.frozen_pages:
         inputs_ |= {"page_memory": hidden, "page_starts": 1, "page": len(PAGE_SUMMARY)}
         outputs |= {"new_page_memory": hidden}
-    return _serialise(g, weights, inputs_, {**outputs, "logits": N_LOGITS})
-
-
-def _serialise(g: _Graph, weights: Weights, inputs: dict[str, int], outputs: dict[str, int]) -> bytes:
-    def rows(sizes: dict[str, int]) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
-            for name, size in sizes.items()
-        ]
-
-    used = {name for node in g.nodes for name in node.input}
-    constants = {**g.constants, **{name: values for name, values in weights.items() if name in used}}
-    graph = helper.make_graph(
-        g.nodes,
-        "step",
-        rows(inputs),
-        rows(outputs),
-        [numpy_helper.from_array(values, name) for name, values in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    for name, size in inputs_.items():
+        g.input(name, ["batch", size])
+    for name, size in {**outputs, "logits": N_LOGITS}.items():
+        g.output(name, ["batch", size])
+    return g.serialise("step")

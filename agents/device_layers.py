@@ -1,0 +1,179 @@
+"""Parts of the graphs that a phone runs: cards, GRUs, attention, and one event of the perception.
+
+A phone serves one session (batch 1), and its graphs read the candidates that are left in the pool, packed: so
+nothing is masked. What only depends on an event is computed once, when it happens, and kept: the code of the
+event's card as the attention compares it (a *key*), and the fused code as the layer behind the attention
+takes it up (a *value*). Both are products with fixed matrices, so the results are those of the torch modules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from edgerec_gym.agents.perception import BASE_CTR, LOGIT_SCALE, SequenceEncoder
+from edgerec_gym.simulator.onnx_graph import OnnxGraph
+
+CLIPPED = 1e-4  # least base ctr that the logit tells apart, as in perception.base_logit
+
+
+def array(parameter: Any) -> np.ndarray:
+    """Return a tensor of a network as float32."""
+    return parameter.detach().numpy().astype(np.float32)
+
+
+def affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (outputs, inputs) and bias (outputs,) of a linear layer."""
+    return array(layer.weight), array(layer.bias)
+
+
+def base_logit_column(g: OnnxGraph, cards: str, embedding_size: int) -> str:
+    """Logit of the base ctr of cards (n, F or F + T): (n, 1)."""
+    ctr = g("Gather", cards, g.integers([embedding_size + BASE_CTR]), axis=1)
+    ctr = g("Clip", ctr, g.floats(CLIPPED), g.floats(1 - CLIPPED))
+    return g("Sub", g("Log", ctr), g("Log", g("Sub", g.floats(1.0), ctr)))
+
+
+def card_weight(weight: np.ndarray, embedding_size: int) -> np.ndarray:
+    """Weights (outputs, F + T) of card features as those (F + T + 1, outputs) of cards and their logit."""
+    at = embedding_size + BASE_CTR
+    raw = weight.T.copy()
+    raw[at] = 0.0
+    return np.vstack([raw, weight[:, at] / LOGIT_SCALE])
+
+
+def candidate_weight(
+    weight: np.ndarray, embedding_size: int, n_features: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for pool rows (F columns), which are goods: weights (F + 1, outputs), and what goods add."""
+    raw = card_weight(weight, embedding_size)
+    return np.vstack([raw[:n_features], raw[-1:]]), raw[n_features]
+
+
+def linear(
+    g: OnnxGraph, x: str, weight: np.ndarray, bias: np.ndarray | None = None, name: str | None = None
+) -> str:
+    """Rows x (n, inputs) times weight (inputs, outputs), plus bias."""
+    constants = [g.floats(part) for part in (weight, bias) if part is not None]
+    return g("Gemm", x, *constants, name=name)
+
+
+def layer(g: OnnxGraph, x: str, module: Any) -> str:
+    """Apply a linear layer of a network to rows x."""
+    weight, bias = affine(module)
+    return linear(g, x, weight.T, bias)
+
+
+def gru_weights(
+    weight_ih: np.ndarray, gru: nn.GRU | nn.GRUCell, suffix: str = "", added: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """W, R and B of an ONNX GRU from weights (3 H, inputs) and torch's others; gates z, r, h.
+
+    Args:
+        weight_ih: input weights.
+        gru: has the other weights.
+        suffix: ends the names of these.
+        added: (3 H,) to the input's bias.
+    """
+
+    def reordered(values: np.ndarray) -> np.ndarray:
+        reset, update, new = np.split(values, 3)
+        return np.concatenate([update, reset, new])[None]
+
+    recurrent, *biases = (
+        array(getattr(gru, f"{name}{suffix}")) for name in ("weight_hh", "bias_ih", "bias_hh")
+    )
+    if added is not None:
+        biases[0] = biases[0] + added
+    bias = np.concatenate([reordered(part) for part in biases], axis=1)
+    return [reordered(weight_ih), reordered(recurrent), bias]
+
+
+def gru_layer(g: OnnxGraph, x: str, weights: list[np.ndarray], start: str = "") -> tuple[str, str]:
+    """One layer over x (steps, batch, inputs) from `start` (1, batch, H): all states, and the last.
+
+    Returns:
+        (steps, batch, H) and (1, batch, H).
+    """
+    w, r, b = (g.floats(part) for part in weights)
+    hidden = weights[1].shape[2]
+    # linear_before_reset is torch's form of the gates.
+    states, last = g.several(
+        "GRU", x, w, r, b, "", start, outputs=2, hidden_size=hidden, linear_before_reset=1
+    )
+    return g("Squeeze", states, g.integers([1])), last
+
+
+def stacked_gru(
+    g: OnnxGraph,
+    x: str,
+    gru: nn.GRU,
+    first: np.ndarray,
+    added: np.ndarray | None = None,
+    starts: list[str] | None = None,
+) -> tuple[str, list[str]]:
+    """All layers of a GRU.
+
+    Args:
+        g: takes the nodes.
+        x: (steps, batch, inputs).
+        gru: has the weights.
+        first: (3 H, inputs) input weights of the first layer, in place of its own.
+        added: (3 H,) to the first layer's bias.
+        starts: (1, batch, H) first state of each layer; None: zeros.
+
+    Returns:
+        (steps, batch, H) of the last layer, and the last state (1, batch, H) of each.
+    """
+    lasts = []
+    for layer in range(gru.num_layers):
+        weight_ih = first if layer == 0 else array(getattr(gru, f"weight_ih_l{layer}"))
+        weights = gru_weights(weight_ih, gru, f"_l{layer}", added if layer == 0 else None)
+        x, last = gru_layer(g, x, weights, starts[layer] if starts else "")
+        lasts.append(last)
+    return x, lasts
+
+
+def attend(g: OnnxGraph, query: str, keys: str, values: str, score: np.ndarray) -> str:
+    """Weighted sum of values (L, V) by score . tanh(query + key): queries (n, H), keys (L, H); (n, V)."""
+    both = g("Add", g("Unsqueeze", query, g.integers([1])), keys)  # (n, L, H)
+    logits = g("Squeeze", g("MatMul", g("Tanh", both), g.floats(score.reshape(-1, 1))), g.integers([2]))
+    return g("MatMul", g("Softmax", logits, axis=1), values)
+
+
+def event_graph(
+    encoder: SequenceEncoder, n_actions: int, key_weight: np.ndarray, value_weight: np.ndarray
+) -> bytes:
+    """The graph of one event: `row` (1, W) and `hidden` (states, 1, H) -> `key`, `value`, `new_hidden`.
+
+    Args:
+        encoder: of the sequence.
+        n_actions: columns of actions.
+        key_weight: (A, H) of the attention's comparison.
+        value_weight: (V, H or 2 H) of the layer behind the attention.
+    """
+    d, hidden, n_card = encoder.embedding_size, encoder.hidden, encoder.n_card
+    grus = [encoder.cards] if encoder.actions is None else [encoder.cards, encoder.actions]
+    g = OnnxGraph()
+    n_states = encoder.layers * len(grus)
+    row, state = g.input("row", [1, n_card + n_actions]), g.input("hidden", [n_states, 1, hidden])
+    starts = g.split(state, [1] * n_states, axis=0)
+    card, actions = g.split(row, [n_card, n_actions])
+    cards = g("Concat", card, base_logit_column(g, card, d), axis=1)
+    codes, lasts = [], []
+    for k, (gru, x) in enumerate(zip(grus, (cards, actions), strict=False)):
+        first = array(gru.weight_ih_l0)
+        first = card_weight(first, d).T if k == 0 else first
+        own = starts[k * encoder.layers : (k + 1) * encoder.layers]
+        code, last = stacked_gru(g, g("Unsqueeze", x, g.integers([1])), gru, first, starts=own)
+        codes.append(g("Squeeze", code, g.integers([1])))
+        lasts += last
+    linear(g, codes[0], key_weight.T, name="key")
+    linear(g, codes[0] if len(codes) == 1 else g("Concat", *codes, axis=1), value_weight.T, name="value")
+    g("Concat", *lasts, name="new_hidden", axis=0)
+    g.output("key", [1, len(key_weight)])
+    g.output("value", [1, len(value_weight)])
+    g.output("new_hidden", [n_states, 1, hidden])
+    return g.serialise("event")

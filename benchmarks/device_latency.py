@@ -1,0 +1,198 @@
+"""Latency and size of exported re-rankers: one thread, batch 1, the paper's sizes, beside torch.
+
+    python -m benchmarks.device_latency [--calls 2000] [--moments 64] [--quick]
+
+Moments are page arrivals of the default scenario about 50 slots into sessions: 100 candidates; the events of
+their histories come again and again before re-ranking is timed, so that it reads nearly all the codes that a
+phone keeps (75; `codes`: mean of a sequence). A call is what a phone does at a trigger: check the
+observation, re-rank, return a list (CRBAN: sort the pool by its scores). Weights are drawn at random, since
+latency does not depend on them, but for the search's early stop: it is switched off, so its times are the
+longest. Wall time beside the thread's own processor time: on a busy machine the first also counts what others
+do. Goals are those of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import edgerec_gym
+from edgerec_gym.agents import evaluator_training
+from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.device import DeviceSession, load
+from edgerec_gym.agents.device_export import export_network
+from edgerec_gym.agents.device_files import SEQUENCES
+from edgerec_gym.agents.evaluator import EvaluatorConfig
+from edgerec_gym.agents.exposed_lists import OUTCOMES
+from edgerec_gym.agents.pointer_net import PointerNet
+from edgerec_gym.agents.reranker import ListScorer, Reranker, RerankerConfig, to_tensors
+from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
+from edgerec_gym.agents.supervised import build
+from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.spaces import CONTEXT
+
+PLACES = 50  # K
+GOALS = {"crban": 5.0, "generator": 15.0, "sequence search": 15.0}  # ms, p99
+GOAL_BYTES = 3_000_000
+WARM_UP = 20  # calls that are not counted
+PAGE_AGE, SLOT = CONTEXT.index("page_age"), CONTEXT.index("slot")
+
+
+def page_arrivals(scenario: Scenario, wanted: int) -> list[Observation]:
+    """Observations at second pages, one of each session, histories and all."""
+    env = make_feeds("EdgeFeedRerank-v0", 256, scenario=scenario, users="synthetic", split="eval")
+    observation, _ = env.reset(seed=0)
+    found: list[Observation] = []
+    draws = np.random.default_rng(0)
+    while len(found) < wanted:
+        legal = observation["action_mask"] > 0
+        action = np.where(legal, draws.random(legal.shape), -1).argmax(1)
+        observation, *_ = env.step(action)
+        context = observation["context"]
+        for row in np.flatnonzero((context[:, PAGE_AGE] == 0) & (context[:, SLOT] > 0)):
+            found.append({key: values[row].copy() for key, values in observation.items()})
+    return found[:wanted]
+
+
+def networks(config: FeedConfig) -> dict[str, Reranker]:
+    """The re-rankers at their default sizes, every parameter moved by noise."""
+    generator = build("pointer", config, RerankerConfig())
+    assert isinstance(generator, PointerNet)
+    evaluator = evaluator_training.build(config, EvaluatorConfig(), (True,) * len(OUTCOMES))
+    draws = torch.Generator().manual_seed(0)
+    crban = build("crban", config, RerankerConfig())
+    with torch.no_grad():
+        for network in (crban, generator, evaluator):
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+    search = SequenceSearch(config, evaluator, generator, SearchConfig(stability=1.0))
+    return {"crban": crban, "generator": generator, "sequence search": search}
+
+
+def measure(calls: Sequence[Callable[[], Any]], count: int) -> dict[str, float]:
+    """Milliseconds of `count` calls, in turn: quantiles of wall time, and of the thread's processor time."""
+    wall, own = np.empty(count), np.empty(count)
+    for k in range(-WARM_UP, count):
+        call = calls[k % len(calls)]
+        started, started_own = time.perf_counter(), time.thread_time()
+        call()
+        ended_own, ended = time.thread_time(), time.perf_counter()
+        if k >= 0:
+            wall[k], own[k] = ended - started, ended_own - started_own
+    quantiles = {f"p{q}": float(np.percentile(wall, q) * 1e3) for q in (50, 95, 99)}
+    return {**quantiles, "least": float(wall.min() * 1e3), "cpu_p99": float(np.percentile(own, 99) * 1e3)}
+
+
+def torch_call(network: Reranker, observation: Observation) -> Callable[[], Any]:
+    """The same decision by the torch module, which encodes the whole history every time."""
+    tensors = to_tensors({key: values[None] for key, values in observation.items()})
+
+    def call() -> Any:
+        with torch.inference_mode():
+            if isinstance(network, ListScorer):
+                return network.score(tensors).topk(PLACES)
+            return network.emit(tensors, PLACES)
+
+    return call
+
+
+def rows_of(
+    name: str, network: Reranker, scenario: Scenario, moments: list[Observation], count: int
+) -> list[dict[str, Any]]:
+    """Measure one re-ranker: a re-ranking on the device and in torch, and the events of both sequences."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "device"
+        export_network(network.eval(), out, name, scenario.name, scenario.config, PLACES)
+        model = load(out)
+    sessions = [DeviceSession(model) for _ in moments]
+    events: dict[str, list[Callable[[], Any]]] = {sequence: [] for sequence in SEQUENCES}
+    for session, moment in zip(sessions, moments, strict=True):
+        for sequence in SEQUENCES:
+            for row in moment[sequence][moment[sequence].any(axis=1)]:
+                session.append(sequence, row)
+                events[sequence].append(partial(session.append, sequence, row))
+    kept = sum(
+        part.hidden.nbytes + part.keys.nbytes + part.values.nbytes for part in sessions[0].kept.values()
+    )
+    device = [partial(session.rerank, moment) for session, moment in zip(sessions, moments, strict=True)]
+    about: dict[str, Any] = {"model": name, "goal_p99": GOALS[name], "bytes": model.bytes, "kept_bytes": kept}
+    # First the events, many of them: re-rankings then read all codes that a phone keeps.
+    found = [
+        {"call": f"event of {sequence}", "model": name, **measure(calls, count)}
+        for sequence, calls in events.items()
+    ]
+    reference = [torch_call(network, moment) for moment in moments]
+    about["codes"] = float(np.mean([len(part.read()[0]) for s in sessions for part in s.kept.values()]))
+    return [
+        {"call": "re-rank", **about, **measure(device, count)},
+        {"call": "re-rank in torch", "model": name, **measure(reference, max(20, count // 20))},
+        *found,
+    ]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    title = f"milliseconds, one thread, batch 1, {PLACES} of 100 candidates"
+    table = Table("model", "call", "p50", "p95", "p99", "least", "cpu p99", "goal p99", "MB", title=title)
+    for row in rows:
+        times = (f"{row[key]:.3f}" for key in ("p50", "p95", "p99", "least", "cpu_p99"))
+        size = f"{row['bytes'] / 1e6:.3f}" if "bytes" in row else ""
+        goal = f"{row['goal_p99']:.0f}" if "goal_p99" in row else ""
+        table.add_row(row["model"], row["call"], *times, goal, size)
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=int, default=2000, help="counted calls of each kind")
+    parser.add_argument("--moments", type=int, default=64)
+    parser.add_argument("--quick", action="store_true", help="few calls; writes nothing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    count, wanted = (100, 8) if arguments.quick else (arguments.calls, arguments.moments)
+    scenario = Scenario.load("default")
+    moments = page_arrivals(scenario, wanted)
+    rows: list[dict[str, Any]] = []
+    for name, network in networks(scenario.config).items():
+        rows += rows_of(name, network, scenario, moments, count)
+    show(rows)
+    if arguments.quick:
+        return
+    about = {
+        "edgerec_gym": edgerec_gym.__version__,
+        **{name: version(name) for name in ("onnxruntime", "torch", "numpy")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "load_average": round(os.getloadavg()[0], 2),
+        "scenario": scenario.name,
+        "weights": "random, not trained; the search's early stop is off",
+        "moments": len(moments),
+        "candidates": float(np.mean([moment["pool"].any(axis=1).sum() for moment in moments])),
+        **{
+            name: float(np.mean([moment[name].any(axis=1).sum() for moment in moments])) for name in SEQUENCES
+        },
+        "calls": count,
+        "goal_bytes": GOAL_BYTES,
+    }
+    folder = make_folder(Path(__file__).parent / "results")
+    write_json(folder / "device_latency.json", {"about": about, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""ONNX graphs, written node by node: an exporter makes more nodes of a network, and each takes its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET, IR_VERSION = 20, 10  # read by ONNX Runtime 1.20 and later
+KINDS = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.bool_): TensorProto.BOOL,
+}
+Shape = Sequence[int | str]
+
+
+class OnnxGraph:
+    """Collects inputs, constants, nodes and outputs.
+
+    Args:
+        weights: arrays that nodes name; those that none does are left out.
+        prefix: of the names that are made up, to tell those of a loop's body from the others.
+    """
+
+    def __init__(self, weights: dict[str, np.ndarray] | None = None, prefix: str = "") -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.weights, self.prefix = weights or {}, prefix
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def __call__(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """Add a node with one output; returns its name."""
+        name = name or f"{self.prefix}v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
+        return name
+
+    def several(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Add a node with several outputs; returns their names."""
+        names = [f"{self.prefix}v{len(self.nodes)}_{k}" for k in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names
+
+    def split(self, x: str, sizes: list[int], axis: int = 1) -> list[str]:
+        """Split columns, or another axis; one part is `x` itself."""
+        if len(sizes) == 1:
+            return [x]
+        return self.several("Split", x, self.integers(sizes), outputs=len(sizes), axis=axis)
+
+    def constant(self, values: Any) -> str:
+        """Add a constant array of float32 or int64."""
+        name = f"{self.prefix}c{len(self.constants)}"
+        self.constants[name] = np.ascontiguousarray(values)
+        return name
+
+    def integers(self, values: Any) -> str:
+        """Add an integer constant."""
+        return self.constant(np.asarray(values, np.int64))
+
+    def floats(self, values: Any) -> str:
+        """Add a float32 constant."""
+        return self.constant(np.asarray(values, np.float32))
+
+    def linear(self, x: str, layer: str, name: str | None = None) -> str:
+        """Affine map of rows with the weights `layer` (inputs, outputs) and `layer.bias`."""
+        return self("Gemm", x, layer, f"{layer}.bias", name=name)
+
+    def input(self, name: str, shape: Shape, kind: Any = np.float32) -> str:
+        """Declare an input; a text in the shape names a size that calls choose."""
+        self.inputs.append(helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], shape))
+        return name
+
+    def output(self, name: str, shape: Shape, kind: Any = np.float32) -> str:
+        """Declare that the value `name` is an output."""
+        self.outputs.append(helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], shape))
+        return name
+
+    def body(self, name: str) -> onnx.GraphProto:
+        """Return the graph, for a node that has others inside."""
+        used = {value for node in self.nodes for value in node.input}
+        kept = {key: values for key, values in self.weights.items() if key in used}
+        constants = [numpy_helper.from_array(v, key) for key, v in {**self.constants, **kept}.items()]
+        return helper.make_graph(self.nodes, name, self.inputs, self.outputs, constants)
+
+    def serialise(self, name: str) -> bytes:
+        """Return the checked model; the same nodes and weights give the same bytes."""
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(self.body(name), opset_imports=opset, ir_version=IR_VERSION)
+        onnx.checker.check_model(model)
+        return model.SerializeToString(deterministic=True)

@@ -1,0 +1,314 @@
+"""Device models as folders: exported by the command, played back, and what is wrong with a folder is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from edgerec_gym.agents.device import DeviceSession, load
+from edgerec_gym.agents.device_export import export, export_network
+from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.reranker import RerankerConfig
+from edgerec_gym.agents.supervised import build
+from edgerec_gym.cli import app
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluate import play
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.scenario import Scenario
+from tests.small_pools import moments
+
+COMMON: dict[str, Any] = {"seed": 0, "resume": True, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log, an evaluator, a CRBAN, a generator, a DNN, and a search of the first and third."""
+    folder = tmp_path_factory.mktemp("runs")
+    collect(folder / "logs", preset_name="lite", sessions=120, seed=1)
+    for agent in ("evaluator", "pointer", "crban", "dnn"):
+        hyper = {"epochs": 1, "hidden": 8}
+        train_agent(agent, folder / agent, logs=folder / "logs", hyper=hyper, **COMMON)
+    based_on = [folder / "evaluator", folder / "pointer"]
+    train_agent(
+        "sequence-search",
+        folder / "search",
+        logs=None,
+        based_on=based_on,
+        hyper={},
+        scenario="lite",
+        **COMMON,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def device(runs: Path) -> Path:
+    """An exported search."""
+    export(runs / "search", runs / "device", scenario="lite")
+    return runs / "device"
+
+
+@pytest.fixture
+def device_copy(device: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(device, tmp_path / "copy"))
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("agent", ["crban", "pointer", "search"])
+def test_the_command_exports_what_evaluate_plays(
+    runs: Path, lite: Scenario, tmp_path: Path, agent: str
+) -> None:
+    out = tmp_path / "device"
+    result = run("export", runs / agent, "--out", out, "--scenario", "lite", "--json")
+    assert result.exit_code == 0, result.output
+    described = json.loads(result.stdout)
+    assert described["places"] == lite.config.slate_size and described["scenario"] == "lite"
+    assert described["bytes"] == sum(path.stat().st_size for path in out.glob("*.onnx")) < 3e6
+    assert sorted(described["sha256"]) == sorted(path.name for path in out.glob("*.onnx"))
+    played = {}
+    for folder in (runs / agent, out):
+        policy = find_policy(str(folder), "EdgeFeedSlate-v0", lite, "synthetic")
+        options: dict[str, Any] = {"env_id": "EdgeFeedSlate-v0", "scenario": lite, "users": "synthetic"}
+        played[folder] = play(policy, sessions=20, seed=0, **options)
+    a, b = played.values()
+    if agent != "search":  # in a batch its draws differ from those of one session
+        short = a["exposures"] <= lite.config.exposure_history
+        assert short.sum() > 3 and np.allclose(a["value"][short], b["value"][short])
+    assert b["violations"].sum() == 0 and b["value"].sum() > 0
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "device"
+    export(runs / "search", out, scenario="lite")
+    result = run("export", runs / "crban", "--out", out, "--scenario", "lite", "--places", 4)
+    assert result.exit_code == 0 and "crban, 3 graphs, 0." in result.stdout, result.output
+    assert load(out).places == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["device"] and len(list(out.iterdir())) == 4
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").touch()
+    with pytest.raises(InputError, match="mine holds something other than an exported model"):
+        export(runs / "crban", tmp_path / "mine", scenario="lite")
+    assert (tmp_path / "mine" / "letter").exists()
+
+
+def test_the_same_run_gives_the_same_bytes(runs: Path, device: Path, tmp_path: Path) -> None:
+    export(runs / "search", tmp_path / "again", scenario="lite")
+    for file in device.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_device_needs_no_torch(device: Path) -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from edgerec_gym.agents.device import DeviceSession, load\n"
+        f"model = load({str(device)!r})\n"
+        "observation = {key: np.full(shape, 0.3) for key, shape in model.sizes.items()}\n"
+        "print(len(DeviceSession(model).rerank(observation)))\n"
+        "print([name for name in ('torch', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["10", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "options", "message"),
+    [
+        (
+            "dnn",
+            ["--scenario", "lite"],
+            "holds the agent 'dnn', which has no form for a device; allowed: crban",
+        ),
+        ("evaluator", ["--scenario", "lite"], "holds the agent 'evaluator', which has no form"),
+        (
+            "crban",
+            ["--scenario", "default"],
+            "was trained with pool [20, 20]; this environment has [100, 20]",
+        ),
+        ("search", ["--scenario", "default"], "was trained with"),
+        ("crban", ["--scenario", "lite", "--places", "2000"], "places = 2000 is out of range"),
+        ("nothing", [], "holds no trained policy"),
+    ],
+)
+def test_what_cannot_be_exported(
+    runs: Path, tmp_path: Path, agent: str, options: list[str], message: str
+) -> None:
+    result = run("export", runs / agent, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2 and result.stdout == "" and message in result.stderr, result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: Path) -> None:
+    network = build("crban", lite.config, RerankerConfig(hidden=8))
+    with torch.no_grad():
+        next(network.parameters())[0] = torch.nan
+    with pytest.raises(InputError, match=r"parameter 'perception\S+' is not finite"):
+        export_network(network, tmp_path / "out", "crban", "lite", lite.config)
+    with pytest.raises(InputError, match="a DNN has no form for a device"):
+        export_network(
+            build("dnn", lite.config, RerankerConfig(hidden=8)), tmp_path / "out", "dnn", "lite", lite.config
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def change(folder: Path, **values: Any) -> None:
+    file = folder / "device.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def spoil(folder: Path, name: str) -> None:
+    """Put NaN into the weights of a graph, and record its new sha256."""
+    model = onnx.load(folder / name)
+    for k, weight in enumerate(model.graph.initializer):
+        values = numpy_helper.to_array(weight).copy()
+        if values.dtype == np.float32 and values.size > 50:
+            values[...] = np.nan
+            model.graph.initializer[k].CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, folder / name)
+    recorded = json.loads((folder / "device.json").read_text())["sha256"]
+    change(folder, sha256=recorded | {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    ("spoil_it", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "device.json does not exist"),
+        (lambda f: (f / "device.json").write_text("{"), "device.json is not valid JSON"),
+        (lambda f: change(f, kind="cake"), "does not describe a device model (kind is 'cake')"),
+        (lambda f: change(f, schema_version=2), "has schema version 2; this version reads 1"),
+        (lambda f: change(f, places="ten"), "'places' is missing or not of its type: 'ten'"),
+        (lambda f: change(f, sha256={"cake.onnx": ""}), "names an unknown graph 'cake.onnx'"),
+        (lambda f: change(f, sha256={"../x.y.onnx": ""}), "names an unknown graph"),
+        (lambda f: change(f, sha256={}), "names no graphs"),
+        (lambda f: change(f, beams={"beams": 0}), "BeamConfig.beams = 0 is out of range"),
+        (lambda f: (f / "evaluator.judge.onnx").unlink(), "evaluator.judge.onnx does not exist"),
+        (lambda f: (f / "evaluator.judge.onnx").write_text("x"), "evaluator.judge.onnx is corrupted"),
+        (
+            lambda f: spoil(f, "evaluator.exposures.onnx"),
+            "evaluator.exposures.onnx gives values that are not",
+        ),
+        (
+            lambda f: spoil(f, "evaluator.encode.onnx"),
+            "evaluator.encode.onnx gives values that are not finite",
+        ),
+        (lambda f: spoil(f, "evaluator.judge.onnx"), "evaluator.judge.onnx gives values that are not finite"),
+        (lambda f: spoil(f, "generator.lists.onnx"), "generator.lists.onnx gives values that are not finite"),
+        (
+            lambda f: change(f, config=Scenario.load("lite").config.replace(profile_size=7).to_dict()),
+            "input 'user' has the shape [1, 20]; the sizes in device.json need [1, 23]",
+        ),
+    ],
+)
+def test_a_folder_that_is_wrong_says_so(device_copy: Path, spoil_it: Any, message: str) -> None:
+    spoil_it(device_copy)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(device_copy)
+
+
+def test_a_missing_graph_is_noticed(device_copy: Path) -> None:
+    recorded = json.loads((device_copy / "device.json").read_text())["sha256"]
+    for name, message in (
+        ("evaluator.judge.onnx", "lacks the graph evaluator.judge.onnx"),
+        ("generator.exposures.onnx", "lacks the graph generator.exposures.onnx"),
+    ):
+        change(device_copy, sha256={key: value for key, value in recorded.items() if key != name})
+        with pytest.raises(InputError, match=message):
+            load(device_copy)
+
+
+def test_an_environment_that_does_not_fit(device: Path, lite: Scenario, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"scenario 'lite' with pool \[20, 20\]; this environment has"):
+        find_policy(str(device), "EdgeFeedSlate-v0", "default", "synthetic")
+    with pytest.raises(InputError, match="re-ranks; it plays the tracks joint, rerank, slate, not 'mix'"):
+        find_policy(str(device), "EdgeFeedMix-v0", lite, "synthetic")
+    export(runs / "pointer", tmp_path / "short", scenario="lite", places=3)
+    with pytest.raises(InputError, match="lists of 3 cards; this environment asks for 10"):
+        find_policy(str(tmp_path / "short"), "EdgeFeedSlate-v0", lite, "synthetic")
+
+
+def observed(**changes: Any) -> dict[str, Any]:
+    observation = {key: values[0].numpy() for key, values in moments(1).items()}
+    return {key: value for key, value in (observation | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize("agent", ["crban", "pointer", "search"])
+def test_a_pool_that_runs_dry(runs: Path, tmp_path: Path, agent: str) -> None:
+    export(runs / agent, tmp_path / "device", scenario="lite")
+    session = DeviceSession(load(tmp_path / "device"))
+    pool = observed()["pool"]
+    for left in (3, 1, 0):
+        few = np.zeros_like(pool)
+        few[5 : 5 + left] = np.random.default_rng(0).uniform(0.1, 0.9, (left, pool.shape[1]))
+        found = session.rerank(observed(pool=few))
+        assert sorted(found[:left].tolist()) == list(range(5, 5 + left))
+        assert (found[left:] == -1).all() and len(found) == 10
+        if agent == "crban":
+            assert ((session.scores(observed(pool=few)) > -1e9) == few.any(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user": np.full(20, np.nan)}, r"user is nan at \[0\]; it must be finite"),
+        ({"context": np.full(17, np.inf)}, r"context is inf at \[0\]"),
+        ({"pool": np.zeros((100, 20))}, r"pool has the shape \(100, 20\); this model reads \(20, 20\)"),
+        ({"screen": None}, "the observation lacks the key 'screen'"),
+    ],
+)
+def test_a_bad_observation(device: Path, changes: dict[str, Any], message: str) -> None:
+    session = DeviceSession(load(device))
+    with pytest.raises(InputError, match=message):
+        session.rerank(observed(**changes))
+
+
+def test_bad_events_calls_and_states(device: Path, runs: Path, tmp_path: Path) -> None:
+    session = DeviceSession(load(device))
+    width = session.model.sizes["exposures"][1]
+    for name, row, message in (
+        ("exposures", np.full(width, np.nan), "exposures is nan at"),
+        ("exposures", np.zeros(width), "a row of zeros is padding"),
+        ("exposures", np.zeros(3), r"exposures has the shape \(3,\)"),
+        ("visits", np.zeros(3), "unknown sequence 'visits'; allowed: exposures, page_views"),
+    ):
+        with pytest.raises(InputError, match=message):
+            session.append(name, row)
+    assert session.count == {"exposures": 0, "page_views": 0}
+    for places in (0, 11):
+        with pytest.raises(InputError, match=f"places = {places} is out of range; this model allows 1 to 10"):
+            session.rerank(observed(), places)
+    with pytest.raises(InputError, match="gives no scores; use rerank"):
+        session.scores(observed())
+    with pytest.raises(InputError, match="state does not exist"):
+        session.restore(tmp_path / "state")
+    (tmp_path / "state").write_text("x")
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        session.restore(tmp_path / "state")
+    session.save(tmp_path / "state")
+    export(runs / "crban", tmp_path / "crban", scenario="lite")
+    other = DeviceSession(load(tmp_path / "crban"))
+    with pytest.raises(InputError, match="does not search; use rerank"):
+        other.search(observed())
+    with pytest.raises(
+        InputError, match=r"tensor 'crban.exposures.count' does not fit; another model saved it"
+    ):
+        other.restore(tmp_path / "state")
+    session.kept["generator", "exposures"].keys[0] = np.nan
+    session.save(tmp_path / "state")
+    with pytest.raises(InputError, match=r"'generator.exposures.keys' holds values that are not finite"):
+        DeviceSession(session.model).restore(tmp_path / "state")
