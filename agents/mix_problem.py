@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,13 @@ class MixBatch:
 
     def __getitem__(self, row: int) -> MixProblem:
         """Return one of the problems."""
-        return MixProblem(
-            **{name: value if name == "ordered" else value[row] for name, value in _given(self)}
-        )
+        arrays: dict[str, Any] = {name: value[row] for name, value in _given(self)}
+        return MixProblem(**arrays, ordered=self.ordered)
+
+    def rows(self, rows: np.ndarray) -> MixBatch:
+        """Return some of the problems."""
+        arrays: dict[str, Any] = {name: value[rows] for name, value in _given(self)}
+        return MixBatch(**arrays, ordered=self.ordered)
 
     @classmethod
     def stack(cls, problems: Sequence[MixProblem]) -> MixBatch:
@@ -63,7 +68,7 @@ class MixBatch:
                     f"problem {k} has (cards, slots, types) = {problem.size}, ordered = {problem.ordered}; "
                     f"problem 0 has {first.size} and {first.ordered}; a batch needs them equal"
                 )
-        given = {name: np.stack([getattr(p, name) for p in problems]) for name in _ARRAYS[:6]}
+        given: dict[str, Any] = {name: np.stack([getattr(p, name) for p in problems]) for name in _ARRAYS[:6]}
         return cls(
             **given,
             prefix_caps=np.stack([p.most_by_slot() for p in problems]),

@@ -41,12 +41,15 @@ Int8Matrix = Annotated[np.ndarray, BareArrayType(nb.int8, 2)]
 Int32Vector = Annotated[np.ndarray, BareArrayType(nb.int32, 1)]
 Int32Matrix = Annotated[np.ndarray, BareArrayType(nb.int32, 2)]
 Int64Vector = Annotated[np.ndarray, BareArrayType(nb.int64, 1)]
+Int32Cube = Annotated[np.ndarray, BareArrayType(nb.int32, 3)]
 UInt64Vector = Annotated[np.ndarray, BareArrayType(nb.uint64, 1)]
+UInt64Matrix = Annotated[np.ndarray, BareArrayType(nb.uint64, 2)]
 Float32Vector = Annotated[np.ndarray, BareArrayType(nb.float32, 1)]
 Float32Matrix = Annotated[np.ndarray, BareArrayType(nb.float32, 2)]
 Float32Cube = Annotated[np.ndarray, BareArrayType(nb.float32, 3)]
 Float64Vector = Annotated[np.ndarray, BareArrayType(nb.float64, 1)]
 Float64Matrix = Annotated[np.ndarray, BareArrayType(nb.float64, 2)]
+Float64Cube = Annotated[np.ndarray, BareArrayType(nb.float64, 3)]
 
 
 class TableType(types.Type):
