@@ -1,4 +1,4 @@
-"""What the rules alone say of a problem: how many cards of a type fit by each slot, which floors can be met."""
+"""What the rules alone say of a problem: how many cards of a type fit by each slot, which floors are met."""
 
 from __future__ import annotations
 

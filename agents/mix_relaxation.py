@@ -2,8 +2,8 @@
 
 Prices on slots (one card each), cards (placed once) and weight (the caps) leave a plan for each type alone,
 which a dynamic programme over (slot, cards so far) solves under gap, first slot, prefix caps and floors. The
-prices come from subgradient steps (Held, Wolfe & Crowder 1974; Fisher 1981) of Polyak's length. Where cards are
-few, a price on weight bounds badly: the programme can follow weight itself instead, in levels.
+prices come from subgradient steps (Held, Wolfe & Crowder 1974; Fisher 1981) of Polyak's length. Where cards
+are few, a price on weight bounds badly: the programme can follow weight itself instead, in levels.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A label is a partial plan. Its state is what the future depends on: from which slot on each type may land, and
 which cards are left. Of labels with one state only those survive that no other beats in value and in weight
-(memo and dominance); a label ends whose value plus the Lagrangian bound on the rest does not pass the best plan
-known. If more labels are left than a width allows, those with the lowest bounds are dropped: with a small width
-that is a beam search, and with nothing dropped the result is exact.
+(memo and dominance); a label ends whose value plus the Lagrangian bound on the rest does not pass the best
+plan known. If more labels are left than a width allows, those with the lowest bounds are dropped: with a
+small width that is a beam search, and with nothing dropped the result is exact.
 """
 
 from __future__ import annotations
