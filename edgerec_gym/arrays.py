@@ -25,6 +25,7 @@ from numba.extending import (
     models,
     register_model,
 )
+from numba.np.numpy_support import as_dtype
 
 
 class BareArrayType(types.Type):
@@ -32,6 +33,7 @@ class BareArrayType(types.Type):
 
     def __init__(self, dtype: types.Type, ndim: int) -> None:
         self.dtype, self.ndim = dtype, ndim
+        self.numpy_dtype = as_dtype(dtype)
         super().__init__(f"BareArray({dtype}, {ndim})")
 
 
@@ -41,12 +43,15 @@ Int8Matrix = Annotated[np.ndarray, BareArrayType(nb.int8, 2)]
 Int32Vector = Annotated[np.ndarray, BareArrayType(nb.int32, 1)]
 Int32Matrix = Annotated[np.ndarray, BareArrayType(nb.int32, 2)]
 Int64Vector = Annotated[np.ndarray, BareArrayType(nb.int64, 1)]
+Int32Cube = Annotated[np.ndarray, BareArrayType(nb.int32, 3)]
 UInt64Vector = Annotated[np.ndarray, BareArrayType(nb.uint64, 1)]
+UInt64Matrix = Annotated[np.ndarray, BareArrayType(nb.uint64, 2)]
 Float32Vector = Annotated[np.ndarray, BareArrayType(nb.float32, 1)]
 Float32Matrix = Annotated[np.ndarray, BareArrayType(nb.float32, 2)]
 Float32Cube = Annotated[np.ndarray, BareArrayType(nb.float32, 3)]
 Float64Vector = Annotated[np.ndarray, BareArrayType(nb.float64, 1)]
 Float64Matrix = Annotated[np.ndarray, BareArrayType(nb.float64, 2)]
+Float64Cube = Annotated[np.ndarray, BareArrayType(nb.float64, 3)]
 
 
 class TableType(types.Type):
@@ -96,9 +101,9 @@ class Table:
 
     def _write(self, at: int, name: str, member: types.Type, value: Any) -> None:
         if isinstance(member, BareArrayType):
-            found = nb.typeof(value)
-            if (found.dtype, found.ndim, found.layout) != (member.dtype, member.ndim, "C"):
-                raise TypeError(f"{name} is {found}, not {member}")
+            fits = value.dtype == member.numpy_dtype and value.ndim == member.ndim
+            if not (fits and value.flags.c_contiguous):
+                raise TypeError(f"{name} is {nb.typeof(value)}, not {member}")
             self._words[at] = value.ctypes.data
             self._words[at + 1 : at + 1 + member.ndim] = value.shape
         elif isinstance(member, TableType):

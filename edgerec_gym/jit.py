@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,17 @@ _SOURCES = (
 )
 
 
-def _digest() -> str:
+def source_digest(folder: Path, names: Iterable[str]) -> str:
+    """Hash the files of `folder` that hold kernels."""
     digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update((_ROOT / name).read_bytes())
+    for name in names:
+        digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 
 
 # Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. An entry
 # point that closes over the digest gets the source of every kernel into its cache key.
-SOURCE_DIGEST = _digest()
+SOURCE_DIGEST = source_digest(_ROOT, _SOURCES)
 
 
 _OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management

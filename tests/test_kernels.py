@@ -48,7 +48,8 @@ def change(address):
 
 def test_a_kernel_reads_and_writes_the_arrays_of_a_table():
     outer = Outer(3, 0.5, np.arange(8, dtype=np.float32).reshape(2, 4), Inner(np.zeros(5, np.int32)))
-    change(Table(outer).address)
+    table = Table(outer)  # the address is good as long as the table lives
+    change(table.address)
     assert outer.values.tolist() == [[1, 2, 3, 3], [4, 5, 7.5, 7]]
     assert outer.inner.counts.tolist() == [0, 0, 0, 0, 7]
 
