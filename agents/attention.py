@@ -6,6 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
+def attend(logits: Tensor, value: Tensor, present: Tensor) -> Tensor:
+    """Sum of the values (B, L, V) by softmax of logits (B, Q, L) over what is present (B, L): (B, Q, V).
+
+    Zero where nothing is present.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    weight = logits.masked_fill(~present.unsqueeze(1), lowest).softmax(-1)
+    return (weight * present.unsqueeze(1)) @ value
+
+
 class AdditiveAttention(nn.Module):
     """Attend by v . tanh(W query + U key) (Bahdanau et al., ICLR'15).
 
@@ -34,11 +44,30 @@ class AdditiveAttention(nn.Module):
         `bias` (B, L) is added to the logits of the keys.
         """
         logits = self.logits(query, key)
-        if bias is not None:
-            logits = logits + bias.unsqueeze(1)
-        lowest = torch.finfo(logits.dtype).min
-        weight = logits.masked_fill(~present.unsqueeze(1), lowest).softmax(-1)
-        return (weight * present.unsqueeze(1)) @ value
+        return attend(logits if bias is None else logits + bias.unsqueeze(1), value, present)
+
+
+class DotProductAttention(nn.Module):
+    """Attend by (W query) . (U key) / sqrt(hidden) + bias (Vaswani et al., NeurIPS'17).
+
+    It never holds (B, Q, L, hidden), as :class:`AdditiveAttention` does, so it is the cheap one.
+
+    Args:
+        query_size: width of a query.
+        key_size: width of a key.
+        hidden: width of the comparison.
+    """
+
+    def __init__(self, query_size: int, key_size: int, hidden: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(query_size, hidden)
+        self.key = nn.Linear(key_size, hidden, bias=False)
+        self.scale = hidden**-0.5
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, present: Tensor, bias: Tensor) -> Tensor:
+        """As :meth:`AdditiveAttention.forward`; `bias` (B, Q, L) is added to the logits."""
+        logits = (self.query(query) * self.scale) @ self.key(key).transpose(1, 2)
+        return attend(logits + bias, value, present)
 
 
 class BehaviourAttention(nn.Module):

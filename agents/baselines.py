@@ -25,6 +25,7 @@ import numpy as np
 from edgerec_gym.agents.base import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
+from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import SLATE, track_of
@@ -32,7 +33,6 @@ from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS,
 
 SLOT_COLUMN, EXPOSURES_COLUMN = CONTEXT.index("slot"), CONTEXT.index("exposures")
 PAGE_AGE_COLUMN = CONTEXT.index("page_age")  # in pages
-N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
 
 
 class Keep:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from edgerec_gym.agents.sizes import FeedSizes
 from edgerec_gym.atomic import atomic_path
-from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
@@ -54,6 +54,18 @@ def to_front(present: Tensor) -> tuple[Tensor, Tensor]:
 def take(rows: Tensor, order: Tensor) -> Tensor:
     """Rows (B, L, W) in the order (B, K) int64; (B, K, W)."""
     return rows.gather(1, order.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def compact(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring the rows of (B, L, W) that are not padding to the front, in their order.
+
+    Returns:
+        The rows (B, K, W), K the longest sequence and at least 1, and which are there, (B, K) bool.
+    """
+    order, count = to_front((rows != 0).any(-1))
+    longest = max(1, int(count.max()))
+    present = torch.arange(longest, device=rows.device) < count.unsqueeze(1)
+    return take(rows, order[:, :longest]), present
 
 
 @dataclass(frozen=True)
@@ -126,15 +138,17 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, rows: Tensor) -> BehaviourCodes:
         """Encode rows (B, L, W), oldest first; rows of zeros, wherever they stand, are padding."""
-        order, count = to_front((rows != 0).any(-1))
-        longest = max(1, int(count.max()))
-        rows = take(rows, order[:, :longest])
-        items = self.cards(card_features(rows[..., : self.n_card], self.embedding_size))[0]
-        values = [items]
+        return self.encode(*compact(rows))
+
+    def encode(self, rows: Tensor, present: Tensor) -> BehaviourCodes:
+        """Encode rows (B, K, W) that are `present` (B, K) first, as :func:`compact` gives them."""
+        begun = present[:, 0]  # many sessions have no page view yet: a GRU need not read their padding
+        cards = card_features(rows[begun, :, : self.n_card], self.embedding_size)
+        values = [self.cards(cards)[0]]
         if self.actions is not None:
-            values.append(self.actions(rows[..., self.n_card :])[0])
-        present = torch.arange(longest, device=rows.device) < count.unsqueeze(1)
-        return BehaviourCodes(items, torch.cat(values, -1), present)
+            values.append(self.actions(rows[begun, :, self.n_card :])[0])
+        codes = rows.new_zeros(*rows.shape[:2], self.value_size).index_put((begun,), torch.cat(values, -1))
+        return BehaviourCodes(codes[..., : self.hidden], codes, present)
 
     def start(self, sessions: int) -> SequenceState:
         """Return the state of sessions in which nothing has happened."""
@@ -187,7 +201,7 @@ class Perception(nn.Module):
 
     def __init__(
         self,
-        config: FeedConfig,
+        config: FeedSizes,
         hidden: int = 32,
         layers: int = 1,
         sequences: tuple[str, ...] = SEQUENCES,
@@ -212,7 +226,7 @@ class Perception(nn.Module):
         )
 
     def encoder(self, name: str) -> SequenceEncoder:
-        """Encoder of a sequence."""
+        """Return the encoder of a sequence."""
         encoder = self.encoders[name]
         assert isinstance(encoder, SequenceEncoder)
         return encoder

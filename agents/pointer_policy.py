@@ -1,9 +1,8 @@
-"""A small pointer policy for sb3-contrib's MaskablePPO, on every Discrete id.
+"""The pointer policy for sb3-contrib's MaskablePPO, on every Discrete id.
 
-The behaviour history becomes a few *interest vectors* in the embedding space: every history row gets a signed
-weight from its actions, type and age, and the weighted embeddings are summed. A candidate is scored by its
-match with the interests, its own scalars and the state of the session. One scorer is shared by all pool rows,
-one by all cards, and one gives the request, so matching is learned once and not a hundred times.
+One scorer is shared by all pool rows, one by all cards, and one gives the request, so matching is learned
+once and not a hundred times. Candidates are scored by what they find in the encoded behaviour
+(pointer_features.py), the state of the session and a summary of the pool, the local ranking context.
 
 All tracks share one layout of logits. Pool rows are normalised among themselves (log-softmax), so *some pool
 row* has logit 0, and cards and the request compete with that.
@@ -11,12 +10,13 @@ row* has logit 0, and cards and the request compete with that.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from gymnasium import spaces
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
+from edgerec_gym.spaces import CONTEXT
 
 try:
     import torch
@@ -27,94 +27,60 @@ try:
 except ImportError:
     raise MissingExtraError("PointerPolicy", "train") from None
 
+from edgerec_gym.agents.perception import (
+    LOGIT_SCALE,
+    BehaviourCodes,
+    Perception,
+    candidate_cards,
+    card_features,
+    compact,
+    take,
+)
+from edgerec_gym.agents.pointer_features import COLUMNS, EVIDENCE, MATCH_SCALE, BehaviourReader, Scorer
+from edgerec_gym.agents.sizes import N_SCALARS, ObservationSizes
+
 ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
-N_SCALARS = 4  # price level, base ctr, base cvr, freshness
-LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
-MATCH_SCALE = 10.0  # on matches with the interest vectors: a larger unit learns faster
 POOL_PRIOR = 1.0  # an untrained policy samples pool rows by the odds of their base ctr,
+MATCH_PRIOR = 1.0  # and by their match with each interest vector, in logits,
 CARD_BIAS = -1.0  # inserts a card now and then,
 REQUEST_BIAS = -2.0  # and seldom asks for a page
-DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item
 
 
-def infer_track(n_pool: int, n_cards: int, n_actions: int) -> str:
-    """Tell the track from the sizes of the spaces; InputError where that is not possible."""
+def infer_track(n_pool: int, n_cards: int, n_actions: int, track: str | None = None) -> str:
+    """Tell the track from the sizes of the spaces.
+
+    Raises:
+        InputError: several tracks fit and `track` names none of them, or it names one that does not fit.
+    """
     sizes = {"joint": n_pool + n_cards + 1, "rerank": n_pool, "mix": n_cards + 1, "request": 2}
-    fitting = [track for track, size in sizes.items() if size == n_actions]
-    if len(fitting) != 1:
+    fitting = [name for name, size in sizes.items() if size == n_actions]
+    found = f"{n_actions} actions with {n_pool} pool rows and {n_cards} cards fit"
+    if track is not None and track not in fitting:
+        raise InputError(f"{found} {' and '.join(fitting) or 'no track'}, not {track!r}")
+    if track is None and len(fitting) != 1:
         raise InputError(
-            f"{n_actions} actions with {n_pool} pool rows and {n_cards} cards fit "
-            f"{' and '.join(fitting) or 'no track'}; name the track of PointerPolicy: {', '.join(sizes)}"
+            f"{found} {' and '.join(fitting) or 'no track'}; "
+            f"name the track of PointerPolicy: {', '.join(sizes)}"
         )
-    return fitting[0]
+    return track or fitting[0]
 
 
-def _scalars(items: Tensor, d: int) -> Tensor:
-    """Item scalars (..., 4), the base ctr as a logit of order 1."""
-    price, ctr, cvr, freshness = items[..., d : d + N_SCALARS].unbind(-1)
-    return torch.stack((price, torch.logit(ctr, 1e-4) / LOGIT_SCALE, cvr, freshness), -1)
+@dataclass(frozen=True)
+class _Read:
+    """What is known of the sessions."""
+
+    queries: Tensor  # (B, d, n_matches) to match candidates with
+    parts: list[Tensor]  # of the state
+    sequences: dict[str, tuple[Tensor, BehaviourCodes, Tensor]]  # rows, codes, descriptions
 
 
-class HistoryEncoder(nn.Module):
-    """Behaviour rows (B, L, F + T + columns) -> interest vectors (B, heads, d) and a summary (B, hidden).
-
-    A row's weight is a network of its actions, type, scalars and age, plus a linear part that starts as the
-    cloud's own evidence: `offset + slope * duration`, decayed with age, each head at its own rate.
-    """
-
-    def __init__(
-        self, d: int, n_types: int, n_columns: int, heads: int, hidden: int, slope: float, offset: float
-    ) -> None:
-        super().__init__()
-        self.d, self.n_types = d, n_types
-        n_actions = n_columns - 1  # the last column is the slot
-        self.rows = nn.Sequential(nn.Linear(N_SCALARS + n_types + n_actions + 2, hidden), nn.ReLU())
-        self.weights = nn.Linear(hidden, heads)
-        self.evidence = nn.Linear(n_actions, heads)
-        self.decay = nn.Parameter(torch.linspace(1.5, 3.0, heads))  # log of the rate per max_slots
-        nn.init.orthogonal_(self.weights.weight, 0.1)
-        for parameter in (self.weights.bias, self.evidence.weight):
-            nn.init.zeros_(parameter)
-        nn.init.constant_(self.evidence.bias, offset)
-        with torch.no_grad():
-            self.evidence.weight[:, 0] = slope
-
-    def forward(self, rows: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode; `slot` (B, 1) is now, in the unit of the rows' last column."""
-        behaviour = rows[..., self.d + N_SCALARS : -1]  # type one-hot, then actions
-        present = behaviour[..., : self.n_types].sum(-1, keepdim=True)  # (B, L, 1): 1, or 0 for padding
-        age = slot.unsqueeze(1) - rows[..., -1:]
-        hidden = self.rows(torch.cat((_scalars(rows, self.d), behaviour, age, torch.exp(-10 * age)), -1))
-        weights = self.evidence(behaviour[..., self.n_types :]) + self.weights(hidden)
-        weights = weights * torch.exp(-age * self.decay.exp()) * present  # (B, L, heads)
-        interests = weights.transpose(1, 2) @ rows[..., : self.d]
-        # Little evidence counts little, much evidence counts as a direction.
-        interests = MATCH_SCALE * interests / (1 + interests.square().sum(-1, keepdim=True).add(1e-6).sqrt())
-        return interests, (hidden * present).mean(1)
-
-
-class Scorer(nn.Module):
-    """Score of every candidate (B, n, features) in a state (B, hidden): (B, n).
-
-    A linear part plus a small network; it starts as `prior * logit(base ctr)`.
-    """
-
-    def __init__(self, n_features: int, base_ctr_at: int, hidden: int, prior: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(n_features, 1)
-        self.candidate = nn.Linear(n_features, hidden)
-        self.state = nn.Linear(hidden, hidden, bias=False)
-        self.out = nn.Linear(hidden, 1, bias=False)
-        nn.init.orthogonal_(self.out.weight, 0.01)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        with torch.no_grad():
-            self.linear.weight[0, base_ctr_at] = prior * LOGIT_SCALE
-
-    def forward(self, candidates: Tensor, state: Tensor) -> Tensor:
-        """Score."""
-        hidden = torch.relu(self.candidate(candidates) + self.state(state).unsqueeze(1))
-        return (self.linear(candidates) + self.out(hidden)).squeeze(-1)
+def _pool_summary(inputs: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and maximum over the pool, and the row that *keep* would place; each (B, features)."""
+    weight = present.unsqueeze(-1).to(inputs.dtype)
+    mean = (inputs * weight).sum(1) / weight.sum(1).clamp(min=1)
+    best = inputs.masked_fill(~present.unsqueeze(-1), -10).amax(1)
+    keep = inputs[torch.arange(len(inputs), device=inputs.device), weight.squeeze(-1).argmax(1)]
+    return mean, best, keep
 
 
 class PointerNetwork(BaseFeaturesExtractor):
@@ -132,41 +98,41 @@ class PointerNetwork(BaseFeaturesExtractor):
         self, observation_space: spaces.Dict, n_actions: int, track: str | None, hidden: int, heads: int
     ) -> None:
         super().__init__(observation_space, features_dim=n_actions + hidden)
-        shapes = {key: space.shape or () for key, space in observation_space.spaces.items()}
-        n_pool, n_features = shapes["pool"]
-        n_cards = shapes["cards"][0]
-        self.n_types = shapes["cards"][1] - n_features
-        self.d = n_features - N_SCALARS
-        self.lookahead = shapes["screen"][0] if "screen" in shapes else 0
-        self.track = infer_track(n_pool, n_cards, n_actions) if track is None else track
-
-        sizes: dict[str, list[int]] = {
-            "joint": [n_pool, n_cards, 1],
-            "rerank": [n_pool],
-            "mix": [1, n_cards],
+        sizes = self.sizes = ObservationSizes.from_space(observation_space)
+        self.d = sizes.embedding_size
+        self.track = infer_track(sizes.n_pool, sizes.n_cards, n_actions, track)
+        groups: dict[str, list[int]] = {
+            "joint": [sizes.n_pool, sizes.n_cards, 1],
+            "rerank": [sizes.n_pool],
+            "mix": [1, sizes.n_cards],
             "request": [1, 1],
         }
-        self.group_sizes = sizes[self.track]
+        self.group_sizes = groups[self.track]
 
-        n_matches = 2 * heads + 1 + self.lookahead  # one a query vector
-        n_candidate = n_matches + N_SCALARS
-        n_state = shapes["context"][0] + shapes["user"][0] - self.d + hidden + 3 * n_candidate
-        n_state += self.lookahead * (N_SCALARS + self.n_types)
-        self.exposures = HistoryEncoder(
-            self.d, self.n_types, N_EXPOSURE_COLUMNS, heads, hidden // 2, 1.0, -DWELL_CENTRE
+        width = hidden // 2
+        self.perception = Perception(sizes, hidden)
+        self.readers = nn.ModuleDict(
+            {
+                name: BehaviourReader(sizes, columns, hidden, heads, width, *EVIDENCE[name])
+                for name, columns in COLUMNS.items()
+            }
         )
-        self.page_views = HistoryEncoder(
-            self.d, self.n_types, N_PAGE_VIEW_COLUMNS, heads, hidden // 2, 2.0, 1.0 - 2 * DWELL_CENTRE
-        )
+        n_matches = 2 * heads + 1 + sizes.lookahead  # one a query vector
+        n_candidate = n_matches + N_SCALARS + 2 * width
+        n_state = sizes.n_context + sizes.n_user - self.d + 2 * width + 4 * hidden + 3 * n_candidate
+        n_state += sizes.lookahead * (N_SCALARS + sizes.n_types)
         self.query_scale = nn.Parameter(torch.ones(n_matches, self.d))  # weights of the elementwise products
         self.policy_state = nn.Sequential(nn.Linear(n_state, hidden), nn.ReLU())
         self.value_state = nn.Sequential(
             nn.Linear(n_state, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
         )
-        if self.track in ("joint", "rerank"):
-            self.pool_scorer = Scorer(n_candidate, n_matches + 1, hidden, POOL_PRIOR)
+        prior = torch.zeros(n_candidate)
+        prior[: 2 * heads] = MATCH_PRIOR / MATCH_SCALE
         if self.track in ("joint", "mix"):
-            self.card_scorer = Scorer(n_candidate + self.n_types + 2, n_matches + 1, hidden, 0.0)
+            self.card_scorer = Scorer(torch.cat((prior * 0, torch.zeros(sizes.n_types + 2))), hidden)
+        prior[n_matches + 1] = POOL_PRIOR * LOGIT_SCALE
+        if self.track in ("joint", "rerank"):
+            self.pool_scorer = Scorer(prior, hidden)
         if self.track in ("joint", "request"):
             self.request_scorer = nn.Linear(hidden, 1)
             nn.init.orthogonal_(self.request_scorer.weight, 0.01)
@@ -174,52 +140,61 @@ class PointerNetwork(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Compute logits and value features."""
-        pool, cards, context = observations["pool"], observations["cards"], observations["context"]
-        matches, parts = self._queries(observations)  # (B, n_matches, d)
-        pool_inputs = torch.cat((pool[..., : self.d] @ matches, _scalars(pool, self.d)), -1)
-        present = (pool != 0).any(-1)  # (B, N)
-        state = torch.cat((context, *parts, *self._pool_summary(pool_inputs, present)), -1)
+        context, n_types = observations["context"], self.sizes.n_types
+        read = self._read(observations)
+        pool = self._candidates(candidate_cards(observations["pool"], n_types), read)
+        present = (observations["pool"] != 0).any(-1)  # (B, N)
+        state = torch.cat((context, *read.parts, *_pool_summary(pool, present)), -1)
         hidden = self.policy_state(state)
 
         logits = []
         if self.track in ("joint", "rerank"):
-            scores = self.pool_scorer(pool_inputs, hidden).masked_fill(~present, ABSENT)
+            scores = self.pool_scorer(pool, hidden).masked_fill(~present, ABSENT)
             logits.append(scores.log_softmax(-1))
         else:
             logits.append(torch.zeros_like(context[:, :1]))
         if self.track in ("joint", "mix"):
-            card_inputs = torch.cat((cards[..., : self.d] @ matches, _scalars(cards, self.d)), -1)
-            card_inputs = torch.cat((card_inputs, self._card_types(cards, context)), -1)
-            logits.append(self.card_scorer(card_inputs, hidden) + CARD_BIAS)
+            cards = self._candidates(observations["cards"], read)
+            cards = torch.cat((cards, self._card_types(observations["cards"], context)), -1)
+            logits.append(self.card_scorer(cards, hidden) + CARD_BIAS)
         if self.track in ("joint", "request"):
             logits.append(self.request_scorer(hidden) + REQUEST_BIAS)
         return torch.cat((*logits, self.value_state(state)), -1)
 
-    def _queries(self, observations: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Vectors (B, d, n_matches) to match candidates with, and what else is known of the session."""
+    def _read(self, observations: dict[str, Tensor]) -> _Read:
+        """Read the session."""
         user, slot = observations["user"], observations["context"][:, :1]
-        exposed, exposed_summary = self.exposures(observations["exposures"], slot)
-        viewed, viewed_summary = self.page_views(observations["page_views"], slot)
-        queries = [exposed, viewed, user[:, None, : self.d]]
-        parts = [user[:, self.d :], exposed_summary, viewed_summary]
-        if self.lookahead:
+        queries, parts, sequences = [], [user[:, self.d :]], {}
+        for name, reader in self.readers.items():
+            assert isinstance(reader, BehaviourReader)
+            rows, present = compact(observations[name])
+            codes = self.perception.encoder(name).encode(rows, present)
+            described = reader(rows, codes, slot)
+            queries.append(reader.interests(rows, described, slot))
+            newest = (present.sum(1) - 1).clamp(min=0).view(-1, 1)
+            parts += [described.sum(1) / observations[name].shape[1], take(codes.values, newest)[:, 0]]
+            sequences[name] = (rows, codes, described)
+        queries.append(user[:, None, : self.d])
+        if self.sizes.lookahead:
             screen = observations["screen"]
             queries.append(screen[..., : self.d])
-            parts += [_scalars(screen, self.d).flatten(1), screen[..., self.d + N_SCALARS :].flatten(1)]
-        return (torch.cat(queries, 1) * self.query_scale).transpose(1, 2), parts
+            parts.append(card_features(screen, self.d)[..., self.d :].flatten(1))
+        return _Read((torch.cat(queries, 1) * self.query_scale).transpose(1, 2), parts, sequences)
 
-    def _pool_summary(self, inputs: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and maximum over the pool, and the row that *keep* would place; each (B, features)."""
-        weight = present.unsqueeze(-1).to(inputs.dtype)
-        mean = (inputs * weight).sum(1) / weight.sum(1).clamp(min=1)
-        best = inputs.masked_fill(~present.unsqueeze(-1), -10).amax(1)
-        keep = inputs[torch.arange(len(inputs), device=inputs.device), weight.squeeze(-1).argmax(1)]
-        return mean, best, keep
+    def _candidates(self, cards: Tensor, read: _Read) -> Tensor:
+        """Features of candidates (B, n, F + T): matches, scalars, what attention has found."""
+        features = card_features(cards, self.d)
+        inputs = [cards[..., : self.d] @ read.queries, features[..., self.d : self.d + N_SCALARS]]
+        for name, sequence in read.sequences.items():
+            reader = self.readers[name]
+            assert isinstance(reader, BehaviourReader)
+            inputs.append(reader.attend(features, *sequence))
+        return torch.cat(inputs, -1)
 
     def _card_types(self, cards: Tensor, context: Tensor) -> Tensor:
         """Type one-hot, then that type's share used and slots since its last card: (B, M, T + 2)."""
         types = cards[..., self.d + N_SCALARS :]
-        per_type = context[:, len(CONTEXT) :].unflatten(-1, (2, self.n_types - 1))  # (B, 2, T - 1)
+        per_type = context[:, len(CONTEXT) :].unflatten(-1, (2, self.sizes.n_types - 1))  # (B, 2, T - 1)
         return torch.cat((types, types[..., 1:] @ per_type.transpose(1, 2)), -1)
 
 

@@ -44,7 +44,7 @@ def train_agent(
         threads: torch threads.
         hyper: hyper-parameters by name.
         based_on: runs that generators and the sequence search start from.
-        progress: called with (epochs or updates done, in all, text); maskable-ppo shows its own.
+        progress: called with (epochs or updates done, in all, text); pointer-ppo and flat-ppo show their own.
         **play: further arguments of :func:`~edgerec_gym.agents.training.train`, which re-rankers do not need;
             generators take scenario and users.
 

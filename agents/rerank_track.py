@@ -30,7 +30,7 @@ from edgerec_gym.scenario import Scenario
 ENV_ID = "EdgeFeedRerank-v0"
 BASELINES = ("keep", "greedy", "device-greedy", "oracle")
 RERANKERS = ("dnn", "dlcm", "prm", "setrank", "seq2slate", "crban")
-POINTER, EVALUATOR, SEARCH, PPO = "pointer", "evaluator", "sequence-search", "maskable-ppo"
+POINTER, EVALUATOR, SEARCH, PPO = "pointer", "evaluator", "sequence-search", "pointer-ppo"
 DIVERSIFIERS = {"mmr": MaximalMarginalRelevance, "dpp": DeterminantalPointProcess}
 BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
     "pointer-evaluator": (EVALUATOR, POINTER),

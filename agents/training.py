@@ -53,10 +53,9 @@ from edgerec_gym.agents.pointer_policy import PointerPolicy
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.sb3 import make_vec_env
 
-AGENTS = ("maskable-ppo",)
-POLICIES = ("pointer", "flat")
+POINTER, FLAT = AGENTS = ("pointer-ppo", "flat-ppo")
 FIXED = (  # in a resumed run
-    "agent", "id", "policy", "scenario", "users", "members", "seed", "num_envs", "hyper", "sizes",
+    "agent", "id", "scenario", "users", "members", "seed", "num_envs", "hyper", "sizes",
 )  # fmt: skip
 
 
@@ -77,7 +76,7 @@ class PPOConfig(Config):
     max_grad_norm: float = bounded(0.5, 1e-3, 1e3)
     uncertainty_penalty: float = bounded(0.0, 0.0, 1e3)  # per unit of the ensemble's disagreement (MOPO)
     hidden: int = bounded(32, 2, 4096)  # width of the hidden layers
-    heads: int = bounded(2, 1, 64)  # interest vectors per history (pointer policy)
+    heads: int = bounded(2, 1, 64)  # interest vectors per history (pointer-ppo)
 
     def schedule(self, progress_remaining: float) -> float:
         """Learning rate while 1..0 of the training remains."""
@@ -88,8 +87,7 @@ def train(
     env_id: str,
     out: str | Path,
     *,
-    agent: str = "maskable-ppo",
-    policy: str = "pointer",
+    agent: str = POINTER,
     scenario: Any = "default",
     users: str = "learned",
     members: Sequence[int] | None = None,
@@ -112,8 +110,8 @@ def train(
     Args:
         env_id: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or a track.
         out: the run's folder.
-        agent: "maskable-ppo".
-        policy: "pointer" (one scorer for all pool rows) or "flat" (a plain network over everything).
+        agent: MaskablePPO with a network, "pointer-ppo" (PointerPolicy) or "flat-ppo" (MultiInputPolicy of
+            stable-baselines3, a plain network over everything).
         scenario: a shipped name, a folder, or a Scenario.
         users: "learned" or "synthetic".
         members: networks of the ensemble of learned users that episodes draw from; None for all.
@@ -135,8 +133,8 @@ def train(
         InputError: unknown names, values out of range, `out` not writable or in use by another run.
     """
     track = track_of(env_id)
-    _known("agent", agent, AGENTS)
-    _known("policy", policy, POLICIES)
+    if agent not in AGENTS:
+        raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
     for name, value in (
         ("steps", steps),
         ("num_envs", num_envs),
@@ -165,7 +163,6 @@ def train(
         "agent": agent,
         "id": next(name for name, its_track in IDS.items() if its_track == track),
         "track": track,
-        "policy": policy,
         "scenario": {"name": scenario.name, "sha256": _digest(scenario)},
         "users": users,
         "members": None if members is None else list(members),
@@ -182,7 +179,7 @@ def train(
         TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(), console=Console(stderr=True), disable=not progress,
     ) as bar:  # fmt: skip
-        model = _build(env, policy, settings, seed, run / "tensorboard" if tensorboard else None)
+        model = _build(env, agent, settings, seed, run / "tensorboard" if tensorboard else None)
         if start is not None:
             checkpoint.restore_checkpoint(start, model.policy, model.policy.optimizer)
             _, earlier = checkpoint.read_run(start)
@@ -204,11 +201,6 @@ def train(
         write_json(run / checkpoint.RECORD, record)
     env.close()
     return record
-
-
-def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
 
 
 def _digest(scenario: Scenario) -> str:
@@ -243,19 +235,19 @@ def _sizes(env: Any) -> dict[str, Any]:
     return shapes | {"actions": int(actions.n)}
 
 
-def _policy_kwargs(policy: str, track: str, settings: PPOConfig) -> dict[str, Any]:
-    if policy == "pointer":
+def _policy_kwargs(agent: str, track: str, settings: PPOConfig) -> dict[str, Any]:
+    if agent == POINTER:
         return {"track": track, "hidden": settings.hidden, "heads": settings.heads}
     return {"net_arch": [settings.hidden, settings.hidden]}
 
 
-def _policy_class(policy: str) -> type[Any]:
-    return PointerPolicy if policy == "pointer" else MaskableMultiInputActorCriticPolicy
+def _policy_class(agent: str) -> type[Any]:
+    return PointerPolicy if agent == POINTER else MaskableMultiInputActorCriticPolicy
 
 
-def _build(env: Any, policy: str, settings: PPOConfig, seed: int, log: Path | None) -> MaskablePPO:
+def _build(env: Any, agent: str, settings: PPOConfig, seed: int, log: Path | None) -> MaskablePPO:
     return MaskablePPO(
-        _policy_class(policy),
+        _policy_class(agent),
         env,
         learning_rate=settings.schedule,
         n_steps=settings.n_steps,
@@ -268,7 +260,7 @@ def _build(env: Any, policy: str, settings: PPOConfig, seed: int, log: Path | No
         vf_coef=settings.vf_coef,
         max_grad_norm=settings.max_grad_norm,
         tensorboard_log=None if log is None else str(log),
-        policy_kwargs=_policy_kwargs(policy, env.venv.track, settings),
+        policy_kwargs=_policy_kwargs(agent, env.venv.track, settings),
         seed=seed,
         device="cpu",  # networks this small gain nothing elsewhere
     )
@@ -349,7 +341,9 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPol
         InputError: nothing there, broken files, or a policy of another id or of other sizes.
     """
     folder, record = checkpoint.read_run(folder)
-    feed = _feed(env)
+    agent, feed = record["agent"], _feed(env)
+    if agent not in AGENTS:
+        raise InputError(f"{folder} holds the agent {agent!r}, of another version; train {AGENTS[0]} anew")
     if record["track"] != feed.track:
         raise InputError(
             f"{folder} was trained for the track {record['track']!r}; this environment is {feed.track!r}"
@@ -359,12 +353,11 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPol
             raise InputError(
                 f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
             )
-    _known("policy", record.get("policy", ""), POLICIES)
     settings = PPOConfig.from_dict(record["hyper"])
     with _private_randomness():
-        network = _policy_class(record["policy"])(
-            *_spaces(feed), settings.schedule, **_policy_kwargs(record["policy"], feed.track, settings)
+        network = _policy_class(agent)(
+            *_spaces(feed), settings.schedule, **_policy_kwargs(agent, feed.track, settings)
         )
     checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
     network.set_training_mode(False)
-    return TrainedPolicy(record["agent"], network, threads)
+    return TrainedPolicy(agent, network, threads)

@@ -59,7 +59,7 @@ def trained_gaps(name: str) -> dict[str, Any]:
     return {
         row["policy"]: row["exploitation_gap"]
         for row in rows
-        if row["users"] == "learned" and row["policy"].startswith("maskable-ppo")
+        if row["users"] == "learned" and "-ppo" in row["policy"]
     }
 
 

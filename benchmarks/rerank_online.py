@@ -46,7 +46,7 @@ GENERATORS: dict[str, tuple[str, ...]] = {  # agent -> the runs that it is based
 }
 FIGURES = ("value", "clicks", "purchases")
 QUICK: dict[str, dict[str, Any]] = {
-    "maskable-ppo": {},
+    "pointer-ppo": {},
     "sequence-search": {},
     **{agent: {"epochs": 1} for agent in (*RERANKERS, "evaluator")},
     **{agent: {"updates": 5, "batch_size": 16} for agent in GENERATORS if agent.startswith("pointer")},
@@ -81,8 +81,8 @@ class Watched:
 
 def train_all(out: Path, logs: Path, scenario: Scenario, seed: int, steps: int, quick: bool) -> None:
     """Train what is missing for one seed."""
-    for agent in (*RERANKERS, "evaluator", *GENERATORS, "maskable-ppo"):
-        reads_logs = agent not in ("maskable-ppo", "sequence-search", "pointer-users")
+    for agent in (*RERANKERS, "evaluator", *GENERATORS, "pointer-ppo"):
+        reads_logs = agent not in ("pointer-ppo", "sequence-search", "pointer-users")
         train_agent(
             agent,
             out / f"{agent}-{seed}",
@@ -107,8 +107,8 @@ def policies(out: Path, env_id: str, scenario: Scenario, seeds: int) -> dict[str
         for name in ("keep", "greedy", "device-greedy")
     }
     for seed in range(seeds):
-        for agent in (*RERANKERS, *GENERATORS, "maskable-ppo"):
-            if agent == "maskable-ppo" and env_id != "EdgeFeedRerank-v0":
+        for agent in (*RERANKERS, *GENERATORS, "pointer-ppo"):
+            if agent == "pointer-ppo" and env_id != "EdgeFeedRerank-v0":
                 continue
             folder = str(out / f"{agent}-{seed}")
             made[f"{agent}, seed {seed}"] = lambda folder=folder: find_policy(  # type: ignore[misc]
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the runs; default runs/rerank-online-SCENARIO")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sessions", type=int, default=4000, help="played by each policy")
-    parser.add_argument("--steps", type=int, default=150_000, help="slots that maskable-ppo plays")
+    parser.add_argument("--steps", type=int, default=150_000, help="slots that pointer-ppo plays")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -96,11 +96,10 @@ def test_the_command_line_starts_without_torch():
         ("no scenario 'nowhere'", "train --out x --scenario nowhere"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "evaluate keep --id EdgeFeed-v9"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "train --out x --id EdgeFeed-v9"),
-        ("unknown agent 'dqn'; allowed: maskable-ppo, crban", "train --out x --agent dqn"),
+        ("unknown agent 'dqn'; allowed: pointer-ppo, flat-ppo, crban", "train --out x --agent dqn"),
         ("agent 'crban' learns from logs: give a log folder with --logs", "train --out x --agent crban"),
         ("logs.json does not exist", "train --out x --agent crban --logs nowhere"),
         ("learns by playing and reads no logs", "train --out x --logs nowhere"),
-        ("unknown policy 'mlp'; allowed: pointer, flat", "train --out x --policy mlp"),
         ("PPOConfig has no field 'gama'; did you mean 'gamma'?", "train --out x --set gama=0.9"),
         ("PPOConfig.gamma = 1.5 is out of range; allowed: 0.0 to 1.0", "train --out x --set gamma=1.5"),
         ("--set 'gamma' must read NAME=NUMBER", "train --out x --set gamma"),
@@ -286,7 +285,7 @@ def test_train_resumes_and_its_run_is_evaluated(tmp_path):
     fails_with("cannot resume", *arguments, *small, "--steps", 64, "--seed", 1)
     evaluation = ("evaluate", out, "--scenario", "lite", "--users", "synthetic", "--sessions", 5, "--json")
     rows = json.loads(run_well(*evaluation, "--id", "EdgeFeedRequest-v0"))
-    assert [row["policy"] for row in rows] == ["keep", "maskable-ppo", "oracle"]
+    assert [row["policy"] for row in rows] == ["keep", "pointer-ppo", "oracle"]
     fails_with("was trained for the track 'request'", *evaluation)
 
 
@@ -379,7 +378,7 @@ def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     written = {path: path.stat().st_mtime_ns for path in made}
     answer = json.loads(run_well(*arguments))
     assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was done again
-    assert {row["policy"] for row in answer["results"]} == {*demo.POLICIES, "maskable-ppo", "oracle"}
+    assert {row["policy"] for row in answer["results"]} == {*demo.POLICIES, "pointer-ppo", "oracle"}
     report = tmp_path / "report"
     assert answer["report"] == str(report) and (report / "training.png").is_file()
     monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)  # a finished demo does nothing

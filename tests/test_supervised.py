@@ -168,7 +168,7 @@ def test_the_table_of_agents_says_what_is_missing(logs: Path, tmp_path: Path) ->
     common: dict[str, Any] = {"seed": 0, "resume": True, "threads": 1, "hyper": {}}
     with pytest.raises(InputError, match="agent 'crban' learns from logs: give a log folder with --logs"):
         train_agent("crban", tmp_path, logs=None, **common)
-    with pytest.raises(InputError, match="agent 'maskable-ppo' learns by playing and reads no logs"):
-        train_agent("maskable-ppo", tmp_path, logs=logs, **common)
-    with pytest.raises(InputError, match="unknown agent 'dqn'; allowed: maskable-ppo, crban"):
+    with pytest.raises(InputError, match="agent 'pointer-ppo' learns by playing and reads no logs"):
+        train_agent("pointer-ppo", tmp_path, logs=logs, **common)
+    with pytest.raises(InputError, match="unknown agent 'dqn'; allowed: pointer-ppo, flat-ppo, crban"):
         train_agent("dqn", tmp_path, logs=logs, **common)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
-from edgerec_gym.agents.training import PPOConfig, load_policy, train
+from edgerec_gym.agents.training import AGENTS, PPOConfig, load_policy, train
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import track_of
@@ -38,9 +38,9 @@ def make_env(lite: Scenario, env_id: str = "EdgeFeed-v0", **config: Any) -> Edge
     return EdgeFeedVectorEnv(16, track=track_of(env_id), scenario=lite, users="synthetic", **config)
 
 
-@pytest.mark.parametrize("policy", ["pointer", "flat"])
-def test_trains_and_loads(lite: Scenario, tmp_path: Path, slot_id: str, policy: str) -> None:
-    record = quick(lite, tmp_path, slot_id, policy=policy, seed=2)
+@pytest.mark.parametrize("agent", AGENTS)
+def test_trains_and_loads(lite: Scenario, tmp_path: Path, slot_id: str, agent: str) -> None:
+    record = quick(lite, tmp_path, slot_id, agent=agent, seed=2)
     assert json.loads((tmp_path / "policy.json").read_text()) == record
     assert (record["id"], record["steps"], record["seed"]) == (slot_id, 4 * UPDATE, 2)
     env = make_env(lite, slot_id)
@@ -109,7 +109,7 @@ def test_resumes_from_the_last_complete_checkpoint(lite: Scenario, tmp_path: Pat
     half = tmp_path / "checkpoints" / ".step-000000000999.1.tmp"
     half.mkdir()
     (half / "policy.safetensors").write_bytes(b"half")
-    assert load_policy(tmp_path, make_env(lite)).name == "maskable-ppo"
+    assert load_policy(tmp_path, make_env(lite)).name == "pointer-ppo"
     record = quick(lite, tmp_path, steps=6 * UPDATE, checkpoint_every=UPDATE, resume=True)
     assert record["steps"] == 6 * UPDATE
     assert record["updates"] == 6
@@ -193,8 +193,7 @@ def test_broken_files_are_named(lite: Scenario, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agent": "a2c"}, "unknown agent 'a2c'; allowed: maskable-ppo"),
-        ({"policy": "cnn"}, "unknown policy 'cnn'; allowed: pointer, flat"),
+        ({"agent": "a2c"}, "unknown agent 'a2c'; allowed: pointer-ppo, flat-ppo"),
         ({"gama": 0.9}, "no field 'gama'; did you mean 'gamma'"),
         ({"gamma": 1.5}, "gamma = 1.5 is out of range"),
         ({"steps": 0}, "steps = 0 must be at least 1"),

@@ -18,10 +18,11 @@ def train(
     agent: Annotated[
         str,
         typer.Option(
-            help="maskable-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, evaluator; "
-            "--based-on these pointer-evaluator, pointer-users, pointer-distilled, sequence-search."
+            help="pointer-ppo, flat-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, "
+            "evaluator; --based-on these pointer-evaluator, pointer-users, pointer-distilled, "
+            "sequence-search."
         ),
-    ] = "maskable-ppo",
+    ] = "pointer-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
     based_on: Annotated[
         list[Path] | None,
@@ -29,7 +30,6 @@ def train(
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
-    policy: Annotated[str, typer.Option(help="Network: pointer or flat.")] = "pointer",
     users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
     steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 50_000,
     num_envs: NumEnvs = 128,
@@ -44,7 +44,8 @@ def train(
 ) -> None:
     """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
 
-    --id, --policy, --steps and --num-envs are of maskable-ppo; --scenario and --users also of pointer-users.
+    --id, --steps and --num-envs are of pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a
+    plain network); --scenario and --users also of pointer-users.
     """
     from edgerec_gym.agents.registry import train_agent
 
@@ -63,7 +64,6 @@ def train(
             hyper=_assignments(set_ or []),
             progress=progress,
             env_id=env_id,
-            policy=policy,
             scenario=scenario,
             users=users,
             steps=steps,
