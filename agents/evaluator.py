@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
-from edgerec_gym.agents.exposed_lists import OUTCOMES
+from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch
 from edgerec_gym.agents.perception import SEQUENCES, Perception, base_logit, candidate_cards, card_features
 from edgerec_gym.agents.request_log import NOT_SHOWN
-from edgerec_gym.agents.reranker import TensorObservation, pool_present
+from edgerec_gym.agents.reranker import TensorObservation, pool_present, to_tensors
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.spaces import context_size
 
@@ -69,6 +69,22 @@ class EncodedCards(NamedTuple):
     codes: Tensor
     base: Tensor
     screen: Tensor
+
+
+class Judged(NamedTuple):
+    """What a network says of logged lists, and what is known.
+
+    Attributes:
+        logits: (B, K, 4) float32, before calibration.
+        outcomes: (B, K, 4) float32 of 0 or 1.
+        answered: (B, K) bool, where they are known.
+        weight: (B, K) float32 of each place in the loss.
+    """
+
+    logits: Tensor
+    outcomes: Tensor
+    answered: Tensor
+    weight: Tensor
 
 
 class ListEvaluator(nn.Module):
@@ -145,6 +161,18 @@ class ListEvaluator(nn.Module):
         residual[..., CLICK] = encoded.base
         return logits + residual
 
+    @property
+    def list_size(self) -> int:
+        """Cards of a logged list that is learned from."""
+        return self.settings.horizon
+
+    def judge(self, batch: ListBatch) -> Judged:
+        """Judge logged lists."""
+        encoded = self.encode(to_tensors(batch.observation), torch.from_numpy(batch.cards))
+        logits = self.logits(encoded, torch.from_numpy(batch.placed))
+        answered = torch.from_numpy(batch.answered)
+        return Judged(logits, torch.from_numpy(batch.outcomes), answered, torch.ones(answered.shape))
+
     def probabilities(self, encoded: EncodedCards, placed: Tensor) -> Tensor:
         """Calibrated probabilities (B, K, 4); purchases and long page views include their click."""
         p = torch.sigmoid(self.logits(encoded, placed) * self.scale + self.shift)
@@ -196,16 +224,16 @@ class ListEvaluator(nn.Module):
         return self.values(encoded, rows)
 
 
-def outcome_losses(
-    logits: Tensor, outcomes: Tensor, answered: Tensor, identified: tuple[bool, ...]
-) -> Tensor:
+def outcome_losses(found: Judged, identified: tuple[bool, ...]) -> Tensor:
     """Negative log-likelihood a place of each outcome, (4,).
 
-    Clicks and leaving are judged at all answered places (B, K), purchases and long page views at the clicked
-    ones; outcomes that the log cannot tell count 0. Logits and outcomes are (B, K, 4).
+    Clicks and leaving are judged at all answered places, purchases and long page views at the clicked ones;
+    outcomes that the log cannot tell count 0.
     """
+    logits, outcomes, answered, weight = found
     loss = nn.functional.binary_cross_entropy_with_logits(logits, outcomes, reduction="none")
-    return (loss * judged(outcomes, answered, identified)).sum((0, 1)) / answered.sum().clamp(min=1)
+    weighted = loss * judged(outcomes, answered, identified) * weight.unsqueeze(-1)
+    return weighted.sum((0, 1)) / (answered * weight).sum().clamp(min=1)
 
 
 def judged(outcomes: Tensor, answered: Tensor, identified: tuple[bool, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Train a list evaluator on exposed lists, and load it back.
+"""Train a list evaluator or ESAN on exposed lists, and load it back.
 
 A run is a folder as :mod:`edgerec_gym.agents.supervised` writes it, with the mean loss of every epoch instead
 of the GAUC, and figures of the calibrated evaluator on the sessions that decided when to stop.
@@ -7,7 +7,7 @@ of the GAUC, and figures of the calibrated evaluator on the sessions that decide
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -15,24 +15,27 @@ from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings
+from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.evaluator import (
     CLICK,
-    EncodedCards,
     EvaluatorConfig,
+    Judged,
     ListEvaluator,
     judged,
     outcome_losses,
 )
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
 from edgerec_gym.agents.rerank_data import Requests, RequestStream, split_requests
-from edgerec_gym.agents.reranker import to_tensors, torch_threads
+from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 
-AGENT = "evaluator"
+AGENT, INSERTER = "evaluator", "esan"
+AGENTS = (AGENT, INSERTER)
+Settings = EvaluatorConfig | ESANConfig
 MOST_HELD = 10_000  # lists kept in memory to decide when to stop
 NEEDED = {  # what a log must be able to tell for an outcome to be learned
     "click": (),
@@ -47,13 +50,14 @@ def train(
     out: str | Path,
     logs: str | Path,
     *,
+    agent: str = AGENT,
     seed: int = 0,
     resume: bool = False,
     threads: int = 1,
     progress: Report | None = None,
     **hyper: Any,
 ) -> dict[str, Any]:
-    """Train a list evaluator and write the run's folder.
+    """Train a list evaluator or ESAN and write the run's folder.
 
     Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.supervised.train`); the mean loss of the
     stopping sessions decides when to stop, and the best epoch is calibrated on them.
@@ -61,11 +65,13 @@ def train(
     Args:
         out: the run's folder.
         logs: a log folder whose lists stand in the order in which they were shown.
+        agent: "evaluator", or "esan", which needs lists with mix-in cards.
         seed: of initial parameters, of the lists drawn from each session and of their order.
         resume: go on after the last complete epoch in `out`, if there is one.
         threads: torch threads.
         progress: called with (epochs done, epochs at most, text).
-        **hyper: fields of :class:`~edgerec_gym.agents.evaluator.EvaluatorConfig`.
+        **hyper: fields of :class:`~edgerec_gym.agents.evaluator.EvaluatorConfig` or of
+            :class:`~edgerec_gym.agents.esan.ESANConfig`.
 
     Returns:
         The content of policy.json.
@@ -74,13 +80,18 @@ def train(
         InputError: unknown names, values out of range, a log that is bad, has no clicks, or cannot tell the
             order of its lists, `out` not writable or in use by another run.
     """
+    if agent not in AGENTS:
+        raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
     checkpoint.check_seed(seed)
-    settings = EvaluatorConfig.from_dict(hyper)
+    settings: Settings = (ESANConfig if agent == INSERTER else EvaluatorConfig).from_dict(hyper)
     reader = LogReader(logs)
     if "order_within_page" in reader.unidentified:
-        raise InputError(f"{reader.folder} cannot tell the order within a page, which an evaluator judges")
+        raise InputError(f"{reader.folder} cannot tell the order within a page, which an {agent} judges")
+    if agent == INSERTER and "cards" in reader.unidentified:
+        raise InputError(f"{reader.folder} has no mix-in cards, whose insertion {agent} learns")
     run = make_folder(out)
-    record = new_record(AGENT, reader, seed, settings) | {
+    record = new_record(agent, reader, seed, settings) | {
+        "track": "mix" if agent == INSERTER else "rerank",
         "identified": [not set(NEEDED[name]) & set(reader.unidentified) for name in OUTCOMES],
         "loss": [],
     }
@@ -94,8 +105,8 @@ def train(
     return record
 
 
-class EvaluatorTrainer(EpochTrainer[ListEvaluator]):
-    """One evaluator in training; the loss on the stopping sessions' lists decides when to stop.
+class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
+    """One evaluator or ESAN in training; the loss on the stopping sessions' lists decides when to stop.
 
     Args:
         reader: the log.
@@ -105,11 +116,11 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator]):
 
     figure, sign = "loss", -1
 
-    def __init__(self, reader: LogReader, record: dict[str, Any], settings: EvaluatorConfig) -> None:
+    def __init__(self, reader: LogReader, record: dict[str, Any], settings: Settings) -> None:
         network = build(reader.config, settings, tuple(record["identified"]), record["seed"])
         train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
-        self.stopping = held_lists(stop, settings.horizon)
+        self.stopping = held_lists(stop, network.list_size)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
             raise InputError(
                 f"{reader.folder} has no clicked list among the sessions that decide when to stop; "
@@ -118,21 +129,14 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator]):
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Mean loss of the lists that follow the requests `index` (B,) of a chunk."""
-        return self._loss(*judge(self.network, exposed_lists(chunk, index, self.settings.horizon)))
+        return self._loss(self.network.judge(exposed_lists(chunk, index, self.network.list_size)))
 
     def stopping_figure(self) -> float:
         """Mean loss of the stopping sessions' lists."""
-        return self._loss(*self._stopping_logits(self.network)).item()
+        return self._loss(judge_all(self.network, self.stopping)).item()
 
-    def _loss(self, logits: Tensor, outcomes: Tensor, answered: Tensor) -> Tensor:
-        return outcome_losses(logits, outcomes, answered, self.network.identified).sum()
-
-    def _stopping_logits(self, network: ListEvaluator) -> tuple[Tensor, Tensor, Tensor]:
-        network.eval()
-        with torch.inference_mode():
-            parts = [judge(network, batch) for batch in self.stopping]
-        logits, outcomes, answered = (torch.cat(part).clone() for part in zip(*parts, strict=True))
-        return logits, outcomes, answered
+    def _loss(self, found: Judged) -> Tensor:
+        return outcome_losses(found, self.network.identified).sum()
 
     def calibrate(self) -> dict[str, dict[str, float]]:
         """Fit the best epoch's Platt scaling, and return figures on the stopping sessions.
@@ -141,7 +145,7 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator]):
             For every outcome that the log can tell: places judged, log-loss, that of the plain rate, and the
             calibration error (of 15 bins with equally many places) before and after.
         """
-        logits, outcomes, answered = self._stopping_logits(self.best)
+        logits, outcomes, answered, _ = judge_all(self.best, self.stopping)
         where = judged(outcomes, answered, self.best.identified)
         figures = {}
         for head, name in enumerate(OUTCOMES):
@@ -180,11 +184,12 @@ def held_lists(stream: RequestStream, horizon: int, most: int = MOST_HELD) -> li
     return batches
 
 
-def judge(network: ListEvaluator, batch: ListBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, K, 4) of logged lists, what happened (B, K, 4), and where it is known (B, K)."""
-    encoded: EncodedCards = network.encode(to_tensors(batch.observation), torch.from_numpy(batch.cards))
-    logits = network.logits(encoded, torch.from_numpy(batch.placed))
-    return logits, torch.from_numpy(batch.outcomes), torch.from_numpy(batch.answered)
+def judge_all(network: ListEvaluator | ESAN, batches: list[ListBatch]) -> Judged:
+    """Judge many lists, without gradients."""
+    network.eval()
+    with torch.inference_mode():
+        parts = [network.judge(batch) for batch in batches]
+    return Judged(*(torch.cat(part).clone() for part in zip(*parts, strict=True)))
 
 
 def platt_scaling(logit: Tensor, outcome: Tensor) -> tuple[float, float]:
@@ -216,22 +221,42 @@ def calibration_error(logit: Tensor, outcome: Tensor, bins: int = CALIBRATION_BI
     return sum(abs((a - b).sum().item()) for a, b in parts) / len(logit)
 
 
+@overload
 def build(
     config: FeedConfig, settings: EvaluatorConfig, identified: tuple[bool, ...], seed: int = 0
-) -> ListEvaluator:
-    """Make an evaluator with initial parameters drawn from `seed`; the global generator is left as it was."""
+) -> ListEvaluator: ...
+@overload
+def build(config: FeedConfig, settings: ESANConfig, identified: tuple[bool, ...], seed: int = 0) -> ESAN: ...
+def build(
+    config: FeedConfig, settings: Settings, identified: tuple[bool, ...], seed: int = 0
+) -> ListEvaluator | ESAN:
+    """Make a network with initial parameters drawn from `seed`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(settings, ESANConfig):
+            return ESAN(config, settings, identified)
         return ListEvaluator(config, settings, identified)
 
 
 def load_evaluator(folder: str | Path, config: FeedConfig) -> ListEvaluator:
-    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] != AGENT:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}, not an evaluator")
-    check_sizes(folder, record, config)
-    settings = EvaluatorConfig.from_dict(record["hyper"])
-    network = build(config, settings, tuple(record["identified"]))
+    """Load an evaluator that :func:`train` wrote; InputError if files are broken or made for other sizes."""
+    folder, record = _read(folder, AGENT, config)
+    network = build(config, EvaluatorConfig.from_dict(record["hyper"]), tuple(record["identified"]))
     checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
     return network.eval()
+
+
+def load_esan(folder: str | Path, config: FeedConfig) -> ESAN:
+    """Load an ESAN that :func:`train` wrote, as :func:`load_evaluator` does."""
+    folder, record = _read(folder, INSERTER, config)
+    network = build(config, ESANConfig.from_dict(record["hyper"]), tuple(record["identified"]))
+    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    return network.eval()
+
+
+def _read(folder: str | Path, agent: str, config: FeedConfig) -> tuple[Path, dict[str, Any]]:
+    folder, record = checkpoint.read_run(folder)
+    if record["agent"] != agent:
+        raise InputError(f"{folder} holds the agent {record['agent']!r}, not an {agent}")
+    check_sizes(folder, record, config)
+    return folder, record

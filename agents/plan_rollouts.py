@@ -1,9 +1,9 @@
-"""Whole sessions of EdgeFeedSlate-v0, planned by a generator, as decisions with advantages."""
+"""Whole sessions of EdgeFeedSlate-v0 played by plans, and what followed each plan: rollouts for gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from edgerec_gym.agents.list_policy import order_of
 from edgerec_gym.agents.pointer_net import Decoded, PointerNet
 from edgerec_gym.agents.policy_gradient import Decisions
 from edgerec_gym.agents.reranker import to_tensors
-from edgerec_gym.slate_batch import SlateBatch
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 from edgerec_gym.state import NO_ITEM
 
@@ -51,53 +50,102 @@ def plan_decisions(
     env.reset(seed=np.repeat(np.asarray(seeds), copies).tolist())
     greedy = np.zeros((len(seeds), copies), np.bool_)
     greedy[:, samples:] = True
-    reward, plans = _play(network, env.batch, greedy.ravel(), env.config.reward, generator)
+    of_row = greedy.ravel()
+    config = env.config
+
+    def plan(observation: Observation, live: np.ndarray) -> tuple[dict[str, np.ndarray], Any]:
+        decoded = _decode(network, observation, of_row[live], config.slate_size, generator)
+        order = order_of(decoded.rows.numpy(), config.pool_size)
+        return {"order": order}, (observation, decoded)
+
+    reward, played = play_plans(env, plan)
     reward = reward.reshape(len(seeds), copies, -1)  # (G, S, slots)
-    ahead = np.zeros((*reward.shape[:2], reward.shape[2] + 1))
-    for slot in range(reward.shape[2] - 1, -1, -1):
-        ahead[..., slot] = reward[..., slot] + discount * ahead[..., slot + 1]
-    if self_critical:
-        baseline = np.broadcast_to(ahead[:, samples:], ahead.shape)
-    else:
-        baseline = (ahead.sum(1, keepdims=True) - ahead) / (copies - 1)
-    advantage = (ahead - baseline).reshape(len(seeds) * copies, -1)
+    advantage = advantages(reward, discount, samples if self_critical else None)
     mean = float(reward[:, :samples].sum(-1).mean())
-    return _decisions(plans, advantage), mean
+    return _decisions(played, ~of_row, advantage.reshape(len(of_row), -1)), mean
 
 
-Played = tuple[
-    Observation, Decoded, np.ndarray, np.ndarray
-]  # observation, lists, rows (R,), positions (R, K)
+class Played(NamedTuple):
+    """Plans of R sessions, made at the same time.
+
+    Attributes:
+        kept: what the planner wanted to be kept.
+        rows: (R,) int64 of the batch.
+        position: (R, K) int32 slot of the session at each place, -1 where the plan was not played.
+    """
+
+    kept: Any
+    rows: np.ndarray
+    position: np.ndarray
 
 
-def _play(
-    network: PointerNet, batch: SlateBatch, greedy: np.ndarray, reward: Any, generator: torch.Generator
+Planner = Callable[[Observation, np.ndarray], tuple[dict[str, np.ndarray], Any]]
+
+
+def play_plans(
+    env: EdgeFeedSlateVectorEnv, planner: Planner, price: float = 0.0
 ) -> tuple[np.ndarray, list[Played]]:
-    """Play all rows to their ends: expected reward (B, slots) of every slot, and the sampled plans."""
-    n_rows, config = len(greedy), batch.config
+    """Play all rows to their ends.
+
+    Args:
+        env: just reset.
+        planner: called with the observation of the rows that go on, and these rows (R,); returns their plan,
+            what is missing being no card and no request in cloud order, and whatever is to be kept.
+        price: of every mix-in card that is answered.
+
+    Returns:
+        Expected reward (B, slots) that came with every slot, and the plans.
+    """
+    batch, config, reward = env.batch, env.config, env.config.reward
+    n_rows = batch.num_envs
     earned = np.zeros((n_rows, config.max_slots))
     done = np.zeros(n_rows, np.bool_)
     plans: list[Played] = []
-    insert = np.zeros((n_rows, config.slate_size), np.int64)
+    types = env.scenario.catalog.card_type
     while not done.all():
         live = np.flatnonzero(~done)
         observation = {key: value[live] for key, value in batch.observation(copy=False).items()}
-        decoded = _decode(network, observation, greedy[live], config.slate_size, generator)
-        order = np.zeros((n_rows, config.pool_size), np.float32)
-        order[live] = order_of(decoded.rows.numpy(), config.pool_size)
-        plan = {"order": order, "insert": insert, "request": np.zeros(n_rows, np.int64)}
+        made, kept = planner(observation, live)
+        plan: dict[str, np.ndarray] = {
+            "order": np.zeros((n_rows, config.pool_size), np.float32),
+            "insert": np.zeros((n_rows, config.slate_size), np.int64),
+            "request": np.zeros(n_rows, np.int64),
+        }
+        for key, values in made.items():
+            plan[key][live] = values
         batch.step(batch.check_actions(plan), done)
         slates = batch.slates
         position = slates.positions[live]
         answered = (position >= 0) & (slates.answered_item[live] != NO_ITEM)
-        value = reward.click * slates.click_probability + reward.purchase * slates.purchase_probability
+        click = slates.click_probability[live].astype(np.float64)
+        card = types[np.where(answered, slates.answered_item[live], 0)] > 0
+        value = reward.click * click + reward.purchase * slates.purchase_probability[live]
+        value += card * (reward.insert_click * click - price)
         row, place = np.nonzero(answered)
-        earned[live[row], position[row, place]] = value[live[row], place]
-        kept = ~greedy[live]
-        lists = Decoded(*(part[torch.from_numpy(kept)] for part in decoded))
-        plans.append(({k: v[kept] for k, v in observation.items()}, lists, live[kept], position[kept]))
+        earned[live[row], position[row, place]] = value[row, place]
+        plans.append(Played(kept, live, position))
         done |= batch.arrays.terminated | batch.arrays.truncated
     return earned, plans
+
+
+def advantages(reward: np.ndarray, discount: float, samples: int | None = None) -> np.ndarray:
+    """What follows each slot, discounted, minus its baseline.
+
+    Args:
+        reward: (G, S, slots) of S copies of each session.
+        discount: a slot.
+        samples: the copies after so many are the baseline; None: the mean of the other copies.
+
+    Returns:
+        (G, S, slots + 1).
+    """
+    ahead = np.zeros((*reward.shape[:2], reward.shape[2] + 1))
+    for slot in range(reward.shape[2] - 1, -1, -1):
+        ahead[..., slot] = reward[..., slot] + discount * ahead[..., slot + 1]
+    if samples is not None:
+        return ahead - ahead[:, samples:]
+    copies = reward.shape[1]
+    return ahead - (ahead.sum(1, keepdims=True) - ahead) / (copies - 1)
 
 
 def _decode(
@@ -113,19 +161,28 @@ def _decode(
         return Decoded(*(torch.where(mask, a, b) for a, b in zip(best, sampled, strict=True)))
 
 
-def _decisions(plans: list[Played], advantage: np.ndarray) -> Decisions:
-    observations = [to_tensors(observation) for observation, *_ in plans]
+def _decisions(played: list[Played], sampled: np.ndarray, advantage: np.ndarray) -> Decisions:
+    """Plans of the rows that are `sampled` (B,) bool, as decisions."""
+    kept = [sampled[part.rows] for part in played]
+    observations = [
+        to_tensors({key: value[some] for key, value in part.kept[0].items()})
+        for part, some in zip(played, kept, strict=True)
+    ]
+    decoded = [
+        Decoded(*(values[torch.from_numpy(some)] for values in part.kept[1]))
+        for part, some in zip(played, kept, strict=True)
+    ]
 
     def joined(parts: list[Tensor]) -> Tensor:
         return torch.cat(parts).unsqueeze(1)
 
-    position = np.concatenate([p for *_, p in plans])
-    row = np.concatenate([r for _, _, r, _ in plans])
+    position = np.concatenate([part.position[some] for part, some in zip(played, kept, strict=True)])
+    row = np.concatenate([part.rows[some] for part, some in zip(played, kept, strict=True)])
     followed = advantage[row[:, None], np.maximum(position, 0)]
     return Decisions(
         {key: torch.cat([part[key] for part in observations]) for key in observations[0]},
-        joined([lists.rows for _, lists, _, _ in plans]),
-        joined([lists.log_probabilities for _, lists, _, _ in plans]),
+        joined([lists.rows for lists in decoded]),
+        joined([lists.log_probabilities for lists in decoded]),
         torch.from_numpy(followed.astype(np.float32)).unsqueeze(1),
         torch.from_numpy(position >= 0).unsqueeze(1),
     )

@@ -18,6 +18,7 @@ from edgerec_gym.agents.evaluator import (
     PURCHASE,
     EncodedCards,
     EvaluatorConfig,
+    Judged,
     ListEvaluator,
     outcome_losses,
 )
@@ -107,7 +108,8 @@ def test_learns_what_the_card_below_does_to_the_one_above() -> None:
     for _ in range(150):
         optimizer.zero_grad()
         logits = network.logits(network.encode(observation, cards), placed)
-        loss = outcome_losses(logits, outcomes, answered, (True, False, False, False))
+        judged = Judged(logits, outcomes, answered, torch.ones(64, 6))
+        loss = outcome_losses(judged, (True, False, False, False))
         loss.sum().backward()
         optimizer.step()
     assert loss[CLICK].item() < 0.35  # chance is 0.69

@@ -24,6 +24,7 @@ from edgerec_gym.users.synthetic_kernels import (
     answer,
     click_logit,
     intent_moved,
+    leave_probability,
     purchase_rate,
     relevance,
     satisfaction,
@@ -121,16 +122,40 @@ def _entry_points(digest: str) -> tuple[Any, ...]:
                     values[row, j, 1] = click * satisfaction(users, item, match) * purchase_rate(users, item)
 
     @entry_point
+    def foresee_places(users_address, slots, listed, cards, window, values, leave):
+        _ = digest
+        users = read_users(users_address)
+        n_cards = cards.shape[1]
+        for row in range(values.shape[0]):
+            leave[row] = leave_probability(users, row)
+            for t in range(values.shape[2]):
+                for j in range(n_cards + 1):
+                    # Items stand at FOCUSED + t of the list; a card pushes the one at its slot down.
+                    item = cards[row, j] if j < n_cards else listed[row, FOCUSED + t]
+                    for k in range(WINDOW):
+                        pushed = 1 if j < n_cards and k > FOCUSED else 0
+                        window[0, k] = listed[row, t + k - pushed]
+                    values[row, j, t, 0] = 0.0
+                    values[row, j, t, 1] = 0.0
+                    if item != NO_ITEM:
+                        match = relevance(users, row, item)
+                        click = sigmoid(click_logit(users, row, item, match, window, 0, slots[row] + t))
+                        values[row, j, t, 0] = click
+                        values[row, j, t, 1] = (
+                            click * satisfaction(users, item, match) * purchase_rate(users, item)
+                        )
+
+    @entry_point
     def moved(users_address, values):
         _ = digest
         users = read_users(users_address)
         for row in range(values.shape[0]):
             values[row] = intent_moved(users, row)
 
-    return start, respond, foresee, moved
+    return start, respond, foresee, foresee_places, moved
 
 
-_start, _respond, _foresee, _moved = _entry_points(SOURCE_DIGEST)
+_start, _respond, _foresee, _foresee_places, _moved = _entry_points(SOURCE_DIGEST)
 
 
 class SyntheticUsers:
@@ -207,6 +232,26 @@ class SyntheticUsers:
         window = np.full((1, WINDOW), NO_ITEM, np.int32)  # what follows is not known yet
         _foresee(self.table.address, feed.newest, feed.slot, feed.window_items, candidates, window, values)
         return values
+
+    def true_place_values(self, feed: FeedArrays, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For oracles: what each card would earn at each of the next T slots, in the user's present state.
+
+        Args:
+            feed: the feed that these users answer.
+            listed: (B, T + 2) int32 goods in the order in which they would be shown, -1 where there is none.
+
+        Returns:
+            (B, M + 1, T, 2) float64 true click and purchase probabilities of the cards, each of which pushes
+            the good at its slot down, then of the goods themselves; and (B,) that of leaving after a card.
+        """
+        above = feed.window_items[:, feed.newest - 1 : feed.newest + 1]
+        stream = np.concatenate([above, listed], axis=1, dtype=np.int32)
+        n_sessions, n_cards = feed.card_items.shape
+        values = np.empty((n_sessions, n_cards + 1, listed.shape[1] - 2, 2))
+        leave = np.empty(n_sessions)
+        window = np.full((1, WINDOW), NO_ITEM, np.int32)
+        _foresee_places(self.table.address, feed.slot, stream, feed.card_items, window, values, leave)
+        return values, leave
 
     def intent_moved(self) -> np.ndarray:
         """For oracles: 1 - cosine between the intent now and at the current page's first card, (B,)."""

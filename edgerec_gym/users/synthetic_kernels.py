@@ -208,6 +208,13 @@ def answer(users, row, items, context, response):
     response[row, CLICK] = 1.0 if click else 0.0
     _open(users, row, slot, item, click, satisfied, response)
     _advance(users, row, slot, item, interest, click, satisfied)
+    leave = uniform(key, slot, draws.LEAVE_DRAW, 0) < leave_probability(users, row)
+    response[row, LEAVE] = 1.0 if leave else 0.0
+
+
+@kernel
+def leave_probability(users, row):
+    """Probability that the user leaves after a card, as bored as they are now."""
     logit = (
         users.leave_bias
         - 0.5 * users.world_patience[users.user[row]]
@@ -215,8 +222,7 @@ def answer(users, row, items, context, response):
     )
     if users.user[row] >= int(ACTIVE_SHARE * users.world_taste.shape[0]):
         logit += 1.2 * (users.activity - ACTIVE_SHARE)
-    leave = uniform(key, slot, draws.LEAVE_DRAW, 0) < sigmoid(logit)
-    response[row, LEAVE] = 1.0 if leave else 0.0
+    return sigmoid(logit)
 
 
 @kernel
