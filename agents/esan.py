@@ -1,10 +1,10 @@
 """Edge Surrounding-Aware Network (ESAN): what every card would earn at every slot ahead, in one pass.
 
-Mixed insertion on the phone (EdgeRec's second talk) has two stages: a network predicts a matrix of M cards x
-T slots, then a planner chooses. A prediction looks at the card and its slot; at the surroundings, which are the
-cards that stand `window` places above the slot and those below it that are on screen by the time of the
-answer, at most `lookahead`; and at the behaviour until now (HUBSM, attended by every card as in CRBAN). There
-is no paper; the network is ours.
+Mixed insertion on the phone (EdgeRec's second talk) has two stages: a network predicts a matrix of M cards
+x T slots, then a planner chooses. A prediction looks at the card and its slot; at the surroundings, which
+are the cards that stand `window` places above the slot and those below it that are on screen by the time of
+the answer, at most `lookahead`; and at the behaviour until now (HUBSM, attended by every card as in CRBAN).
+There is no paper; the network is ours.
 
 It is learned from exposed lists, at each slot from the card that stood there among those that stood around
 it. When it plans, the surroundings are the organic list (the pool in the order in which it will be shown),

@@ -176,6 +176,8 @@ class SlateBySlate:
     def __init__(self, list_policy: ListPolicy) -> None:
         self.list_policy, self.name = list_policy, list_policy.name
         self.stateless = getattr(list_policy, "stateless", False)
+        if hasattr(list_policy, "bind"):  # an oracle
+            self.bind = list_policy.bind
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the list policy."""
@@ -188,26 +190,30 @@ class SlateBySlate:
 
 
 class SlotBySlot:
-    """Plays a list policy in EdgeFeed-v0 or EdgeFeedRerank-v0; knows only the observation.
+    """Plays a list policy in EdgeFeed-v0, EdgeFeedRerank-v0 or EdgeFeedMix-v0; knows only the observation.
 
     A new plan is made at each trigger: a click, a deletion (exposure action delete_reason), `every` exposures
     without a click, a new page, or when all K slots of the plan are filled. What is not legal at a slot (also
-    cards and requests in EdgeFeedRerank-v0) is left out: the next row in order is placed. A request is
-    made with the first slot of a plan and takes the place of what stood there, as in EdgeFeedSlate-v0.
+    cards and requests in EdgeFeedRerank-v0) is left out: the next row in order is placed. In EdgeFeedMix-v0
+    only the cards are played. A request is made with the first slot of a plan and takes the place of what
+    stood there, as in EdgeFeedSlate-v0.
 
     Args:
         list_policy: plans.
         every: exposures without a click that make a plan stale, at least 1; None: only its end does.
+        mix: it plays EdgeFeedMix-v0.
 
     Raises:
         InputError: `every` is no such number; a plan of a wrong form or with scores that are not finite.
     """
 
-    def __init__(self, list_policy: ListPolicy, every: int | None = None) -> None:
+    def __init__(self, list_policy: ListPolicy, every: int | None = None, mix: bool = False) -> None:
         if every is not None and (not isinstance(every, int) or every < 1):
             raise InputError(f"every = {every!r} must be a whole number of exposures, at least 1, or None")
-        self.list_policy, self.every, self.name = list_policy, every, list_policy.name
+        self.list_policy, self.every, self.mix, self.name = list_policy, every, mix, list_policy.name
         self._stale = np.zeros(0, np.bool_)
+        if hasattr(list_policy, "bind"):  # an oracle
+            self.bind = list_policy.bind
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
@@ -271,16 +277,19 @@ class SlotBySlot:
         mask = observation["action_mask"]
         n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
         order, insert, request = self._plan
-        if mask.shape[1] not in (n_pool, n_pool + n_cards + 1):
-            raise InputError(
-                f"{self.name!r} plays EdgeFeed-v0 and EdgeFeedRerank-v0, not {mask.shape[1]} actions"
-            )
+        sizes = (n_cards + 1,) if self.mix else (n_pool, n_pool + n_cards + 1)
+        if mask.shape[1] not in sizes:
+            ids = "EdgeFeedMix-v0" if self.mix else "EdgeFeed-v0 and EdgeFeedRerank-v0"
+            raise InputError(f"{self.name!r} plays {ids}, not {mask.shape[1]} actions")
         rows = np.arange(len(mask))
+        position = np.minimum(self._position, insert.shape[1] - 1)  # sessions that stand still
+        card = insert[rows, position] - 1
+        if self.mix:
+            return np.where(mask[rows, card + 1] != 0, card + 1, 0)
         row = np.where(mask[:, :n_pool] != 0, order, -np.inf).argmax(axis=1)
         if mask.shape[1] == n_pool:  # EdgeFeedRerank-v0
             return row
-        position = np.minimum(self._position, insert.shape[1] - 1)  # sessions that stand still
-        card = n_pool + insert[rows, position] - 1
+        card += n_pool
         action = np.where((card >= n_pool) & (mask[rows, card] != 0), card, row)
         wanted = (self._position == 0) & (request == 1) & (mask[:, -1] != 0)
         return np.where(wanted, n_pool + n_cards, action)

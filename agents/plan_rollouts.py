@@ -58,7 +58,7 @@ def plan_decisions(
         order = order_of(decoded.rows.numpy(), config.pool_size)
         return {"order": order}, (observation, decoded)
 
-    reward, played = play_plans(env, plan)
+    reward, _, played = play_plans(env, plan)
     reward = reward.reshape(len(seeds), copies, -1)  # (G, S, slots)
     advantage = advantages(reward, discount, samples if self_critical else None)
     mean = float(reward[:, :samples].sum(-1).mean())
@@ -82,23 +82,21 @@ class Played(NamedTuple):
 Planner = Callable[[Observation, np.ndarray], tuple[dict[str, np.ndarray], Any]]
 
 
-def play_plans(
-    env: EdgeFeedSlateVectorEnv, planner: Planner, price: float = 0.0
-) -> tuple[np.ndarray, list[Played]]:
+def play_plans(env: EdgeFeedSlateVectorEnv, planner: Planner) -> tuple[np.ndarray, np.ndarray, list[Played]]:
     """Play all rows to their ends.
 
     Args:
         env: just reset.
         planner: called with the observation of the rows that go on, and these rows (R,); returns their plan,
             what is missing being no card and no request in cloud order, and whatever is to be kept.
-        price: of every mix-in card that is answered.
 
     Returns:
-        Expected reward (B, slots) that came with every slot, and the plans.
+        What came with every slot, (B, slots): expected reward, and mix-in cards that were answered; and the
+        plans.
     """
     batch, config, reward = env.batch, env.config, env.config.reward
     n_rows = batch.num_envs
-    earned = np.zeros((n_rows, config.max_slots))
+    earned, cards = np.zeros((2, n_rows, config.max_slots))
     done = np.zeros(n_rows, np.bool_)
     plans: list[Played] = []
     types = env.scenario.catalog.card_type
@@ -120,12 +118,13 @@ def play_plans(
         click = slates.click_probability[live].astype(np.float64)
         card = types[np.where(answered, slates.answered_item[live], 0)] > 0
         value = reward.click * click + reward.purchase * slates.purchase_probability[live]
-        value += card * (reward.insert_click * click - price)
+        value += card * reward.insert_click * click
         row, place = np.nonzero(answered)
         earned[live[row], position[row, place]] = value[row, place]
+        cards[live[row], position[row, place]] = card[row, place]
         plans.append(Played(kept, live, position))
         done |= batch.arrays.terminated | batch.arrays.truncated
-    return earned, plans
+    return earned, cards, plans
 
 
 def advantages(reward: np.ndarray, discount: float, samples: int | None = None) -> np.ndarray:

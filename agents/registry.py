@@ -8,16 +8,24 @@ from typing import Any
 
 from edgerec_gym.agents import (
     checkpoint,
+    esan_gradient,
     evaluator_training,
     generator_runs,
     generator_training,
+    insertion_runs,
     supervised,
     training,
 )
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.errors import InputError
 
-AGENTS = (*training.AGENTS, *supervised.RERANKERS, evaluator_training.AGENT, *generator_runs.AGENTS)
+AGENTS = (
+    *training.AGENTS,
+    *supervised.RERANKERS,
+    evaluator_training.AGENT,
+    *generator_runs.AGENTS,
+    *insertion_runs.AGENTS,
+)
 
 
 def train_agent(
@@ -43,10 +51,10 @@ def train_agent(
         resume: go on from the last checkpoint in `out`.
         threads: torch threads.
         hyper: hyper-parameters by name.
-        based_on: runs that generators and the sequence search start from.
+        based_on: runs that generators, the sequence search and esan-pg start from.
         progress: called with (epochs or updates done, in all, text); pointer-ppo and flat-ppo show their own.
         **play: further arguments of :func:`~edgerec_gym.agents.training.train`, which re-rankers do not need;
-            generators take scenario and users.
+            generators and esan-pg take scenario and users.
 
     Returns:
         The content of policy.json.
@@ -57,11 +65,15 @@ def train_agent(
     if agent not in AGENTS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
     common: dict[str, Any] = {"seed": seed, "resume": resume, "threads": threads, **hyper}
+    place = {name: play[name] for name in ("scenario", "users") if name in play}
     if agent in generator_runs.AGENTS:
-        place = {name: play[name] for name in ("scenario", "users") if name in play}
         return generator_training.train(
             out, agent=agent, based_on=based_on, logs=logs, progress=progress, **place, **common
         )
+    if agent == esan_gradient.AGENT:
+        if logs is not None:
+            raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
+        return esan_gradient.train(out, based_on=based_on, progress=progress, **place, **common)
     if based_on:
         raise InputError(f"agent {agent!r} is based on no other run; leave --based-on out")
     if agent in training.AGENTS:
@@ -70,8 +82,8 @@ def train_agent(
         return training.train(out=out, agent=agent, progress=progress is not None, **play, **common)
     if logs is None:
         raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
-    if agent == evaluator_training.AGENT:
-        return evaluator_training.train(out, logs, progress=progress, **common)
+    if agent in evaluator_training.AGENTS:
+        return evaluator_training.train(out, logs, agent=agent, progress=progress, **common)
     return supervised.train(out, logs, agent=agent, progress=progress, **common)
 
 
@@ -86,4 +98,6 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
         )
     if agent in generator_runs.AGENTS:
         return generator_runs.load_policy(folder, env)
+    if agent in insertion_runs.AGENTS:
+        return insertion_runs.load_policy(folder, env)
     return (supervised if agent in supervised.RERANKERS else training).load_policy(folder, env)

@@ -68,9 +68,10 @@ def play(
     members: Sequence[int] | None = None,
     config: dict[str, Any] | None = None,
     by_position: bool = False,
+    split: str = "eval",
     progress: Progress | None = None,
 ) -> Sessions:
-    """Play sessions of one policy on the `eval` split.
+    """Play sessions of one policy.
 
     Args:
         policy: plays.
@@ -83,15 +84,17 @@ def play(
         members: networks that learned users draw from; None for all.
         config: FeedConfig fields that differ from the scenario's.
         by_position: also return what happened at each place of a page (not in EdgeFeedSlate-v0).
+        split: "eval", or "train" for what may be learned from.
         progress: called with (sessions done, in all).
 
     Returns:
         Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
-        violations, and cards of each type as `cards_<type>`. `value`, `expected_clicks` and
-        `expected_purchases` sum the true (or the simulator's) click and purchase probabilities along the
-        played feed instead of what was drawn; value has the mean of the reward (where reward has no `leave`
-        term) with far less noise. By position: `exposures_by_position` and `expected_clicks_by_position`,
-        (sessions, page_size) float32, places beyond the last counted with it.
+        violations, and cards of each type as `cards_<type>`. `value`, `expected_clicks`,
+        `expected_card_clicks` (of mix-in cards only) and `expected_purchases` sum the true (or the
+        simulator's) click and purchase probabilities along the played feed instead of what was drawn; value
+        has the mean of the reward (where reward has no `leave` term) with far less noise. By position:
+        `exposures_by_position` and `expected_clicks_by_position`, (sessions, page_size) float32, places
+        beyond the last counted with it.
     """
     if sessions < 1:
         raise InputError(f"sessions must be at least 1, got {sessions}")
@@ -104,7 +107,7 @@ def play(
             size,
             scenario=scenario,
             users=users,
-            split="eval",
+            split=split,
             copy=False,
             members=members,
             **(config or {}),
@@ -124,7 +127,7 @@ def _play_batch(
     batch, config, size = env.batch, env.config, env.num_envs
     a, reward, types = batch.arrays, config.reward, env.scenario.catalog.card_type
     names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
-    names += ["expected_clicks", "expected_purchases"]
+    names += ["expected_clicks", "expected_purchases", "expected_card_clicks"]
     names += [f"cards_{name}" for name in config.card_types]
     sums = {name: np.zeros(size) for name in names}
     positions = {f"{name}_by_position": np.zeros((size, config.page_size), np.float32) for name in POSITIONS}
@@ -150,6 +153,7 @@ def _play_batch(
         sums["expected_purchases"] += np.where(answered, last.purchase_probability, 0).sum(
             axis=1, dtype=np.float64
         )
+        sums["expected_card_clicks"] += np.where(card_type > 0, probability, 0).sum(axis=1)
         sums["exposures"] += answered.sum(axis=1)
         sums["requests"] += live & last.requested
         sums["violations"] += np.where(live, last.invalid + last.cost, 0)

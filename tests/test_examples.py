@@ -15,6 +15,7 @@ EXAMPLES = {
     "train_maskable_ppo.py": ("--steps 4096 --sessions 10", "value"),
     "dqn_request.py": ("--steps 2400 --sessions 10", "dqn"),
     "train_generator_evaluator.py": ("--log-sessions 150 --epochs 1 --updates 2 --sessions 4", "over keep"),
+    "plan_insertions.py": ("--log-sessions 200 --epochs 1 --seed 6", "picture:"),
     "fit_your_logs.py": ("--sessions 100 --epochs 1", "of the learned users"),
 }
 

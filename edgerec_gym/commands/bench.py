@@ -33,6 +33,68 @@ Policies = Annotated[
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
 
 
+@bench.command("mix")
+def mix(
+    out: Out = None,
+    results: Results = None,
+    scenario: BenchScenario = "lite",
+    quick: Quick = False,
+    seeds: Seeds = 3,
+    sessions: SessionCount = None,
+    policies: Policies = None,
+    workers: WorkerCount = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Insertion policies at equal share of the page views on EdgeFeedMix-v0, and what ESAN predicts."""
+    from dataclasses import replace
+
+    from edgerec_gym.agents import mix_track as track
+    from edgerec_gym.agents.frontier_plot import draw_frontier
+    from edgerec_gym.benchmark import save_rows, table
+
+    if quick:
+        scenario, seeds = "lite", 1
+    if scenario not in track.FULL:
+        raise typer.BadParameter(f"{scenario!r} has no ground truth; allowed: {', '.join(track.FULL)}")
+    sizes = track.QUICK if quick else track.FULL[scenario]
+    if sessions is not None:
+        sizes = replace(sizes, sessions=sessions)
+    out = out or Path(f"runs/bench-mix-{scenario}{'-quick' if quick else ''}")
+    with (
+        console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
+        console.progress_bar("bench") as progress,
+    ):
+        rows = track.run(
+            out,
+            scenario=scenario,
+            sizes=sizes,
+            seeds=seeds,
+            policies=policies or (),
+            workers=workers,
+            progress=progress,
+        )
+    results = results or Path("benchmarks/results/mix.json")
+    about = {
+        "track": "mix",
+        "scenario": scenario,
+        "quick": quick,
+        "seeds": seeds,
+        "sessions": sizes.sessions,
+    }
+    save_rows(results, rows, about, same=("scenario", "quick"))
+    plot = results.with_name(f"{results.stem}_frontier_{scenario}{'_quick' if quick else ''}.png")
+    draw_frontier(rows, plot)
+    if as_json:
+        console.print_json({"rows": rows, "about": about})
+        return
+    played = [item for item in rows if item["policy"] not in track.ABLATIONS and item["metric"] != "frontier"]
+    predicted = [item for item in rows if item["policy"] in track.ABLATIONS]
+    title = f"EdgeFeedMix-v0, {scenario}, ground truth, {sizes.sessions} sessions, equal share"
+    console.print_table(title, *table(played, track.METRICS))
+    console.print_table("Clicks on held-out random insertions", *table(predicted, track.PREDICTION))
+    print(f"rows: {results}, frontier: {plot}")
+
+
 @bench.command("rerank")
 def rerank(
     out: Out = None,

@@ -19,14 +19,16 @@ def train(
         str,
         typer.Option(
             help="pointer-ppo, flat-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, "
-            "evaluator; --based-on these pointer-evaluator, pointer-users, pointer-distilled, "
-            "sequence-search."
+            "evaluator, esan; --based-on these pointer-evaluator, pointer-users, pointer-distilled, "
+            "sequence-search, esan-pg."
         ),
     ] = "pointer-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
     based_on: Annotated[
         list[Path] | None,
-        typer.Option(help="Run of an evaluator, or of a generator to start from; may be given twice."),
+        typer.Option(
+            help="Run of an evaluator, or of a generator or esan to start from; may be given twice."
+        ),
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
@@ -45,7 +47,7 @@ def train(
     """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
 
     --id, --steps and --num-envs are of pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a
-    plain network); --scenario and --users also of pointer-users.
+    plain network); --scenario and --users also of pointer-users and esan-pg.
     """
     from edgerec_gym.agents.registry import train_agent
 
