@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.attention import BehaviourAttention
+from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.perception import (
     SEQUENCES,
     BehaviourCodes,
@@ -66,24 +66,15 @@ class CRBAN(ListScorer):
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__(config, settings)
-        hidden, n_card = settings.hidden, config.n_item_features + config.n_types
+        hidden = settings.hidden
         used = tuple(name for name in SEQUENCES if getattr(settings, name))
         self.perception = Perception(config, hidden, settings.layers, used, bool(settings.actions))
         self.candidates = CandidateEncoder(config, hidden, settings.layers)
-        value_size = hidden * (2 if settings.actions else 1)
-        self.attention = nn.ModuleDict(
-            {name: BehaviourAttention(hidden + n_card, hidden, value_size) for name in used}
-        )
+        self.attention = nn.ModuleDict({name: AdditiveAttention(hidden, hidden, hidden) for name in used})
         self.inputs = ListInputs(config) if settings.raw_inputs else None
-        width = len(used) * (value_size + 4) + 2 * hidden
+        width = len(used) * hidden * (2 if settings.actions else 1) + 2 * hidden
         width += 0 if self.inputs is None else self.inputs.size
-        self.head = nn.Sequential(
-            nn.Linear(width, 2 * hidden),
-            nn.ReLU(),
-            nn.Linear(2 * hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 1),
-        )
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:
         """Score pool rows (B, K): (B, K)."""
@@ -94,16 +85,12 @@ class CRBAN(ListScorer):
     ) -> Tensor:
         """Score pool rows (B, K) given behaviour that is already encoded, as the phone keeps it."""
         codes, final = self.candidates(observation)
-        code = take(codes, rows)  # (B, K, H)
-        cards = card_features(
-            candidate_cards(take(observation["pool"], rows), self.config.n_types), self.config.embedding_size
-        )
-        query = torch.cat((code, cards), -1)
+        query = take(codes, rows)  # (B, K, H)
         parts = [
             self.attention[name](query, part.items, part.values, part.present)
             for name, part in behaviour.items()
         ]
-        parts += [code, final.unsqueeze(1).expand(-1, rows.shape[1], -1)]
+        parts += [query, final.unsqueeze(1).expand(-1, rows.shape[1], -1)]
         if self.inputs is not None:
             parts.append(take(self.inputs(observation), rows))
         return self.head(torch.cat(parts, -1)).squeeze(-1)
