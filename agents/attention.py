@@ -70,6 +70,53 @@ class DotProductAttention(nn.Module):
         return attend(logits + bias, value, present)
 
 
+class BehaviourAttention(nn.Module):
+    """What a candidate finds in a behaviour sequence: like cards and how they were received.
+
+    The first part is CRBAN's attention (query: candidate, key: item code, value: item and action code), with
+    a bias that falls with age, since no code knows what has come after it. A weighted mean tells what like
+    cards met, but not how many there were, nor well how alike; so the second part is linear attention that
+    is not normalised: `heads` sums over behaviour of (candidate . item) x weight of the value, decayed with
+    age.
+
+    Args:
+        query_size: width of a candidate's query.
+        hidden: width of item codes and of the comparison.
+        value_size: width of the values.
+        heads: sums, each with weights and a decay of its own.
+    """
+
+    def __init__(self, query_size: int, hidden: int, value_size: int, heads: int = 4) -> None:
+        super().__init__()
+        self.additive = AdditiveAttention(query_size, hidden, hidden)
+        self.age = nn.Parameter(torch.tensor(0.1))  # logits lost per event
+        self.query = nn.Linear(query_size, hidden, bias=False)
+        self.key = nn.Linear(hidden, hidden, bias=False)
+        self.weight = nn.Linear(value_size, heads)
+        self.decay = nn.Parameter(torch.linspace(-3.0, -0.5, heads))  # log of the rate per event
+        self.size = value_size + heads
+
+    def forward(self, query: Tensor, items: Tensor, values: Tensor, present: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, query_size).
+            items: (B, L, hidden) codes of the cards, oldest first.
+            values: (B, L, value_size) codes of cards and actions.
+            present: (B, L) bool; what is absent comes last.
+
+        Returns:
+            (B, Q, size), zero where there is no behaviour.
+        """
+        events = torch.arange(present.shape[1], device=present.device)
+        age = (present.sum(1, keepdim=True) - 1 - events).clamp(min=0).to(values.dtype)  # (B, L)
+        found = self.additive(query, items, values, present, -self.age * age)
+        weight = self.weight(values) * torch.exp(-age.unsqueeze(-1) * self.decay.exp())
+        weight = weight * present.unsqueeze(-1)  # (B, L, heads)
+        memory = self.key(items).transpose(1, 2) @ weight  # (B, hidden, heads)
+        return torch.cat((found, self.query(query) @ memory / items.shape[2] ** 0.5), -1)
+
+
 class SelfAttentionBlock(nn.Module):
     """Multi-head self-attention and a feed-forward layer, each with a residual and layer normalisation.
 

@@ -196,8 +196,9 @@ def test_plans_are_scored_like_slots(lite):
         counted["expected_purchases"] += live * infos["purchase_probability"].sum(axis=1)
         expected = infos["click_probability"] + lite.config.reward.purchase * infos["purchase_probability"]
         counted["value"] += live * (expected.sum(axis=1) + terms["request"] + terms["invalid"])
+        types = np.where(infos["answered_item"] >= 0, lite.catalog.card_type[infos["answered_item"]], 0)
+        counted["expected_card_clicks"] += live * (infos["click_probability"] * (types > 0)).sum(axis=1)
         for k, name in enumerate(lite.config.card_types):
-            types = np.where(infos["answered_item"] >= 0, lite.catalog.card_type[infos["answered_item"]], 0)
             counted[f"cards_{name}"] += live * (types == k + 1).sum(axis=1)
         over |= terminated | truncated
     for key in told:
