@@ -93,7 +93,12 @@ QUICK = Sizes(
     },
 )
 FULL = {
-    "lite": Sizes(log_sessions=24_000, sessions=10_000, steps=150_000, hyper=_epochs(8)),
+    "lite": Sizes(
+        log_sessions=12_000,
+        sessions=10_000,
+        steps=100_000,
+        hyper={**_epochs(6, batch_size=256, learning_rate=0.003), "pointer-users": {"updates": 150}},
+    ),
     "default": Sizes(log_sessions=16_000, sessions=10_000, steps=50_000, hyper=_epochs(6, per_session=4)),
 }
 
