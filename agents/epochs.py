@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.rerank_data import Requests, RequestStream
 from edgerec_gym.agents.reranker import KEYS
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig
 from edgerec_gym.logs.store import LogReader
@@ -22,6 +21,13 @@ from edgerec_gym.spaces import observation_layout
 
 Report = Callable[[int, int, str], None]
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class Stream(Protocol):
+    """What a network is trained on, a chunk with a length at a time."""
+
+    def chunks(self) -> Iterator[Any]:
+        """Yield everything once."""
 
 
 def request_settings(settings: Any, seed: int) -> dict[str, int]:
@@ -56,7 +62,7 @@ class EpochTrainer(Generic[Network]):
         network: with initial parameters; trained in place.
         record: content of policy.json; steps and figures grow.
         settings: hyper-parameters: learning_rate, weight_decay, max_grad_norm, batch_size, epochs, patience.
-        stream: the requests to train on.
+        stream: what to train on: re-rank requests, decisions.
 
     Attributes:
         network: as of the last epoch.
@@ -66,9 +72,7 @@ class EpochTrainer(Generic[Network]):
     figure: str  # key of the record: the figure of every epoch
     sign: int  # 1: the larger the better, -1: the smaller
 
-    def __init__(
-        self, network: Network, record: dict[str, Any], settings: Any, stream: RequestStream
-    ) -> None:
+    def __init__(self, network: Network, record: dict[str, Any], settings: Any, stream: Stream) -> None:
         self.network, self.record, self.settings, self.stream = network, record, settings, stream
         self.seed = record["seed"]
         self.best = copy.deepcopy(network)
@@ -77,8 +81,8 @@ class EpochTrainer(Generic[Network]):
             trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
 
-    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the requests `index` (B,) of a chunk."""
+    def loss(self, chunk: Any, index: np.ndarray, generator: torch.Generator) -> Tensor:
+        """Mean loss of the rows `index` (B,) of a chunk."""
         raise NotImplementedError
 
     def stopping_figure(self) -> float:
@@ -98,7 +102,7 @@ class EpochTrainer(Generic[Network]):
         return len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
 
     def run_epoch(self) -> None:
-        """Train on every request once, then score the stopping sessions."""
+        """Train on everything once, then score the stopping sessions."""
         epoch = self.record["steps"]
         order = np.random.default_rng([self.seed, epoch])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

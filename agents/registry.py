@@ -13,11 +13,20 @@ from edgerec_gym.agents import (
     generator_training,
     supervised,
     training,
+    uplift_training,
 )
 from edgerec_gym.agents.base import Policy
+from edgerec_gym.agents.request_planner import load_planner
+from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.errors import InputError
 
-AGENTS = (*training.AGENTS, *supervised.RERANKERS, evaluator_training.AGENT, *generator_runs.AGENTS)
+AGENTS = (
+    *training.AGENTS,
+    *supervised.RERANKERS,
+    evaluator_training.AGENT,
+    *generator_runs.AGENTS,
+    *ESTIMATORS,
+)
 
 
 def train_agent(
@@ -72,7 +81,8 @@ def train_agent(
         raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
     if agent == evaluator_training.AGENT:
         return evaluator_training.train(out, logs, progress=progress, **common)
-    return supervised.train(out, logs, agent=agent, progress=progress, **common)
+    learner = uplift_training if agent in ESTIMATORS else supervised
+    return learner.train(out, logs, agent=agent, progress=progress, **common)
 
 
 def load_policy(folder: str | Path, env: Any) -> Policy:
@@ -86,4 +96,6 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
         )
     if agent in generator_runs.AGENTS:
         return generator_runs.load_policy(folder, env)
+    if agent in ESTIMATORS:
+        return load_planner(folder, env)
     return (supervised if agent in supervised.RERANKERS else training).load_policy(folder, env)

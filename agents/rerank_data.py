@@ -108,7 +108,7 @@ class RequestStream:
             return
         kept: list[Requests] = []
         slots = 0
-        for table in self._tables():
+        for table in log_tables(self.reader, self.days, self.keep, REQUEST_COLUMNS):
             chunk = self._requests(table)
             slots += table.num_rows
             if slots <= self.cached_slots:
@@ -118,19 +118,6 @@ class RequestStream:
             yield chunk
         if slots <= self.cached_slots:
             self._cache = kept
-
-    def _tables(self) -> Iterator[pa.Table]:
-        """Tables of about :data:`CHUNK_SLOTS` rows of the sessions to keep."""
-        waiting: list[pa.Table] = []
-        for table in self.reader.batches(REQUEST_COLUMNS, self.days):
-            kept = table.filter(pa.array(self.keep(table["session"].to_numpy())))
-            if kept.num_rows:
-                waiting.append(kept)
-            if sum(part.num_rows for part in waiting) >= CHUNK_SLOTS:
-                yield pa.concat_tables(waiting)
-                waiting = []
-        if waiting:
-            yield pa.concat_tables(waiting)
 
     def _requests(self, table: pa.Table) -> Requests:
         config = self.reader.config
@@ -143,6 +130,22 @@ class RequestStream:
         drawn = np.arange(len(session)) - np.searchsorted(session, session) < self.per_session
         chosen = np.sort(order[drawn])
         return Requests(log, session[chosen], slot[chosen], self.horizon)
+
+
+def log_tables(
+    reader: LogReader, days: list[int] | None, keep: Callable[[np.ndarray], np.ndarray], columns: list[str]
+) -> Iterator[pa.Table]:
+    """Tables of about :data:`CHUNK_SLOTS` rows of whole sessions, those that `keep` wants by their ids."""
+    waiting: list[pa.Table] = []
+    for table in reader.batches(columns, days):
+        kept = table.filter(pa.array(keep(table["session"].to_numpy())))
+        if kept.num_rows:
+            waiting.append(kept)
+        if sum(part.num_rows for part in waiting) >= CHUNK_SLOTS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def split_requests(
