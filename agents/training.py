@@ -175,7 +175,7 @@ def train(
         "versions": _versions(),
     }
     start = checkpoint.find_start(run, record, resume, FIXED)
-    with torch_threads(threads), _private_randomness(), Progress(
+    with torch_threads(threads), private_randomness(), Progress(
         TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(), console=Console(stderr=True), disable=not progress,
     ) as bar:  # fmt: skip
@@ -271,7 +271,7 @@ def _now(record: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _private_randomness() -> Iterator[None]:
+def private_randomness() -> Iterator[None]:
     """Put back the global generators, which stable-baselines3 seeds and uses."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
@@ -354,7 +354,7 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPol
                 f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
             )
     settings = PPOConfig.from_dict(record["hyper"])
-    with _private_randomness():
+    with private_randomness():
         network = _policy_class(agent)(
             *_spaces(feed), settings.schedule, **_policy_kwargs(agent, feed.track, settings)
         )

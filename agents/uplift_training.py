@@ -45,13 +45,13 @@ SCALE_SAMPLE = 4096  # decisions whose inputs tell their scale
 class UpliftConfig(Config):
     """Hyper-parameters of the estimators and of their training."""
 
-    learning_rate: float = bounded(1e-3, 1e-7, 1.0)  # of AdamW
+    learning_rate: float = bounded(2e-3, 1e-7, 1.0)  # of AdamW
     batch_size: int = bounded(2048, 1, 1_000_000)  # decisions in a gradient step
-    epochs: int = bounded(8, 1, 10_000)  # at most
+    epochs: int = bounded(5, 1, 10_000)  # at most
     patience: int = bounded(3, 1, 10_000)  # epochs without a smaller residual loss that end the training
     weight_decay: float = bounded(5.0, 0.0, 1e3)  # decoupled, of AdamW: effects are small, luck is not
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
-    horizon: int = bounded(10, 1, 1000)  # n, slots that an outcome looks ahead
+    horizon: int = bounded(15, 1, 1000)  # n, slots that an outcome looks ahead
     controls: float = bounded(1.0, 0.01, 1e6)  # decisions without a request kept for each request
     click: float = bounded(1.0, 0.0, 1e3)  # the outcome: weight of a click
     purchase: float = bounded(5.0, 0.0, 1e3)  # and of a purchase

@@ -1,0 +1,206 @@
+"""DQN (Mnih et al., 2015) for requests: learns by playing EdgeFeedRequest-v0, where the cost of a request is its price.
+
+It reads a vector: the intent signals (intent_change.py), the profile of the user and the context. Plain DQN
+knows no action masks: asking while a page is on its way is played as *keep* and costs a little. A run is a
+folder with policy.json and policy.safetensors, and nothing pickled; a killed run starts over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import VecEnvWrapper
+from torch import Tensor
+
+from edgerec_gym.agents import checkpoint
+from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
+from edgerec_gym.agents.reranker import to_tensors, torch_threads
+from edgerec_gym.agents.supervised import check_sizes
+from edgerec_gym.agents.training import private_randomness
+from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig, bounded
+from edgerec_gym.errors import InputError
+from edgerec_gym.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.sb3 import FeedVecEnv, make_vec_env
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.spaces import context_size
+
+AGENT = "request-dqn"
+TRACKS = ("request", "joint")
+
+
+@dataclass(frozen=True)
+class DQNConfig(Config):
+    """Hyper-parameters of DQN."""
+
+    learning_rate: float = bounded(1e-3, 1e-7, 1.0)
+    buffer_size: int = bounded(50_000, 100, 10_000_000)  # slots
+    learning_starts: int = bounded(2000, 0, 10_000_000)  # slots
+    batch_size: int = bounded(256, 1, 1_000_000)  # slots in a gradient step
+    target_update: int = bounded(50, 1, 1_000_000)  # gradient steps
+    gamma: float = bounded(0.97, 0.0, 1.0)  # discount per slot
+    exploration: float = bounded(0.5, 0.0, 1.0)  # share of the slots in which exploration falls to 5 %
+    hidden: int = bounded(64, 2, 4096)
+
+
+def state_size(config: FeedConfig) -> int:
+    """Width of the vector that DQN reads."""
+    return len(SIGNALS) + config.profile_size + context_size(config)
+
+
+def state_vector(observation: Observation, config: FeedConfig) -> np.ndarray:
+    """Intent signals, profile and context, (B, n) float32."""
+    with torch_threads(1), torch.inference_mode():
+        signals = intent_signals(to_tensors(observation), config).numpy()
+    profile = observation["user"][:, config.embedding_size :]
+    return np.concatenate([signals, profile, observation["context"]], axis=1).astype(np.float32)
+
+
+class StateVectors(VecEnvWrapper):
+    """A vector environment whose observations are state vectors."""
+
+    def __init__(self, feeds: FeedVecEnv) -> None:
+        self.config = feeds.venv.config
+        bound = np.full(state_size(self.config), np.inf, np.float32)
+        super().__init__(feeds, spaces.Box(-bound, bound))
+
+    def reset(self) -> np.ndarray:  # type: ignore[override]
+        """Start an episode in every row."""
+        return state_vector(self.venv.reset(), self.config)  # type: ignore[arg-type]
+
+    def step_wait(self) -> Any:
+        """Play one slot in every row."""
+        observation, rewards, dones, infos = self.venv.step_wait()
+        for row in np.flatnonzero(dones):
+            final = infos[row]["terminal_observation"]
+            batch = {key: values[None] for key, values in final.items()}
+            infos[row]["terminal_observation"] = state_vector(batch, self.config)[0]
+        return state_vector(observation, self.config), rewards, dones, infos  # type: ignore[arg-type]
+
+
+def train(
+    out: str | Path,
+    *,
+    scenario: str | Scenario = "default",
+    users: str = "learned",
+    steps: int = 100_000,
+    num_envs: int = 32,
+    seed: int = 0,
+    resume: bool = False,
+    threads: int = 1,
+    **hyper: Any,
+) -> dict[str, Any]:
+    """Train on the split `train` and write the run's folder.
+
+    Args:
+        out: the run's folder.
+        scenario: a shipped name, a folder, or a Scenario.
+        users: "learned" or "synthetic".
+        steps: slots to play in all.
+        num_envs: environments stepped together; one gradient step follows each step of all.
+        seed: of everything random.
+        resume: return a finished run as it is; an unfinished one starts over.
+        threads: torch threads.
+        **hyper: fields of :class:`DQNConfig`.
+
+    Returns:
+        The content of policy.json.
+
+    Raises:
+        InputError: values out of range, or `out` holds another run.
+    """
+    if steps < 1 or num_envs < 1:
+        raise InputError(f"steps = {steps} and num_envs = {num_envs} must be at least 1")
+    checkpoint.check_seed(seed)
+    settings = DQNConfig.from_dict(hyper)
+    scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    run = make_folder(out)
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "agent": AGENT,
+        "track": "request",
+        "scenario": scenario.name,
+        "users": users,
+        "seed": seed,
+        "num_envs": num_envs,
+        "hyper": settings.to_dict(),
+        "sizes": sizes(scenario.config),
+        "steps": steps,
+    }
+    if (run / checkpoint.RECORD).is_file():
+        _, earlier = checkpoint.read_run(run)
+        if resume and earlier == record:
+            return earlier
+        raise InputError(f"{run} already holds a training run of other settings: choose another folder")
+    feeds = make_vec_env("request", num_envs, seed=seed * CLI_SEED_STRIDE, scenario=scenario, users=users)
+    with torch_threads(threads), private_randomness():
+        env = StateVectors(feeds)
+        model = _model(env, settings, seed)
+        model.learn(steps)
+    feeds.close()
+    checkpoint.save_parameters(run / checkpoint.PARAMETERS, model.q_net)
+    write_json(run / checkpoint.RECORD, record)
+    return record
+
+
+def sizes(config: FeedConfig) -> dict[str, list[int]]:
+    """Shapes of what DQN reads."""
+    from edgerec_gym.agents.epochs import sizes as observation_sizes
+
+    return observation_sizes(config)
+
+
+def _model(env: StateVectors, settings: DQNConfig, seed: int) -> DQN:
+    return DQN(
+        "MlpPolicy",
+        env,
+        learning_rate=settings.learning_rate,
+        buffer_size=settings.buffer_size,
+        learning_starts=settings.learning_starts,
+        batch_size=settings.batch_size,
+        train_freq=1,
+        gradient_steps=1,
+        target_update_interval=settings.target_update,
+        gamma=settings.gamma,
+        exploration_fraction=settings.exploration,
+        policy_kwargs={"net_arch": [settings.hidden, settings.hidden]},
+        seed=seed,
+        device="cpu",
+    )
+
+
+class DQNScore:
+    """Value of a request minus value of none, discounted; the price is 0, since the cost is in the values."""
+
+    def __init__(self, network: torch.nn.Module, config: FeedConfig, threads: int = 1) -> None:
+        self.network, self.config, self.threads = network.eval(), config, threads
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float32."""
+        state = torch.from_numpy(state_vector(observation, self.config))
+        with torch_threads(self.threads), torch.inference_mode():
+            values: Tensor = self.network(state)
+        return (values[:, 1] - values[:, 0]).numpy()
+
+
+def load_score(folder: str | Path, config: FeedConfig) -> DQNScore:
+    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
+    folder, record = checkpoint.read_run(folder)
+    check_sizes(folder, record, config)
+    settings = DQNConfig.from_dict(record["hyper"])
+    widths = [state_size(config), settings.hidden, settings.hidden, 2]
+    layers: list[torch.nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        for at in range(3):
+            layers += [torch.nn.Linear(widths[at], widths[at + 1]), torch.nn.ReLU()]
+    network = torch.nn.Module()
+    network.q_net = torch.nn.Sequential(*layers[:-1])  # as stable-baselines3 names it
+    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    return DQNScore(network.q_net, config)
