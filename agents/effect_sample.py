@@ -48,7 +48,7 @@ class EffectSample:
         """Expected outcome kept (R,), requested (R,), and drawn (R,), in reward units."""
         h, weights = self.horizons.index(horizon), np.array([click, purchase])
         effects = self.effects
-        return tuple(part[:, h] @ weights for part in (effects.kept, effects.requested, effects.drawn))  # type: ignore[return-value]
+        return effects.kept[:, h] @ weights, effects.requested[:, h] @ weights, effects.drawn[:, h] @ weights
 
 
 def true_effects(
@@ -79,7 +79,8 @@ def true_effects(
     """
     if sessions < 1 or not 0 < share <= 1 or not 0 <= requests < 1:
         raise InputError(
-            f"sessions = {sessions} must be at least 1, share = {share} in (0, 1], requests = {requests} in [0, 1)"
+            f"sessions = {sessions} must be at least 1, share = {share} in (0, 1] and requests = {requests} "
+            "in [0, 1)"
         )
     parts: list[EffectSample] = []
     for first in range(0, sessions, NUM_ENVS):
@@ -115,7 +116,7 @@ def _sample(
                     coin[rows],
                     futures.effects(rows, coin[rows]),
                     futures.horizons,
-                    batch.users.intent_moved()[rows],  # type: ignore[union-attr]
+                    futures.users.intent_moved()[rows],
                 )
             )
         batch.step((legal & asks).astype(np.int64), done)
@@ -134,7 +135,9 @@ def _joined(parts: list[EffectSample]) -> EffectSample:
     keys = parts[0].observation
     return EffectSample(
         {key: joined([part.observation[key] for part in parts]) for key in keys},
-        *(joined([getattr(part, name) for part in parts]) for name in ("session", "slot", "treated")),
+        joined([part.session for part in parts]),
+        joined([part.slot for part in parts]),
+        joined([part.treated for part in parts]),
         Effects(**{name: joined([e[name] for e in effects]) for name in effects[0]}),
         parts[0].horizons,
         joined([part.intent_moved for part in parts]),

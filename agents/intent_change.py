@@ -116,7 +116,7 @@ def _dwell(exposures: Tensor, config: FeedConfig, known: Tensor, decay: float) -
 
 
 def _loyalty(exposures: Tensor, config: FeedConfig, known: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
-    """Looks of late at what the page was ranked for: weighted by the match, and the match weighted by them."""
+    """Looks of late weighted by the match with what the page was ranked for, and that match by the looks."""
     dwell = exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
     match = (exposures[..., : config.embedding_size] @ then.unsqueeze(-1)).squeeze(-1)
     weight = _memory(exposures, config, known, FAST_DECAY)

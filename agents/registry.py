@@ -11,12 +11,13 @@ from edgerec_gym.agents import (
     evaluator_training,
     generator_runs,
     generator_training,
+    request_dqn,
     supervised,
     training,
     uplift_training,
 )
 from edgerec_gym.agents.base import Policy
-from edgerec_gym.agents.request_planner import load_planner
+from edgerec_gym.agents.request_planner import load_learner, load_planner
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.errors import InputError
 
@@ -26,6 +27,7 @@ AGENTS = (
     evaluator_training.AGENT,
     *generator_runs.AGENTS,
     *ESTIMATORS,
+    request_dqn.AGENT,
 )
 
 
@@ -73,9 +75,12 @@ def train_agent(
         )
     if based_on:
         raise InputError(f"agent {agent!r} is based on no other run; leave --based-on out")
+    if agent in (*training.AGENTS, request_dqn.AGENT) and logs is not None:
+        raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
+    if agent == request_dqn.AGENT:
+        playing = {name: play[name] for name in ("scenario", "users", "steps") if name in play}
+        return request_dqn.train(out, **playing, **common)
     if agent in training.AGENTS:
-        if logs is not None:
-            raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
         return training.train(out=out, agent=agent, progress=progress is not None, **play, **common)
     if logs is None:
         raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
@@ -98,4 +103,6 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
         return generator_runs.load_policy(folder, env)
     if agent in ESTIMATORS:
         return load_planner(folder, env)
+    if agent == request_dqn.AGENT:
+        return load_learner(folder, env)
     return (supervised if agent in supervised.RERANKERS else training).load_policy(folder, env)

@@ -1,4 +1,4 @@
-"""DQN (Mnih et al., 2015) for requests: learns by playing EdgeFeedRequest-v0, where the cost of a request is its price.
+"""DQN (Mnih et al., 2015) for requests: in EdgeFeedRequest-v0 the cost of a request is its price.
 
 It reads a vector: the intent signals (intent_change.py), the profile of the user and the context. Plain DQN
 knows no action masks: asking while a page is on its way is played as *keep* and costs a little. A run is a
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.epochs import sizes
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
 from edgerec_gym.agents.supervised import check_sizes
@@ -33,7 +34,6 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import context_size
 
 AGENT = "request-dqn"
-TRACKS = ("request", "joint")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class StateVectors(VecEnvWrapper):
         bound = np.full(state_size(self.config), np.inf, np.float32)
         super().__init__(feeds, spaces.Box(-bound, bound))
 
-    def reset(self) -> np.ndarray:  # type: ignore[override]
+    def reset(self) -> np.ndarray:
         """Start an episode in every row."""
         return state_vector(self.venv.reset(), self.config)  # type: ignore[arg-type]
 
@@ -150,13 +150,6 @@ def train(
     return record
 
 
-def sizes(config: FeedConfig) -> dict[str, list[int]]:
-    """Shapes of what DQN reads."""
-    from edgerec_gym.agents.epochs import sizes as observation_sizes
-
-    return observation_sizes(config)
-
-
 def _model(env: StateVectors, settings: DQNConfig, seed: int) -> DQN:
     return DQN(
         "MlpPolicy",
@@ -177,30 +170,36 @@ def _model(env: StateVectors, settings: DQNConfig, seed: int) -> DQN:
 
 
 class DQNScore:
-    """Value of a request minus value of none, discounted; the price is 0, since the cost is in the values."""
+    """Discounted value of a request minus that of none: what a run has learned, as a score of requests.
 
-    def __init__(self, network: torch.nn.Module, config: FeedConfig, threads: int = 1) -> None:
-        self.network, self.config, self.threads = network.eval(), config, threads
+    Args:
+        folder: the run's folder.
+        config: of the feed that is played.
+        threads: torch threads.
+
+    Raises:
+        InputError: broken files, or made for other sizes.
+    """
+
+    def __init__(self, folder: str | Path, config: FeedConfig, threads: int = 1) -> None:
+        folder, record = checkpoint.read_run(folder)
+        check_sizes(folder, record, config)
+        hidden = DQNConfig.from_dict(record["hyper"]).hidden
+        self.config, self.threads = config, threads
+        self.network = torch.nn.Module()
+        with torch.random.fork_rng(devices=[]):
+            self.network.q_net = torch.nn.Sequential(  # names and order of stable-baselines3
+                torch.nn.Linear(state_size(config), hidden),
+                torch.nn.ReLU(),
+                torch.nn.Linear(hidden, hidden),
+                torch.nn.ReLU(),
+                torch.nn.Linear(hidden, 2),
+            )
+        checkpoint.load_parameters(folder / checkpoint.PARAMETERS, self.network)
 
     def __call__(self, observation: Observation) -> np.ndarray:
         """Score (R,) float32."""
         state = torch.from_numpy(state_vector(observation, self.config))
         with torch_threads(self.threads), torch.inference_mode():
-            values: Tensor = self.network(state)
+            values: Tensor = self.network.q_net(state)  # type: ignore[operator]
         return (values[:, 1] - values[:, 0]).numpy()
-
-
-def load_score(folder: str | Path, config: FeedConfig) -> DQNScore:
-    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    check_sizes(folder, record, config)
-    settings = DQNConfig.from_dict(record["hyper"])
-    widths = [state_size(config), settings.hidden, settings.hidden, 2]
-    layers: list[torch.nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        for at in range(3):
-            layers += [torch.nn.Linear(widths[at], widths[at + 1]), torch.nn.ReLU()]
-    network = torch.nn.Module()
-    network.q_net = torch.nn.Sequential(*layers[:-1])  # as stable-baselines3 names it
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
-    return DQNScore(network.q_net, config)

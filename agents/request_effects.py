@@ -1,11 +1,11 @@
 """What a request now is truly worth: both futures of the same moment, on the ground truth.
 
 Every draw of a session is a function of its key, the slot and the purpose. So a moment is copied, state and
-all, into two sessions; one requests a page, the other does not, both go on alike, and under one key they share
-their luck (common random numbers). The key may be exchanged at the moment, since what has happened is state by
-then: several keys give several continuations of the same moment, and their average is the effect that
-a device could know at best. Outcomes sum click and purchase probabilities instead of draws, which has the
-same mean and less noise.
+all, into two sessions; one requests a page, the other does not, both go on alike, and under one key they
+share their luck (common random numbers). The key may be exchanged at the moment, since what has happened is
+state by then: several keys give several continuations of the same moment, and their average is the effect
+that a device could know at best. Outcomes sum click and purchase probabilities instead of draws, which has
+the same mean and less noise.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Futures:
                 f"continuations = {continuations} and horizons = {tuple(horizons)} must be at least 1, "
                 "horizons ascending"
             )
+        self.users: SyntheticUsers = batch.users
         self.batch, self.horizons, self.continuations = batch, tuple(horizons), continuations
         self.go_on, self.first_key = go_on, 0 if own_key else 1
         self._branches: FeedBatch | None = None

@@ -19,6 +19,7 @@ import torch
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.checkpoint import read_run
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
+from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_effects import TRACKS, Futures
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
 from edgerec_gym.agents.uplift_models import UpliftModel
@@ -98,9 +99,9 @@ def price_of(quantiles: np.ndarray, rate: float) -> float:
 class PriceController:
     """Move the price so that a service spends a budget of requests a tick, whatever the traffic.
 
-    The price comes before the scores of a tick: it is the quantile of the scores of the ticks before that would
-    spend the budget on as many moments as the last tick had. What was spent too much or too little is paid
-    back over the next `recover` ticks, so the sum follows the budget also when traffic jumps.
+    The price comes before the scores of a tick: it is the quantile of the scores of the ticks before that
+    would spend the budget on as many moments as the last tick had. What was spent too much or too little is
+    paid back over the next `recover` ticks, so the sum follows the budget also when traffic jumps.
 
     Args:
         budget: requests a tick for all sessions together, at least 0; 0 = never.
@@ -120,8 +121,8 @@ class PriceController:
         quantiles: np.ndarray,
         *,
         recover: int = 4,
-        window: int = 5,
-        most: float = 2.0,
+        window: int = 2,
+        most: float = 1.5,
     ) -> None:
         if not np.isfinite(budget) or budget < 0:
             raise InputError(f"budget = {budget} requests a tick must be a number of at least 0")
@@ -139,7 +140,10 @@ class PriceController:
         owed = self.allowed - self.spent
         target = max(0.0, self.budget + owed / self.recover) if self.budget else 0.0
         rate = min(1.0, target / max(moments, 1))
-        price = NEVER if rate == 0 else float(np.quantile(np.concatenate(self._recent), 1 - rate))
+        if rate in (0, 1):
+            price = NEVER if rate == 0 else -NEVER
+        else:
+            price = float(np.quantile(np.concatenate(self._recent), 1 - rate))
         chosen = scores >= price
         cap = int(np.ceil(self.most * self.budget))
         if chosen.sum() > cap:
@@ -214,61 +218,52 @@ class RequestPlanner:
     def _choose(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
         if isinstance(self.price, float) and self.price == NEVER:
             return np.zeros(len(rows), np.bool_)
-        scores = np.zeros(0)
-        if len(rows):
-            scores = np.asarray(self.score({key: values[rows] for key, values in observation.items()}))
+        scores = self._scores(observation, rows) if len(rows) else np.zeros(0)
         if np.isnan(scores).any():
-            raise InputError(
-                f"policy {self.name!r}: the score of row {rows[np.isnan(scores)][0]} is not a number"
-            )
+            row = rows[np.isnan(scores)][0]
+            raise InputError(f"policy {self.name!r}: the score of row {row} is not a number")
         if isinstance(self.price, PriceController):
             return self.price.grant(scores)
         return scores > self.price
 
+    def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.score({key: values[rows] for key, values in observation.items()}))
 
-class TrueEffectPlanner:
-    """The oracle: request where the true effect exceeds the price; binds to synthetic users.
+
+class TrueEffectPlanner(RequestPlanner):
+    """The oracle: the score is the true effect, in reward units; binds to synthetic users.
 
     Args:
         price: in reward units.
         horizon: slots that the effect looks ahead.
         continuations: of each moment, see :class:`~edgerec_gym.agents.request_effects.Futures`.
-        name: of the policy.
+        cool_down: as of :class:`RequestPlanner`.
     """
 
-    def __init__(
-        self, price: float, horizon: int = 10, continuations: int = 8, name: str = "true-effect"
-    ) -> None:
-        self.name, self.price, self.horizon, self.continuations = name, price, horizon, continuations
+    def __init__(self, price: float, horizon: int = 15, continuations: int = 6, cool_down: int = 0) -> None:
+        super().__init__("true-effect", _unbound, price, cool_down=cool_down)
+        self.horizon, self.continuations = horizon, continuations
         self._futures: Futures | None = None
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
         """Take the environment whose latent state is read; InputError unless its users are synthetic."""
         feed = env.unwrapped
-        # The first continuation would be the session's own luck, which nobody can know.
+        # Keys of its own: under the session's key it would know the luck to come, which nobody can know.
         self._futures = Futures(feed.batch, (self.horizon,), self.continuations, own_key=False)
         self._weights = np.array([feed.config.reward.click, feed.config.reward.purchase])
 
-    def reset(self, mask: np.ndarray) -> None:
-        """Forget which rows stand still."""
-        self._slot = np.full(len(mask), -1.0)
-
-    def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64; the request is the last action of both tracks."""
+    def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
         if self._futures is None:
-            raise InputError("bind the oracle to an environment first: policy.bind(env)")
-        mask, slot = observation["action_mask"], observation["context"][:, SLOT]
-        rows = np.flatnonzero((slot != self._slot) & (mask[:, -1] > 0))
-        self._slot = slot.copy()
-        action = mask.argmax(axis=1)
-        if len(rows):
-            tau = self._futures.effects(rows).tau[:, 0] @ self._weights
-            action[rows[tau > self.price]] = mask.shape[1] - 1
-        return action
+            return _unbound(observation)
+        return self._futures.effects(rows).tau[:, 0] @ self._weights
+
+
+def _unbound(observation: Observation) -> np.ndarray:
+    raise InputError("bind the oracle to an environment first: policy.bind(env)")
 
 
 class OneExtra:
-    """One extra request at the middle of each automatic page: what the published 32 % are measured against."""
+    """One extra request at the middle of each automatic page: what the published 32 % refer to."""
 
     name = "one-extra"
 
@@ -293,11 +288,21 @@ def load_planner(folder: str | Path, env: Any, *, threads: int = 1) -> RequestPl
     Raises:
         InputError: nothing there, broken files, or an environment of another track or of other sizes.
     """
+    feed, record = _fitting(folder, env)
+    score = UpliftScore(load_model(folder, feed.config), threads=threads)
+    return RequestPlanner(record["agent"], score, -float(feed.config.reward.request))
+
+
+def load_learner(folder: str | Path, env: Any, *, threads: int = 1) -> RequestPlanner:
+    """Load a run of DQN, as :func:`load_planner` does; the cost of a request is in its values."""
+    feed, record = _fitting(folder, env)
+    return RequestPlanner(record["agent"], DQNScore(folder, feed.config, threads), 0.0)
+
+
+def _fitting(folder: str | Path, env: Any) -> tuple[Any, dict[str, Any]]:
     feed = getattr(env, "unwrapped", env)
     if feed.track not in TRACKS:
         raise InputError(
             f"{folder} requests pages; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}"
         )
-    _, record = read_run(folder)
-    score = UpliftScore(load_model(folder, feed.config), threads=threads)
-    return RequestPlanner(record["agent"], score, -float(feed.config.reward.request))
+    return feed, read_run(folder)[1]

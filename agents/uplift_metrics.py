@@ -144,4 +144,3 @@ def calibration(estimate: np.ndarray, tau: np.ndarray, bins: int = 10) -> np.nda
     """Mean estimate and mean true effect of equally many rows each, from small to large, (bins, 2)."""
     parts = np.array_split(np.argsort(estimate, kind="stable"), bins)
     return np.array([[estimate[part].mean(), tau[part].mean()] for part in parts if len(part)])
-

@@ -3,7 +3,7 @@
 All of them read a batch of observations through encoders of their own, learn from (treated, outcome,
 propensity), and answer `uplift(observation) -> tau, mu0, mu1`. An encoder is a torch module with an
 attribute `size`, observation -> (B, size); so the same estimators work on the feed (feed_encoder.py) and on
-tables (:class:`TableEncoder`). Losses are squared errors, for binary outcomes too: what is predicted is a mean.
+tables (:class:`TableEncoder`). Losses are squared errors, for binary outcomes too: a mean is predicted.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class TLearner(nn.Module):
 class XLearner(nn.Module):
     """Two models of the outcome impute each arm's missing one; two more learn the differences.
 
-    D1 = y - mu0(x) on the treated, D0 = mu1(x) - y on the others; tau = e tau0(x) + (1 - e) tau1(x) (Künzel et
-    al., PNAS 2019). Both stages learn at once, the second from what the first says so far.
+    D1 = y - mu0(x) on the treated, D0 = mu1(x) - y on the others; tau = e tau0(x) + (1 - e) tau1(x)
+    (Künzel et al., PNAS 2019). Both stages learn at once, the second from what the first says so far.
 
     Args:
         encoder: makes an encoder; each of both outcome models has its own, both effects share one.
@@ -160,8 +160,8 @@ class ClassTransformation(nn.Module):
 class DragonNet(nn.Module):
     """A trunk that both arms and the propensity share, with targeted regularisation (Shi et al., NeurIPS'19).
 
-    loss = (y - mu_t)^2 + a BCE(t, g) + b (y - mu_t - c (t / g - (1 - t) / (1 - g)))^2, where g is the estimated
-    propensity and c one learned number.
+    loss = (y - mu_t)^2 + a BCE(t, g) + b (y - mu_t - c (t / g - (1 - t) / (1 - g)))^2, where g is the
+    estimated propensity and c one learned number.
 
     Args:
         encoder: makes the trunk's encoder.

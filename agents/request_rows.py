@@ -1,0 +1,184 @@
+"""Rows of the benchmark's track request: quality of estimates, true effects of requests, shared budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from edgerec_gym.agents.checkpoint import read_run
+from edgerec_gym.agents.effect_sample import EffectSample
+from edgerec_gym.agents.request_audit import Audit, audit
+from edgerec_gym.agents.request_effects import HORIZONS
+from edgerec_gym.agents.request_fleet import serve
+from edgerec_gym.agents.request_planner import PriceController, RequestPlanner, UpliftScore, readable
+from edgerec_gym.agents.uplift_metrics import RankedSample, calibration, interval, squared_pehe, true_qini
+from edgerec_gym.agents.uplift_models import UpliftModel
+from edgerec_gym.agents.uplift_training import load_model, uplift
+from edgerec_gym.atomic import atomic_path, make_folder
+from edgerec_gym.benchmark import Entry, Place, Rows, content_key, row
+from edgerec_gym.config import RewardConfig
+from edgerec_gym.metrics import ratio_interval
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.simulator.fidelity import auc
+
+FLEET_RATE = 0.04  # budget of the shared cap: requests a tick and session of the usual traffic
+Item = TypeVar("Item")
+
+
+def quality_rows(
+    models: dict[str, list[UpliftModel]], sample: EffectSample, horizon: int, reward: RewardConfig
+) -> Rows:
+    """Qini, AUUC, PEHE, calibration and AUC of estimators, one network a training seed."""
+    kept, requested, drawn = sample.values(horizon, reward.click, reward.purchase)
+    tau, h = requested - kept, sample.horizons.index(horizon)
+    error = np.sqrt(sample.effects.error[:, h] ** 2 @ np.array([reward.click, reward.purchase]) ** 2)
+    bought = sample.effects.drawn[:, h, 1] > 0
+    observation = readable(sample.observation)
+    rows: Rows = []
+    for agent, networks in models.items():
+        effects = [[part.double().numpy() for part in uplift(network, observation)] for network in networks]
+        scores = [effect[0] for effect in effects]
+        rows += _order_rows(agent, scores, sample, tau, drawn)
+        mean = float(tau.mean())
+        for name, estimates in (("pehe", scores), ("pehe_of_mean", [np.full(len(tau), mean)])):
+            found = interval(
+                lambda w, e=estimates: _mean_over(
+                    e, lambda s: np.sqrt(max(squared_pehe(s, tau, error, w), 0.0))
+                ),  # type: ignore[misc]
+                sample.session,
+            )
+            rows.append(row(agent, name, found, len(estimates), len(tau)))
+        table = np.mean([calibration(score, tau) for score in scores], axis=0)
+        for k, (estimate, true) in enumerate(table):
+            flat = {"mean": float(true), "low": float("nan"), "high": float("nan")}
+            rows.append(
+                row(
+                    agent,
+                    f"true_effect_in_decile_{k + 1}",
+                    flat,
+                    len(scores),
+                    len(tau),
+                    estimate=float(estimate),
+                )
+            )
+        for name, arm in (("all", None), ("control", False), ("treatment", True)):
+            rows.append(_auc_row(agent, name, arm, effects, sample, bought))
+    return rows
+
+
+def _mean_over(values: Sequence[Item], figure: Callable[[Item], float]) -> float:
+    return float(np.mean([figure(value) for value in values]))
+
+
+def _order_rows(
+    agent: str, scores: Sequence[np.ndarray], sample: EffectSample, tau: np.ndarray, drawn: np.ndarray
+) -> Rows:
+    """Qini and AUUC of drawn outcomes, and the Qini of true effects beside that of the true order."""
+    ranked = [RankedSample(score, sample.treated, drawn) for score in scores]
+    order = {
+        "qini": lambda w: _mean_over(ranked, lambda r: r.qini(w)),
+        "auuc": lambda w: _mean_over(ranked, lambda r: r.auuc(w)),
+        "auuc_over_chance": lambda w: _mean_over(ranked, lambda r: r.auuc(w) - 0.5 * r.gain(w)[1][-1]),
+        "true_qini": lambda w: _mean_over(scores, lambda s: true_qini(s, tau, w)),
+    }
+    found = {name: interval(statistic, sample.session) for name, statistic in order.items()}
+    return [row(agent, name, value, len(scores), len(tau)) for name, value in found.items()]
+
+
+def _auc_row(
+    agent: str,
+    name: str,
+    arm: bool | None,
+    effects: list[list[np.ndarray]],
+    sample: EffectSample,
+    bought: np.ndarray,
+) -> dict[str, Any]:
+    rows = np.ones(len(bought), np.bool_) if arm is None else sample.treated == arm
+
+    def figure(effect: list[np.ndarray]) -> float:
+        outcome = np.where(sample.treated, effect[2], effect[1])
+        return auc(outcome[rows], bought[rows])
+
+    values = [figure(effect) for effect in effects]
+    found = {"mean": float(np.mean(values)), "low": float(np.min(values)), "high": float(np.max(values))}
+    return row(agent, f"auc_{name}", found, len(effects), int(rows.sum()), spread="range over seeds")
+
+
+# --- true effects of requests ---------------------------------------------------------------------------
+
+
+def audit_rows(entries: Sequence[Entry], sample: EffectSample, place: Place, out: Path, horizon: int) -> Rows:
+    """Treated minus control among the moments that each policy has chosen, beside the naive ratio."""
+    reward = Scenario.load(place.scenario).config.reward
+    rows: Rows = []
+    for entry in entries:
+        found = cached_audit(entry, place, out)
+        if len(found.slot):
+            rows += _audit_rows(entry.policy, found, sample, reward, horizon)
+    return rows
+
+
+def cached_audit(entry: Entry, place: Place, out: Path) -> Audit:
+    """Audit an entry, or read what was found before."""
+    folder = make_folder(out / "audits")
+    name = "".join(c if c.isalnum() else "-" for c in str(entry))
+    file = folder / f"{name}-{content_key(entry, place)}.safetensors"
+    if not file.exists():
+        found = audit(entry.make(place, **entry.arguments), place.scenario, place.sessions, place.seed)
+        with atomic_path(file) as temporary:
+            save_file({key: np.ascontiguousarray(value) for key, value in vars(found).items()}, temporary)
+    return Audit(**load_file(file))
+
+
+def _audit_rows(policy: str, found: Audit, sample: EffectSample, reward: RewardConfig, horizon: int) -> Rows:
+    """One figure a horizon for purchases, and the effect in reward units."""
+    n = len(found.slot)
+    rows: Rows = []
+    ones, weights = np.ones(n), np.array([reward.click, reward.purchase])
+    tau = (found.requested - found.kept) @ weights
+    at = HORIZONS.index(horizon)
+    rows.append(row(policy, "true_effect", ratio_interval(tau[:, at], ones), 1, n))
+    rows.append(row(policy, "negative_share", ratio_interval((tau[:, at] < 0) * 1.0, ones), 1, n))
+    for h, slots in enumerate(HORIZONS):
+        kept, requested = found.kept[:, h, 1], found.requested[:, h, 1]
+        average = float(sample.effects.kept[:, sample.horizons.index(slots), 1].mean())
+        figures = {
+            "purchases_without": ratio_interval(kept, ones),
+            "purchases_with": ratio_interval(requested, ones),
+            "purchases_caused": ratio_interval(requested - kept, ones),
+            "causal_ratio": ratio_interval(requested, kept),
+            "naive_ratio": ratio_interval(requested, average * ones),
+        }
+        rows += [row(policy, f"{name}_in_{slots}", value, 1, n) for name, value in figures.items()]
+    return rows
+
+
+# --- the shared budget ------------------------------------------------------------------------------------
+
+
+def fleet_rows(runs: dict[int, Path], scenario: str, *, concurrent: int, ticks: int, cool_down: int) -> Rows:
+    """Spent over allowed of one budget for all sessions, as it is and with traffic that doubles."""
+    config = Scenario.load(scenario).config
+    rows: Rows = []
+    for doubles in (False, True):
+        ratios, halves = [], []
+        for seed, run in runs.items():
+            quantiles = np.array(read_run(run)[1]["quantiles"])
+            controller = PriceController(FLEET_RATE * concurrent, quantiles)
+            planner = RequestPlanner(
+                "fleet", UpliftScore(load_model(run, config)), controller, cool_down=cool_down
+            )
+            traffic = serve(planner, scenario, concurrent=concurrent, ticks=ticks, doubles=doubles, seed=seed)
+            budget = FLEET_RATE * concurrent * ticks
+            ratios.append(traffic.requests.sum() / budget)
+            halves.append(traffic.requests[ticks // 2 :].sum() / (budget / 2))
+        name = "traffic doubles" if doubles else "constant traffic"
+        for metric, values in (("spent_of_budget", ratios), ("spent_of_budget_second_half", halves)):
+            found = {"mean": float(np.mean(values)), "low": float(min(values)), "high": float(max(values))}
+            more = {"spread": "range over seeds", "concurrent": concurrent, "ticks": ticks}
+            rows.append(row(f"shared budget, {name}", metric, found, len(values), concurrent, **more))
+    return rows

@@ -1,0 +1,267 @@
+"""The benchmark's track request: uplift planners, rules, reinforcement learning and the oracle.
+
+Estimators learn from one log whose requests were drawn by chance, PPO and DQN by playing the learned users.
+All are scored on synthetic users that training never saw (EdgeFeedRequest-v0, split `eval`, common random
+numbers): curves of what is bought against what is requested, the quality of the estimated effects, the true
+effect of the requests that were made, and a budget that all sessions share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents import checkpoint, request_dqn
+from edgerec_gym.agents.base import Policy
+from edgerec_gym.agents.baselines import make_policy
+from edgerec_gym.agents.effect_sample import EffectSample, true_effects
+from edgerec_gym.agents.registry import load_policy, train_agent
+from edgerec_gym.agents.request_curves import curve_rows
+from edgerec_gym.agents.request_planner import (
+    ChanceScore,
+    IntentScore,
+    OneExtra,
+    RequestPlanner,
+    TrueEffectPlanner,
+    UpliftScore,
+    price_of,
+    readable,
+)
+from edgerec_gym.agents.request_rows import audit_rows, fleet_rows, quality_rows
+from edgerec_gym.agents.uplift_models import ESTIMATORS
+from edgerec_gym.agents.uplift_training import load_model, uplift
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, run_jobs
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import Scenario
+
+ENV_ID = "EdgeFeedRequest-v0"
+PLANNER = "uplift-x"  # that the headline is about
+PPO = "maskable-ppo"
+HORIZON = 15  # slots, of effects that policies and figures are about
+SEED = 1  # of the sessions that are scored; 0 was looked at while this was built
+METRICS = {
+    "requests": ".2f",
+    "benefit": ".3f",
+    "purchases": ".4f",
+    "value": ".3f",
+    "gain_over_keep": "+.3f 95%",
+    "gain_per_request": "+.3f",
+    "requests_saved": "+.0% 95%",
+    "true_effect": "+.3f",
+    "negative_share": ".0%",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train on.
+        sessions: that each policy plays.
+        oracle_sessions: that the oracle plays, the first ones of the same; its moments cost most.
+        effect_sessions: whose moments measure the estimates.
+        audit_sessions: whose requests are played both ways.
+        ppo_steps, dqn_steps: slots that these learn from.
+        concurrent, ticks: of the shared budget.
+        rates: shares of the moments that planners spend.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int = 100_000
+    sessions: int = 5000
+    oracle_sessions: int = 1500
+    effect_sessions: int = 6000
+    audit_sessions: int = 600
+    ppo_steps: int = 40_000
+    dqn_steps: int = 60_000
+    concurrent: int = 10_000
+    ticks: int = 100
+    rates: tuple[float, ...] = (0.03, 0.08, 0.15, 0.25)
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+QUICK = Sizes(
+    log_sessions=10_000,
+    sessions=1000,
+    oracle_sessions=300,
+    effect_sessions=800,
+    audit_sessions=200,
+    ppo_steps=8192,
+    dqn_steps=8000,
+    concurrent=1000,
+    ticks=60,
+    rates=(0.05, 0.2),
+    hyper={agent: {"behaviour": 4, "epochs": 2} for agent in ESTIMATORS},
+)
+FULL = {"lite": Sizes()}
+
+
+def cool_down(scenario: Scenario) -> int:
+    """Slots that a page is given before a planner asks again: what an automatic page gets."""
+    return scenario.config.page_size - scenario.config.request_latency
+
+
+# --- policies, as worker processes make them ----------------------------------------------------------
+
+
+def make_baseline(place: Place, kind: str, number: float = 0) -> Policy:
+    """Return keep, one-extra, interval (every `number` slots), chance or intent (price `number`)."""
+    scenario = Scenario.load(place.scenario)
+    if kind == "interval":
+        return make_policy("fixed-interval", place.env_id, every=int(number))
+    if kind == "one-extra":
+        return OneExtra()
+    if kind == "chance":
+        return RequestPlanner("chance", ChanceScore(place.seed), 1.0 - number)
+    if kind == "intent":
+        score = IntentScore(scenario.config)
+        return RequestPlanner("intent", score, float(number), cool_down=cool_down(scenario))
+    return make_policy(kind, place.env_id)
+
+
+def make_planner(place: Place, run: str, price: float, outcome: bool = False) -> Policy:
+    """Return the planner of an estimator's run at a price; with `outcome` by the outcome, not its gain."""
+    scenario = Scenario.load(place.scenario)
+    score = UpliftScore(load_model(run, scenario.config), outcome)
+    return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
+
+
+def make_oracle(place: Place, price: float) -> Policy:
+    """Return the oracle at a price."""
+    return TrueEffectPlanner(price, HORIZON, cool_down=cool_down(Scenario.load(place.scenario)))
+
+
+def make_learner(place: Place, run: str) -> Policy:
+    """Return what reinforcement learning has learned."""
+    env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users)
+    return load_policy(run, env)
+
+
+def run_folder(out: Path, agent: str, seed: int) -> Path:
+    """Folder of one training run."""
+    return out / "runs" / f"{agent}-{seed}"
+
+
+def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
+    folder = run_folder(Path(out), agent, seed)
+    steps = {PPO: sizes.ppo_steps, request_dqn.AGENT: sizes.dqn_steps}.get(agent, 0)
+    train_agent(
+        agent,
+        folder,
+        logs=Path(out) / "logs" if agent in ESTIMATORS else None,
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=sizes.hyper.get(agent, {}),
+        env_id=ENV_ID,
+        scenario=scenario,
+        steps=steps,
+    )
+
+
+def train_all(
+    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
+) -> None:
+    """Collect the log and train what is missing."""
+    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions, randomise=["request"])
+    jobs = [(agent, seed) for seed in seeds for agent in (*ESTIMATORS, PPO, request_dqn.AGENT)]
+    waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
+    arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
+    for done, index in enumerate(run_jobs(_train_one, arguments, workers), 1):
+        if progress:
+            progress(done, len(waiting), f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+
+
+def entries(
+    out: Path, scenario: Scenario, sizes: Sizes, seeds: Sequence[int], sample: EffectSample
+) -> list[Entry]:
+    """All policies of the track; a family of budgets shares the first word of its names."""
+    page = scenario.config.page_size
+    found = [
+        Entry("keep", make_baseline, {"kind": "keep"}),
+        Entry("one-extra", make_baseline, {"kind": "one-extra"}),
+    ]
+    for share in (0.2, 0.4, 0.5, 0.6, 0.8):
+        every = max(1, round(share * page))
+        found.append(Entry(f"interval {every}", make_baseline, {"kind": "interval", "number": every}))
+    for kind, numbers in (("chance", (0.02, 0.05, 0.1, 0.2, 0.4)), ("intent", (0.6, 0.45, 0.3))):
+        found += [Entry(f"{kind} {x:g}", make_baseline, {"kind": kind, "number": x}) for x in numbers]
+    observation = readable(sample.observation)
+    for seed in seeds:
+        for agent in ESTIMATORS:
+            run = run_folder(out, agent, seed)
+            quantiles = np.array(checkpoint.read_run(run)[1]["quantiles"])
+            for rate in sizes.rates:
+                arguments = {"run": str(run), "price": price_of(quantiles, rate)}
+                found.append(Entry(f"{agent} {rate:g}", make_planner, arguments, (run,), seed))
+        run = run_folder(out, "uplift-t", seed)
+        outcome = uplift(load_model(run, scenario.config), observation).mu1.double().numpy()
+        for rate in sizes.rates[1:3]:
+            arguments = {"run": str(run), "price": float(np.quantile(outcome, 1 - rate)), "outcome": True}
+            found.append(Entry(f"outcome {rate:g}", make_planner, arguments, (run,), seed))
+        for agent in (PPO, request_dqn.AGENT):
+            run = run_folder(out, agent, seed)
+            found.append(Entry(agent, make_learner, {"run": str(run)}, (run,), seed))
+    return found
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Rows:
+    """Collect, train, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs and sessions played.
+        scenario: one of :data:`FULL`.
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Raises:
+        InputError: an unknown scenario, or seeds below 1.
+    """
+    if scenario not in FULL:
+        raise InputError(f"the track request has the scenarios {', '.join(FULL)}; got {scenario!r}")
+    if seeds < 1:
+        raise InputError(f"seeds = {seeds} must be at least 1")
+    out, sizes, loaded = make_folder(out), sizes or FULL[scenario], Scenario.load(scenario)
+    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    sample = true_effects(scenario, sizes.effect_sessions, seed=SEED, share=0.12)
+    wanted = entries(out, loaded, sizes, range(seeds), sample)
+    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=SEED)
+    scored = played(wanted, place, out / "played", workers=workers, progress=progress)
+    oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
+    short = Place(ENV_ID, scenario, "synthetic", sizes.oracle_sessions, seed=SEED)
+    best = played(oracle, short, out / "played", workers=workers, progress=progress)
+    models = {
+        agent: [load_model(run_folder(out, agent, seed), loaded.config) for seed in range(seeds)]
+        for agent in ESTIMATORS
+    }
+    rows = curve_rows(scored, best, loaded.config.reward)
+    rows += quality_rows(models, sample, HORIZON, loaded.config.reward)
+    audited = [entry for entry in wanted if entry.seed in (None, 0)] + oracle
+    rows += audit_rows(
+        audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=SEED), out, HORIZON
+    )
+    return rows + fleet_rows(
+        {seed: run_folder(out, PLANNER, seed) for seed in range(seeds)},
+        scenario,
+        concurrent=sizes.concurrent,
+        ticks=sizes.ticks,
+        cool_down=cool_down(loaded),
+    )
