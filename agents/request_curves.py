@@ -9,16 +9,18 @@ import numpy as np
 from edgerec_gym.benchmark import Rows, row
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.evaluate import Sessions
-from edgerec_gym.metrics import Interval, seeds_interval
+from edgerec_gym.metrics import CHUNK, LEVEL, RESAMPLES, Interval, Statistic
 
 Played = dict[tuple[str, int | None], Sessions]
-Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # of keep, a rule, a curve
-FIGURES = {
+FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and purchases
+    "requests": "requests",
+    "benefit": "",
     "clicks": "expected_clicks",
     "purchases": "expected_purchases",
     "value": "value",
-    "requests": "requests",
 }
+LEARNERS = ("maskable-ppo", "request-dqn")
+Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # of keep, a rule, a curve
 
 
 def family(policy: str) -> str:
@@ -27,63 +29,125 @@ def family(policy: str) -> str:
 
 
 class Curves:
-    """What policies have played, by figure: (seeds, sessions) each.
+    """Figures of policies, and the same of resampled training seeds and sessions, drawn once for all of them.
+
+    The bootstrap is that of :func:`~edgerec_gym.metrics.seeds_interval`: every resample draws training seeds,
+    then sessions, the same ones for every policy, so differences are paired.
 
     Args:
-        played: results of `edgerec_gym.benchmark.played`.
-        reward: weights of clicks and purchases in the benefit, which leaves the cost of requests out.
+        played: results of `edgerec_gym.benchmark.played`, the same sessions for all.
+        reward: weights of clicks and purchases in "benefit", which leaves the cost of requests out.
+        seed: of the resampling.
     """
 
-    def __init__(self, played: Played, reward: RewardConfig) -> None:
-        self.played, self.reward = played, reward
+    def __init__(self, played: Played, reward: RewardConfig, seed: int = 0) -> None:
         self.policies = list(dict.fromkeys(policy for policy, _ in played))
+        self.values = {
+            (policy, figure): _figure(played, policy, figure, reward)
+            for policy in self.policies
+            for figure in FIGURES
+        }
+        self.sessions = next(iter(self.values.values())).shape[1]
+        resampled = bootstrap_means(np.concatenate(list(self.values.values())).T, seed)  # (RESAMPLES, all)
+        ends = np.cumsum([len(value) for value in self.values.values()])
+        parts = dict(zip(self.values, np.split(resampled, ends[:-1], axis=1), strict=True))
+        n_seeds = max(len(value) for value in self.values.values())
+        drawn = np.random.default_rng(seed).integers(n_seeds, size=(RESAMPLES, n_seeds))
+        self._means = {
+            key: np.take_along_axis(part, drawn % part.shape[1], axis=1).mean(axis=1)
+            for key, part in parts.items()
+        }
 
-    def of(self, policy: str, figure: str) -> np.ndarray:
-        """One figure of a policy; "benefit" is click and purchase value without the cost."""
-        if figure == "benefit":
-            weights = self.reward.click, self.reward.purchase
-            return weights[0] * self.of(policy, "clicks") + weights[1] * self.of(policy, "purchases")
-        name = FIGURES[figure]
-        return np.stack([s[name] for (found, _), s in self.played.items() if found == policy]).astype(float)
+    def mean(self, policy: str, figure: str) -> float:
+        """Mean over seeds and sessions."""
+        return float(self.values[policy, figure].mean())
+
+    def seeds(self, policy: str) -> int:
+        """Training seeds of a policy, 1 if it is not trained."""
+        return len(self.values[policy, "value"])
+
+    def interval(self, keys: Sequence[tuple[str, str]], statistic: Statistic) -> Interval:
+        """95 % interval of a statistic of the means (..., k) of k (policy, figure)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = float(statistic(np.array([self.mean(*key) for key in keys])))
+            values = statistic(np.stack([self._means[key] for key in keys], axis=-1))
+        finite = values[np.isfinite(values)]
+        if not np.isfinite(mean) or len(finite) < len(values) / 2:
+            return {"mean": mean, "low": float("nan"), "high": float("nan")}
+        low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return {"mean": mean, "low": float(low), "high": float(high)}
 
     def members(self, name: str) -> list[str]:
         """Policies of a family, by rising number of requests."""
         found = [policy for policy in self.policies if family(policy) == name]
-        return sorted(found, key=lambda policy: self.of(policy, "requests").mean())
+        return sorted(found, key=lambda policy: self.mean(policy, "requests"))
+
+
+def bootstrap_means(columns: np.ndarray, seed: int) -> np.ndarray:
+    """Means of the columns (S, k) over resampled rows, (RESAMPLES, k)."""
+    rng, rows = np.random.default_rng(seed), len(columns)
+    even = np.full(rows, 1.0 / rows)
+    draws = [rng.multinomial(rows, even, size=CHUNK) @ columns for _ in range(RESAMPLES // CHUNK)]
+    return np.concatenate(draws) / rows
+
+
+def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> np.ndarray:
+    """One figure of a policy, (seeds, sessions) float64."""
+    sessions = [s for (found, _), s in played.items() if found == policy]
+    if figure == "benefit":
+        parts = [
+            reward.click * s["expected_clicks"] + reward.purchase * s["expected_purchases"] for s in sessions
+        ]
+    else:
+        parts = [s[FIGURES[figure]] for s in sessions]
+    return np.stack(parts).astype(np.float64)
 
 
 def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
-    """Figures of every policy, and what families of budgets save and gain against rules and learners."""
+    """Figures of every policy, and what families of budgets save and gain against rules and learners.
+
+    Args:
+        scored: the sessions of all policies.
+        oracle: those of the oracle, the first of the same sessions.
+        reward: see :class:`Curves`.
+    """
     curves = Curves(scored, reward)
-    rows = _figure_rows(curves, curves)
-    sessions = next(iter(oracle.values()))["value"].shape[0] if oracle else 0
-    first = {key: {n: v[:sessions] for n, v in s.items()} for key, s in scored.items()}
-    both = Curves(first | oracle, reward)
-    rows += _figure_rows(Curves(oracle, reward), both)
+    rows = _figure_rows(curves.policies, curves)
     targets = ["one-extra", *curves.members("interval"), *curves.members("chance")]
-    targets += [name for name in curves.policies if name in ("maskable-ppo", "request-dqn")]
+    targets += [name for name in curves.policies if name in LEARNERS]
     for name in dict.fromkeys(map(family, curves.policies)):
         if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
             rows += _comparison_rows(curves, name, targets)
-    return rows + _comparison_rows(both, "true-effect", ["one-extra"])
+    sessions = len(next(iter(oracle.values()))["value"])
+    rules = {
+        k: {n: v[:sessions] for n, v in s.items()} for k, s in scored.items() if k[0] in ("keep", "one-extra")
+    }
+    both = Curves(rules | oracle, reward)
+    best = [policy for policy, _ in oracle]
+    return rows + _figure_rows(best, both) + _comparison_rows(both, family(best[0]), ["one-extra"])
 
 
-def _figure_rows(own: Curves, reference: Curves) -> Rows:
+def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
     rows: Rows = []
-    for policy in own.policies:
-        seeds, sessions = own.of(policy, "value").shape
-        figures: dict[str, Interval] = {
-            name: seeds_interval([own.of(policy, name)], lambda m: m[..., 0])
-            for name in ("requests", "benefit", "clicks", "purchases", "value")
-        }
+    for policy in own:
+        figures = {name: curves.interval([(policy, name)], lambda m: m[..., 0]) for name in FIGURES}
         if policy != "keep":
-            pair = [own.of(policy, "value"), reference.of("keep", "value")]
-            figures["gain_over_keep"] = seeds_interval(pair, lambda m: m[..., 0] - m[..., 1])
-            three = [own.of(policy, "benefit"), reference.of("keep", "benefit"), own.of(policy, "requests")]
-            figures["gain_per_request"] = seeds_interval(three, lambda m: (m[..., 0] - m[..., 1]) / m[..., 2])
-        by_seed = own.of(policy, "value").mean(axis=1).round(4).tolist()
+            pair = [(policy, "value"), ("keep", "value")]
+            figures["gain_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
+            three = [(policy, "benefit"), ("keep", "benefit"), (policy, "requests")]
+            figures["gain_per_request"] = curves.interval(
+                three, lambda m: (m[..., 0] - m[..., 1]) / m[..., 2]
+            )
+        by_seed = curves.values[policy, "value"].mean(axis=1).round(4).tolist()
         rows += [
-            row(policy, metric, found, seeds, sessions, **({"by_seed": by_seed} if metric == "value" else {}))
+            row(
+                policy,
+                metric,
+                found,
+                curves.seeds(policy),
+                curves.sessions,
+                **({"by_seed": by_seed} if metric == "value" else {}),
+            )
             for metric, found in figures.items()
         ]
     return rows
@@ -95,17 +159,18 @@ def _comparison_rows(curves: Curves, name: str, targets: Sequence[str]) -> Rows:
     members = curves.members(name)
     for target in targets:
         for figure in ("benefit", "purchases"):
-            columns = [curves.of("keep", figure), curves.of(target, "requests"), curves.of(target, figure)]
+            keys = [("keep", figure), (target, "requests"), (target, figure)]
             for member in members:
-                columns += [curves.of(member, "requests"), curves.of(member, figure)]
-            seeds, sessions = max(len(c) for c in columns), columns[0].shape[1]
+                keys += [(member, "requests"), (member, figure)]
             suffix = "" if figure == "benefit" else "_at_equal_purchases"
             found = {
-                f"requests_saved{suffix}": seeds_interval(columns, saved),
-                f"{figure}_gained_at_equal_requests": seeds_interval(columns, gained),
+                f"requests_saved{suffix}": curves.interval(keys, saved),
+                f"{figure}_gained_at_equal_requests": curves.interval(keys, gained),
             }
+            seeds = max(map(curves.seeds, (target, *members)))
             rows += [
-                row(name, metric, value, seeds, sessions, against=target) for metric, value in found.items()
+                row(name, metric, value, seeds, curves.sessions, against=target)
+                for metric, value in found.items()
             ]
     return rows
 

@@ -19,7 +19,7 @@ from edgerec_gym.agents.uplift_metrics import RankedSample, calibration, interva
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import load_model, uplift
 from edgerec_gym.atomic import atomic_path, make_folder
-from edgerec_gym.benchmark import Entry, Place, Rows, content_key, row
+from edgerec_gym.benchmark import Entry, Place, Rows, content_key, row, table
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.metrics import ratio_interval
 from edgerec_gym.scenario import Scenario
@@ -27,6 +27,34 @@ from edgerec_gym.simulator.fidelity import auc
 
 FLEET_RATE = 0.04  # budget of the shared cap: requests a tick and session of the usual traffic
 Item = TypeVar("Item")
+POLICY_METRICS = {
+    "requests": ".2f",
+    "benefit": ".3f",
+    "purchases": ".4f",
+    "value": ".3f",
+    "gain_over_keep": "+.3f 95%",
+    "gain_per_request": "+.3f",
+    "true_effect": "+.3f",
+    "negative_share": ".0%",
+    "causal_ratio_in_10": ".2f",
+    "naive_ratio_in_10": ".2f",
+}
+QUALITY_METRICS = {
+    "qini": "+.4f 95%",
+    "auuc_over_chance": "+.4f 95%",
+    "true_qini": "+.4f 95%",
+    "pehe": ".3f 95%",
+    "pehe_of_mean": ".3f",
+    "auc_all": ".3f",
+    "auc_control": ".3f",
+    "auc_treatment": ".3f",
+}
+SAVING_METRICS = {
+    "requests_saved": "+.0% 95%",
+    "benefit_gained_at_equal_requests": "+.1% 95%",
+    "purchases_gained_at_equal_requests": "+.1% 95%",
+}
+BUDGET_METRICS = {"spent_of_budget": ".1%", "spent_of_budget_second_half": ".1%"}
 
 
 def quality_rows(
@@ -182,3 +210,21 @@ def fleet_rows(runs: dict[int, Path], scenario: str, *, concurrent: int, ticks: 
             more = {"spread": "range over seeds", "concurrent": concurrent, "ticks": ticks}
             rows.append(row(f"shared budget, {name}", metric, found, len(values), concurrent, **more))
     return rows
+
+
+def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Format rows: title -> (header, body)."""
+    found = {}
+    against = dict.fromkeys(item["against"] for item in rows if "against" in item)
+    parts = {
+        "policies; benefit: clicks + 5 purchases, expected, without the cost of requests": POLICY_METRICS,
+        "estimates of the effect of a request": QUALITY_METRICS,
+        "one budget for all sessions": BUDGET_METRICS,
+    }
+    for title, metrics in parts.items():
+        chosen = [item for item in rows if item["metric"] in metrics]
+        found[title] = table(chosen, metrics)
+    for target in against:
+        chosen = [item for item in rows if item.get("against") == target and item["metric"] in SAVING_METRICS]
+        found[f"against {target}"] = table(chosen, SAVING_METRICS)
+    return found
