@@ -23,7 +23,7 @@ from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_effects import TRACKS, Futures
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
 from edgerec_gym.agents.uplift_models import UpliftModel
-from edgerec_gym.agents.uplift_training import load_model, uplift
+from edgerec_gym.agents.uplift_training import effects_alone, load_model, uplift
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.spaces import CONTEXT
@@ -42,8 +42,10 @@ class UpliftScore:
 
     def __call__(self, observation: Observation) -> np.ndarray:
         """Score (R,) float32."""
-        effect = uplift(self.network, readable(observation), self.threads)
-        return (effect.mu1 if self.outcome else effect.tau).numpy()
+        seen = readable(observation)
+        if self.outcome:
+            return uplift(self.network, seen, self.threads).mu1.numpy()
+        return effects_alone(self.network, seen, self.threads)
 
 
 class IntentScore:

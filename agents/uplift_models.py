@@ -87,6 +87,10 @@ class TLearner(nn.Module):
         mu0, mu1 = self.without(observation)[:, 0], self.treated(observation)[:, 0]
         return Effect(mu1 - mu0, mu0, mu1)
 
+    def tau(self, observation: dict[str, Tensor]) -> Tensor:
+        """Estimate the effect alone, (B,)."""
+        return self.uplift(observation).tau
+
     def loss(
         self, observation: dict[str, Tensor], treated: Tensor, outcome: Tensor, propensity: Tensor
     ) -> Tensor:
@@ -115,9 +119,13 @@ class XLearner(nn.Module):
 
     def uplift(self, observation: dict[str, Tensor]) -> Effect:
         """Estimate the effects."""
-        tau0, tau1 = self.effects(observation).unbind(1)
         _, mu0, mu1 = self.outcome.uplift(observation)
-        return Effect(self.share * tau0 + (1 - self.share) * tau1, mu0, mu1)
+        return Effect(self.tau(observation), mu0, mu1)
+
+    def tau(self, observation: dict[str, Tensor]) -> Tensor:
+        """Estimate the effect alone, (B,); the models of the outcome are not asked."""
+        tau0, tau1 = self.effects(observation).unbind(1)
+        return self.share * tau0 + (1 - self.share) * tau1
 
     def loss(
         self, observation: dict[str, Tensor], treated: Tensor, outcome: Tensor, propensity: Tensor
@@ -144,8 +152,12 @@ class ClassTransformation(nn.Module):
 
     def uplift(self, observation: dict[str, Tensor]) -> Effect:
         """Estimate the effects."""
-        tau, mean = self.effect(observation)[:, 0], self.outcome(observation)[:, 0]
+        tau, mean = self.tau(observation), self.outcome(observation)[:, 0]
         return Effect(tau, mean - self.share * tau, mean + (1 - self.share) * tau)
+
+    def tau(self, observation: dict[str, Tensor]) -> Tensor:
+        """Estimate the effect alone, (B,); the model of the outcome is not asked."""
+        return self.effect(observation)[:, 0]
 
     def loss(
         self, observation: dict[str, Tensor], treated: Tensor, outcome: Tensor, propensity: Tensor
@@ -197,6 +209,10 @@ class DragonNet(nn.Module):
     def uplift(self, observation: dict[str, Tensor]) -> Effect:
         """Estimate the effects."""
         return self._effect(self._code(observation))
+
+    def tau(self, observation: dict[str, Tensor]) -> Tensor:
+        """Estimate the effect alone, (B,)."""
+        return self.uplift(observation).tau
 
     def _effect(self, code: Tensor) -> Effect:
         mu0, mu1 = self.without(code)[:, 0], self.treated(code)[:, 0]

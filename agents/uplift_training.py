@@ -252,6 +252,17 @@ def load_model(folder: str | Path, config: FeedConfig) -> UpliftModel:
     return network.eval()
 
 
+def effects_alone(network: UpliftModel, observation: Observation, threads: int = 1) -> np.ndarray:
+    """Estimate tau of a batch of observations, (B,) float32: all that a planner needs."""
+    n_rows = len(next(iter(observation.values())))
+    with torch_threads(threads), torch.inference_mode():
+        parts = [
+            network.tau(tensors(observation, slice(at, at + SCORE_BATCH)))
+            for at in range(0, n_rows, SCORE_BATCH)
+        ]
+    return torch.cat(parts).numpy()
+
+
 def uplift(network: UpliftModel, observation: Observation, threads: int = 1) -> Effect:
     """Estimate the effects of a batch of observations (B, ...), a part at a time."""
     n_rows = len(next(iter(observation.values())))
