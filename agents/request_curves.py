@@ -19,7 +19,7 @@ FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and
     "purchases": "expected_purchases",
     "value": "value",
 }
-LEARNERS = ("maskable-ppo", "request-dqn")
+LEARNERS = ("pointer-ppo", "request-dqn")
 Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # of keep, a rule, a curve
 
 

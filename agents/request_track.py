@@ -43,7 +43,7 @@ from edgerec_gym.scenario import Scenario
 
 ENV_ID = "EdgeFeedRequest-v0"
 PLANNER = "uplift-x"  # that the headline is about
-PPO = "maskable-ppo"
+PPO = "pointer-ppo"
 AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45", PPO, request_dqn.AGENT)  # beside planners
 HORIZON = 15  # slots, of effects that policies and figures are about
 SEED = 1  # of the sessions that are scored; 0 was looked at while this was built

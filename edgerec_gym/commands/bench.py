@@ -89,3 +89,51 @@ def rerank(
         f"EdgeFeedRerank-v0, {scenario}, ground truth, {sizes.sessions} sessions", header, body
     )
     print(f"rows: {results}")
+
+
+@bench.command("request")
+def request(
+    out: Out = None,
+    results: Results = None,
+    scenario: BenchScenario = "lite",
+    quick: Quick = False,
+    seeds: Seeds = 3,
+    sessions: SessionCount = None,
+    workers: WorkerCount = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets."""
+    from dataclasses import replace
+
+    from edgerec_gym.agents import request_track as track
+    from edgerec_gym.agents.request_rows import tables
+    from edgerec_gym.benchmark import save_rows
+
+    if quick:
+        scenario, seeds = "lite", 1
+    if scenario not in track.FULL:
+        raise typer.BadParameter(f"{scenario!r} is no scenario of this track: {', '.join(track.FULL)}")
+    sizes = track.QUICK if quick else track.FULL[scenario]
+    if sessions is not None:
+        sizes = replace(sizes, sessions=sessions, oracle_sessions=min(sessions, sizes.oracle_sessions))
+    out = out or Path(f"runs/bench-request-{scenario}{'-quick' if quick else ''}")
+    with (
+        console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
+        console.progress_bar("bench") as progress,
+    ):
+        rows = track.run(out, scenario=scenario, sizes=sizes, seeds=seeds, workers=workers, progress=progress)
+    results = results or Path("benchmarks/results/request.json")
+    about = {
+        "track": "request",
+        "scenario": scenario,
+        "quick": quick,
+        "seeds": seeds,
+        "sessions": sizes.sessions,
+    }
+    save_rows(results, rows, about, same=("scenario", "quick"))
+    if as_json:
+        console.print_json({"rows": rows, "about": about})
+        return
+    for title, chosen in tables(rows).items():
+        console.print_table(title, *chosen)
+    print(f"rows: {results}")

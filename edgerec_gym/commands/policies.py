@@ -20,7 +20,8 @@ def train(
         typer.Option(
             help="pointer-ppo, flat-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, "
             "evaluator; --based-on these pointer-evaluator, pointer-users, pointer-distilled, "
-            "sequence-search."
+            "sequence-search; with logs of --randomise request uplift-t, uplift-x, uplift-class, "
+            "uplift-dragon; by playing EdgeFeedRequest-v0 request-dqn."
         ),
     ] = "pointer-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
@@ -82,6 +83,8 @@ def _progress_made(record: dict[str, Any]) -> str:
         return f"{steps} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions"
     if "loss" in record:
         return f"{steps} epochs, loss {min(record['loss']):.4f} a card on the stopping sessions"
+    if "residual_loss" in record:
+        return f"{steps} epochs, residual loss {min(record['residual_loss']):.4f} on the stopping sessions"
     if "reward" not in record:
         return f"{steps:,} slots played"
     last = record["reward"][-20:]
