@@ -1,0 +1,91 @@
+"""The track request: savings by hand, one bootstrap for all, and every row of a tiny run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerec_gym.agents.request_curves import Curves, gained, saved
+from edgerec_gym.agents.request_rows import tables
+from edgerec_gym.agents.request_track import Sizes, run
+from edgerec_gym.agents.uplift_models import ESTIMATORS
+from edgerec_gym.config import RewardConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.metrics import seeds_interval
+
+TINY = Sizes(
+    log_sessions=150,
+    sessions=12,
+    oracle_sessions=6,
+    effect_sessions=30,
+    audit_sessions=8,
+    ppo_steps=4096,
+    dqn_steps=600,
+    concurrent=40,
+    ticks=10,
+    rates=(0.1, 0.4),
+    hyper={
+        **{agent: {"epochs": 1, "behaviour": 0, "hidden": 4} for agent in ESTIMATORS},
+        "request-dqn": {"learning_starts": 200},
+    },
+)
+
+
+def test_savings_by_hand() -> None:
+    # keep earns 1; the rule 3 for 4 requests; the curve 2 for 1 request and 4 for 3.
+    means = np.array([[1.0, 4.0, 3.0, 1.0, 2.0, 3.0, 4.0]])
+    assert saved(means) == pytest.approx(1 - 2 / 4)
+    assert np.isnan(gained(means))  # the curve ends before 4 requests
+    means[0, 1] = 2.0
+    assert gained(means) == pytest.approx(3 / 3 - 1)
+    means[0, 2] = 9.0
+    assert np.isnan(saved(means))
+
+
+def test_one_bootstrap_for_all_is_that_of_seeds() -> None:
+    rng = np.random.default_rng(0)
+    names = ("requests", "expected_clicks", "expected_purchases", "value")
+    played = {
+        (policy, seed): {name: rng.random(200) for name in names}
+        for policy, seeds in (("keep", (None,)), ("uplift", (0, 1, 2)))
+        for seed in seeds
+    }
+    curves = Curves(played, RewardConfig(click=2.0, purchase=3.0))
+    found = curves.interval([("uplift", "value"), ("keep", "value")], lambda m: m[..., 0] - m[..., 1])
+    columns = [
+        np.stack([s["value"] for (policy, _), s in played.items() if policy == name])
+        for name in ("uplift", "keep")
+    ]
+    expected = seeds_interval(columns, lambda m: m[..., 0] - m[..., 1])
+    assert found == pytest.approx(expected)
+    own = played["keep", None]
+    benefit = 2 * own["expected_clicks"] + 3 * own["expected_purchases"]
+    assert curves.mean("keep", "benefit") == pytest.approx(benefit.mean())
+
+
+def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
+    rows = run(tmp_path, sizes=TINY, seeds=1, workers=1)
+    for item in rows:
+        assert {"policy", "metric", "mean", "low", "high", "seeds", "sessions"} <= item.keys()
+    found = {(item["policy"], item["metric"]) for item in rows}
+    for policy in ("one-extra", "chance 0.05", "intent 0.3", "uplift-x 0.1", "pointer-ppo", "request-dqn"):
+        assert (policy, "gain_over_keep") in found
+    for agent in ESTIMATORS:
+        for metric in ("qini", "auuc", "pehe", "auc_all", "auc_treatment", "true_effect_in_decile_10"):
+            assert (agent, metric) in found
+    assert ("one-extra", "negative_share") in found and ("one-extra", "naive_ratio_in_10") in found
+    assert ("shared budget, traffic doubles", "spent_of_budget") in found
+    against = {item.get("against") for item in rows}
+    assert {"one-extra", "interval 5", "request-dqn"} <= against
+    for header, body in tables(rows).values():
+        assert header[0] == "policy" and body
+    assert str(run(tmp_path, sizes=TINY, seeds=1, workers=1)) == str(rows)  # what is there is used again
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has the scenarios lite; got 'default'"):
+        run(tmp_path, scenario="default")
+    with pytest.raises(InputError, match="seeds = 0"):
+        run(tmp_path, seeds=0)
