@@ -15,7 +15,7 @@ import argparse
 import platform
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from rich.table import Table
 import edgerec_gym
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.baselines import Keep, make_policy
-from edgerec_gym.agents.training import AGENTS, FLAT, POINTER, load_policy, train
+from edgerec_gym.agents.pointer_policy import PointerPolicy
+from edgerec_gym.agents.training import AGENTS, FLAT, POINTER, TrainedPolicy, load_policy, train
 from edgerec_gym.atomic import atomic_path, make_folder, write_json
 from edgerec_gym.console import progress_bar
 from edgerec_gym.evaluate import Policy, play
@@ -122,6 +123,20 @@ class Study:
         return steps, np.stack(values)
 
 
+def untrained(env_id: str, scenario: Scenario) -> Policy:
+    """Return the pointer policy before its first update: what its priors are worth."""
+    env = make_feeds(env_id, 1, scenario=scenario, users="learned")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = PointerPolicy(
+            cast(Any, env.single_observation_space),
+            cast(Any, env.single_action_space),
+            lambda _: 0.0,
+            track=track_of(env_id),
+        )
+    return TrainedPolicy("untrained", network)
+
+
 def rows_of(study: Study, env_id: str, seeds: range) -> list[dict[str, Any]]:
     """Figures of one id."""
     keep = study.values(env_id, "keep", Keep())
@@ -135,6 +150,8 @@ def rows_of(study: Study, env_id: str, seeds: range) -> list[dict[str, Any]]:
     add("keep", "value", mean_interval(keep))
     gain = study.values(env_id, baseline, make_policy(baseline, env_id)) - keep
     add(baseline, "gain_over_keep", mean_interval(gain))
+    start = study.values(env_id, "untrained", untrained(env_id, study.scenario))
+    add(f"{POINTER} untrained", "gain_over_keep", mean_interval(start - keep))
     ends = {}
     for agent in AGENTS:
         (rate, hidden), tuning = study.tuned(env_id, agent)
@@ -152,13 +169,14 @@ def rows_of(study: Study, env_id: str, seeds: range) -> list[dict[str, Any]]:
             steps=curves[0][0],
             curve=np.mean([values.mean(axis=1) for _, values in curves], axis=0).tolist(),
         )
-    difference = ends[POINTER] - ends[FLAT]
-    add(
-        POINTER,
-        f"gain_over_{FLAT}",
-        mean_interval(difference.mean(axis=0)),
-        by_seed=[mean_interval(values) for values in difference],
-    )
+    for other, values in ((FLAT, ends[FLAT]), ("untrained", start)):
+        difference = ends[POINTER] - values
+        add(
+            POINTER,
+            f"gain_over_{other}",
+            mean_interval(difference.mean(axis=0)),
+            by_seed=[mean_interval(of_seed) for of_seed in difference],
+        )
     return rows
 
 

@@ -172,6 +172,13 @@ def test_refuses_what_does_not_belong_together(lite: Scenario, tmp_path: Path) -
         quick(lite, tmp_path, resume=True, gamma=0.5)
 
 
+def test_runs_of_earlier_versions_are_refused(lite: Scenario, tmp_path: Path) -> None:
+    record = quick(lite, tmp_path)
+    (tmp_path / "policy.json").write_text(json.dumps(record | {"agent": "maskable-ppo"}))
+    with pytest.raises(InputError, match="holds the agent 'maskable-ppo', of another version; train pointer"):
+        load_policy(tmp_path, make_env(lite))
+
+
 def test_broken_files_are_named(lite: Scenario, tmp_path: Path) -> None:
     env = make_env(lite)
     with pytest.raises(InputError, match="holds no trained policy"):
