@@ -16,16 +16,11 @@ from edgerec_gym.jit import SOURCE_DIGEST, entry_point, kernel, source_digest
 
 __all__ = ["NOTHING_FITS", "price", "solve", "solve_by_thresholds", "solve_fixed", "solve_greedily"]
 
-_KERNELS = (
-    "mix_arrays.py",
-    "mix_heuristics.py",
-    "mix_limits.py",
-    "mix_relaxation.py",
-    "mix_rests.py",
-    "mix_search.py",
-)
+_PARTS = ("arrays", "heuristics", "labels", "limits", "relaxation", "rests", "search")
+_KERNELS = tuple(f"mix_{part}.py" for part in _PARTS)
+# How far the beam trusts the bound on the rest, in turn: bounds flatter plans that put things off.
+TRUST = (1.0, 0.9, 0.7, 0.5)
 
-TRUST = (0.9, 0.7, 0.5)
 read_arrays = reader(MixArrays)
 
 

@@ -13,6 +13,7 @@ from edgerec_gym.agents.mix_rests import priced, table_at
 from edgerec_gym.jit import kernel
 from edgerec_gym.random_stream import fold
 
+MOST_COMPARED = 32  # labels of one state that a new one is compared with; with many, few are beaten
 _ONE = np.uint64(1)
 
 
@@ -99,8 +100,9 @@ def insert(a, worker, there, child, t):
         key = fold(key, a.label_cards[child, word])
     a.label_hash[child] = key
     head = np.int64(key & np.uint64(a.heads.shape[1] - 1))
-    other = np.int64(a.heads[worker, head])
-    while other >= 0:
+    other, compared = np.int64(a.heads[worker, head]), 0
+    while other >= 0 and compared < MOST_COMPARED:
+        compared += 1
         if a.label_hash[other] == key and _same_state(a, other, child):
             if _beats(a, other, child):
                 return 0

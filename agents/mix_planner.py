@@ -27,7 +27,7 @@ from edgerec_gym.workers import Workers
 
 SOLVERS = ("exact", "beam", "greedy", "density", "dual", "fixed")
 BEAM_WIDTH = 8
-MAX_LABELS = 1 << 16  # partial plans that the exact solver holds at a slot before it gives up the proof
+MAX_LABELS = 1 << 13  # partial plans that the exact solver holds at a slot before it gives up the proof
 FIRST_LABELS, GROWTH = 512, 16  # it starts with room for few, and comes back with more for what needs them
 STEPS, FINE_STEPS = 60, 20  # subgradient steps with coarse and with fine states
 EVERY = 5  # slots from one fixed slot to the next

@@ -1,10 +1,10 @@
 """The best rest of one type's plan, by dynamic programming: what bounds in the search are made of.
 
 With prices on slots and cards each type is planned alone. The rest from slot t on depends on a *state*, the
-cards of the type placed so far. A coarse state is how many: that a card is placed once is left to the prices, and
-so is the cap on weight. A fine one is which, and how much weight is free, in levels; weights are rounded down to
-levels, so that the rest stays an upper bound. A type of many cards keeps its coarse state, and one whose cap
-cannot bind its one level.
+cards of the type placed so far. A coarse state is how many: that a card is placed once is left to the
+prices, and so is the cap on weight. A fine one is which, and how much weight is free, in levels; weights
+are rounded down to levels, so that the rest stays an upper bound. A type of many cards keeps its coarse
+state, and one whose cap cannot bind its one level.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Search over partial plans, slot by slot: dynamic programming that drops what a bound or another plan beats.
 
-A label is a partial plan. Its state is what the future depends on: from which slot on each type may land, and
-which cards are left. Labels of one state compete (mix_labels.py); a label ends whose value plus the bound on the
-rest does not pass the best plan known. If more labels are left than a width allows, the worst are dropped: with
-a small width that is a beam search, and with nothing dropped the result is exact.
+A label is a partial plan. Its state is what the future depends on: from which slot on each type may land,
+and which cards are left. Labels of one state compete (mix_labels.py); a label ends whose value plus the
+bound on the rest does not pass the best plan known. If more labels are left than a width allows, the worst
+are dropped: with a small width that is a beam search, and with nothing dropped the result is exact.
 """
 
 from __future__ import annotations
