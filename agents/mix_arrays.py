@@ -23,6 +23,7 @@ from edgerec_gym.arrays import (
     UInt64Vector,
 )
 
+MOST_IN_SET = 4  # cards of a type whose sets the table tells apart
 LEVELS = 65  # of free weight, from none to the whole cap
 UNREACHABLE = -1e300  # a finite stand-in for -inf: differences of two are no NaN
 
@@ -35,6 +36,7 @@ class MixArrays(NamedTuple):
     n_slots: int
     n_types: int
     n_counts: int  # most cards of one type + 1
+    n_states: int  # most states of a type
     n_words: int  # 64-bit words of a set of cards
     capacity: int  # L
     ordered: int
@@ -61,11 +63,13 @@ class MixArrays(NamedTuple):
     limit: Int32Matrix  # (W, C), most cards of a type in any plan
     most: Int32Matrix  # (W, C * T), most cards of a type in slots 0..t, never falling with t
     bounded: Int32Matrix  # (W, C), 1 if the cap of the type may bind
-    levels: Int32Matrix  # (W, C), levels of free weight in the table of the type; 1 = weight has a price
+    sets: Int32Matrix  # (W, C), 1 if the states of the type are sets of cards, 0 if they are counts
+    states: Int32Matrix  # (W, C), number of states of the type
+    levels: Int32Matrix  # (W, C), levels of free weight of the type
     units: Int32Matrix  # (W, C * T), weight of a slot in levels, rounded down
     level_size: Float64Matrix  # (W, C), weight of one level
     tolerance: Float64Vector  # (W,), values closer than that are equal
-    table: Float64Matrix  # (W, C * (T + 1) * n_counts * LEVELS), best rest of a type's plan at present prices
+    table: Float64Matrix  # (W, C * (T + 1) * n_states * LEVELS), best rest of a type's plan
     least_weight: Float64Matrix  # (W, C * (T + 1) * n_counts), lightest rest that meets the floor
     gain: Float64Matrix  # (W, T), best card of a type at each slot, at present prices
     prices: Float64Matrix  # (W, T + M + C), of slots, cards, weight
@@ -81,6 +85,7 @@ class MixArrays(NamedTuple):
     label_weight: Float64Matrix  # (2 W L, C), used; 0 where the cap cannot bind
     label_free: Int32Matrix  # (2 W L, C), first slot the type may take
     label_count: Int32Matrix  # (2 W L, C), cards placed
+    label_state: Int32Matrix  # (2 W L, C), as in the table
     label_cards: UInt64Matrix  # (2 W L, words), set of the cards that may not be placed any more
     label_slots: Int32Matrix  # (2 W L, M), the plan
     label_hash: UInt64Vector  # (2 W L,)
@@ -95,6 +100,7 @@ def allocate(batch: MixBatch, workers: int, capacity: int) -> MixArrays:
     n_cards, n_slots, n_types = batch.size
     most_of_a_type = (batch.types[:, :, None] == np.arange(n_types)).sum(axis=1).max()
     counts, words, rows = int(most_of_a_type) + 1, (n_cards + 63) // 64, 2 * workers * capacity
+    states = max(counts, 1 << MOST_IN_SET)
     hash_size = 1 << int(np.ceil(np.log2(4 * capacity)))
 
     def ints(*shape: int) -> np.ndarray:
@@ -109,6 +115,7 @@ def allocate(batch: MixBatch, workers: int, capacity: int) -> MixArrays:
         n_slots=n_slots,
         n_types=n_types,
         n_counts=counts,
+        n_states=states,
         n_words=words,
         capacity=capacity,
         ordered=int(batch.ordered),
@@ -133,10 +140,12 @@ def allocate(batch: MixBatch, workers: int, capacity: int) -> MixArrays:
         most=ints(workers, n_types * n_slots),
         bounded=ints(workers, n_types),
         tolerance=np.zeros(workers),
+        sets=ints(workers, n_types),
+        states=np.ones((workers, n_types), np.int32),
         levels=np.ones((workers, n_types), np.int32),
         units=ints(workers, n_types * n_slots),
         level_size=np.ones((workers, n_types)),
-        table=np.zeros((workers, n_table * LEVELS)),
+        table=np.zeros((workers, n_types * (n_slots + 1) * states * LEVELS)),
         least_weight=np.zeros((workers, n_table)),
         gain=np.zeros((workers, n_slots)),
         prices=np.zeros((workers, n_prices)),
@@ -151,6 +160,7 @@ def allocate(batch: MixBatch, workers: int, capacity: int) -> MixArrays:
         label_weight=np.zeros((rows, n_types)),
         label_free=ints(rows, n_types),
         label_count=ints(rows, n_types),
+        label_state=ints(rows, n_types),
         label_cards=np.zeros((rows, words), np.uint64),
         label_slots=ints(rows, n_cards),
         label_hash=np.zeros(rows, np.uint64),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgerec_gym.agents.mix_arrays import UNREACHABLE
+from edgerec_gym.agents.mix_labels import place, root
 from edgerec_gym.agents.mix_limits import keep_best
 from edgerec_gym.agents.mix_problem import LEFT_OUT
-from edgerec_gym.agents.mix_search import place, root
 from edgerec_gym.jit import kernel
 
 LIGHTEST = 1e-9  # weight below which greedy by density counts a slot as this heavy

@@ -5,42 +5,65 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.mix_arrays import LEVELS, UNREACHABLE, MixArrays
+from edgerec_gym.agents.mix_arrays import UNREACHABLE, MixArrays
 from edgerec_gym.agents.mix_heuristics import fixed, greedy, thresholds
 from edgerec_gym.agents.mix_limits import NOTHING_FITS
-from edgerec_gym.agents.mix_relaxation import begin, mean_prices, relax, set_levels
+from edgerec_gym.agents.mix_relaxation import begin, mean_prices, relax
+from edgerec_gym.agents.mix_rests import FINE, set_detail
 from edgerec_gym.agents.mix_search import search
 from edgerec_gym.arrays import reader
-from edgerec_gym.jit import SOURCE_DIGEST, entry_point, source_digest
+from edgerec_gym.jit import SOURCE_DIGEST, entry_point, kernel, source_digest
 
 __all__ = ["NOTHING_FITS", "price", "solve", "solve_by_thresholds", "solve_fixed", "solve_greedily"]
 
-_KERNELS = ("mix_arrays.py", "mix_heuristics.py", "mix_limits.py", "mix_relaxation.py", "mix_search.py")
+_PARTS = ("arrays", "heuristics", "labels", "limits", "relaxation", "rests", "search")
+_KERNELS = tuple(f"mix_{part}.py" for part in _PARTS)
+# How far the beam trusts the bound on the rest, in turn: bounds flatter plans that put things off.
+TRUST = (1.0, 0.9, 0.7, 0.5)
 
 read_arrays = reader(MixArrays)
+
+
+@kernel
+def is_open(a, row, worker):
+    """Whether the search has left something aside that may be better than the plan of the row."""
+    if a.found[row] == 0:
+        return a.dropped[row] > UNREACHABLE
+    return min(a.dropped[row], a.bound[row]) > a.value[row] + a.tolerance[worker]
+
+
+@kernel
+def _conclude(a, row, worker):
+    """Settle the bound of a row that has been searched, or that it has no plan."""
+    if a.found[row] == 1:
+        bound = min(a.bound[row], max(a.value[row], a.dropped[row]))
+        a.bound[row] = bound if is_open(a, row, worker) else a.value[row]
+    elif not is_open(a, row, worker):
+        a.blocked[row] = 1 + 2 * a.n_types
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
     # The digest is part of numba's cache key: see jit.
     @entry_point
-    def solve(address, steps, level_steps, beam, width, start, stop, worker):
+    def solve(address, steps, fine_steps, beam, width, start, stop, worker):
         _ = digest
         a = read_arrays(address)
         for row in range(start, stop):
             if not begin(a, row, worker):
                 continue
             relax(a, row, worker, steps)
-            dropped = search(a, row, worker, beam)
-            if width > beam and dropped > UNREACHABLE and dropped > a.value[row] + a.tolerance[worker]:
-                set_levels(a, row, worker, LEVELS)
-                relax(a, row, worker, level_steps)
-                dropped = search(a, row, worker, width)
-            a.dropped[row] = dropped
-            if a.found[row] == 1:
-                bound = min(a.bound[row], max(a.value[row], dropped))
-                a.bound[row] = a.value[row] if bound <= a.value[row] + a.tolerance[worker] else bound
-            elif dropped == UNREACHABLE:
-                a.blocked[row] = 1 + 2 * a.n_types
+            a.dropped[row] = search(a, row, worker, beam, 1.0)
+            if is_open(a, row, worker):
+                greedy(a, row, worker, False)
+                greedy(a, row, worker, True)
+                set_detail(a, row, worker, FINE)
+                relax(a, row, worker, fine_steps)
+                for k in range(len(TRUST)):
+                    if is_open(a, row, worker):
+                        a.dropped[row] = min(a.dropped[row], search(a, row, worker, beam, TRUST[k]))
+                if is_open(a, row, worker) and width > beam:
+                    a.dropped[row] = search(a, row, worker, width, 1.0)
+            _conclude(a, row, worker)
 
     @entry_point
     def solve_greedily(address, by_density, start, stop, worker):

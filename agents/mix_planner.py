@@ -27,9 +27,9 @@ from edgerec_gym.workers import Workers
 
 SOLVERS = ("exact", "beam", "greedy", "density", "dual", "fixed")
 BEAM_WIDTH = 8
-MAX_LABELS = 1 << 16  # partial plans that the exact solver holds at a slot before it gives up the proof
+MAX_LABELS = 1 << 13  # partial plans that the exact solver holds at a slot before it gives up the proof
 FIRST_LABELS, GROWTH = 512, 16  # it starts with room for few, and comes back with more for what needs them
-STEPS, LEVEL_STEPS = 60, 20  # subgradient steps with weight priced, and with weight in levels
+STEPS, FINE_STEPS = 60, 20  # subgradient steps with coarse and with fine states
 EVERY = 5  # slots from one fixed slot to the next
 SCALES = np.linspace(0.0, 2.0, 17)  # of the dual prices, tried by replay
 CHUNK = 16  # problems that a thread takes at a time
@@ -83,7 +83,7 @@ def plan_batch(
         return _plan_exactly(batch, int(max_labels), threads)
     if solver == "beam":
         a = _allocate(batch, threads, int(width) * (batch.size[0] + 1))
-        _run(a, threads, mix_kernels.solve, STEPS, 0, int(width), 0)
+        _run(a, threads, mix_kernels.solve, STEPS, FINE_STEPS, int(width), int(width))
     elif solver in ("greedy", "density"):
         a = _allocate(batch, threads, 1)
         _run(a, threads, mix_kernels.solve_greedily, solver == "density")
@@ -100,13 +100,13 @@ def _plan_exactly(batch: MixBatch, max_labels: int, threads: int) -> PlanBatch:
     """Plan all with room for few labels, then those that need more with more."""
     labels = min(FIRST_LABELS, max_labels)
     a = _allocate(batch, threads, 2 * labels)
-    _run(a, threads, mix_kernels.solve, STEPS, LEVEL_STEPS, min(BEAM_WIDTH, labels), labels)
+    _run(a, threads, mix_kernels.solve, STEPS, FINE_STEPS, min(BEAM_WIDTH, labels), labels)
     open_rows = np.flatnonzero(_is_open(a))
     while len(open_rows) and labels < max_labels:
         labels = min(GROWTH * labels, max_labels)
         for rows in np.array_split(open_rows, -(-len(open_rows) // (CHUNK * threads))):
             more = _allocate(batch.rows(rows), threads, 2 * labels)
-            _run(more, threads, mix_kernels.solve, STEPS, LEVEL_STEPS, BEAM_WIDTH, labels)
+            _run(more, threads, mix_kernels.solve, STEPS, FINE_STEPS, BEAM_WIDTH, labels)
             for name in ("slots", "found", "value", "bound", "blocked", "dropped", "labels"):
                 getattr(a, name)[rows] = getattr(more, name)
         open_rows = np.flatnonzero(_is_open(a))
@@ -115,8 +115,7 @@ def _plan_exactly(batch: MixBatch, max_labels: int, threads: int) -> PlanBatch:
 
 def _is_open(a: MixArrays) -> np.ndarray:
     """Rows whose search dropped something that might have been better, (B,) bool."""
-    better = (a.dropped > UNREACHABLE) & ((a.found == 0) | (a.dropped > a.value))
-    return (a.blocked <= 0) & better & ((a.found == 0) | (a.bound > a.value))
+    return (a.blocked == 0) & np.where(a.found > 0, a.bound > a.value, a.dropped > UNREACHABLE)
 
 
 def _allocate(batch: MixBatch, threads: int, labels: int) -> MixArrays:
