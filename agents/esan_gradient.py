@@ -33,9 +33,10 @@ from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.epochs import Report, sizes
 from edgerec_gym.agents.esan import ESAN
+from edgerec_gym.agents.esan_values import NetworkValues, predict_values
 from edgerec_gym.agents.evaluator_training import INSERTER, load_esan
 from edgerec_gym.agents.mix_policies import InsertionPlan, insertions, net_gains, solve
-from edgerec_gym.agents.mix_values import NetworkValues, cloud_order, predict_values
+from edgerec_gym.agents.mix_values import cloud_order
 from edgerec_gym.agents.plan_rollouts import advantages, play_plans
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.atomic import make_folder, write_json

@@ -37,9 +37,10 @@ class InsertionPlan:
         solver: of :data:`~edgerec_gym.agents.mix_planner.SOLVERS`.
         price: of a card that is seen, in reward units.
         scorer: orders the pool, as it will be shown; None: cloud order.
+        horizon: slots that a plan looks ahead, at most to the end of the page; None: all of it.
 
     Raises:
-        InputError: an unknown solver, or a price that is not finite.
+        InputError: an unknown solver, a price that is not finite, or no horizon.
     """
 
     def __init__(
@@ -51,13 +52,17 @@ class InsertionPlan:
         solver: str = "exact",
         price: float = 0.0,
         scorer: Scorer | None = None,
+        horizon: int | None = None,
     ) -> None:
         if solver not in SOLVERS:
             raise InputError(f"unknown solver {solver!r}; allowed: {', '.join(SOLVERS)}")
         if not np.isfinite(price):
             raise InputError(f"price = {price} must be finite, in reward units")
+        if horizon is not None and horizon < 1:
+            raise InputError(f"horizon = {horizon} must be at least 1 slot")
         self.name, self.value_model, self.config = name, value_model, config
         self.solver, self.price, self.scorer = solver, price, scorer
+        self.n_slots = min(config.page_size, horizon or config.page_size)
         self.stateless = not hasattr(value_model, "bind") and getattr(scorer, "stateless", scorer is None)
         if hasattr(value_model, "bind"):  # an oracle
             self.bind = value_model.bind
@@ -87,7 +92,7 @@ class InsertionPlan:
             score = self.scorer.scores(observation)
             present = (observation["pool"] != 0).any(axis=2)
             order = np.argsort(np.where(present, -score, np.inf), axis=1, kind="stable")
-        return score, self.value_model.values(observation, order, self.config.page_size)
+        return score, self.value_model.values(observation, order, self.n_slots)
 
 
 def net_gains(values: SlotValues, price: float) -> np.ndarray:

@@ -18,11 +18,12 @@ import numpy as np
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import FixedSlot, Keep
+from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.insertion_runs import load_network
 from edgerec_gym.agents.insertion_scores import score
 from edgerec_gym.agents.mix_policies import REPLAN_AFTER, InsertionPlan, policy_of
 from edgerec_gym.agents.mix_share import at_price, cards_seen, find_prices, share_of
-from edgerec_gym.agents.mix_values import NetworkValues, TrueValues, ValueModel
+from edgerec_gym.agents.mix_values import TrueValues, ValueModel
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs

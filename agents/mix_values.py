@@ -1,16 +1,12 @@
-"""What cards would earn at the slots ahead: predicted by ESAN, or read from the ground truth."""
+"""What cards would earn at the slots ahead, in the form that plans are made from; the truth, for oracles."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from edgerec_gym.agents.base import Observation
-from edgerec_gym.agents.esan import ESAN
-from edgerec_gym.agents.perception import candidate_cards
-from edgerec_gym.agents.reranker import PLAY_BATCH, to_tensors, torch_threads
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.spaces import CONTEXT
@@ -76,51 +72,12 @@ def displaced(values: SlotValues) -> np.ndarray:
     return lost[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
-class NetworkValues:
-    """Values that ESAN predicts.
-
-    Args:
-        network: ESAN.
-        threads: torch threads while it predicts.
-    """
-
-    name = "esan"
-
-    def __init__(self, network: ESAN, threads: int = 1) -> None:
-        self.network, self.threads = network.eval(), threads
-
-    def values(self, observation: Observation, order: np.ndarray, n_slots: int) -> SlotValues:
-        """Predict; see :class:`ValueModel`."""
-        with torch_threads(self.threads), torch.inference_mode():
-            parts = [
-                predict_values(
-                    self.network,
-                    {key: value[at : at + PLAY_BATCH] for key, value in observation.items()},
-                    order[at : at + PLAY_BATCH],
-                    n_slots,
-                )
-                for at in range(0, len(order), PLAY_BATCH)
-            ]
-        cards, goods, exposure = (torch.cat(part).double().numpy() for part in zip(*parts, strict=True))
-        left = slots_left(observation, self.network.config)
-        return SlotValues(cards, goods, exposure * (np.arange(n_slots) < left[:, None]))
-
-
-def predict_values(
-    network: ESAN, observation: Observation, order: np.ndarray, n_slots: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values of cards (B, M, T) and goods (B, T), and exposure (B, T), with gradients if they are enabled."""
-    needed = n_slots + network.below
-    listed = np.take_along_axis(observation["pool"], order[:, :needed, None], axis=1)
-    goods = candidate_cards(torch.from_numpy(listed), network.config.n_types)
-    goods = torch.nn.functional.pad(goods, (0, 0, 0, needed - goods.shape[1]))
-    cards = torch.from_numpy(np.ascontiguousarray(observation["cards"], np.float32))
-    found = network.predict(to_tensors(observation) | {"cards": cards}, goods, n_slots)
-    return network.values(found.cards, True), network.values(found.goods, False), found.exposure
-
-
 class TrueValues:
-    """Values in the user's present state, read from the ground truth, which nothing else may."""
+    """Values read from the ground truth, which nothing else may.
+
+    They are those of the user's present state as long as the intent lasts; for the probability that it has
+    jumped by the time of a slot, they are the mean over the cards or goods.
+    """
 
     name = "oracle"
 
@@ -147,9 +104,13 @@ class TrueValues:
         reward = config.reward
         values = reward.click * probabilities[..., 0] + reward.purchase * probabilities[..., 1]
         values[:, :-1] += reward.insert_click * probabilities[:, :-1, :, 0]
+        lasts = (1 - self._users.config.intent_switch) ** np.arange(n_slots)
+        cards, goods = values[:, :-1], values[:, -1]
+        there = cards > 0
+        mean = cards.sum(1, keepdims=True) / np.maximum(there.sum(1, keepdims=True), 1)
+        cards = np.where(there, lasts * cards + (1 - lasts) * mean, 0.0)
+        goods = lasts * goods + (1 - lasts) * goods.mean(1, keepdims=True)
         ahead = np.arange(n_slots) + config.lookahead
-        exposure = (1 - leave[:, None]) ** ahead * (
-            np.arange(n_slots) < slots_left(observation, config)[:, None]
-        )
-        exposure *= feed.slot[:, None] + ahead < config.max_slots
-        return SlotValues(values[:, :-1], values[:, -1], exposure)
+        exposure = (1 - leave[:, None]) ** ahead * (feed.slot[:, None] + ahead < config.max_slots)
+        exposure *= np.arange(n_slots) < slots_left(observation, config)[:, None]
+        return SlotValues(cards, goods, exposure)

@@ -9,19 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.base import Observation, Policy
+from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
+from edgerec_gym.agents.mix_values import TrueValues
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import SLATE
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+INSERTION_HORIZON = 20  # slots that plans look ahead
 
 
 class OraclePolicy:
     """Greedy by true value: order, insertions and requests, as far as the track lets it decide.
 
     - order: the pool row with the highest true value (click and purchase probability x reward weights);
-    - insertion: the best legal card if it is worth `margin` more than the row that would stand there
-      (rules make a card now cost a card later, hence the margin);
+    - insertion: in EdgeFeedMix-v0 exact plans over true values, made anew at every slot, at the price `margin`
+      of a card; elsewhere the best legal card if it is worth `margin` more than the row that would stand
+      there (rules make a card now cost a card later, hence the margin);
     - request: when what the device knows of the present intent exceeds what the current page was built
       from by `knowledge_gain` (difference of two cosines, shrunk where there is little evidence).
 
@@ -35,6 +40,7 @@ class OraclePolicy:
     def __init__(self, margin: float = 0.05, knowledge_gain: float = 0.2) -> None:
         self.margin, self.knowledge_gain = margin, knowledge_gain
         self._env: EdgeFeedVectorEnv | None = None
+        self._inserter: Policy | None = None
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
         """Take the environment whose latent state is read; InputError unless its users are synthetic."""
@@ -42,15 +48,25 @@ class OraclePolicy:
         if not isinstance(users, SyntheticUsers):
             raise InputError("the oracle needs users='synthetic': learned users have no ground truth to read")
         self._env, self._users = env.unwrapped, users
+        if self._env.track == "mix":
+            values, config = TrueValues(), self._env.config
+            values.bind(env)
+            plan = InsertionPlan(self.name, values, config, price=self.margin, horizon=INSERTION_HORIZON)
+            self._inserter = policy_of(plan, "mix", every=1)
 
     def reset(self, mask: np.ndarray) -> None:
-        """Do nothing: there is no state."""
+        """Forget the plans of some rows."""
+        if self._inserter is not None:
+            self._inserter.reset(mask)
 
     def act(self, observation: Observation) -> Any:
         """Return (B,) int64; in EdgeFeedSlate-v0 the plan of the same choices, all by the values now."""
         if self._env is None:
             raise InputError("bind the oracle to an environment first: policy.bind(env)")
         track, n_pool = self._env.track, self._env.config.pool_size
+        if track == "mix":
+            assert self._inserter is not None
+            return self._inserter.act(observation)
         mask = observation["action_mask"] != 0
         value = self._values()
         pool, cards = value[:, :n_pool], value[:, n_pool:]
@@ -63,16 +79,11 @@ class OraclePolicy:
             return self._plan(pool, cards, wants & mask[:, -1])
         if track == "request":
             return (wants & mask[:, 1]).astype(np.int64)
-        # Cards stand behind the pool rows in the joint space, behind "no card" in the mix space.
-        first = n_pool if track == "joint" else 1
-        action = place if track == "joint" else np.zeros_like(place)
-        legal = np.where(mask[:, first : first + cards.shape[1]], cards, -np.inf)
+        legal = np.where(mask[:, n_pool : n_pool + cards.shape[1]], cards, -np.inf)
         best = legal.argmax(axis=1)
         insert = legal[rows, best] > pool[rows, place] + self.margin
-        action = np.where(insert, first + best, action)
-        if track == "joint":
-            action = np.where(wants & mask[:, -1], mask.shape[1] - 1, action)
-        return action
+        action = np.where(insert, n_pool + best, place)
+        return np.where(wants & mask[:, -1], mask.shape[1] - 1, action)
 
     def _plan(self, pool: np.ndarray, cards: np.ndarray, request: np.ndarray) -> dict[str, np.ndarray]:
         """Rows by value, and at each slot of the plan the best card the rules leave, if it is worth it."""

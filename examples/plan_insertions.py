@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from edgerec_gym.agents import evaluator_training
+from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.mix_feed import InsertionState, feed_problems
 from edgerec_gym.agents.mix_planner import plan_batch
 from edgerec_gym.agents.mix_policies import InsertionPlan, net_gains
-from edgerec_gym.agents.mix_values import NetworkValues
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import make_feeds

@@ -12,17 +12,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from edgerec_gym.agents.esan import ESAN, ESANConfig, Prediction
+from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.evaluator import CLICK, LEAVE, PURCHASE, outcome_losses
 from edgerec_gym.agents.evaluator_training import build, load_esan, load_evaluator, train
 from edgerec_gym.agents.exposed_lists import ListBatch, exposed_lists
-from edgerec_gym.agents.mix_values import (
-    NetworkValues,
-    SlotValues,
-    TrueValues,
-    cloud_order,
-    displaced,
-    slots_left,
-)
+from edgerec_gym.agents.mix_values import SlotValues, TrueValues, cloud_order, displaced, slots_left
 from edgerec_gym.agents.perception import base_logit
 from edgerec_gym.agents.rerank_data import split_requests
 from edgerec_gym.agents.reranker import to_tensors
