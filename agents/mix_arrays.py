@@ -23,7 +23,7 @@ from edgerec_gym.arrays import (
     UInt64Vector,
 )
 
-MOST_IN_SET = 4  # cards of a type whose sets the table tells apart
+MOST_IN_SET = 6  # cards of a type whose sets the table tells apart
 LEVELS = 65  # of free weight, from none to the whole cap
 UNREACHABLE = -1e300  # a finite stand-in for -inf: differences of two are no NaN
 

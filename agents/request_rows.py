@@ -14,7 +14,8 @@ from edgerec_gym.agents.effect_sample import EffectSample
 from edgerec_gym.agents.request_audit import Audit, audit
 from edgerec_gym.agents.request_effects import HORIZONS
 from edgerec_gym.agents.request_fleet import serve
-from edgerec_gym.agents.request_planner import PriceController, RequestPlanner, UpliftScore, readable
+from edgerec_gym.agents.request_planner import PriceController, RequestPlanner
+from edgerec_gym.agents.request_scores import UpliftScore, readable
 from edgerec_gym.agents.uplift_metrics import RankedSample, calibration, interval, squared_pehe, true_qini
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import load_model, uplift

@@ -21,17 +21,9 @@ from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
 from edgerec_gym.agents.registry import load_policy, train_agent
 from edgerec_gym.agents.request_curves import curve_rows
-from edgerec_gym.agents.request_planner import (
-    ChanceScore,
-    IntentScore,
-    OneExtra,
-    RequestPlanner,
-    TrueEffectPlanner,
-    UpliftScore,
-    price_of,
-    readable,
-)
+from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
 from edgerec_gym.agents.request_rows import audit_rows, fleet_rows, quality_rows
+from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.agents.uplift_training import load_model, uplift
 from edgerec_gym.atomic import make_folder

@@ -16,16 +16,8 @@ import numpy as np
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.effect_sample import true_effects
 from edgerec_gym.agents.request_audit import audit
-from edgerec_gym.agents.request_planner import (
-    ChanceScore,
-    IntentScore,
-    OneExtra,
-    RequestPlanner,
-    TrueEffectPlanner,
-    UpliftScore,
-    price_of,
-    readable,
-)
+from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
+from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
 from edgerec_gym.agents.uplift_metrics import RankedSample
 from edgerec_gym.agents.uplift_training import load_model, train, uplift
 from edgerec_gym.atomic import make_folder
