@@ -25,8 +25,8 @@ class OraclePolicy:
 
     - order: the pool row with the highest true value (click and purchase probability x reward weights);
     - insertion: in EdgeFeedMix-v0 exact plans over true values, made anew at every slot, at the price
-      `margin` of a card; elsewhere the best legal card if it is worth `margin` more than the row that would stand
-      there (rules make a card now cost a card later, hence the margin);
+      `margin` of a card; elsewhere the best legal card if it is worth `margin` more than the row that would
+      stand there (rules make a card now cost a card later, hence the margin);
     - request: when what the device knows of the present intent exceeds what the current page was built
       from by `knowledge_gain` (difference of two cosines, shrunk where there is little evidence).
 

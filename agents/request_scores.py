@@ -1,4 +1,4 @@
-"""Scores of a request now, from the observation alone: estimated uplift, outcome, change of intent, chance."""
+"""Scores of a request now, from the observation: estimated uplift, outcome, change of intent, chance."""
 
 from __future__ import annotations
 
