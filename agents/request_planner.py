@@ -147,7 +147,7 @@ class RequestPlanner:
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
-        if not len(self._slot):
+        if len(self._slot) != len(mask):  # another batch
             self._slot, self._asked = np.zeros(len(mask)), np.zeros(len(mask), np.int64)
             self._since = np.zeros(len(mask), np.int64)
         self._slot[mask] = -1

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.request_fleet import serve
 from edgerec_gym.agents.request_planner import (
-    ChanceScore,
-    IntentScore,
     OneExtra,
     PriceController,
     RequestPlanner,
     TrueEffectPlanner,
     price_of,
 )
+from edgerec_gym.agents.request_scores import ChanceScore, IntentScore
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
 from edgerec_gym.registration import make_feeds
