@@ -137,9 +137,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for name, style in (("HiGHS", "s-"), ("exact", "o-"), ("beam", "^-")):
         axes.plot(slots, [row[name] for row in rows], style, label=f"{name}, median")
     axes.plot(slots, [row["exact_p99"] for row in rows], "o:", color="C1", label="exact, p99")
-    axes.set(
-        xlabel="slots", ylabel="milliseconds", yscale="log", title="Planning 8 cards of 4 types, one thread"
-    )
+    axes.set(xlabel="slots", ylabel="milliseconds", yscale="log", title="8 cards of 4 types, one thread")
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(path) as temporary:
