@@ -3,9 +3,10 @@
     python -m benchmarks.mix_planner [--instances 1000] [--quick]
 
 Instances have the paper feed's rules (gaps 5, 8, 5, 8; shares 10, 6, 10, 6 %; 8 cards of 4 types, 50 slots).
-Half have values as a click model gives them: click probabilities (logits with effects of card, slot and place)
-less the probability of the organic item, times the probability that the slot is seen. The others are uniform
-noise, which is harder. A quarter each has prefix caps, floors, or queues. One thread; solvers take turns.
+Half have values as a click model gives them: click probabilities (logits with effects of card, slot and
+place) less the probability of the organic item, times the probability that the slot is seen. The others are
+uniform noise, which is harder. A quarter each has prefix caps, floors, or queues. One thread; solvers take
+turns.
 """
 
 from __future__ import annotations
