@@ -26,7 +26,7 @@ from edgerec_gym.agents.mix_share import at_price, cards_seen, find_prices, shar
 from edgerec_gym.agents.mix_values import TrueValues, ValueModel
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.atomic import make_folder
-from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs, table
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import Interval, seeds_interval
@@ -322,3 +322,13 @@ def run(
     place = Place(ENV_ID, scenario, "synthetic", sizes.frontier_sessions)
     points = played(frontier_entries(priced), place, out / "played", **options)
     return [*make_rows(true, prices), *prediction_rows(out, range(seeds)), *frontier_rows(points)]
+
+
+def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Header and body of the tables, by title."""
+    scored = [item for item in rows if item["policy"] not in ABLATIONS and item["metric"] != "frontier"]
+    predicted = [item for item in rows if item["policy"] in ABLATIONS]
+    return {
+        f"{ENV_ID}, equal share": table(scored, METRICS),
+        "clicks on held-out random insertions": table(predicted, PREDICTION),
+    }

@@ -23,6 +23,7 @@ from edgerec_gym.agents.registry import load_policy, train_agent
 from edgerec_gym.agents.request_curves import curve_rows
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
 from edgerec_gym.agents.request_rows import audit_rows, fleet_rows, quality_rows
+from edgerec_gym.agents.request_rows import tables as tables  # of `edgerec bench`
 from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.agents.uplift_training import load_model, uplift
@@ -236,7 +237,7 @@ def run(
     place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=SEED)
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)
     oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
-    short = Place(ENV_ID, scenario, "synthetic", sizes.oracle_sessions, seed=SEED)
+    short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=SEED)
     best = played(oracle, short, out / "played", workers=workers, progress=progress)
     models = {
         agent: [

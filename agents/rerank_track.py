@@ -21,7 +21,7 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.reranker import RerankPolicy
 from edgerec_gym.agents.supervised import load_reranker
 from edgerec_gym.atomic import make_folder
-from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs, table
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import Interval, seeds_interval
@@ -40,6 +40,7 @@ BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
 STAGES = ((*RERANKERS, POINTER, EVALUATOR, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
 PLAYS = (PPO, "pointer-users", SEARCH)  # need a scenario, not a log
 POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, PPO)
+PLOTTED = ("keep", "device-greedy", "crban", SEARCH, PPO, "oracle")  # click rate by position
 LEARNED = (
     "keep",
     "greedy",
@@ -187,6 +188,15 @@ def make_rows(true: Played, learned: Played) -> Rows:
             found.append(
                 row(policy, metric, interval, n_seeds, n_sessions, **(more if metric == "value" else {}))
             )
+        if policy in PLOTTED:
+            shown, clicks = (per_seed(f"{name}_by_position") for name in ("exposures", "expected_clicks"))
+            for position in range(shown.shape[2]):
+                rate = seeds_interval(
+                    [clicks[..., position], shown[..., position]], lambda m: m[..., 0] / m[..., 1]
+                )
+                found.append(
+                    row(policy, "click_rate_by_position", rate, n_seeds, n_sessions, position=position)
+                )
     return found
 
 
@@ -230,7 +240,7 @@ def run(
     policies: Sequence[str] = (),
     workers: int = 2,
     progress: Progress | None = None,
-) -> tuple[Rows, Played]:
+) -> Rows:
     """Collect, train, play and score; what is there already is used again.
 
     Args:
@@ -242,9 +252,6 @@ def run(
             None given: all.
         workers: processes.
         progress: called with (done, in all, text).
-
-    Returns:
-        Rows, and what every policy has played on the ground truth.
 
     Raises:
         InputError: an unknown policy or scenario.
@@ -262,5 +269,9 @@ def run(
     simulated = [entry for entry in wanted if entry.policy in LEARNED]
     learned_place = Place(ENV_ID, scenario, "learned", sizes.sessions)
     learned = played(simulated, learned_place, out / "played", workers=workers, progress=progress)
-    rows = make_rows(true, learned)
-    return rows, true
+    return make_rows(true, learned)
+
+
+def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Header and body of the table, by title."""
+    return {ENV_ID: table(rows, METRICS)}

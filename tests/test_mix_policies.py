@@ -18,7 +18,6 @@ from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.esan_gradient import ESANGradient, ESANGradientConfig, at_equal_share
 from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.evaluator_training import build
-from edgerec_gym.agents.frontier_plot import draw_frontier
 from edgerec_gym.agents.insertion_scores import auc, calibration_error, log_loss
 from edgerec_gym.agents.list_policy import SlotBySlot
 from edgerec_gym.agents.lookup import find_policy
@@ -28,6 +27,7 @@ from edgerec_gym.agents.mix_share import cards_seen, find_price, share_of
 from edgerec_gym.agents.mix_values import SlotValues, TrueValues
 from edgerec_gym.agents.plan_rollouts import Played
 from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.track_plots import draw_frontier
 from edgerec_gym.benchmark import Entry, Place
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play

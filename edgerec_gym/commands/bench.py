@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgerec_gym import console
 from edgerec_gym.commands.options import AsJson
+from edgerec_gym.errors import InputError
 
 bench = typer.Typer(
     help="Train the policies of a track, score them on the ground truth, print and write the table.",
@@ -33,6 +36,9 @@ Policies = Annotated[
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
 
 
+Options = dict[str, Any]
+
+
 @bench.command("mix")
 def mix(
     out: Out = None,
@@ -46,53 +52,11 @@ def mix(
     as_json: AsJson = False,
 ) -> None:
     """Insertion policies at equal share of the page views on EdgeFeedMix-v0, and what ESAN predicts."""
-    from dataclasses import replace
+    from edgerec_gym.agents import mix_track
+    from edgerec_gym.agents.track_plots import draw_frontier
 
-    from edgerec_gym.agents import mix_track as track
-    from edgerec_gym.agents.frontier_plot import draw_frontier
-    from edgerec_gym.benchmark import save_rows, table
-
-    if quick:
-        scenario, seeds = "lite", 1
-    if scenario not in track.FULL:
-        raise typer.BadParameter(f"{scenario!r} has no ground truth; allowed: {', '.join(track.FULL)}")
-    sizes = track.QUICK if quick else track.FULL[scenario]
-    if sessions is not None:
-        sizes = replace(sizes, sessions=sessions)
-    out = out or Path(f"runs/bench-mix-{scenario}{'-quick' if quick else ''}")
-    with (
-        console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
-        console.progress_bar("bench") as progress,
-    ):
-        rows = track.run(
-            out,
-            scenario=scenario,
-            sizes=sizes,
-            seeds=seeds,
-            policies=policies or (),
-            workers=workers,
-            progress=progress,
-        )
-    results = results or Path("benchmarks/results/mix.json")
-    about = {
-        "track": "mix",
-        "scenario": scenario,
-        "quick": quick,
-        "seeds": seeds,
-        "sessions": sizes.sessions,
-    }
-    save_rows(results, rows, about, same=("scenario", "quick"))
-    plot = results.with_name(f"{results.stem}_frontier_{scenario}{'_quick' if quick else ''}.png")
-    draw_frontier(rows, plot)
-    if as_json:
-        console.print_json({"rows": rows, "about": about})
-        return
-    played = [item for item in rows if item["policy"] not in track.ABLATIONS and item["metric"] != "frontier"]
-    predicted = [item for item in rows if item["policy"] in track.ABLATIONS]
-    title = f"EdgeFeedMix-v0, {scenario}, ground truth, {sizes.sessions} sessions, equal share"
-    console.print_table(title, *table(played, track.METRICS))
-    console.print_table("Clicks on held-out random insertions", *table(predicted, track.PREDICTION))
-    print(f"rows: {results}, frontier: {plot}")
+    options = {"seeds": seeds, "workers": workers, "policies": policies or ()}
+    _run("mix", mix_track, scenario, quick, sessions, out, results, as_json, options, draw_frontier)
 
 
 @bench.command("rerank")
@@ -108,49 +72,11 @@ def rerank(
     as_json: AsJson = False,
 ) -> None:
     """Re-rankers, generators, sequence search and policy gradients on EdgeFeedRerank-v0."""
-    from dataclasses import replace
+    from edgerec_gym.agents import rerank_track
+    from edgerec_gym.agents.track_plots import draw_positions
 
-    from edgerec_gym.agents import rerank_track as track
-    from edgerec_gym.benchmark import save_rows, table
-
-    if quick:
-        scenario, seeds = "lite", 1
-    if scenario not in track.FULL:
-        raise typer.BadParameter(f"{scenario!r} has no ground truth; allowed: {', '.join(track.FULL)}")
-    sizes = track.QUICK if quick else track.FULL[scenario]
-    if sessions is not None:
-        sizes = replace(sizes, sessions=sessions)
-    out = out or Path(f"runs/bench-rerank-{scenario}{'-quick' if quick else ''}")
-    with (
-        console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
-        console.progress_bar("bench") as progress,
-    ):
-        rows, played = track.run(
-            out,
-            scenario=scenario,
-            sizes=sizes,
-            seeds=seeds,
-            policies=policies or (),
-            workers=workers,
-            progress=progress,
-        )
-    results = results or Path("benchmarks/results/rerank.json")
-    about = {
-        "track": "rerank",
-        "scenario": scenario,
-        "quick": quick,
-        "seeds": seeds,
-        "sessions": sizes.sessions,
-    }
-    save_rows(results, rows, about, same=("scenario", "quick"))
-    if as_json:
-        console.print_json({"rows": rows, "about": about})
-        return
-    header, body = table(rows, track.METRICS)
-    console.print_table(
-        f"EdgeFeedRerank-v0, {scenario}, ground truth, {sizes.sessions} sessions", header, body
-    )
-    print(f"rows: {results}")
+    options = {"seeds": seeds, "workers": workers, "policies": policies or ()}
+    _run("rerank", rerank_track, scenario, quick, sessions, out, results, as_json, options, draw_positions)
 
 
 @bench.command("request")
@@ -165,37 +91,60 @@ def request(
     as_json: AsJson = False,
 ) -> None:
     """Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets."""
-    from dataclasses import replace
+    from edgerec_gym.agents import request_track
 
-    from edgerec_gym.agents import request_track as track
-    from edgerec_gym.agents.request_rows import tables
+    options = {"seeds": seeds, "workers": workers}
+    _run("request", request_track, scenario, quick, sessions, out, results, as_json, options)
+
+
+def _run(
+    name: str,
+    track: Any,
+    scenario: str,
+    quick: bool,
+    sessions: int | None,
+    out: Path | None,
+    results: Path | None,
+    as_json: bool,
+    options: Options,
+    draw: Callable[[list[dict[str, Any]], Path], None] | None = None,
+) -> None:
+    """Run a track, write its rows and its picture, print its tables."""
     from edgerec_gym.benchmark import save_rows
+    from edgerec_gym.report import require_matplotlib
 
     if quick:
-        scenario, seeds = "lite", 1
+        scenario, options = "lite", {**options, "seeds": 1}
     if scenario not in track.FULL:
-        raise typer.BadParameter(f"{scenario!r} is no scenario of this track: {', '.join(track.FULL)}")
+        raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(track.FULL)}")
+    if draw is not None:
+        require_matplotlib()  # better known before the work
     sizes = track.QUICK if quick else track.FULL[scenario]
     if sessions is not None:
-        sizes = replace(sizes, sessions=sessions, oracle_sessions=min(sessions, sizes.oracle_sessions))
-    out = out or Path(f"runs/bench-request-{scenario}{'-quick' if quick else ''}")
+        sizes = replace(sizes, sessions=sessions)
+    suffix = f"{scenario}{'-quick' if quick else ''}"
+    out, results = (
+        out or Path(f"runs/bench-{name}-{suffix}"),
+        results or Path(f"benchmarks/results/{name}.json"),
+    )
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
     ):
-        rows = track.run(out, scenario=scenario, sizes=sizes, seeds=seeds, workers=workers, progress=progress)
-    results = results or Path("benchmarks/results/request.json")
+        rows = track.run(out, scenario=scenario, sizes=sizes, progress=progress, **options)
     about = {
-        "track": "request",
+        "track": name,
         "scenario": scenario,
         "quick": quick,
-        "seeds": seeds,
+        "seeds": options["seeds"],
         "sessions": sizes.sessions,
     }
     save_rows(results, rows, about, same=("scenario", "quick"))
+    if draw is not None:
+        draw(rows, results.with_name(f"{results.stem}-{suffix}.png"))
     if as_json:
         console.print_json({"rows": rows, "about": about})
         return
-    for title, chosen in tables(rows).items():
-        console.print_table(title, *chosen)
-    print(f"rows: {results}")
+    for title, (header, body) in track.tables(rows).items():
+        console.print_table(title, header, body)
+    print(f"{scenario}, ground truth, {sizes.sessions} sessions; rows: {results}")

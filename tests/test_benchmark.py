@@ -1,0 +1,127 @@
+"""The benchmark: play is cached by content, rows carry intervals, earlier rows stay, tracks run through."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edgerec_gym.agents import rerank_track
+from edgerec_gym.agents.rerank_track import Sizes, make_policy
+from edgerec_gym.benchmark import Entry, Place, content_key, played, row, run_jobs, save_rows, table
+from edgerec_gym.errors import InputError
+from edgerec_gym.metrics import mean_interval, seeds_interval
+
+PLACE = Place("EdgeFeedRerank-v0", "lite", sessions=12, num_envs=12, by_position=True)
+
+
+def entry(name: str, **more: object) -> Entry:
+    return Entry(name, make_policy, {"name": name}, **more)  # type: ignore[arg-type]
+
+
+def fail(_: int) -> None:
+    raise ValueError("broken")
+
+
+def test_play_is_cached_by_content(tmp_path):
+    told: list[str] = []
+    first = played(
+        [entry("keep"), entry("greedy")], PLACE, tmp_path, workers=1, progress=lambda *a: told.append(a[2])
+    )
+    again = played(
+        [entry("greedy"), entry("keep")], PLACE, tmp_path, workers=1, progress=lambda *a: told.append(a[2])
+    )
+    assert told == ["keep", "greedy"]
+    for key, sessions in first.items():
+        assert all(np.array_equal(values, again[key][name]) for name, values in sessions.items())
+    by_place = first["keep", None]
+    assert by_place["exposures_by_position"].sum() == by_place["exposures"].sum()
+    assert np.allclose(by_place["expected_clicks_by_position"].sum(1), by_place["expected_clicks"], atol=1e-4)
+
+
+def test_processes_do_not_change_the_results(tmp_path):
+    one = played([entry("keep"), entry("greedy")], PLACE, tmp_path / "one", workers=1)
+    two = played([entry("keep"), entry("greedy")], PLACE, tmp_path / "two", workers=2)
+    assert all(np.array_equal(one[key]["value"], two[key]["value"]) for key in one)
+
+
+def test_the_key_follows_what_decides(tmp_path):
+    run = tmp_path / "run.bin"
+    run.write_bytes(b"a")
+    keys = {
+        content_key(entry("keep", files=(run,)), PLACE),
+        content_key(entry("greedy", files=(run,)), PLACE),
+    }
+    keys.add(content_key(entry("keep", files=(run,)), Place("EdgeFeedRerank-v0", "lite", sessions=13)))
+    run.write_bytes(b"b")
+    keys.add(content_key(entry("keep", files=(run,)), PLACE))
+    assert len(keys) == 4
+    with pytest.raises(InputError, match="missing.bin does not exist"):
+        content_key(entry("keep", files=(tmp_path / "missing.bin",)), PLACE)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_error_ends_all(workers):
+    with pytest.raises(ValueError, match="broken"):
+        list(run_jobs(fail, [(0,), (1,), (2,)], workers))
+
+
+def test_intervals_over_seeds_and_sessions():
+    rng = np.random.default_rng(0)
+    sessions = rng.normal(size=400)
+    alone = seeds_interval([sessions[None]], lambda m: m[..., 0])
+    usual = mean_interval(sessions)
+    assert alone["mean"] == pytest.approx(usual["mean"])
+    assert alone["high"] - alone["low"] == pytest.approx(usual["high"] - usual["low"], rel=0.15)
+    apart = sessions + np.array([[-1.0], [0.0], [1.0]])  # training seeds differ more than sessions do
+    wide = seeds_interval([apart], lambda m: m[..., 0])
+    assert wide["high"] - wide["low"] > 1 > 5 * (alone["high"] - alone["low"])
+    paired = seeds_interval([apart, sessions[None]], lambda m: m[..., 0] - m[..., 1])
+    assert paired["mean"] == pytest.approx(0) and paired["low"] >= -1 and paired["high"] <= 1
+
+
+def test_rows_of_other_runs_stay(tmp_path):
+    file = tmp_path / "results" / "track.json"
+    interval = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    for scenario, mean in (("lite", 1.0), ("default", 2.0), ("lite", 3.0)):
+        rows = [row("keep", "value", {**interval, "mean": mean}, 1, 10)]
+        save_rows(file, rows, {"scenario": scenario, "quick": False}, same=("scenario", "quick"))
+    content = json.loads(file.read_text())
+    assert [(item["scenario"], item["mean"]) for item in content["rows"]] == [("default", 2.0), ("lite", 3.0)]
+    assert [run["scenario"] for run in content["runs"]] == ["default", "lite"]
+    header, body = table(content["rows"][1:], {"value": ".1f 95%", "clicks": ".1f"})
+    assert header == ["policy", "value", "clicks"] and body == [["keep", "3.0 [0.5, 1.5]", ""]]
+    file.write_text("{}")
+    with pytest.raises(InputError, match="holds no benchmark"):
+        save_rows(file, [], {"scenario": "lite"}, same=("scenario",))
+
+
+def test_the_track_rerank_runs_through(tmp_path):
+    hyper = {agent: {"epochs": 1} for agent in (*rerank_track.RERANKERS, "pointer", "evaluator")}
+    hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
+    sizes = Sizes(log_sessions=150, sessions=8, steps=4096, hyper=hyper)
+    rows = rerank_track.run(tmp_path, sizes=sizes, seeds=1, workers=1)
+    policies = {item["policy"] for item in rows}
+    assert policies >= {
+        "keep",
+        "oracle",
+        "mmr on dnn",
+        "crban",
+        "pointer-users",
+        "sequence-search",
+        "pointer-ppo",
+    }
+    gain = {item["policy"]: item for item in rows if item["metric"] == "gain_over_keep"}
+    assert gain["oracle"]["low"] > 0 and gain["oracle"]["sessions"] == 8
+    files = list((tmp_path / "played").glob("*.safetensors"))
+    assert all(np.isfinite(values).all() for file in files for values in load_file(file).values())
+    before = {file: file.stat().st_mtime_ns for file in files}
+    assert rerank_track.run(tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_the_track_rerank_refuses_what_it_does_not_know(tmp_path):
+    with pytest.raises(InputError, match="unknown policy 'best'"):
+        rerank_track.run(tmp_path, policies=["best"])
+    with pytest.raises(InputError, match="needs a scenario with a ground truth"):
+        rerank_track.run(tmp_path, scenario="mine")
