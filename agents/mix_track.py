@@ -97,7 +97,7 @@ QUICK = Sizes(
     hyper={"esan": {"epochs": 2}, TUNED: {"updates": 3, "batch_size": 16}},
 )
 FULL = {
-    "lite": Sizes(24_000, 48_000, 10_000, 3000, 2000, {"esan": {"epochs": 8}}),
+    "lite": Sizes(12_000, 24_000, 10_000, 2000, 1000, {"esan": {"epochs": 6}, TUNED: {"updates": 60}}),
     "default": Sizes(16_000, 32_000, 10_000, 2000, 1000, {"esan": {"epochs": 6, "per_session": 4}}),
 }
 
