@@ -163,10 +163,12 @@ def _play_entry(entry: Entry, place: Place, file: Path) -> None:
 def content_key(entry: Entry, place: Place) -> str:
     """Digest of all that decides what an entry plays, 16 hexadecimal digits."""
     scenario = Scenario.load(place.scenario)
+    paths = [str(path) for path in entry.files]
     told = {
         "version": [__version__, SOURCE_DIGEST],
         "make": f"{entry.make.__module__}.{entry.make.__qualname__}",
-        "arguments": entry.arguments,
+        # A file counts by its content, wherever it lies.
+        "arguments": {key: None if value in paths else value for key, value in entry.arguments.items()},
         "place": {**vars(place), "scenario": scenario.name},
         "config": scenario.config.to_dict(),
         "provenance": scenario.provenance,

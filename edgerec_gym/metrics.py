@@ -58,7 +58,8 @@ def seeds_interval(columns: Sequence[np.ndarray], statistic: Statistic, *, seed:
     rng = np.random.default_rng(seed)
     sessions, n_seeds = columns[0].shape[1], max(len(column) for column in columns)
     stacked = np.stack([np.broadcast_to(column, (n_seeds, sessions)) for column in columns], axis=2)
-    of_seed = np.stack([_resampled_means(values, np.random.default_rng(seed)) for values in stacked])
+    flat = np.moveaxis(stacked, 0, 1).reshape(sessions, -1)  # the same sessions for all seeds
+    of_seed = np.moveaxis(_resampled_means(flat, rng).reshape(RESAMPLES, n_seeds, -1), 1, 0)
     drawn = rng.integers(n_seeds, size=(RESAMPLES, n_seeds))
     means = of_seed[drawn, np.arange(RESAMPLES)[:, None]].mean(axis=1)  # (RESAMPLES, k)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -56,6 +56,10 @@ def test_the_key_follows_what_decides(tmp_path):
     run.write_bytes(b"b")
     keys.add(content_key(entry("keep", files=(run,)), PLACE))
     assert len(keys) == 4
+    moved = tmp_path / "moved.bin"
+    moved.write_bytes(b"b")
+    one, two = (content_key(Entry("mine", make_policy, {"name": str(f)}, (f,)), PLACE) for f in (run, moved))
+    assert one == two
     with pytest.raises(InputError, match="missing.bin does not exist"):
         content_key(entry("keep", files=(tmp_path / "missing.bin",)), PLACE)
 
