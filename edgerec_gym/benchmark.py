@@ -28,6 +28,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import Policy, Sessions, play
 from edgerec_gym.jit import SOURCE_DIGEST
 from edgerec_gym.metrics import Interval
+from edgerec_gym.report import json_ready
 from edgerec_gym.scenario import Scenario
 
 Progress = Callable[[int, int, str], None]
@@ -224,7 +225,8 @@ def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequenc
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     run = {"schema_version": SCHEMA_VERSION, **about, "versions": versions, "machine": machine}
     tagged = [{**item, **tag} for item in rows]
-    write_json(path, {"rows": [*others(earlier["rows"]), *tagged], "runs": [*others(earlier["runs"]), run]})
+    content = {"rows": [*others(earlier["rows"]), *tagged], "runs": [*others(earlier["runs"]), run]}
+    write_json(path, json_ready(content))  # what is not defined becomes null
 
 
 def table(rows: Rows, metrics: dict[str, str]) -> tuple[list[str], list[list[str]]]:
@@ -244,7 +246,7 @@ def table(rows: Rows, metrics: dict[str, str]) -> tuple[list[str], list[list[str
 
 
 def _cell(item: dict[str, Any] | None, form: str) -> str:
-    if item is None:
+    if item is None or not np.isfinite(item["mean"]):
         return ""
     number = form.removesuffix(" 95%")
     text = f"{item['mean']:{number}}"

@@ -95,6 +95,10 @@ def test_rows_of_other_runs_stay(tmp_path):
     assert [run["scenario"] for run in content["runs"]] == ["default", "lite"]
     header, body = table(content["rows"][1:], {"value": ".1f 95%", "clicks": ".1f"})
     assert header == ["policy", "value", "clicks"] and body == [["keep", "3.0 [0.5, 1.5]", ""]]
+    undefined = [row("keep", "ratio", dict.fromkeys(("mean", "low", "high"), float("nan")), 1, 10)]
+    save_rows(file, undefined, {"scenario": "lite", "quick": True}, same=("scenario", "quick"))
+    assert json.loads(file.read_text(), parse_constant=fail)["rows"][-1]["mean"] is None
+    assert table(undefined, {"ratio": ".1f 95%"})[1] == [["keep", ""]]
     file.write_text("{}")
     with pytest.raises(InputError, match="holds no benchmark"):
         save_rows(file, [], {"scenario": "lite"}, same=("scenario",))
