@@ -25,7 +25,12 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("runs/plan-insertions"))
 parser.add_argument("--log-sessions", type=int, default=6000)
 parser.add_argument("--epochs", type=int, default=4)
-parser.add_argument("--price", type=float, default=0.02, help="of a card that is seen, in reward units")
+parser.add_argument(
+    "--price",
+    type=float,
+    default=-0.02,
+    help="of a card that is seen, in reward units; negative: the feed wants cards",
+)
 parser.add_argument("--seed", type=int, default=6, help="of the session")
 arguments = parser.parse_args()
 out, logs = arguments.out, arguments.out / "logs"
