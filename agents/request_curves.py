@@ -9,7 +9,7 @@ import numpy as np
 from edgerec_gym.benchmark import Rows, row
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.evaluate import Sessions
-from edgerec_gym.metrics import CHUNK, LEVEL, RESAMPLES, Interval, Statistic
+from edgerec_gym.metrics import LEVEL, RESAMPLES, Interval, Statistic, resampled_means
 
 Played = dict[tuple[str, int | None], Sessions]
 FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and purchases
@@ -48,7 +48,9 @@ class Curves:
             for figure in FIGURES
         }
         self.sessions = next(iter(self.values.values())).shape[1]
-        resampled = bootstrap_means(np.concatenate(list(self.values.values())).T, seed)  # (RESAMPLES, all)
+        resampled = resampled_means(
+            np.concatenate(list(self.values.values())).T, np.random.default_rng(seed)
+        )  # (RESAMPLES, all)
         ends = np.cumsum([len(value) for value in self.values.values()])
         parts = dict(zip(self.values, np.split(resampled, ends[:-1], axis=1), strict=True))
         n_seeds = max(len(value) for value in self.values.values())
@@ -81,14 +83,6 @@ class Curves:
         """Policies of a family, by rising number of requests."""
         found = [policy for policy in self.policies if family(policy) == name]
         return sorted(found, key=lambda policy: self.mean(policy, "requests"))
-
-
-def bootstrap_means(columns: np.ndarray, seed: int) -> np.ndarray:
-    """Means of the columns (S, k) over resampled rows, (RESAMPLES, k)."""
-    rng, rows = np.random.default_rng(seed), len(columns)
-    even = np.full(rows, 1.0 / rows)
-    draws = [rng.multinomial(rows, even, size=CHUNK) @ columns for _ in range(RESAMPLES // CHUNK)]
-    return np.concatenate(draws) / rows
 
 
 def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> np.ndarray:

@@ -26,7 +26,7 @@ def bootstrap(columns: np.ndarray, statistic: Statistic, *, seed: int = 0) -> In
         {"mean", "low", "high"}; mean is the statistic of the full sample. NaN where it is not defined.
     """
     columns = np.asarray(columns, np.float64)
-    values = statistic(_resampled_means(columns, np.random.default_rng(seed)))
+    values = statistic(resampled_means(columns, np.random.default_rng(seed)))
     return _interval(float(statistic(columns.mean(axis=0))), values)
 
 
@@ -59,7 +59,9 @@ def seeds_interval(columns: Sequence[np.ndarray], statistic: Statistic, *, seed:
     sessions, n_seeds = columns[0].shape[1], max(len(column) for column in columns)
     stacked = np.stack([np.broadcast_to(column, (n_seeds, sessions)) for column in columns], axis=2)
     flat = np.moveaxis(stacked, 0, 1).reshape(sessions, -1)  # the same sessions for all seeds
-    of_seed = np.moveaxis(_resampled_means(flat, rng).reshape(RESAMPLES, n_seeds, -1), 1, 0)
+    of_seed = np.moveaxis(
+        resampled_means(flat, np.random.default_rng(seed)).reshape(RESAMPLES, n_seeds, -1), 1, 0
+    )
     drawn = rng.integers(n_seeds, size=(RESAMPLES, n_seeds))
     means = of_seed[drawn, np.arange(RESAMPLES)[:, None]].mean(axis=1)  # (RESAMPLES, k)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -99,12 +101,12 @@ def _two_samples(learned: np.ndarray, true: np.ndarray, statistic: Statistic, se
     """Bootstrap a statistic of the ratio of two samples' column means."""
     rng = np.random.default_rng(seed)
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = statistic(_resampled_means(learned, rng) / _resampled_means(true, rng))
+        values = statistic(resampled_means(learned, rng) / resampled_means(true, rng))
         mean = float(statistic(learned.mean(axis=0) / true.mean(axis=0)))
     return _interval(mean, values)
 
 
-def _resampled_means(columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def resampled_means(columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(RESAMPLES, k) means of the columns (S, k) of resampled sessions."""
     sessions = len(columns)
     even = np.full(sessions, 1.0 / sessions)
