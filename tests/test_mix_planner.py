@@ -96,8 +96,8 @@ def test_no_plan_breaks_a_rule_and_none_passes_the_optimum(seed, sizes, width):
         assert found.value == pytest.approx(value_of(problem, found.slots))
         assert exact.value >= found.value - 1e-9
         assert found.bound >= exact.value - 1e-9
-    if exact.optimal:
-        assert plans["beam"].reason is not None or plans["beam"].value >= plans["greedy"].value - 1e-9
+    if plans["beam"].reason is None and plans["greedy"].reason is None:
+        assert plans["beam"].value >= plans["greedy"].value - 1e-9
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
