@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,8 @@ class Policy(Protocol):
     observations only. A policy that needs more (an oracle) has a method `bind(env)`, which the
     evaluator calls with the vector environment before the first reset. A policy that decides each row from
     its observation alone may say so with an attribute `stateless = True`: then it is asked for the rows
-    only whose sessions go on.
+    only whose sessions go on. One that can tell why it decided as it did has a method
+    `explain(row) -> Explanation` about its last action in that row of the batch; session replays show it.
     """
 
     name: str
@@ -30,6 +32,27 @@ class Policy(Protocol):
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64 actions, legal under `observation["action_mask"]` (B, A) int8."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a policy decided as it did at one slot of one session; None where it does not say.
+
+    Attributes:
+        scores: (N,) of the pool rows, more is better.
+        matrix: (M, T) values of the cards at this slot and the T - 1 that follow.
+        plan: (M,) int64, slots from now to where each card is planned, -1 where it is not.
+        uplift: reward that a request now is expected to add.
+        price: that the uplift must exceed.
+        trigger: what made the policy plan anew at this slot ("click", "deletion", ...).
+    """
+
+    scores: np.ndarray | None = None
+    matrix: np.ndarray | None = None
+    plan: np.ndarray | None = None
+    uplift: float | None = None
+    price: float | None = None
+    trigger: str | None = None
 
 
 def draw_legal(generator: np.random.Generator, mask: np.ndarray) -> np.ndarray:
