@@ -128,6 +128,9 @@ def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
         if policy != "keep":
             pair = [(policy, "value"), ("keep", "value")]
             figures["gain_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
+            for name in ("benefit", "purchases"):
+                pair = [(policy, name), ("keep", name)]
+                figures[f"{name}_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
             three = [(policy, "benefit"), ("keep", "benefit"), (policy, "requests")]
             figures["gain_per_request"] = curves.interval(
                 three, lambda m: (m[..., 0] - m[..., 1]) / m[..., 2]

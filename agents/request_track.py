@@ -19,6 +19,7 @@ from edgerec_gym.agents import checkpoint, request_dqn
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
+from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import load_policy, train_agent
 from edgerec_gym.agents.request_curves import curve_rows
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
@@ -135,6 +136,11 @@ def make_learner(place: Place, run: str) -> Policy:
     return load_policy(run, env)
 
 
+def make_own(place: Place, name: str) -> Policy:
+    """Return a policy of the user's own, module:Class or the folder of a run."""
+    return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
+
+
 def run_folder(out: Path, agent: str, seed: int) -> Path:
     """Folder of one training run."""
     return out / "runs" / f"{agent}-{seed}"
@@ -170,6 +176,17 @@ def train_all(
             progress(done, len(waiting), f"trained {waiting[index][0]}, seed {waiting[index][1]}")
 
 
+def own_entries(names: Sequence[str]) -> list[Entry]:
+    """Policies of the user's own; InputError if there is no such one."""
+    for name in names:
+        if ":" not in name and not Path(name).is_dir():
+            raise InputError(f"unknown policy {name!r}; allowed: module:Class, or the folder of a run")
+    return [
+        Entry(name, make_own, {"name": name}, (Path(name),) if Path(name).is_dir() else ())
+        for name in dict.fromkeys(names)
+    ]
+
+
 def entries(
     out: Path, scenario: Scenario, sizes: Sizes, seeds: Sequence[int], sample: EffectSample
 ) -> list[Entry]:
@@ -198,7 +215,7 @@ def entries(
     for seed in seeds[:1]:
         run = run_folder(out, "uplift-t", seed)
         outcome = uplift(load_model(run, scenario.config), observation).mu1.double().numpy()
-        for rate in sizes.rates[1:2]:
+        for rate in sizes.rates:
             arguments = {"run": str(run), "price": float(np.quantile(outcome, 1 - rate)), "outcome": True}
             found.append(Entry(f"outcome {rate:g}", make_planner, arguments, (run,), seed))
     return found
@@ -210,6 +227,7 @@ def run(
     scenario: str = "lite",
     sizes: Sizes | None = None,
     seeds: int = 3,
+    policies: Sequence[str] = (),
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Rows:
@@ -220,21 +238,25 @@ def run(
         scenario: one of :data:`FULL`.
         sizes: how much work; None for the full run of the scenario.
         seeds: training seeds 0, 1, ...
+        policies: of one's own that play, too, as module:Class or a run's folder.
         workers: processes.
         progress: called with (done, in all, text).
 
     Raises:
-        InputError: an unknown scenario, or seeds below 1.
+        InputError: an unknown scenario or policy, or seeds below 1.
     """
     if scenario not in FULL:
         raise InputError(f"the track request has the scenarios {', '.join(FULL)}; got {scenario!r}")
     if seeds < 1:
         raise InputError(f"seeds = {seeds} must be at least 1")
+    place = Place(ENV_ID, scenario, "synthetic", (sizes or FULL[scenario]).sessions, seed=SEED)
+    own = own_entries(policies)
+    for entry in own:
+        entry.make(place, **entry.arguments)  # better known before the work
     out, sizes, loaded = make_folder(out), sizes or FULL[scenario], Scenario.load(scenario)
     train_all(out, scenario, sizes, range(seeds), workers, progress)
     sample = true_effects(scenario, sizes.effect_sessions, seed=SEED, share=0.12)
-    wanted = entries(out, loaded, sizes, range(seeds), sample)
-    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=SEED)
+    wanted = [*entries(out, loaded, sizes, range(seeds), sample), *own]
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)
     oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
     short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=SEED)
@@ -249,7 +271,11 @@ def run(
     }
     rows = curve_rows(scored, best, loaded.config.reward)
     rows += quality_rows(models, sample, HORIZON, loaded.config.reward)
-    names = {*AUDITED, *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome"))}
+    names = {
+        *AUDITED,
+        *(entry.policy for entry in own),
+        *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome")),
+    }
     audited = [entry for entry in wanted if entry.policy in names and entry.seed in (None, 0)] + oracle[1:2]
     rows += audit_rows(
         audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=SEED), out, HORIZON

@@ -33,6 +33,13 @@ Policies = Annotated[
     list[str] | None,
     typer.Option("--policy", help="Only this one, or one's own as module:Class; may be given several times."),
 ]
+OwnPolicies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help="One's own that plays, too: module:Class or a run's folder; may be given several times.",
+    ),
+]
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
 
 
@@ -87,14 +94,16 @@ def request(
     quick: Quick = False,
     seeds: Seeds = 3,
     sessions: SessionCount = None,
+    policies: OwnPolicies = None,
     workers: WorkerCount = 2,
     as_json: AsJson = False,
 ) -> None:
     """Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets."""
     from edgerec_gym.agents import request_track
+    from edgerec_gym.agents.track_plots import draw_requests
 
-    options = {"seeds": seeds, "workers": workers}
-    _run("request", request_track, scenario, quick, sessions, out, results, as_json, options)
+    options = {"seeds": seeds, "workers": workers, "policies": policies or ()}
+    _run("request", request_track, scenario, quick, sessions, out, results, as_json, options, draw_requests)
 
 
 def _run(
@@ -107,18 +116,17 @@ def _run(
     results: Path | None,
     as_json: bool,
     options: Options,
-    draw: Callable[[list[dict[str, Any]], Path], None] | None = None,
+    draw: Callable[[list[dict[str, Any]], Path], None],
 ) -> None:
     """Run a track, write its rows and its picture, print its tables."""
-    from edgerec_gym.benchmark import save_rows
+    from edgerec_gym.benchmark import save_rows, saved_rows
     from edgerec_gym.report import require_matplotlib
 
     if quick:
         scenario, options = "lite", {**options, "seeds": 1}
     if scenario not in track.FULL:
-        raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(track.FULL)}")
-    if draw is not None:
-        require_matplotlib()  # better known before the work
+        raise InputError(f"the track {name} runs on {', '.join(track.FULL)}; got the scenario {scenario!r}")
+    require_matplotlib()  # better known before the work
     sizes = track.QUICK if quick else track.FULL[scenario]
     if sessions is not None:
         sizes = replace(sizes, sessions=sessions)
@@ -127,6 +135,7 @@ def _run(
         out or Path(f"runs/bench-{name}-{suffix}"),
         results or Path(f"benchmarks/results/{name}.json"),
     )
+    saved_rows(results)  # a file that is none is better known before the work, too
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
@@ -140,8 +149,7 @@ def _run(
         "sessions": sizes.sessions,
     }
     save_rows(results, rows, about, same=("scenario", "quick"))
-    if draw is not None:
-        draw(rows, results.with_name(f"{results.stem}-{suffix}.png"))
+    draw(rows, results.with_name(f"{results.stem}-{suffix}.png"))
     if as_json:
         console.print_json({"rows": rows, "about": about})
         return
