@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MultipleLocator
 
 from edgerec_gym.agents.base import bind
 from edgerec_gym.agents.baselines import make_policy
@@ -166,7 +167,7 @@ without, requested, drawn = sample.values(15, reward.click, reward.purchase)
 tau = requested - without
 share = np.arange(len(tau) + 1) / len(tau)
 ranked = RankedSample(scores["uplift"][1], sample.treated, drawn)
-plot, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+plot, axes = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
 axes.plot(*ranked.qini_curve(), color="#9ecae1", linewidth=0.8, label="uplift, by drawn outcomes")
 for name, score in (*((name, values) for name, (_, values) in scores.items()), ("true effect", tau)):
     gained = np.append(0, np.cumsum(tau[np.argsort(-score, kind="stable")])) / len(tau)
@@ -175,7 +176,7 @@ for name, score in (*((name, values) for name, (_, values) in scores.items()), (
 axes.plot([0, 1], [0, tau.mean()], ":", color="#333333", label="by chance")
 title = f"Qini curves, {len(tau):,} moments, the next 15 slots"
 finish(axes, title, xlabel="share of the moments with a request", ylabel="gain a moment")
-axes.legend(frameon=False, fontsize=8)
+plot.legend(loc="outside right upper", frameon=False, fontsize=8)
 plot.savefig(out / "qini.png", dpi=150)
 print(f"Qini {ranked.qini():.4f} on drawn outcomes")
 
@@ -193,6 +194,7 @@ for name, member in (("uplift", 1), ("intent change", 1), ("true effect", 1), ("
     print(f"{name}: the intent had switched in the 10 slots before {lately.mean():.0%} of its requests")
 for axes in (left, right):
     axes.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
+    axes.xaxis.set_major_locator(MultipleLocator(2))
 finish(left, "When requests fire", xlabel="slots since the page arrived", ylabel="rate against its own mean")
 finish(right, "", xlabel="slots since the latent intent switched")
 left.legend(frameon=False, fontsize=9)

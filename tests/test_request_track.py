@@ -27,6 +27,7 @@ TINY = Sizes(
     concurrent=40,
     ticks=10,
     rates=(0.1, 0.4),
+    waiting_rates=(0.04, 0.1),
     hyper={
         **{agent: {"epochs": 1, "behaviour": 0, "hidden": 4} for agent in ESTIMATORS},
         "request-dqn": {"learning_starts": 200},
@@ -97,7 +98,9 @@ def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
     assert any("credits requests with users who were about to buy anyway" in title for title in shown)
     draw_requests(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
-    same = [{item["metric"]: item["mean"] for item in rows if item["policy"] == p} for p in (own, "one-extra")]
+    same = [
+        {item["metric"]: item["mean"] for item in rows if item["policy"] == p} for p in (own, "one-extra")
+    ]
     assert {name for name in same[0] if same[0][name] == same[1][name]} >= {"value", "true_effect"}
     assert str(run(tmp_path, **options)) == str(rows)  # what is there is used again
 

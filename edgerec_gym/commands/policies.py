@@ -48,7 +48,7 @@ def train(
     """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
 
     --id, --steps and --num-envs are of pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a
-    plain network); --scenario and --users also of pointer-users and esan-pg.
+    plain network); --scenario and --users also of pointer-users and esan-pg; they and --steps of request-dqn.
     """
     from edgerec_gym.agents.registry import train_agent
 
