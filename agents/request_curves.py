@@ -108,7 +108,9 @@ def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
     curves = Curves(scored, reward)
     rows = _figure_rows(curves.policies, curves)
     targets = ["one-extra", *curves.members("interval"), *curves.members("chance")]
-    targets += [name for name in curves.policies if name in LEARNERS]
+    extra = curves.mean("one-extra", "requests")
+    for learner in filter(curves.members, LEARNERS):  # where it requests about as often
+        targets.append(min(curves.members(learner), key=lambda p: abs(curves.mean(p, "requests") - extra)))
     for name in dict.fromkeys(map(family, curves.policies)):
         if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
             rows += _comparison_rows(curves, name, targets)

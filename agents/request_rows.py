@@ -235,6 +235,8 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
         found[title] = table([item for item in rows if item["metric"] in metrics], metrics)
     found["true effects by decile of the estimate: estimated, true"] = _calibration_table(rows)
     for target in dict.fromkeys(item["against"] for item in rows if "against" in item):
+        if target.startswith("chance"):  # in the file only
+            continue
         chosen = [item for item in rows if item.get("against") == target and item["metric"] in SAVING_METRICS]
         found[f"against {target}"] = table(chosen, SAVING_METRICS)
     return found

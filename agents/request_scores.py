@@ -1,4 +1,4 @@
-"""Scores of a request now, from the observation: estimated uplift, outcome, change of intent, chance."""
+"""Scores of a request now, from the observation: uplift, outcome, change of intent, a policy, chance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
+from edgerec_gym.agents.training import TrainedPolicy
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import effects_alone, uplift
 from edgerec_gym.config import FeedConfig
@@ -41,6 +42,18 @@ class IntentScore:
         """Score (R,) float32."""
         with torch_threads(1), torch.inference_mode():
             return intent_signals(to_tensors(observation), self.config)[:, SIGNALS.index("change")].numpy()
+
+
+class PolicyScore:
+    """How probable a trained stochastic policy of EdgeFeedRequest-v0 finds a request, in log-odds."""
+
+    def __init__(self, policy: TrainedPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float32."""
+        found = self.policy.log_probabilities(observation)
+        return found[:, 1] - found[:, 0]
 
 
 class ChanceScore:

@@ -20,18 +20,27 @@ from edgerec_gym.agents.effect_sample import EffectSample, true_effects
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.request_curves import curve_rows
+from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
 from edgerec_gym.agents.request_rows import audit_rows, fleet_rows, quality_rows
 from edgerec_gym.agents.request_rows import tables as tables  # of `edgerec bench`
 from edgerec_gym.agents.request_runs import ENV_ID, FULL, PPO, Sizes, run_folder, train_all
 from edgerec_gym.agents.request_runs import QUICK as QUICK  # of `edgerec bench`
-from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
+from edgerec_gym.agents.request_scores import (
+    ChanceScore,
+    IntentScore,
+    PolicyScore,
+    Score,
+    UpliftScore,
+    readable,
+)
 from edgerec_gym.agents.request_waiting import (
     Waiting,
     WaitingScore,
     plan_waiting,
     replay_pages,
 )
+from edgerec_gym.agents.training import load_policy as load_trained
 from edgerec_gym.agents.uplift_data import split_decisions
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.agents.uplift_training import load_model, uplift
@@ -44,7 +53,7 @@ from edgerec_gym.scenario import Scenario
 
 PLANNER = "uplift-x"  # that the headline is about
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting
-AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45", PPO, request_dqn.AGENT)  # beside planners
+AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # beside planners
 HORIZON = 15  # slots, of effects that policies and figures are about
 SEED = 1  # of the sessions that are scored; 0 was looked at while this was built
 
@@ -98,6 +107,20 @@ def make_learner(place: Place, run: str) -> Policy:
     return load_policy(run, env)
 
 
+def make_learner_at(place: Place, run: str, price: float) -> Policy:
+    """Return the planner that takes what reinforcement learning has learned as a score, at a price."""
+    scenario = Scenario.load(place.scenario)
+    return RequestPlanner("planner", learner_score(run, scenario), price, cool_down=cool_down(scenario))
+
+
+def learner_score(run: str | Path, scenario: Scenario) -> Score:
+    """Values of DQN, or log-odds of PPO, as a score of a request."""
+    if checkpoint.read_run(run)[1]["agent"] == request_dqn.AGENT:
+        return DQNScore(run, scenario.config)
+    env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")
+    return PolicyScore(load_trained(run, env))
+
+
 def make_own(place: Place, name: str) -> Policy:
     """Return a policy of the user's own, module:Class or the folder of a run."""
     return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
@@ -139,6 +162,10 @@ def entries(
         for agent in (PPO, request_dqn.AGENT):
             run = run_folder(out, agent, seed)
             found.append(Entry(agent, make_learner, {"run": str(run)}, (run,), seed))
+            scores = learner_score(run, scenario)(sample.observation)
+            for rate in sizes.rates:
+                arguments = {"run": str(run), "price": float(np.quantile(scores, 1 - rate))}
+                found.append(Entry(f"{agent} {rate:g}", make_learner_at, arguments, (run,), seed))
         found += waiting_entries(out, scenario, sizes, seed)
     for seed in seeds[:1]:
         run = run_folder(out, "uplift-t", seed)
@@ -216,7 +243,7 @@ def run(
     names = {
         *AUDITED,
         *(entry.policy for entry in own),
-        *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome")),
+        *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome", PPO, request_dqn.AGENT)),
         f"{WAITING} {sizes.waiting_rates[1]:g}",
     }
     audited = [entry for entry in wanted if entry.policy in names and entry.seed in (None, 0)] + oracle[1:2]

@@ -25,8 +25,8 @@ REQUEST_STYLES = {  # family of budgets -> colour, marker, line; what has no bud
     "interval": ("#d55e00", "o", "-"),
     "chance": ("#999999", "o", "-"),
     "one-extra": ("#cc79a7", "D", ""),
-    "request-dqn": ("#7a4fa3", "*", ""),
-    "pointer-ppo": ("#7a4fa3", "X", ""),
+    "request-dqn": ("#7a4fa3", "*", ":"),
+    "pointer-ppo": ("#7a4fa3", "X", ":"),
 }
 
 
