@@ -98,7 +98,13 @@ def train_all(
     out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
 ) -> None:
     """Collect the log and train what is missing."""
-    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions, randomise=["request"])
+    collect(
+        out / "logs",
+        preset_name=scenario,
+        sessions=sizes.log_sessions,
+        randomise=["request"],
+        progress=(lambda done, total: progress(done, total, "log sessions")) if progress else None,
+    )
     jobs = [(agent, seed) for seed in seeds for agent in sizes.agents(seed)]
     waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
     arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]

@@ -179,8 +179,8 @@ def entries(
 def waiting_entries(out: Path, scenario: Scenario, sizes: Sizes, seed: int) -> list[Entry]:
     """Planners that wait, at several budgets; planned on the log's sessions that decided when to stop."""
     run = run_folder(out, PLANNER, seed)
-    options = {"horizon": HORIZON, "controls": 1.0, "surrogate": False, "seed": seed}
-    _, stopping, _ = split_decisions(LogReader(out / "logs"), **options)
+    reader = LogReader(out / "logs")
+    _, stopping, _ = split_decisions(reader, horizon=HORIZON, controls=1.0, surrogate=False, seed=seed)
     pages = replay_pages(load_model(run, scenario.config), stopping)
     found = []
     for rate in sizes.waiting_rates:
@@ -224,6 +224,8 @@ def run(
         entry.make(place, **entry.arguments)  # better known before the work
     out, sizes, loaded = make_folder(out), sizes or FULL[scenario], Scenario.load(scenario)
     train_all(out, scenario, sizes, range(seeds), workers, progress)
+    if progress:
+        progress(0, sizes.effect_sessions, "true effects of requests, by session")
     sample = true_effects(scenario, sizes.effect_sessions, seed=SEED, share=0.12)
     wanted = [*entries(out, loaded, sizes, range(seeds), sample), *own]
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)

@@ -108,9 +108,7 @@ def draw_requests(rows: list[dict[str, Any]], path: str | Path) -> None:
                 np.array([found[policy, metric][key] for policy in families[family]], np.float64)
                 for key in ("mean", "low", "high")
             )
-            axes.errorbar(
-                x, mean, [mean - low, high - mean], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5
-            )
+            axes.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.5)
             axes.plot([0, *x], [0, *mean], line, color=colour, linewidth=1.4)
             axes.plot(x, mean, marker, color=colour, markersize=5)
             axes.plot([], [], marker + line, color=colour, markersize=5, linewidth=1.4, label=family)

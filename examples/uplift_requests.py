@@ -18,7 +18,7 @@ from edgerec_gym.agents.base import bind
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.effect_sample import true_effects
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
-from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
+from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, Score, UpliftScore, readable
 from edgerec_gym.agents.uplift_metrics import RankedSample
 from edgerec_gym.agents.uplift_training import load_model, train, uplift
 from edgerec_gym.atomic import make_folder
@@ -57,7 +57,7 @@ if run is None:
 network = load_model(run, config)
 sample = true_effects(scenario, sessions, seed=arguments.seed, share=0.12)
 estimated = uplift(network, readable(sample.observation))
-scores = {
+scores: dict[str, tuple[Score, np.ndarray]] = {
     "uplift": (UpliftScore(network), estimated.tau.double().numpy()),
     "outcome": (UpliftScore(network, outcome=True), estimated.mu1.double().numpy()),
     "intent change": (IntentScore(config), IntentScore(config)(sample.observation).astype(np.float64)),
@@ -113,8 +113,14 @@ families = {
 
 
 def played(policy):
-    place = {"env_id": "EdgeFeedRequest-v0", "scenario": scenario, "users": "synthetic"}
-    return play(policy, sessions=sessions, seed=arguments.seed, **place)
+    return play(
+        policy,
+        env_id="EdgeFeedRequest-v0",
+        scenario=scenario,
+        users="synthetic",
+        sessions=sessions,
+        seed=arguments.seed,
+    )
 
 
 kept = played(make_policy("keep", "request"))
@@ -147,9 +153,7 @@ for axes, weights, what in (
         gains = [over_keep(result, *weights) for result in members]
         mean, low, high = (np.array([gain[key] for gain in gains]) for key in ("mean", "low", "high"))
         order = np.argsort(x)
-        axes.errorbar(
-            x, mean, [mean - low, high - mean], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6
-        )
+        axes.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.6)
         if len(x) > 1:
             axes.plot([0, x[order[0]]], [0, mean[order[0]]], style[1:], color=colour)
         axes.plot(x[order], mean[order], style, markersize=5, color=colour, label=name)
@@ -188,10 +192,10 @@ for name, member in (("uplift", 1), ("intent change", 1), ("true effect", 1), ("
     asks = moments[moments[:, 2] > 0]
     for axes, column, bins in ((left, 0, ages), (right, 1, since)):
         seen, asked = (np.histogram(part[:, column], bins)[0] for part in (moments, asks))
-        rate = asked / np.maximum(seen, 1) / (len(asks) / len(moments))
+        rate = asked / np.maximum(seen, 1) / max(len(asks) / len(moments), 1e-9)
         axes.stairs(np.where(seen > 0, rate, np.nan), bins, color=STYLES[name][0], linewidth=1.8, label=name)
-    lately = (asks[:, 1] >= 0) & (asks[:, 1] < 10)
-    print(f"{name}: the intent had switched in the 10 slots before {lately.mean():.0%} of its requests")
+    lately = int(((asks[:, 1] >= 0) & (asks[:, 1] < 10)).sum())
+    print(f"{name}: the intent had switched in the 10 slots before {lately} of {len(asks)} requests")
 for axes in (left, right):
     axes.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
     axes.xaxis.set_major_locator(MultipleLocator(2))
