@@ -69,12 +69,15 @@ class Curves:
         return len(self.values[policy, "value"])
 
     def interval(self, keys: Sequence[tuple[str, str]], statistic: Statistic) -> Interval:
-        """95 % interval of a statistic of the means (..., k) of k (policy, figure)."""
+        """95 % interval of a statistic of the means (..., k) of k (policy, figure).
+
+        Its ends are nan where the statistic is not defined in more than 2.5 % of the resamples.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = float(statistic(np.array([self.mean(*key) for key in keys])))
             values = statistic(np.stack([self._means[key] for key in keys], axis=-1))
         finite = values[np.isfinite(values)]
-        if not np.isfinite(mean) or len(finite) < len(values) / 2:
+        if not np.isfinite(mean) or len(finite) < len(values) * (1 + LEVEL) / 2:
             return {"mean": mean, "low": float("nan"), "high": float("nan")}
         low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return {"mean": mean, "low": float(low), "high": float(high)}
@@ -113,7 +116,7 @@ def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
         targets.append(min(curves.members(learner), key=lambda p: abs(curves.mean(p, "requests") - extra)))
     for name in dict.fromkeys(map(family, curves.policies)):
         if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
-            rows += _comparison_rows(curves, name, targets)
+            rows += _comparison_rows(curves, name, [t for t in targets if family(t) != name])
     sessions = len(next(iter(oracle.values()))["value"])
     rules = {
         k: {n: v[:sessions] for n, v in s.items()} for k, s in scored.items() if k[0] in ("keep", "one-extra")

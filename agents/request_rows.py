@@ -50,9 +50,9 @@ AUDIT_METRICS = {
 }
 QUALITY_METRICS = {
     "qini": "+.4f 95%",
-    "auuc_over_chance": "+.4f 95%",
+    "auuc_over_chance": "+.4f",
     "true_qini": "+.4f 95%",
-    "pehe": ".3f 95%",
+    "pehe": ".3f",
     "pehe_of_mean": ".3f",
     "auc_all": ".3f",
     "auc_control": ".3f",
@@ -237,8 +237,15 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     for target in dict.fromkeys(item["against"] for item in rows if "against" in item):
         if target.startswith("chance"):  # in the file only
             continue
-        chosen = [item for item in rows if item.get("against") == target and item["metric"] in SAVING_METRICS]
-        found[f"against {target}"] = table(chosen, SAVING_METRICS)
+        chosen = [
+            item
+            for item in rows
+            if item.get("against") == target
+            and item["metric"] in SAVING_METRICS
+            and np.isfinite(item["mean"])
+        ]
+        if chosen:  # else no curve reaches it
+            found[f"against {target}"] = table(chosen, SAVING_METRICS)
     return found
 
 

@@ -260,4 +260,6 @@ def _cell(item: dict[str, Any] | None, form: str) -> str:
         return ""
     number = form.removesuffix(" 95%")
     text = f"{item['mean']:{number}}"
-    return text if number == form else f"{text} [{item['low']:{number}}, {item['high']:{number}}]"
+    if number == form or not np.isfinite(item["low"]):
+        return text
+    return f"{text} [{item['low']:{number}}, {item['high']:{number}}]"
