@@ -32,6 +32,7 @@ TRAIN = [
     "matplotlib>=3.9",
 ]
 RENDER = ["matplotlib>=3.9", "pillow>=10.4"]
+OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
 DEV_TOOLS = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -42,7 +43,7 @@ DEV_TOOLS = [
     "codespell>=2.3",
     "build>=1.2",
 ]
-ALL = list(dict.fromkeys(TRAIN + RENDER))  # everything a user can switch on, each requirement once
+ALL = list(dict.fromkeys(TRAIN + RENDER + OFFLINE))  # everything a user can switch on, each requirement once
 
 setup(
     name="edgerec_gym",
@@ -76,7 +77,7 @@ setup(
         "rich>=13.9",
         "safetensors>=0.4.5",
     ],
-    extras_require={"train": TRAIN, "render": RENDER, "all": ALL, "dev": ALL + DEV_TOOLS},
+    extras_require={"train": TRAIN, "render": RENDER, "offline": OFFLINE, "all": ALL, "dev": ALL + DEV_TOOLS},
     entry_points={"console_scripts": ["edgerec = edgerec_gym.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -1,4 +1,4 @@
-"""The random page requests of a log beside what another policy would have done: input of off-policy estimates."""
+"""Random page requests of a log beside what another policy would have done: for off-policy estimates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from edgerec_gym.off_policy import LoggedDecisions
 from edgerec_gym.simulator.dataset import Sessions
 
 TRACK = "request"
-BLOCK = 4096  # observations that a policy sees at once
+BLOCK = 4096  # observations that a policy without memory sees at once
+ROWS = 256  # sessions that one with memory plays together; its first call fixes the number
 COLUMNS = [name for name in SCHEMA.names if name not in ("day", "time")]
 Progress = Callable[[int, int], None]
 
@@ -38,7 +39,7 @@ def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray
 
 
 def decision_features(observation: Observation) -> np.ndarray:
-    """What the value of a request may depend on, (B, d) float64: context, user, pool, match with behaviour."""
+    """What a request's value may depend on, (B, d) float64: context, user, pool, match with behaviour."""
     score = DeviceGreedy().scores(observation)
     left = (observation["pool"] != 0).any(axis=2)
     ctr = observation["pool"][:, :, 1 - N_SCALARS]
@@ -75,28 +76,31 @@ def read_decisions(
         progress: called with (sessions read, in all).
 
     Raises:
-        InputError: propensities that are missing, a log whose order or cards were drawn, too, a policy that acts
-            where the log never does, and what :class:`~edgerec_gym.off_policy.LoggedDecisions` refuses.
+        InputError: propensities that are missing, a log whose order or cards were drawn, too, a policy that
+            acts where the log never does, and what :class:`~edgerec_gym.off_policy.LoggedDecisions` refuses.
     """
     parts: list[dict[str, np.ndarray]] = []
     done = 0
     for table in log_tables(reader, None, lambda ids: np.ones(len(ids), np.bool_), COLUMNS):
         part = _chunk(reader, table, policy, at_moments)
+        _check_support(LoggedDecisions(**part), policy)
         part["session"] = part["session"] + done
         done += len(part["before"])
         parts.append(part)
         if progress:
             progress(done, reader.sessions)
     joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    decisions = LoggedDecisions(**joined)
+    return LoggedDecisions(**joined)
+
+
+def _check_support(decisions: LoggedDecisions, policy: Policy) -> None:
     bad = decisions.unsupported()
     if bad is not None:
         does = "requests a page" if decisions.target[bad, 1] > decisions.logging[bad, 1] else "keeps"
         raise InputError(
-            f"{decisions.name(bad)}: policy {policy.name!r} {does} where the log never does (propensity 0), so the "
-            "log cannot judge it; --at-moments judges it at the log's random decisions only"
+            f"{decisions.name(bad)}: policy {policy.name!r} {does} where the log never does (propensity 0), "
+            "so the log cannot judge it; --at-moments judges it at the log's random decisions only"
         )
-    return decisions
 
 
 def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool) -> dict[str, np.ndarray]:
@@ -149,8 +153,8 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
     for name in ("request_propensity", "propensity"):
         if table[name].null_count:
             raise InputError(
-                f"{reader.folder}: its propensities are missing (column {name}); off-policy estimates need a log "
-                "of a policy that draws: edgerec collect --randomise request"
+                f"{reader.folder}: its propensities are missing (column {name}); off-policy estimates need a "
+                "log of a policy that draws: edgerec collect --randomise request"
             )
     probability = table["request_propensity"].to_numpy()
     wrong = ~((probability >= 0) & (probability <= 1))
@@ -162,10 +166,10 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
         (np.abs(table["propensity"].to_numpy() - of_action) > 1e-9) | (table["card_type"].to_numpy() > 0)
     )
     if len(other):
+        session, slot = (table[name][int(other[0])].as_py() for name in ("session", "slot"))
         raise InputError(
-            f"{reader.folder}: session {table['session'][int(other[0])]}, slot {table['slot'][int(other[0])]}: more "
-            "than the request was decided there; off-policy estimates need a log whose order and cards are the "
-            "cloud's: edgerec collect --randomise request"
+            f"{reader.folder}: session {session}, slot {slot}: more than the request was decided there; off-policy "
+            "estimates need a log whose order and cards are the cloud's: edgerec collect --randomise request"
         )
     return logging
 
@@ -173,11 +177,12 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
 def _ask_slot_by_slot(log: ObservedLog, policy: Policy, target: np.ndarray) -> None:
     """Fill in the probabilities (P, 2) of a policy that remembers; sessions that are over stand still."""
     length, starts = np.diff(log.sessions.starts), log.sessions.starts[:-1]
-    for first in range(0, len(length), BLOCK):
-        some = np.arange(first, min(first + BLOCK, len(length)))
-        policy.reset(np.ones(len(some), np.bool_))
-        for slot in range(length[some].max()):
-            at = np.minimum(slot, length[some] - 1)
-            found = action_probabilities(policy, log.observations(some, at))
-            live = length[some] > slot
-            target[starts[some[live]] + slot] = found[live]
+    for first in range(0, len(length), ROWS):
+        row = np.arange(first, first + ROWS)
+        session = np.minimum(row, len(length) - 1)  # rows left over play the last one, too
+        policy.reset(np.ones(ROWS, np.bool_))
+        for slot in range(length[session].max()):
+            at = np.minimum(slot, length[session] - 1)
+            found = action_probabilities(policy, log.observations(session, at))
+            live = (row < len(length)) & (length[session] > slot)
+            target[starts[session[live]] + slot] = found[live]

@@ -40,7 +40,9 @@ class ObservedLog(RequestLog):
         self.track = track
         self.cards = _cards(table, self, config)
         known = self.cards >= 0
-        ctr = cloud_scores(sessions, np.where(known, self.cards, 0), self.pages.first, self.pages.of_slot, config)
+        ctr = cloud_scores(
+            sessions, np.where(known, self.cards, 0), self.pages.first, self.pages.of_slot, config
+        )
         self.card_ctr = np.where(known, ctr, 0.0)
         placed = self.cards[self.pages.of_slot] == sessions.item[:, None]
         is_card = (sessions.catalog.card_type[sessions.item] > 0) & placed.any(axis=1)
@@ -128,7 +130,9 @@ def step_rewards(table: pa.Table, sessions: Sessions, config: FeedConfig) -> np.
     return reward + weights.request * table["request"].to_numpy()
 
 
-def track_actions(log: ObservedLog, table: pa.Table, observation: Observation, rows: np.ndarray) -> np.ndarray:
+def track_actions(
+    log: ObservedLog, table: pa.Table, observation: Observation, rows: np.ndarray
+) -> np.ndarray:
     """Actions of some slots in the action space of the log's track, (R,) int64.
 
     Args:
@@ -154,9 +158,10 @@ def track_actions(log: ObservedLog, table: pa.Table, observation: Observation, r
     }[log.track]
     wrong = np.flatnonzero(action < 0)
     if len(wrong):
+        session, slot = (table[name][int(rows[wrong[0]])].as_py() for name in ("session", "slot"))
         raise InputError(
-            f"session {table['session'][int(rows[wrong[0]])]}, slot {table['slot'][int(rows[wrong[0]])]}: action "
-            f"{joint[wrong[0]]} of EdgeFeed-v0 is none of the track {log.track!r}; tracks: {', '.join(TRACKS)}"
+            f"session {session}, slot {slot}: action {joint[wrong[0]]} of EdgeFeed-v0 is none of the track "
+            f"{log.track!r}; tracks: {', '.join(TRACKS)}"
         )
     return action
 

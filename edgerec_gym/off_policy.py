@@ -1,9 +1,9 @@
 """What a policy is worth, from a log of another one: importance weights per decision, and doubly robust.
 
 A log in which few decisions of a session were drawn at random, with known probabilities, tells what another
-policy would have earned: sessions that happen to decide as it would count for those that do not. The weight of
-a reward is the product of target over logging probability of the decisions *before* it, so that three random
-decisions a session give weights of 8 at most, where a hundred would leave nothing to count.
+policy would have earned: sessions that happen to decide as it would count for those that do not. The weight
+of a reward is the product of target over logging probability of the decisions *before* it: three fair coins a
+session give weights of 8 at most, where a hundred would leave nothing to count.
 
 - *IPS* (per-decision importance sampling, Precup, Sutton & Singh, ICML 2000): unbiased.
 - *SNIPS* (the same, self-normalised, a weighted mean per decision): a little biased, less noise.
@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.errors import InputError
-from edgerec_gym.metrics import bootstrap, mean_interval
+from edgerec_gym.metrics import percentile_interval, resampled_means
 
 ESTIMATORS = ("ips", "snips", "dr")
 FOLDS = 5  # of the cross-fitting
-PENALTY = 20.0  # of the ridge regression, in decisions
+PENALTY = 300.0  # of the ridge regression, in decisions: what a session earns is mostly luck
 ROUNDING = 1e-6  # that probabilities of a decision may miss 1 by
 
 
@@ -47,8 +47,8 @@ class LoggedDecisions:
         names: (M,) text of each decision, for messages; empty = numbers.
 
     Raises:
-        InputError: shapes that do not fit, probabilities that are missing, negative, or do not sum to 1, and a
-            logged action whose propensity is 0.
+        InputError: shapes that do not fit, probabilities that are missing, negative, or do not sum to 1, and
+            a logged action whose propensity is 0.
     """
 
     session: np.ndarray
@@ -69,7 +69,7 @@ class LoggedDecisions:
                 raise InputError(f"{name} has {len(getattr(self, name))} rows for {decisions} decisions")
         if self.logging.ndim != 2 or self.logging.shape != self.target.shape:
             raise InputError(
-                f"logging {self.logging.shape} and target {self.target.shape} must both be (decisions, actions)"
+                f"logging {self.logging.shape} and target {self.target.shape} must be (decisions, actions)"
             )
         if not decisions:
             return
@@ -95,8 +95,8 @@ class LoggedDecisions:
         wrong = np.flatnonzero((values < 0).any(axis=1) | (np.abs(values.sum(axis=1) - 1) > ROUNDING))
         if len(wrong):
             raise InputError(
-                f"{self.name(wrong[0])}: its {name} probabilities {values[wrong[0]].tolist()} must be at least 0 "
-                "and sum to 1"
+                f"{self.name(wrong[0])}: its {name} probabilities {values[wrong[0]].tolist()} must be at "
+                "least 0 and sum to 1"
             )
 
     def name(self, decision: int) -> str:
@@ -173,13 +173,20 @@ def off_policy_estimates(decisions: LoggedDecisions, seed: int = 0) -> dict[str,
             "decisions a session, or more sessions"
         )
     reward = decisions.spread(decisions.reward)
-    ips = before + (weights * reward).sum(axis=1)
-    values = cross_fitted_values(decisions, seed=seed)
+    weighted = weights * reward
+    robust = doubly_robust(decisions, cross_fitted_values(decisions, seed=seed))
+    columns = np.column_stack(
+        [before + weighted.sum(axis=1), robust, before + reward.sum(axis=1), before, weighted, weights]
+    )
+    means = columns.mean(axis=0)
+    resampled = resampled_means(columns, np.random.default_rng(seed))  # the same sessions for all estimators
+    found: dict[str, Any] = {
+        name: percentile_interval(float(means[k]), resampled[:, k])
+        for k, name in enumerate(("ips", "dr", "logged"))
+    }
+    snips = percentile_interval(float(_normalised(means[3:])), _normalised(resampled[:, 3:]))
     return {
-        "ips": mean_interval(ips, seed),
-        "snips": bootstrap(np.column_stack([before, weights * reward, weights]), _normalised, seed=seed),
-        "dr": mean_interval(doubly_robust(decisions, values), seed),
-        "logged": mean_interval(before + reward.sum(axis=1), seed),
+        **{name: snips if name == "snips" else found[name] for name in (*ESTIMATORS, "logged")},
         "sessions": len(before),
         "decisions": len(decisions.session),
         "effective_sessions": float(last.sum() ** 2 / (last**2).sum()),
@@ -211,8 +218,8 @@ def cross_fitted_values(decisions: LoggedDecisions, folds: int = FOLDS, seed: in
     """Fit the value of every action at every decision under the target policy, (M, A) float64.
 
     Fitted Q evaluation, backward over the decisions of a session: the reward up to the next decision plus the
-    target's value there, regressed on the features by ridge, for each number of a decision its own model. Every
-    session is valued by models that were fitted on the sessions of the other folds.
+    target's value there, regressed on the features by ridge, for each number of a decision its own model.
+    Every session is valued by models that were fitted on the sessions of the other folds.
     """
     steps = decisions.step
     fold = np.random.default_rng(seed).permutation(len(decisions.before)) % folds
@@ -231,7 +238,9 @@ def cross_fitted_values(decisions: LoggedDecisions, folds: int = FOLDS, seed: in
     return found
 
 
-def _ridge(decisions: LoggedDecisions, train: np.ndarray, outcome: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _ridge(
+    decisions: LoggedDecisions, train: np.ndarray, outcome: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
     """Predict the outcome of every action at `rows`, (R, A); what all actions share is fitted first.
 
     So an action that was hardly ever logged is predicted as all actions together.

@@ -16,7 +16,12 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS = 16
 REWARD = RewardConfig(insert_click=0.5, leave=-2.0)
-TRACKS = {"joint": ("order", "insert", "request"), "rerank": ("order",), "mix": ("insert",), "request": ("request",)}
+TRACKS = {
+    "joint": ("order", "insert", "request"),
+    "rerank": ("order",),
+    "mix": ("insert",),
+    "request": ("request",),
+}
 
 
 def make_batch(track, config):
@@ -25,7 +30,9 @@ def make_batch(track, config):
 
 
 @pytest.mark.parametrize("track", TRACKS)
-@pytest.mark.parametrize("changes", [{}, {"rules": "penalty", "lookahead": 0, "request_budget": 2, "n_cards": 6}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"rules": "penalty", "lookahead": 0, "request_budget": 2, "n_cards": 6}]
+)
 def test_a_log_is_the_environment_step_by_step(track, changes):
     config = preset("lite")[0].replace(reward=REWARD, **changes)
     batch = make_batch("joint", config)
@@ -47,7 +54,9 @@ def test_a_log_is_the_environment_step_by_step(track, changes):
         same = ~(batch.arrays.arrived[live] & (length[live] == slot))
         for key, values in expected.items():
             assert found[key].dtype == values.dtype
-            np.testing.assert_allclose(found[key][same], values[same], atol=2e-6, err_msg=f"{key}, slot {slot}")
+            np.testing.assert_allclose(
+                found[key][same], values[same], atol=2e-6, err_msg=f"{key}, slot {slot}"
+            )
         masked += int((expected["action_mask"][:, 1:] == 0).sum())
         last += int((length[live] == slot).sum())
         play = np.flatnonzero(length > slot)
@@ -73,5 +82,7 @@ def test_an_action_of_another_track_is_named():
     rows = np.arange(table.num_rows)
     session = np.repeat(np.arange(SESSIONS), np.diff(sessions.starts))
     seen = log.observations(session, rows - sessions.starts[session])
-    with pytest.raises(InputError, match=r"session \d+, slot \d+: action \d+ of EdgeFeed-v0 is none of the track"):
+    with pytest.raises(
+        InputError, match=r"session \d+, slot \d+: action \d+ of EdgeFeed-v0 is none of the track"
+    ):
         track_actions(log, table, seen, rows)
