@@ -168,8 +168,9 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
     if len(other):
         session, slot = (table[name][int(other[0])].as_py() for name in ("session", "slot"))
         raise InputError(
-            f"{reader.folder}: session {session}, slot {slot}: more than the request was decided there; off-policy "
-            "estimates need a log whose order and cards are the cloud's: edgerec collect --randomise request"
+            f"{reader.folder}: session {session}, slot {slot}: more than the request was decided there; "
+            "off-policy estimates need a log whose order and cards are the cloud's: "
+            "edgerec collect --randomise request"
         )
     return logging
 

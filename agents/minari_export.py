@@ -1,8 +1,8 @@
 """Logs as a Minari data set (Farama's standard for offline RL): episodes of any id, propensities kept.
 
-The folder's name is the data set's id, and its parent is what Minari calls `MINARI_DATASETS_PATH`. The format is
-HDF5, Minari's default. Episodes are written one after the other, from a chunk of the log at a time, under a
-temporary name, so that a killed export leaves no half data set.
+The folder's name is the data set's id, and its parent is what Minari calls `MINARI_DATASETS_PATH`. The format
+is HDF5, Minari's default. Episodes are written one after the other, from a chunk of the log at a time,
+under a temporary name, so that a killed export leaves no half data set.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def export_minari(
 ) -> dict[str, Any]:
     """Write sessions of a log as episodes of an id.
 
-    Observations are those of the environment, scores to 2e-6, since logs hold the page and not each slot. There
-    is one more than steps, but a page that arrives with the last step is in no log. An episode terminates where
-    the user leaves; every other end is a truncation. Infos, one more than steps and the first of them empty
-    (NaN, False), hold what the logging policy did: `propensity` of the action, `request_propensity`,
-    `randomised`.
+    Observations are those of the environment, scores to 2e-6, since logs hold the page and not each slot.
+    There is one more than steps, but a page that arrives with the last step is in no log. An episode
+    terminates where the user leaves; every other end is a truncation. Infos, one more than steps and the
+    first of them empty (NaN, False), hold what the logging policy did: `propensity` of the action,
+    `request_propensity`, `randomised`.
 
     Args:
         logs: log folder.
@@ -205,10 +205,10 @@ def _episode(
     acted = track_actions(log, table, {key: values[:-1] for key, values in seen.items()}, steps)
     return EpisodeBuffer(
         observations=seen,
-        actions=acted,  # type: ignore[arg-type]
-        rewards=reward[steps],  # type: ignore[arg-type]
-        terminations=last & left,  # type: ignore[arg-type]
-        truncations=last & (not left),  # type: ignore[arg-type]
+        actions=acted,
+        rewards=reward[steps],
+        terminations=last & left,
+        truncations=last & (not left),
         infos={name: np.concatenate([_nothing(v), v[steps]]) for name, v in infos.items()},
     )
 

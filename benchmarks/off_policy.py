@@ -25,7 +25,8 @@ from edgerec_gym.agents.baselines import Keep
 from edgerec_gym.agents.logged_decisions import read_decisions
 from edgerec_gym.agents.request_moments import AtMoments
 from edgerec_gym.agents.request_scores import IntentScore
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.atomic import make_folder, read_json, write_json
+from edgerec_gym.benchmark import run_jobs
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
@@ -110,12 +111,17 @@ def judge(decisions: LoggedDecisions, true: float, sessions: int, logs: int) -> 
     return rows
 
 
-def every_slot(out: Path, policies: list[Policy], sessions: int) -> list[dict[str, Any]]:
+def policies_of(config: FeedConfig) -> list[Policy]:
+    """The policies that are judged."""
+    return [Keep(), HalfPage(), IntentRule(config)]
+
+
+def every_slot(out: Path, sessions: int) -> list[dict[str, Any]]:
     """What is left of a log whose requests are drawn at every slot: dozens of random decisions a session."""
     collect(out / "every-slot", preset_name=SCENARIO, sessions=sessions, seed=LOG_SEED, randomise=["request"])
     reader = LogReader(out / "every-slot")
     rows = []
-    for policy in policies:
+    for policy in policies_of(reader.config):
         decisions = read_decisions(reader, AtMoments(policy, reader.config, MOMENTS))
         try:
             found = off_policy_estimates(decisions)
@@ -125,8 +131,37 @@ def every_slot(out: Path, policies: list[Policy], sessions: int) -> list[dict[st
     return rows
 
 
-def study(out: Path, truth_sessions: int, sizes: dict[int, int]) -> dict[str, Any]:
-    """Collect, play, estimate."""
+def study_one(out: Path, index: int, truth_sessions: int, sizes: dict[int, int]) -> None:
+    """Play one policy, estimate it from all logs, and write both; index = number of policies: every slot."""
+    file = out / f"policy-{index}.json"
+    reader = LogReader(out / "logs")
+    policies = policies_of(reader.config)
+    if index == len(policies):
+        write_json(file, json_ready({"every_slot": every_slot(out, min(5000, reader.sessions))}))
+        return
+    policy = policies[index]
+    played = play(
+        AtMoments(policy, reader.config, MOMENTS),
+        env_id=ENV_ID,
+        scenario=SCENARIO,
+        users="synthetic",
+        sessions=truth_sessions,
+        seed=TRUTH_SEED,
+        split="log",
+        num_envs=4096,
+    )
+    true = mean_interval(played["value"])
+    console.note(f"{policy.name}: {true['mean']:.3f} [{true['low']:.3f}, {true['high']:.3f}]")
+    decisions = read_decisions(reader, policy, at_moments=True)
+    rows: list[dict[str, Any]] = []
+    for sessions, logs in sizes.items():
+        rows += [{"policy": policy.name, **row} for row in judge(decisions, true["mean"], sessions, logs)]
+    truth = {"policy": policy.name, **true, "requests": float(played["requests"].mean())}
+    write_json(file, json_ready({"truth": [truth], "rows": rows, "cpu_seconds": round(time.process_time())}))
+
+
+def study(out: Path, truth_sessions: int, sizes: dict[int, int], workers: int) -> dict[str, Any]:
+    """Collect, play, estimate; what is there already is used again."""
     needed = max(sessions * logs for sessions, logs in sizes.items())
     collect(
         out / "logs",
@@ -136,27 +171,16 @@ def study(out: Path, truth_sessions: int, sizes: dict[int, int]) -> dict[str, An
         randomise=["request"],
         moments=MOMENTS,
     )
-    reader = LogReader(out / "logs")
-    policies: list[Policy] = [Keep(), HalfPage(), IntentRule(reader.config)]
-    rows: list[dict[str, Any]] = []
-    truths = {}
-    for policy in policies:
-        played = play(
-            AtMoments(policy, reader.config, MOMENTS),
-            env_id=ENV_ID,
-            scenario=SCENARIO,
-            users="synthetic",
-            sessions=truth_sessions,
-            seed=TRUTH_SEED,
-            split="log",
-        )
-        true = mean_interval(played["value"])
-        truths[policy.name] = {**true, "requests": float(played["requests"].mean())}
-        console.note(f"{policy.name}: {true['mean']:.3f}")
-        decisions = read_decisions(reader, policy, at_moments=True)
-        for sessions, logs in sizes.items():
-            rows += [{"policy": policy.name, **row} for row in judge(decisions, true["mean"], sessions, logs)]
-    return {"truth": truths, "rows": rows, "every_slot": every_slot(out, policies, min(5000, needed))}
+    parts = [out / f"policy-{index}.json" for index in range(4)]
+    waiting = [(out, index, truth_sessions, sizes) for index, file in enumerate(parts) if not file.exists()]
+    for index in run_jobs(study_one, waiting, workers):
+        console.note(f"done: {waiting[index][1]}")
+    found: dict[str, Any] = {"truth": [], "rows": [], "every_slot": []}
+    for file in parts:
+        content = read_json(file)
+        for name in found:
+            found[name] += content.get(name, [])
+    return found
 
 
 def main() -> None:
@@ -164,20 +188,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/off-policy"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/off_policy.json"))
     parser.add_argument("--open-bandit", type=Path, help="folder with exposures.csv.gz")
-    parser.add_argument("--truth-sessions", type=int, default=200_000)
+    parser.add_argument("--truth-sessions", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--quick", action="store_true", help="small logs, to see every part")
     arguments = parser.parse_args()
-    begin = time.process_time()
     sizes = {50: 10, 100: 5} if arguments.quick else SIZES
     truth_sessions = 500 if arguments.quick else arguments.truth_sessions
-    found = study(make_folder(arguments.out), truth_sessions, sizes)
+    found = study(make_folder(arguments.out), truth_sessions, sizes, arguments.workers)
+    true = {row["policy"]: row["mean"] for row in found["truth"]}
     header = ["policy", "log", "estimator", "true", "bias", "rmse", "width", "coverage", "effective"]
     body = [
         [
             row["policy"],
             f"{row['log_sessions']:,}",
             row["estimator"],
-            f"{found['truth'][row['policy']]['mean']:.3f}",
+            f"{true[row['policy']]:.3f}",
             f"{row['bias']:+.3f}",
             f"{row['rmse']:.3f}",
             f"{row['width']:.3f}",
@@ -216,7 +241,6 @@ def main() -> None:
         "seeds": {"log": LOG_SEED, "truth": TRUTH_SEED},
         "versions": {"edgerec_gym": __version__, "numpy": np.__version__},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "cpu_seconds": round(time.process_time() - begin),
     }
     write_json(arguments.results, json_ready(found))
 

@@ -133,7 +133,7 @@ class RandomisedPolicy:
         focus = habits.focus
         p_request = np.where(mask[:, -1], habits.request, 0.0)
         if self.moments is not None:
-            p_request = self._at_moments(batch, slot, mask[:, -1])
+            p_request = self._at_moments(batch, slot, mask[:, -1], self.moments)
         p_insert = (1 - p_request) * np.where(cards.any(axis=1), habits.insert, 0.0)
         p_order = (1 - p_request - p_insert) * np.where(focus > 0, FOCUSED_ORDER_PROBABILITY, self.order)
         p_keep = 1 - p_request - p_insert - p_order
@@ -158,11 +158,11 @@ class RandomisedPolicy:
         )
         return action, propensity, p_request, propensity < 1.0
 
-    def _at_moments(self, batch: FeedBatch, slot: int, legal: np.ndarray) -> np.ndarray:
+    def _at_moments(self, batch: FeedBatch, slot: int, legal: np.ndarray, most: int) -> np.ndarray:
         """Probability of a request where moments are few, (B,) float64."""
         if slot == 0:
             self._used = np.zeros(batch.num_envs, np.int64)
-        at = legal & (batch.arrays.page_age == moment_age(batch.config)) & (self._used < self.moments)
+        at = legal & (batch.arrays.page_age == moment_age(batch.config)) & (self._used < most)
         self._used += at
         return np.where(at, MOMENT_PROBABILITY, 0.0)
 
