@@ -33,6 +33,7 @@ TRAIN = [
 ]
 RENDER = ["matplotlib>=3.9", "pillow>=10.4"]
 OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
+DOCS = ["sphinx>=8.2", "furo>=2024.8", "myst-parser>=4.0"]
 DEV_TOOLS = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -77,7 +78,14 @@ setup(
         "rich>=13.9",
         "safetensors>=0.4.5",
     ],
-    extras_require={"train": TRAIN, "render": RENDER, "offline": OFFLINE, "all": ALL, "dev": ALL + DEV_TOOLS},
+    extras_require={
+        "train": TRAIN,
+        "render": RENDER,
+        "offline": OFFLINE,
+        "all": ALL,
+        "docs": DOCS,
+        "dev": ALL + DEV_TOOLS + DOCS,
+    },
     entry_points={"console_scripts": ["edgerec = edgerec_gym.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
