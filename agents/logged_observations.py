@@ -9,11 +9,17 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from edgerec_gym.errors import InputError, MissingExtraError
+
+try:
+    import torch  # noqa: F401
+except ImportError:
+    raise MissingExtraError("reading observations from logs", "train") from None
+
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.logged_pages import cloud_scores
 from edgerec_gym.agents.request_log import RequestLog
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
 from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.spaces import CONTEXT, TRACKS, n_actions, observation_keys

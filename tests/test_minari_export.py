@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from small_log import write_log
 
 from edgerec_gym.agents import minari_export
 from edgerec_gym.agents.minari_export import export_minari
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
@@ -87,6 +89,13 @@ def test_what_does_not_fit_is_refused(logs, tmp_path, log, out, options, message
     with pytest.raises(InputError, match=message):
         export_minari(logs / log, tmp_path / out, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_minari_the_extra_is_named(logs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "minari", None)
+    monkeypatch.setitem(sys.modules, "minari.dataset.minari_storage", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgerec_gym\[offline\]'"):
+        export_minari(logs / "request", tmp_path / "x-v0")
 
 
 def test_an_existing_folder_and_an_unknown_origin_are_refused(logs, tmp_path):
