@@ -1,7 +1,7 @@
 """What stands on the phone at one slot, in plain values: what frames, text and session replays show.
 
-Everything here is read from the arrays of the batch, so a screen tells what the device could know; only `intent`
-is hidden from policies, and it is there only if the users are synthetic.
+Everything here is read from the arrays of the batch, so a screen tells what the device could know. Only `intent`
+is hidden from policies, and it is told only of synthetic users.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from edgerec_gym.batch import BEGIN, PLAY, FeedBatch
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.state import NO_ITEM, REWARD_TERMS
 from edgerec_gym.users.base import (
-    BUY,
     CLICK,
     DELETE_REASONS,
     DWELL_BUCKETS,
     DWELL_EDGES,
-    FOCUSED,
     LEAVE,
     PAGE_VIEW,
     PAGE_VIEW_ACTIONS,
@@ -180,8 +178,8 @@ class _Session:
 class ScreenRecorder:
     """Follows a batch and tells what stands on each row's screen.
 
-    It makes itself the batch's `watcher`, called after every slot, also within the plans of EdgeFeedSlate-v0. A
-    batch without one records nothing.
+    It makes itself the batch's `watcher`, called after every slot, also within the plans of EdgeFeedSlate-v0.
+    A batch without one records nothing.
 
     Args:
         batch: the feeds to follow, before their first reset.

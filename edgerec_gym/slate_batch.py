@@ -166,7 +166,7 @@ class SlateBatch(FeedBatch):
             copies[:] = self.arrays.observation
 
     def _play_apart(self, plan: Plan, modes: np.ndarray, begun: np.ndarray) -> None:
-        """Play slot by slot: these users answer a batch at a time, or someone watches; rows that stop wait."""
+        """Play slot by slot, for users who answer a batch at a time or a watcher; rows that stop wait."""
         feed, slates = self._feed.address, self._slates.address
         slot_actions = np.zeros(self.num_envs, np.int64)
         for k in range(self.config.slate_size):
