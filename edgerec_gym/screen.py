@@ -1,7 +1,7 @@
 """What stands on the phone at one slot, in plain values: what frames, text and session replays show.
 
-Everything here is read from the arrays of the batch, so a screen tells what the device could know. Only `intent`
-is hidden from policies, and it is told only of synthetic users.
+Everything here is read from the arrays of the batch, so a screen tells what the device could know. Only
+`intent` is hidden from policies, and it is told only of synthetic users.
 """
 
 from __future__ import annotations
