@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint scenario clean help
+.PHONY: demo test lint scenario gif clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -21,6 +21,9 @@ lint: $(STAMP)  ## style, format, spelling, types
 
 scenario: $(STAMP)  ## fit the two shipped scenarios again
 	$(BIN)/edgerec scenario
+
+gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
+	$(BIN)/python examples/record_gif.py --seed 42 --out docs/feed.gif
 
 # The stamp is removed first and written last, so an interrupted install is done again.
 $(STAMP): setup.py constraints.txt

@@ -31,7 +31,7 @@ TRAIN = [
     "tensorboard>=2.18",
     "matplotlib>=3.9",
 ]
-RENDER = ["matplotlib>=3.9", "pillow>=10.4"]
+RENDER = ["matplotlib>=3.9", "pillow>=10.4", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
 DEV_TOOLS = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",

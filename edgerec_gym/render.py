@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,17 +41,17 @@ class Renderer:
         self._window: Window | None = None
         if mode == "ansi":
             return
-        try:
-            from edgerec_gym import phone
+        for needed in ("PIL", "pygame") if mode == "human" else ("PIL",):
+            if find_spec(needed) is None:
+                raise MissingExtraError(f"render_mode={mode!r}", "render")
+        from edgerec_gym.phone import frame
 
-            if mode == "human":
-                from edgerec_gym.window import Window
+        self._draw, self._colours = frame, category_colours(catalog)
+        if mode == "human":
+            from edgerec_gym.window import Window
 
-                self._window = Window(title, FPS)
-                batch.watcher = self._show
-        except ImportError:
-            raise MissingExtraError(f"render_mode={mode!r}", "render") from None
-        self._phone, self._colours = phone, category_colours(catalog)
+            self._window = Window(title, FPS)
+            batch.watcher = self._show
 
     def render(self) -> tuple[str, ...] | tuple[np.ndarray, ...] | None:
         """Return each row's text, or frame (760, 390, 3) uint8; None with a window, which is up to date."""
@@ -60,7 +61,7 @@ class Renderer:
         return None if self.mode == "human" else tuple(self._frame(row) for row in rows)
 
     def _frame(self, row: int) -> np.ndarray:
-        return self._phone.frame(self.recorder.screen(row), self._colours)
+        return self._draw(self.recorder.screen(row), self._colours)
 
     def _show(self, modes: np.ndarray) -> None:
         self.recorder(modes)
