@@ -118,9 +118,15 @@ def _card(pen: Pen, card: Card, y: float, screen: Screen, colour: str) -> None:
     pen.icon(card.kind, LEFT + 32, y + 32, WHITE)
     x = LEFT + 66
     pen.text(
-        x, y + 15, card.kind.capitalize(), 13.5, INK if answer is not None else MUTED, bold=True, most=90
+        x,
+        y + 15,
+        card.kind.capitalize(),
+        13.5,
+        INK if answer is not None else MUTED,
+        bold=True,
+        most=150,
     )
-    at = x + min(90, pen.width_of(card.kind.capitalize(), 13.5)) + 8
+    at = x + min(150, pen.width_of(card.kind.capitalize(), 13.5)) + 8
     pen.text(at, y + 15, f"category {card.category}", 11.5, MUTED, most=110)
     pen.text(RIGHT - 13, y + 15, f"{card.slot + 1}", 11.5, MUTED, anchor="r")
     _decision(pen, card, x, y + 32.5)
