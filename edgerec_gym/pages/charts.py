@@ -57,8 +57,9 @@ class Line(NamedTuple):
 def legend(names: Sequence[str]) -> str:
     """A list of series with their colours and marks; a tap shows one of them alone (report.js)."""
     items = "".join(
-        f'<li><button type="button" data-series="{k}"><svg viewBox="-6 -6 12 12" aria-hidden="true">'
-        f'<path class="mark c{k % COLOURS}" d="{MARKERS[k % len(MARKERS)]}"/></svg>{escape(name)}</button></li>'
+        f'<li><button type="button" data-series="{k}">'
+        f'<svg viewBox="-6 -6 12 12" aria-hidden="true"><path class="mark c{k % COLOURS}" '
+        f'd="{MARKERS[k % len(MARKERS)]}"/></svg>{escape(name)}</button></li>'
         for k, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'
@@ -131,9 +132,7 @@ def _label(name: str, y: float) -> str:
     return f'<text class="label" x="0" y="{y + 4:.1f}"><title>{escape(name)}</title>{escape(short)}</text>'
 
 
-def _interval(
-    name: str, series: str, estimate: Estimate, scale: Scale, y: float, s: int, style: str
-) -> str:
+def _interval(name: str, series: str, estimate: Estimate, scale: Scale, y: float, s: int, style: str) -> str:
     mean, low, high = (format(value, style) for value in estimate)
     told = f"{name}{', ' if series else ''}{series}: {mean} [{low}, {high}]"
     if estimate.mean > scale.high:

@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from html import escape as escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from edgerec_gym import __version__
+from edgerec_gym.atomic import atomic_path, make_folder
+from edgerec_gym.errors import InputError
 from edgerec_gym.report import json_ready
 
 # Nothing may be loaded: what the page shows lies in the page.
@@ -77,3 +80,20 @@ def figure(title: str, drawing: str, legend: str = "", note: str = "") -> str:
     """Return a drawing with its title above, and legend and note below."""
     told = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}{legend}{told}</figure>"
+
+
+def check_file(path: str | Path) -> Path:
+    """Return the path of a file that can be written; InputError if it cannot."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name an HTML file")
+    make_folder(path.parent)
+    return path
+
+
+def write_page(path: str | Path, content: str) -> Path:
+    """Write an HTML file whole or not at all; InputError if it cannot be written."""
+    path = check_file(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    return path

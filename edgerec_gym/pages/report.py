@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym import __version__
-from edgerec_gym.atomic import atomic_path, make_folder
-from edgerec_gym.pages.html import escape, page
+from edgerec_gym.pages.html import escape, page, write_page
 from edgerec_gym.pages.run_sections import (
     curve_section,
     evaluation_section,
@@ -30,19 +29,6 @@ MAKERS = {
     "learning curves": "edgerec train, or edgerec demo",
     "fidelity": "edgerec fidelity --out RUN",
 }
-
-
-def write_page(path: str | Path, content: str) -> Path:
-    """Write an HTML file whole or not at all; InputError if it cannot be written."""
-    path = Path(path)
-    make_folder(path.parent)
-    if path.is_dir():
-        from edgerec_gym.errors import InputError
-
-        raise InputError(f"{path} is a folder; name an HTML file")
-    with atomic_path(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-    return path
 
 
 def write_report_page(
@@ -124,4 +110,6 @@ def _page(run: Path, found: Sources, sections: list[Section], missing: list[str]
     if found.about:
         told = "".join(f"<li>{escape(Path(f).name)}: {escape(text)}</li>" for f, text in found.about.items())
         body.append(f"<footer><h2>Made by</h2><ul>{told}</ul></footer>")
-    return page(f"edgerec report: {run.resolve().name}", "\n".join(body), ["base.css", "report.css"], ["report.js"])
+    return page(
+        f"edgerec report: {run.resolve().name}", "\n".join(body), ["base.css", "report.css"], ["report.js"]
+    )

@@ -55,19 +55,24 @@ def evaluation_section(rows: Rows) -> str:
 def _evaluated(rows: Rows, metric: str, title: str, style: str, reference: float | None = None) -> str:
     """A metric by policy, the best first; nothing where no row has it or all are alike."""
     kinds = [users for users in USERS if any(r["users"] == users and of_metric(r, metric) for r in rows)]
-    kinds += [u for u in dict.fromkeys(r["users"] for r in rows) if u not in USERS and of_metric(rows[0], metric)]
+    kinds += [
+        u for u in dict.fromkeys(r["users"] for r in rows) if u not in USERS and of_metric(rows[0], metric)
+    ]
     found = {
         (row["policy"], row["users"]): value for row in rows if (value := of_metric(row, metric)) is not None
     }
     if not kinds or len({value.mean for value in found.values()}) == 1:
         return ""
-    best = {policy: value.mean for users in reversed(kinds) for (policy, of), value in found.items() if of == users}
+    best = {
+        policy: value.mean
+        for users in reversed(kinds)
+        for (policy, of), value in found.items()
+        if of == users
+    }
     order = sorted(best, key=lambda policy: -best[policy])
     entries = [Entry(policy, [found.get((policy, users)) for users in kinds]) for policy in order]
     names = [USERS_TITLES.get(users, users) for users in kinds]
-    drawing = interval_chart(
-        entries, title, style, series=names, percent="%" in style, reference=reference
-    )
+    drawing = interval_chart(entries, title, style, series=names, percent="%" in style, reference=reference)
     return figure(title, drawing, legend(names) if len(names) > 1 else "")
 
 
@@ -82,11 +87,17 @@ def curve_section(curves: Sequence[dict[str, Any]]) -> str:
             if known:
                 slots, values = zip(*known, strict=True)
                 mean, low, high = zip(*values, strict=True)
-                lines.append(Line(f"{USERS_TITLES[users]}, played to the best of its knowledge", slots, mean, low, high))
+                lines.append(
+                    Line(
+                        f"{USERS_TITLES[users]}, played to the best of its knowledge", slots, mean, low, high
+                    )
+                )
         if training := curve.get("training"):
             slots, reward = smooth(training["slots"], training["reward"])
             if slots:
-                lines.append(Line("learned users, while training (with exploration)", slots, reward, marked=False))
+                lines.append(
+                    Line("learned users, while training (with exploration)", slots, reward, marked=False)
+                )
         if lines:
             parts.append(
                 chart_of(lines, "Learning curve", ("slots played", "value of a session"),
@@ -95,11 +106,15 @@ def curve_section(curves: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</div>"]) if len(parts) > 1 else ""
 
 
-def smooth(slots: Sequence[float], reward: Sequence[float], points: int = 40) -> tuple[list[float], list[float]]:
+def smooth(
+    slots: Sequence[float], reward: Sequence[float], points: int = 40
+) -> tuple[list[float], list[float]]:
     """Means over neighbours, about `points` of them."""
     size = max(1, len(slots) // points)
     groups = range(0, len(slots) - size + 1, size)
-    return [sum(slots[k : k + size]) / size for k in groups], [sum(reward[k : k + size]) / size for k in groups]
+    return [sum(slots[k : k + size]) / size for k in groups], [
+        sum(reward[k : k + size]) / size for k in groups
+    ]
 
 
 def exploitation_section(content: dict[str, Any]) -> str:
@@ -126,7 +141,9 @@ def exploitation_section(content: dict[str, Any]) -> str:
         if lines:
             title = f"Learning curve: {measure}"
             parts.append(
-                chart_of(lines, title, ("slots played", "value of a session"), note="Bands: range over seeds.")
+                chart_of(
+                    lines, title, ("slots played", "value of a session"), note="Bands: range over seeds."
+                )
             )
     return "\n".join([*parts, "</div>"])
 
@@ -138,7 +155,9 @@ def training_section(record: dict[str, Any]) -> str:
         values = record.get(key)
         if isinstance(values, list) and len(values) > 1:
             points = smooth(range(1, len(values) + 1), values)
-            drawing = line_chart([Line(what, *points)], what, ("epochs" if key != "reward" else "updates", what))
+            drawing = line_chart(
+                [Line(what, *points)], what, ("epochs" if key != "reward" else "updates", what)
+            )
             parts.append(figure(f"Learning curve: {what}", drawing))
     parts.append("</div>")
     told = [
@@ -185,7 +204,9 @@ def _reliability(name: str, event: dict[str, Any]) -> str:
         joined=False,
     )
     title = f"Observed against expected: {name.replace('_', ' ')}"
-    drawing = line_chart([line], title, ("expected rate", "observed rate"), percent="xy", diagonal=True, zero=True)
+    drawing = line_chart(
+        [line], title, ("expected rate", "observed rate"), percent="xy", diagonal=True, zero=True
+    )
     return figure(title, drawing, note="Held-out sessions; bars are two standard errors, dashed is perfect.")
 
 

@@ -208,7 +208,9 @@ def explained(policy: Policy, batch: FeedBatch) -> Frame | None:
         values = getattr(said, name)
         if values is not None:
             values = np.asarray(values)
-            if values.ndim != len(shape) or any(w not in (None, n) for w, n in zip(shape, values.shape, strict=True)):
+            if values.ndim != len(shape) or any(
+                w not in (None, n) for w, n in zip(shape, values.shape, strict=True)
+            ):
                 wanted = ", ".join("T" if n is None else str(n) for n in shape)
                 raise InputError(
                     f"policy {policy.name!r} explains {name} of shape {values.shape}; it must be ({wanted})"

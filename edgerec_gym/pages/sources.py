@@ -38,8 +38,8 @@ def find_sources(run: str | Path) -> Sources:
     """Read what a run holds.
 
     Args:
-        run: a folder of benchmark results, of a training, of a demo, of an evaluation, of a fidelity report; or
-            one JSON file of them.
+        run: a folder of benchmark results, a training, a demo, an evaluation or a fidelity report, or one JSON
+            file of these.
 
     Raises:
         InputError: nothing there, nothing that a report can show, or a file that is broken.
@@ -52,21 +52,25 @@ def find_sources(run: str | Path) -> Sources:
             file for name in BELOW for file in sorted(run.glob(f"*/{name}"))
         ]
     else:
-        raise InputError(f"{run} does not exist: name a folder that edgerec bench, train, evaluate or demo made")
+        raise InputError(
+            f"{run} does not exist: name a folder that edgerec bench, train, evaluate or demo made"
+        )
     found = Sources()
     for file in files:
         _sort_in(found, file, read_json(file))
+    if any("checkpoints" in curve for _, curve in found.curves):  # they tell the training's curve, too
+        found.curves = [(file, curve) for file, curve in found.curves if "checkpoints" in curve]
     if not found:
         raise InputError(
-            f"{run} holds nothing to report: no results of edgerec bench, evaluate --out, train, fidelity --out "
-            "or demo"
+            f"{run} holds nothing to report: no results of edgerec bench, evaluate --out, train, "
+            "fidelity --out or demo"
         )
     return found
 
 
 def _sort_in(found: Sources, file: Path, content: dict[str, Any]) -> None:
     """Add a file to what it is; other files are passed over."""
-    rows = content.get("results", content.get("rows"))
+    rows: Any = content.get("results", content.get("rows"))
     if file.name == POLICY:
         found.trainings.append((file, content))
     elif file.name == LEARNING_CURVE:

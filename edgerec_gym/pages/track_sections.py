@@ -70,7 +70,8 @@ def _track(track: str, rows: Rows) -> str:
     seeds = max(row.get("seeds") or 1 for row in rows)
     parts = [
         f'<p class="note">Ground truth, {sessions:,} sessions, {seeds} training '
-        f"{'seed' if seeds == 1 else 'seeds'}; every policy meets the same sessions with the same luck; bars and bands are 95 % intervals.</p>"
+        f"{'seed' if seeds == 1 else 'seeds'}; every policy meets the same sessions with the same luck; "
+        "bars and bands are 95 % intervals.</p>"
     ]
     parts += ['<div class="figures">', leaderboard(rows), *_of_track(track, rows), "</div>"]
     parts.append(_table(rows))
@@ -121,9 +122,7 @@ def _intervals(rows: Rows, metric: str, title: str, style: str, note: str) -> st
     return figure(title, drawing, note=note)
 
 
-def _lines(
-    rows: Rows, metric: str, column: str, title: str, labels: tuple[str, str], percent: str
-) -> str:
+def _lines(rows: Rows, metric: str, column: str, title: str, labels: tuple[str, str], percent: str) -> str:
     """A line for each policy of a metric against another column of its rows."""
     points = [row for row in rows if row["metric"] == metric and row["mean"] is not None]
     lines = []
@@ -139,7 +138,9 @@ def _line(name: str, points: Sequence[tuple[float, Any]]) -> Line:
     return Line(name, xs, mean, low, high)
 
 
-def chart_of(lines: list[Line], title: str, labels: tuple[str, str], percent: str = "", note: str = "") -> str:
+def chart_of(
+    lines: list[Line], title: str, labels: tuple[str, str], percent: str = "", note: str = ""
+) -> str:
     """A line chart as a figure with its legend."""
     drawing = line_chart(lines, title, labels, percent=percent)
     return figure(title, drawing, legend([line.name for line in lines]), note)
