@@ -38,8 +38,8 @@ def find_sources(run: str | Path) -> Sources:
     """Read what a run holds.
 
     Args:
-        run: a folder of benchmark results, a training, a demo, an evaluation or a fidelity report, or one JSON
-            file of these.
+        run: a folder of benchmark results, a training, a demo, an evaluation or a fidelity report, or one
+            JSON file of these.
 
     Raises:
         InputError: nothing there, nothing that a report can show, or a file that is broken.
