@@ -1,4 +1,4 @@
-"""The replay of a session: it is the session of the evaluation, told slot by slot, with the policy's reasons."""
+"""The replay of a session: the session of the evaluation, slot by slot, with the policy's reasons."""
 
 from __future__ import annotations
 

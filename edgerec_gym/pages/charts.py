@@ -213,7 +213,7 @@ def _line(line: Line, k: int, across: Scale, vertical: Scale, percent: str) -> s
         parts.append(f'<path class="line" d="M{"L".join(points)}"/>')
     for point, x, y in zip(points, line.x, line.mean, strict=True):
         if line.marked:
-            told = f"{line.name}: {label(x, 'x' in percent)}, {label(y, 'y' in percent)}"
+            told = f"{line.name}: {label(x, 'x' in percent, 4)}, {label(y, 'y' in percent, 4)}"
             parts.append(
                 f'<path class="mark" transform="translate({point})" d="{MARKERS[k % len(MARKERS)]}">'
                 f"<title>{escape(told)}</title></path>"

@@ -41,12 +41,12 @@ def ticks(scale: Scale, wanted: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, last + 1)]
 
 
-def label(value: float, percent: bool = False) -> str:
-    """A tick's text: 1,000 as 1k, shares as per cent."""
+def label(value: float, percent: bool = False, digits: int = 7) -> str:
+    """A number's text: 10,000 as 10k, shares as per cent; ticks are round and need no fewer digits."""
     if percent:
-        return f"{100 * value:.4g}%"
+        return f"{100 * value:.{digits}g}%"
     if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
+        return f"{value / 1e6:.{digits}g}M"
     if abs(value) >= 1e4:
-        return f"{value / 1e3:.4g}k"
-    return f"{value:.4g}"
+        return f"{value / 1e3:.{digits}g}k"
+    return f"{value:.{digits}g}"
