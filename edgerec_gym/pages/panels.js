@@ -130,7 +130,7 @@ function ranking(frame, chosen) {
   const left = range(frame.pool.length).filter((row) => frame.pool[row] >= 0);
   const cloud = new Map(left.map((row, place) => [row, place + 1]));
   if (scores) left.sort((a, b) => (scores[b] ?? -Infinity) - (scores[a] ?? -Infinity));
-  const head = element("tr", {}, ...["", "category", "cloud's place", "base click rate", ...(scores ? ["score"] : [])].map((text) => element("th", {}, text)));
+  const head = element("tr", {}, ...["", "category", "cloud's place", "base ctr", ...(scores ? ["score"] : [])].map((text) => element("th", {}, text)));
   const body = left.slice(0, 6).map((row, place) => {
     const item = frame.pool[row];
     return element("tr", { class: row === chosen ? "chosen" : null },

@@ -8,7 +8,8 @@ function matrixPanel(at) {
   const places = Math.max(1, ...matrix.map((row) => row.length));
   const [cell, left, top] = [places > 20 ? 14 : 24, 62, 18];
   const finite = known(matrix.flat());
-  const [low, high] = finite.length ? [Math.min(...finite), Math.max(...finite)] : [0, 1];
+  const [low, high] = [Math.min(0, ...finite), Math.max(0, ...finite)];
+  const most = Math.max(-low, high) || 1;
   const [width, height] = [left + places * cell + 4, top + matrix.length * cell + 4];
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "value of each card at each slot" });
   for (let place = 0; place < places; place += places > 20 ? 5 : 2) {
@@ -19,8 +20,7 @@ function matrixPanel(at) {
     drawing.append(svg("text", { x: 0, y: top + (row + 0.5) * cell + 4, class: gone ? "tick" : "label" }, `${kindOf(row)} ${row + 1}`));
     values.forEach((value, place) => {
       const [x, y] = [left + place * cell, top + row * cell];
-      const heat = value === null ? 0 : high > low ? (value - low) / (high - low) : 1;
-      const box = svg("rect", { x: x + 0.5, y: y + 0.5, width: cell - 1, height: cell - 1, rx: 2, class: value === null ? "none" : "heat", style: value === null ? null : `--heat: ${heat.toFixed(3)}` });
+      const box = svg("rect", { x: x + 0.5, y: y + 0.5, width: cell - 1, height: cell - 1, rx: 2, class: value === null ? "none" : value < 0 ? "heat loss" : "heat", style: value === null ? null : `--heat: ${(Math.abs(value) / most).toFixed(3)}` });
       drawing.append(told(box, `${kindOf(row)} ${row + 1} at slot ${at + 1 + place}: ${value === null ? "cannot stand there" : number(value, 4)}`));
       if (plan && plan[row] === place) drawing.append(svg("rect", { x: x + 1.5, y: y + 1.5, width: cell - 3, height: cell - 3, rx: 2, class: "planned" }));
     });
@@ -28,7 +28,9 @@ function matrixPanel(at) {
   const planned = plan ? range(matrix.length).filter((row) => plan[row] >= 0).sort((a, b) => plan[a] - plan[b]) : [];
   const words = planned.map((row) => `${kindOf(row)} at slot ${at + 1 + plan[row]}${plan[row] < places && matrix[row][plan[row]] != null ? ` (${number(matrix[row][plan[row]], 3)})` : ""}`);
   return [element("div", { class: "scroll" }, drawing),
-    element("div", { class: "scale" }, element("span", {}, number(low, 3)), element("i", {}), element("span", {}, number(high, 3))),
+    element("div", { class: "scale" },
+      ...(low < 0 ? [element("span", {}, number(low, 3)), element("i", { class: "loss", style: `--heat: ${-low / most}` })] : []),
+      element("span", {}, "0"), ...(high > 0 ? [element("i", { style: `--heat: ${high / most}` }), element("span", {}, number(high, 3))] : [])),
     plan ? element("p", {}, words.length ? `Plan: ${words.join(", ")}.` : "Plan: no card.") : null,
     element("p", { class: "note" }, "Rows are cards, columns the slots from this one on; an outline marks the plan, dashes where a card cannot stand.")];
 }
