@@ -32,7 +32,7 @@ function matrixPanel(at) {
       ...(low < 0 ? [element("span", {}, number(low, 3)), element("i", { class: "loss", style: `--heat: ${-low / most}` })] : []),
       element("span", {}, "0"), ...(high > 0 ? [element("i", { style: `--heat: ${high / most}` }), element("span", {}, number(high, 3))] : [])),
     plan ? element("p", {}, words.length ? `Plan: ${words.join(", ")}.` : "Plan: no card.") : null,
-    element("p", { class: "note" }, "Rows are cards, columns the slots from this one on; an outline marks the plan, dashes where a card cannot stand.")];
+    element("p", { class: "note" }, `Rows are cards, columns the slots from this one on; dashes: it cannot stand there${plan ? "; outline: the plan" : ""}.`)];
 }
 
 function requestPanel(at) {
