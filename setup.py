@@ -32,6 +32,7 @@ TRAIN = [
     "matplotlib>=3.9",
 ]
 RENDER = ["matplotlib>=3.9", "pillow>=10.4"]
+DOCS = ["sphinx>=8.2", "furo>=2024.8", "myst-parser>=4.0"]
 DEV_TOOLS = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -79,7 +80,13 @@ setup(
         "rich>=13.9",
         "safetensors>=0.4.5",
     ],
-    extras_require={"train": TRAIN, "render": RENDER, "all": ALL, "dev": ALL + DEV_TOOLS},
+    extras_require={
+        "train": TRAIN,
+        "render": RENDER,
+        "all": ALL,
+        "docs": DOCS,
+        "dev": ALL + DEV_TOOLS + DOCS,
+    },
     entry_points={"console_scripts": ["edgerec = edgerec_gym.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
