@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs scenario clean help
+.PHONY: demo test lint docs scenario gif clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -25,6 +25,9 @@ docs: $(STAMP)  ## build the documentation site, docs/_build/index.html
 
 scenario: $(STAMP)  ## fit the two shipped scenarios again
 	$(BIN)/edgerec scenario
+
+gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
+	$(BIN)/python examples/record_gif.py --seed 42 --out docs/feed.gif
 
 # The stamp is removed first and written last, so an interrupted install is done again.
 $(STAMP): setup.py constraints.txt

@@ -6,7 +6,6 @@ Everything here is read from the arrays of the batch, so a screen tells what the
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +31,13 @@ GOODS = "goods"
 KEPT, PROMOTED, INSERTED = "kept", "promoted", "inserted"
 REQUESTED, AUTOMATIC = "requested", "automatic"
 _SENT = (None, REQUESTED, AUTOMATIC)
+_TO_RGB = np.array(  # from cone responses to linear sRGB
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -330,6 +336,20 @@ def category_colours(catalog: Catalog) -> list[str]:
 
 
 def _colour(hue: float, k: int) -> str:
-    """A calm colour of a hue; neighbouring numbers differ a little in lightness, too."""
-    red, green, blue = colorsys.hls_to_rgb(hue, (0.52, 0.60, 0.46)[k % 3], 0.52)
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+    """A calm colour of a hue in 0..1, all equally strong (OKLCH); neighbours differ in lightness."""
+    light, chroma, angle = (0.73, 0.66, 0.59)[k % 3], 0.115, 2 * np.pi * hue
+    a, b = chroma * np.cos(angle), chroma * np.sin(angle)
+    # Björn Ottosson's OKLab: cone responses are cubes of these, then linear sRGB.
+    cones = (
+        np.array(
+            [
+                light + 0.3963377774 * a + 0.2158037573 * b,
+                light - 0.1055613458 * a - 0.0638541728 * b,
+                light - 0.0894841775 * a - 1.2914855480 * b,
+            ]
+        )
+        ** 3
+    )
+    linear = np.clip(_TO_RGB @ cones, 0, 1)
+    rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return "#" + "".join(f"{round(255 * v):02x}" for v in rgb.tolist())

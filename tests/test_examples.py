@@ -16,6 +16,7 @@ EXAMPLES = {
     "dqn_request.py": ("--steps 2400 --sessions 10", "dqn"),
     "train_generator_evaluator.py": ("--log-sessions 150 --epochs 1 --updates 2 --sessions 4", "over keep"),
     "plan_insertions.py": ("--log-sessions 200 --epochs 1 --seed 6", "picture:"),
+    "record_gif.py": ("--slots 6", "picture: "),
     "fit_your_logs.py": ("--sessions 100 --epochs 1", "of the learned users"),
     "uplift_requests.py": ("--log-sessions 150 --epochs 1 --sessions 20", "plots: "),
 }
