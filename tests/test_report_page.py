@@ -127,7 +127,7 @@ def test_an_evaluation_and_its_training(tmp_path):
     write(tmp_path / "policy", "learning_curve.json", {"training": curve, "checkpoints": points})
     texts = checked(write_report_page(tmp_path)[0]).texts
     assert texts.count("Learning curve") == 1  # not the training alone once more
-    assert any(text.startswith("synthetic users (ground truth), ") for text in texts)
+    assert "ground truth, best actions" in texts
 
 
 def test_names_are_text_and_numbers_that_do_not_exist_are_left_out(tmp_path):

@@ -190,7 +190,7 @@ def line_chart(
             f'L{across.at(high):.1f},{vertical.at(high):.1f}"/>'
         )
     for k, line in enumerate(lines):  # below all lines
-        if line.low and line.joined:
+        if line.low and line.joined and len(line.x) > 1:
             around = _points(line.x, line.high, across, vertical)
             around += _points(line.x, line.low, across, vertical)[::-1]
             band = f'<path class="band" d="M{"L".join(around)}z"/>'
@@ -205,7 +205,7 @@ def _points(xs: Sequence[float], ys: Sequence[float], across: Scale, vertical: S
 
 def _line(line: Line, k: int, across: Scale, vertical: Scale, percent: str) -> str:
     points, parts = _points(line.x, line.mean, across, vertical), []
-    if line.low and not line.joined:
+    if line.low and not (line.joined and len(line.x) > 1):
         for x, low, high in zip(line.x, line.low, line.high, strict=True):
             at = f"{across.at(x):.1f}"
             parts.append(f'<path class="bar" d="M{at},{vertical.at(low):.1f}V{vertical.at(high):.1f}"/>')

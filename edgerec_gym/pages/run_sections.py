@@ -7,7 +7,7 @@ from typing import Any
 
 from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
-from edgerec_gym.pages.track_sections import chart_of
+from edgerec_gym.pages.track_sections import chart_of, line_of
 from edgerec_gym.report import NOTES, USERS_TITLES, tables
 
 Rows = list[dict[str, Any]]
@@ -78,32 +78,25 @@ def _evaluated(rows: Rows, metric: str, title: str, style: str, reference: float
 
 def curve_section(curves: Sequence[dict[str, Any]]) -> str:
     """Learning curves: what training saw, and its checkpoints on learned users and on the ground truth."""
-    parts = ['<div class="figures">']
+    charts = []
     for curve in curves:
         lines = []
-        for users in USERS:
+        for users, name in (("synthetic", "ground truth"), ("learned", "learned users")):
             points = [(p["slots"], of_metric(p, users)) for p in curve.get("checkpoints", ())]
             known = [(slots, value) for slots, value in points if value is not None]
             if known:
-                slots, values = zip(*known, strict=True)
-                mean, low, high = zip(*values, strict=True)
-                lines.append(
-                    Line(
-                        f"{USERS_TITLES[users]}, played to the best of its knowledge", slots, mean, low, high
-                    )
-                )
+                lines.append(line_of(f"{name}, best actions", known))
         if training := curve.get("training"):
             slots, reward = smooth(training["slots"], training["reward"])
             if slots:
-                lines.append(
-                    Line("learned users, while training (with exploration)", slots, reward, marked=False)
-                )
+                name = "learned users, while training"
+                lines.append(Line(name, slots, reward, marked=len(slots) == 1))
         if lines:
-            parts.append(
-                chart_of(lines, "Learning curve", ("slots played", "value of a session"),
-                         note="Bands: 95 % intervals of the sessions scored.")
-            )  # fmt: skip
-    return "\n".join([*parts, "</div>"]) if len(parts) > 1 else ""
+            note = "Bands: 95 % intervals of the sessions scored."
+            charts.append(
+                chart_of(lines, "Learning curve", ("slots played", "value of a session"), note=note)
+            )
+    return "\n".join(['<div class="figures">', *charts, "</div>"]) if charts else ""
 
 
 def smooth(
@@ -122,7 +115,8 @@ def exploitation_section(content: dict[str, Any]) -> str:
     bias_of_keep = content["keep"]["learned"]["mean"] / content["keep"]["synthetic"]["mean"] - 1
     parts = ['<div class="figures">']
     for measure in dict.fromkeys(row["measure"] for row in content["rows"]):
-        true, promised = [], []
+        true: list[tuple[float, Estimate]] = []
+        promised: list[tuple[float, Estimate]] = []
         for row in content["rows"]:
             if row["measure"] != measure or not row["stop"].startswith("after"):
                 continue
@@ -132,19 +126,12 @@ def exploitation_section(content: dict[str, Any]) -> str:
             learned = [v * (1 + gap + bias_of_keep) for v, gap in zip(values, gaps, strict=True)]
             slots = sum(row["steps"]) / len(row["steps"])
             for points, own in ((true, values), (promised, learned)):
-                points.append((slots, sum(own) / len(own), min(own), max(own)))
-        lines = [
-            Line(name, *zip(*sorted(points), strict=True))
-            for name, points in (("ground truth", true), ("learned users", promised))
-            if points
-        ]
+                points.append((slots, Estimate(sum(own) / len(own), min(own), max(own))))
+        both = (("ground truth", true), ("learned users", promised))
+        lines = [line_of(name, sorted(points)) for name, points in both if points]
         if lines:
-            title = f"Learning curve: {measure}"
-            parts.append(
-                chart_of(
-                    lines, title, ("slots played", "value of a session"), note="Bands: range over seeds."
-                )
-            )
+            title, note = f"Learning curve: {measure}", "Bands: range over seeds."
+            parts.append(chart_of(lines, title, ("slots played", "value of a session"), note=note))
     return "\n".join([*parts, "</div>"])
 
 
@@ -218,8 +205,8 @@ def _click_rate(name: str, found: dict[str, Any]) -> str:
     for kind, title in (("log", "logs"), ("simulated", "learned users")):
         points = [(k, value) for k, value in enumerate(found[kind]["values"]) if value is not None]
         if points:
-            at, rate = smooth(*zip(*points, strict=True))
-            lines.append(Line(title, at, rate))
+            places, rates = zip(*points, strict=True)
+            lines.append(Line(title, *smooth(places, rates)))
     if not lines:
         return ""
     drawing = line_chart(

@@ -128,11 +128,12 @@ def _lines(rows: Rows, metric: str, column: str, title: str, labels: tuple[str, 
     lines = []
     for policy in dict.fromkeys(row["policy"] for row in points):
         own = sorted((p[column], estimate(p)) for p in points if p["policy"] == policy)
-        lines.append(_line(policy, own))
+        lines.append(line_of(policy, own))
     return chart_of(lines, title, labels, percent) if lines else ""
 
 
-def _line(name: str, points: Sequence[tuple[float, Any]]) -> Line:
+def line_of(name: str, points: Sequence[tuple[float, Any]]) -> Line:
+    """A series of points (x, estimate)."""
     xs, estimates = zip(*points, strict=True)
     mean, low, high = zip(*estimates, strict=True)
     return Line(name, xs, mean, low, high)
@@ -153,7 +154,7 @@ def _request_frontier(rows: Rows) -> str:
     for policy in values:
         if policy in requests:
             families.setdefault(policy.split(" ")[0], []).append((requests[policy].mean, values[policy]))
-    lines = [_line(name, sorted(points)) for name, points in families.items()]
+    lines = [line_of(name, sorted(points)) for name, points in families.items()]
     if not lines:
         return ""
     note = "Rewards less the cost of requests. A line joins one policy's budgets."
