@@ -43,6 +43,7 @@ DEV_TOOLS = [
     "mypy>=1.15",
     "codespell>=2.3",
     "build>=1.2",
+    "playwright>=1.49",  # drives the Chromium that is installed; tests skip without one
 ]
 ALL = list(dict.fromkeys(TRAIN + RENDER + OFFLINE))  # everything a user can switch on, each requirement once
 
@@ -64,6 +65,8 @@ setup(
     package_data={
         "edgerec_gym": [
             "py.typed",
+            "pages/*.css",
+            "pages/*.js",
             *(f"scenarios/**/*.{kind}" for kind in ("json", "parquet", "onnx", "safetensors")),
         ]
     },
