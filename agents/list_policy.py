@@ -245,6 +245,10 @@ class SlotBySlot:
 
     def _triggered(self, observation: Observation) -> np.ndarray:
         """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
+        return np.any(list(self._events(observation).values()), axis=0)
+
+    def _events(self, observation: Observation) -> dict[str, np.ndarray]:
+        """What has happened that makes a plan stale, (B,) bool each; asked once a slot."""
         context, history = observation["context"], observation["exposures"]
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
@@ -252,16 +256,15 @@ class SlotBySlot:
         deleted = answered & (history[np.arange(len(history)), newest, DELETE_REASON] > 0)
         self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
         self._quiet += answered
-        triggered = clicked | deleted | (context[:, PAGE_AGE] == 0)
-        return triggered if self.every is None else triggered | (self._quiet >= self.every)
+        quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every
+        return {"new page": context[:, PAGE_AGE] == 0, "click": clicked, "deletion": deleted, "quiet": quiet}
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
         check_observation(observation)
-        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
         some = stale if getattr(self.list_policy, "stateless", False) else np.ones_like(stale)
         asked = observation if some.all() else {key: value[some] for key, value in observation.items()}
-        plan = check_plan(self.list_policy.plan(asked), n_pool, n_cards, None, int(some.sum()))
+        plan = self._planned(asked, np.flatnonzero(some))
         if self._plan is None:  # the policy's arrays stay its own: these are copied into
             self._plan = Plan(*(np.zeros((len(stale), *new.shape[1:]), new.dtype) for new in plan))
         if plan.insert.shape[1:] != self._plan.insert.shape[1:]:
@@ -270,6 +273,11 @@ class SlotBySlot:
             own[stale] = new[stale[some]]
         for values in (self._position, self._quiet, self._stale):
             values[stale] = 0
+
+    def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
+        """New plans of some rows (R,) int64 of the batch, whose observation it is."""
+        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
+        return check_plan(self.list_policy.plan(observation), n_pool, n_cards, None, len(rows))
 
     def _action(self, observation: Observation) -> np.ndarray:
         """The plans' actions at their positions, (B,) int64."""
