@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.esan import ESAN, Candidates
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals, interest, squash
 from edgerec_gym.agents.perception import (
@@ -32,6 +33,7 @@ from edgerec_gym.spaces import CONTEXT, context_size
 
 SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")
 READ = (*KEYS, "cards")  # keys of the observation that the agent reads
+STRENGTH = DeviceGreedy().strength  # logits per unit of match
 Behaviour = dict[str, BehaviourCodes]
 
 
@@ -104,15 +106,24 @@ class EdgeRecNetwork(nn.Module):
         esan: gives perception, attention and matrix; used as it is, not copied.
         hidden: width of the order and request heads.
         page_views: False hides what was opened, in the histories and in the context.
+        plan_features: figures that whole plans are compared by (edgerec_values.py).
+        match: the weight of live match to start with.
 
     Attributes:
-        match: logits of the order per unit of match with live interest, beside the order head.
+        match: weight of the match with live interest in the order, beside the order head; 1 = device-greedy's.
         price: (C,) reward that a card of each type must earn beyond what it displaces.
         effect: (2,) scale and shift of the gain of a request.
         plan: (features,) weights of the value of whole plans (edgerec_values.py); zero = not learned.
     """
 
-    def __init__(self, esan: ESAN, hidden: int = 32, page_views: bool = True, plan_features: int = 0) -> None:
+    def __init__(
+        self,
+        esan: ESAN,
+        hidden: int = 32,
+        page_views: bool = True,
+        plan_features: int = 0,
+        match: float = 0.0,
+    ) -> None:
         super().__init__()
         config, coded = esan.config, esan.settings.hidden
         self.config, self.page_views = config, page_views
@@ -123,7 +134,7 @@ class EdgeRecNetwork(nn.Module):
         nn.init.zeros_(last.bias)
         self.order = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
         self.request = RequestHead(config, coded, hidden)
-        self.match = nn.Parameter(torch.zeros(()))
+        self.match = nn.Parameter(torch.tensor(match))
         self.price = nn.Parameter(torch.zeros(len(config.card_types)))
         self.effect = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.plan = nn.Parameter(torch.zeros(plan_features), requires_grad=False)
@@ -152,15 +163,20 @@ class EdgeRecNetwork(nn.Module):
             Candidates(*(part[:, n_cards:] for part in coded)),
         )
 
-    def scores(self, observation: TensorObservation, coded: Coded) -> Tensor:
-        """Score the pool, (B, N) logits, :data:`~edgerec_gym.agents.reranker.ABSENT` where a row is used."""
+    def scores(self, observation: TensorObservation, coded: Coded, live: bool = True) -> Tensor:
+        """Score the pool, (B, N) logits, :data:`~edgerec_gym.agents.reranker.ABSENT` where a row is used.
+
+        `live` = False leaves out the weighted match with live interest: the order head alone.
+        """
         pool, d = observation["pool"], self.config.embedding_size
         slot = torch.round(observation["context"][:, SLOT] * self.config.max_slots)
         live = squash(interest(observation, self.config, slot - self.config.lookahead))
         match = (pool[..., :d] @ live.unsqueeze(-1)).squeeze(-1)
         features = card_features(candidate_cards(pool, self.config.n_types), d)
         inputs = torch.cat((torch.relu(coded.pool.codes), features, match.unsqueeze(-1)), -1)
-        score = self.order(inputs).squeeze(-1) + base_logit(pool, d) + self.match * match
+        score = self.order(inputs).squeeze(-1) + base_logit(pool, d)
+        if live:
+            score = score + STRENGTH * self.match * match
         return score.masked_fill(~(pool != 0).any(-1), ABSENT)
 
     def matrix(self, observation: TensorObservation, coded: Coded, order: Tensor, n_slots: int) -> Matrix:

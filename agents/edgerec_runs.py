@@ -27,12 +27,13 @@ class EdgeRecConfig(Config):
 
     hidden: int = bounded(32, 2, 4096)  # width of the order and request heads
     page_views: int = bounded(1, 0, 1)  # 0 hides page views and what was done in them
+    match: float = bounded(1.0, 0.0, 100.0)  # of live match in the order to start with; 1 = device-greedy's
     teach_sessions: int = bounded(512, 1, 1_000_000)  # that the parts play
     teach_epochs: int = bounded(15, 1, 10_000)
     teach_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
     updates: int = bounded(40, 0, 1_000_000)  # of the policy gradient
     learning_rate: float = bounded(2e-4, 1e-7, 1.0)  # of Adam, for the heads
-    number_rate: float = bounded(5e-3, 0.0, 1.0)  # for match, prices and effect
+    number_rate: float = bounded(3e-3, 0.0, 1.0)  # for match, prices and effect
     batch_size: int = bounded(64, 1, 1_000_000)  # sessions in an update
     samples: int = bounded(4, 2, 1000)  # copies of each session, with noise of their own
     moments: int = bounded(1024, 1, 1_000_000)  # plans of an update that its gradient is taken from
@@ -50,7 +51,7 @@ class EdgeRecConfig(Config):
 
 def make_network(esan: ESAN, settings: EdgeRecConfig) -> EdgeRecNetwork:
     """Make the network around an ESAN."""
-    return EdgeRecNetwork(esan, settings.hidden, bool(settings.page_views), len(FEATURES))
+    return EdgeRecNetwork(esan, settings.hidden, bool(settings.page_views), len(FEATURES), settings.match)
 
 
 def load_network(folder: str | Path, config: FeedConfig) -> EdgeRecNetwork:

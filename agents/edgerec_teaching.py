@@ -68,7 +68,8 @@ def teaching_loss(network: EdgeRecNetwork, moments: Moments) -> Tensor:
     with torch.no_grad():
         coded = network.encode(observation, behaviour)
     wanted = centred(teacher, present)
-    error = centred(network.scores(observation, coded), present) - wanted
+    # The teacher says what the head alone is to say: live match comes on top.
+    error = centred(network.scores(observation, coded, live=False), present) - wanted
     order = error.square().sum() / wanted.square().sum().clamp(min=LEAST_SPREAD)
     missed = network.request(observation, behaviour) - gain
     return order + missed.square().mean() / gain.var(correction=0).clamp(min=LEAST_SPREAD)
