@@ -110,7 +110,7 @@ class EdgeRecNetwork(nn.Module):
         match: the weight of live match to start with.
 
     Attributes:
-        match: weight of the match with live interest in the order, beside the order head; 1 = device-greedy's.
+        match: weight of the match with live interest, beside the order head; 1 = device-greedy's.
         price: (C,) reward that a card of each type must earn beyond what it displaces.
         effect: (2,) scale and shift of the gain of a request.
         plan: (features,) weights of the value of whole plans (edgerec_values.py); zero = not learned.
@@ -163,10 +163,10 @@ class EdgeRecNetwork(nn.Module):
             Candidates(*(part[:, n_cards:] for part in coded)),
         )
 
-    def scores(self, observation: TensorObservation, coded: Coded, live: bool = True) -> Tensor:
+    def scores(self, observation: TensorObservation, coded: Coded, with_match: bool = True) -> Tensor:
         """Score the pool, (B, N) logits, :data:`~edgerec_gym.agents.reranker.ABSENT` where a row is used.
 
-        `live` = False leaves out the weighted match with live interest: the order head alone.
+        `with_match` = False leaves out the weighted match with live interest: the order head alone.
         """
         pool, d = observation["pool"], self.config.embedding_size
         slot = torch.round(observation["context"][:, SLOT] * self.config.max_slots)
@@ -175,7 +175,7 @@ class EdgeRecNetwork(nn.Module):
         features = card_features(candidate_cards(pool, self.config.n_types), d)
         inputs = torch.cat((torch.relu(coded.pool.codes), features, match.unsqueeze(-1)), -1)
         score = self.order(inputs).squeeze(-1) + base_logit(pool, d)
-        if live:
+        if with_match:
             score = score + STRENGTH * self.match * match
         return score.masked_fill(~(pool != 0).any(-1), ABSENT)
 

@@ -69,7 +69,7 @@ def teaching_loss(network: EdgeRecNetwork, moments: Moments) -> Tensor:
         coded = network.encode(observation, behaviour)
     wanted = centred(teacher, present)
     # The teacher says what the head alone is to say: live match comes on top.
-    error = centred(network.scores(observation, coded, live=False), present) - wanted
+    error = centred(network.scores(observation, coded, with_match=False), present) - wanted
     order = error.square().sum() / wanted.square().sum().clamp(min=LEAST_SPREAD)
     missed = network.request(observation, behaviour) - gain
     return order + missed.square().mean() / gain.var(correction=0).clamp(min=LEAST_SPREAD)

@@ -189,7 +189,7 @@ class EdgeRecTrainer:
         """Go on from a checkpoint."""
         checkpoint.restore_checkpoint(folder, self.best, self.optimizer, self.both())
         _, earlier = checkpoint.read_run(folder)
-        self.record = self.record | {key: earlier[key] for key in ("steps", "reward", "held_out")}
+        self.record = self.record | {key: earlier[key] for key in RESULTS}
 
     def agent(self, judge: Any, **options: Any) -> EdgeRec:
         """Return the agent with a judge."""

@@ -109,8 +109,8 @@ FULL = {
     "default": Sizes(
         log_sessions=16_000,
         request_sessions=20_000,
-        sessions=10_000,
-        learned_sessions=2000,
+        sessions=2000,
+        learned_sessions=1000,
         steps=50_000,
         hyper={agent: {"epochs": 6, "per_session": 4} for agent in (*RERANKERS, ESAN)},
     ),
