@@ -27,11 +27,11 @@ class EdgeRecConfig(Config):
 
     hidden: int = bounded(32, 2, 4096)  # width of the order and request heads
     page_views: int = bounded(1, 0, 1)  # 0 hides page views and what was done in them
-    match: float = bounded(1.0, 0.0, 100.0)  # of live match in the order to start with; 1 = device-greedy's
+    match: float = bounded(0.7, 0.0, 100.0)  # of live match in the order to start with; 1 = device-greedy's
     teach_sessions: int = bounded(512, 1, 1_000_000)  # that the parts play
     teach_epochs: int = bounded(15, 1, 10_000)
     teach_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
-    updates: int = bounded(40, 0, 1_000_000)  # of the policy gradient
+    updates: int = bounded(60, 0, 1_000_000)  # of the policy gradient
     learning_rate: float = bounded(2e-4, 1e-7, 1.0)  # of Adam, for the heads
     number_rate: float = bounded(3e-3, 0.0, 1.0)  # for match, prices and effect
     batch_size: int = bounded(64, 1, 1_000_000)  # sessions in an update
@@ -43,8 +43,8 @@ class EdgeRecConfig(Config):
     anchor: float = bounded(0.1, 0.0, 1e6)  # weight of the divergence from the taught network
     discount: float = bounded(0.9, 0.0, 1.0)  # a slot, of what users do later
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
-    select_every: int = bounded(10, 1, 1_000_000)  # updates
-    select_sessions: int = bounded(1024, 2, 1_000_000)  # held out, that decide which network is kept
+    select_every: int = bounded(20, 1, 1_000_000)  # updates
+    select_sessions: int = bounded(3072, 2, 1_000_000)  # held out, that decide which network is kept
     compare_sessions: int = bounded(1024, 0, 1_000_000)  # that tell what whole plans are worth; 0: none
     compare_penalty: float = bounded(30.0, 0.0, 1e6)  # of the regression, moments
 
