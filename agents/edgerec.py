@@ -45,7 +45,9 @@ class Judgement(NamedTuple):
 class Judge(Protocol):
     """Judges moments for the agent."""
 
-    plan_weights: np.ndarray  # of edgerec_values.features; empty: whole plans cannot be compared
+    @property
+    def plan_weights(self) -> np.ndarray:
+        """Weights of the features of whole plans; empty if these cannot be compared."""
 
     def reset(self, mask: np.ndarray) -> None:
         """Forget the rows where `mask` (B,) bool is True; the first call fixes the batch size."""
