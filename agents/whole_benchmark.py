@@ -26,6 +26,7 @@ from edgerec_gym.agents.contests import (
     track_module,
     tracks,
 )
+from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.track_plots import PICTURES
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, play_times, played, save_rows
 from edgerec_gym.config import SHIFTS
@@ -87,6 +88,8 @@ def settings_of(order: Order, base: Path) -> list[Setting]:
     for track, scenario in ((t, s) for t in names for s in scenarios if s in known[t]):
         sessions = order.sessions or (QUICK_SESSIONS if order.quick else known[track][scenario].sessions)
         sizes, seeds = replace(known[track][scenario], sessions=sessions), 1 if order.quick else order.seeds
+        if order.quick and hasattr(sizes, "price_sessions"):  # where no prices are shipped
+            sizes = replace(sizes, price_sessions=track_module(track).QUICK.price_sessions)
         folder = base / f"bench-{track}-{scenario}"
         runs = shipped_folder(track, scenario) if order.quick else folder
         cache = base / f"bench-{track}-shipped" if order.quick else folder
@@ -95,11 +98,14 @@ def settings_of(order: Order, base: Path) -> list[Setting]:
 
 
 def plan(order: Order, base: str | Path) -> list[str]:
-    """Say what a run will do, a line for each track and scenario."""
+    """Say what a run will do, a line for each track and scenario; InputError if it cannot be done."""
     lines, shifts = [], len(SHIFTS if order.shifts is None else order.shifts)
     for setting in settings_of(order, Path(base)):
         needed, entries = setting.run_folders(), len(setting.entries())
-        entries += sum(":" in name for name in setting.policies)
+        for name in setting.policies:
+            if ":" in name:  # better known before the work
+                find_policy(name, track_module(setting.track).ENV_ID, setting.scenario, "synthetic")
+                entries += 1
         missing = sum(not is_trained(run) for run in needed)
         sessions = setting.sizes.sessions
         training = f"{missing} of {len(needed)} runs to train, "
@@ -214,7 +220,8 @@ def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any
         if setting.track in PICTURES:
             PICTURES[setting.track](rows, file.with_name(f"{setting.track}-{setting.scenario}.png"))
     elif not order.quick and not all(map(is_trained, setting.run_folders())):
-        module.train_all(folder, *place.values(), options["workers"], options["progress"])
+        seeds = range(setting.seeds)
+        module.train_all(folder, setting.scenario, setting.sizes, seeds, *options.values())
 
 
 def _with_oracle(contest: Contest, place: Place, play: Callable[..., rows_of.Played]) -> rows_of.Played:
