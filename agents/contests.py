@@ -99,12 +99,10 @@ def names_of(track: str) -> tuple[str, ...]:
 
 def chosen(track: str, policies: Sequence[str]) -> tuple[str, ...]:
     """Names that play a track: those asked for, or all if none is; one's own join; keep and oracle always."""
-    known = names_of(track)
+    keep, *others, oracle = names_of(track)
     own = [name for name in policies if ":" in name]
-    named = [name for name in policies if name in known]
-    if len(own) == len(policies):
-        named = list(known)
-    return tuple(dict.fromkeys((known[0], *named, *own, known[-1])))
+    named = others if len(own) == len(policies) else [name for name in policies if name in others]
+    return tuple(dict.fromkeys((keep, *named, *own, oracle)))
 
 
 def check_policies(tracks: Sequence[str], policies: Sequence[str]) -> None:

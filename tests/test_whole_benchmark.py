@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 from typer.testing import CliRunner
 
 from benchmarks import leaderboard
-from edgerec_gym.agents import contests, mix_track, whole_benchmark
+from edgerec_gym.agents import contests, mix_share, mix_track, whole_benchmark
 from edgerec_gym.agents.contests import chosen, names_of, ship, track_module, tracks
 from edgerec_gym.agents.whole_benchmark import Order, plan, run, settings_of
 from edgerec_gym.benchmark import save_rows
@@ -167,8 +167,8 @@ def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monkey
     sizes = mix_track.Sizes(
         log_sessions=150,
         held_sessions=20,
-        sessions=20,
-        price_sessions=20,
+        sessions=10,
+        price_sessions=10,
         frontier_sessions=5,
         hyper={"esan": {"epochs": 1, "hidden": 8}, "esan-pg": {"updates": 1, "batch_size": 4, "samples": 2}},
     )
@@ -176,6 +176,7 @@ def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(mix_track, "ABLATIONS", {"esan": {}})
     fast = {"greedy": ("esan", "greedy"), "oracle + exact": (None, "greedy")}
     monkeypatch.setattr(mix_track, "PLANNERS", fast)
+    monkeypatch.setattr(mix_share, "MOST_TRIALS", 1)
     order = Order(tracks=("mix",), seeds=1, policies=("greedy",), shifts=())
     first, again = (run(order, tmp_path / name, tmp_path / name, workers=1) for name in ("a", "b"))
     assert timeless(first) == timeless(again)
