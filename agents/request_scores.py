@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ import torch
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
-from edgerec_gym.agents.training import TrainedPolicy
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import effects_alone, uplift
 from edgerec_gym.config import FeedConfig
+
+if TYPE_CHECKING:
+    from edgerec_gym.agents.training import TrainedPolicy
 
 Score = Callable[[Observation], np.ndarray]  # of an observation (R, ...): (R,), larger = rather request
 

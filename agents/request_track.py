@@ -16,8 +16,8 @@ import numpy as np
 from edgerec_gym.agents import checkpoint, request_dqn
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
+from edgerec_gym.agents.contests import own_entry
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
-from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.request_curves import curve_rows
 from edgerec_gym.agents.request_dqn import DQNScore
@@ -121,20 +121,14 @@ def learner_score(run: str | Path, scenario: Scenario) -> Score:
     return PolicyScore(load_trained(run, env))
 
 
-def make_own(place: Place, name: str) -> Policy:
-    """Return a policy of the user's own, module:Class or the folder of a run."""
-    return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
-
-
 def own_entries(names: Sequence[str]) -> list[Entry]:
     """Policies of the user's own; InputError if there is no such one."""
     for name in names:
-        if ":" not in name and not Path(name).is_dir():
-            raise InputError(f"unknown policy {name!r}; allowed: module:Class, or the folder of a run")
-    return [
-        Entry(name, make_own, {"name": name}, (Path(name),) if Path(name).is_dir() else ())
-        for name in dict.fromkeys(names)
-    ]
+        if ":" not in name:
+            raise InputError(
+                f"unknown policy {name!r}: the track plays all of its own; yours enters as module:Class"
+            )
+    return [own_entry(name) for name in dict.fromkeys(names)]
 
 
 def entries(
@@ -207,7 +201,7 @@ def run(
         scenario: one of :data:`FULL`.
         sizes: how much work; None for the full run of the scenario.
         seeds: training seeds 0, 1, ...
-        policies: of one's own that play, too, as module:Class or a run's folder.
+        policies: of one's own that play, too, as module:Class.
         workers: processes.
         progress: called with (done, in all, text).
 

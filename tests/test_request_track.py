@@ -113,5 +113,5 @@ def test_bad_input(tmp_path: Path) -> None:
         run(tmp_path, scenario="default")
     with pytest.raises(InputError, match="seeds = 0"):
         run(tmp_path, seeds=0)
-    with pytest.raises(InputError, match="unknown policy 'one-extr'; allowed: module:Class"):
+    with pytest.raises(InputError, match="unknown policy 'one-extr'"):
         run(tmp_path, policies=["one-extr"])
