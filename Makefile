@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs scenario agents leaderboard gif clean help
+.PHONY: demo test lint docs scenario gif agents leaderboard clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -26,14 +26,14 @@ docs: $(STAMP)  ## build the documentation site, docs/_build/index.html
 scenario: $(STAMP)  ## fit the two shipped scenarios again
 	$(BIN)/edgerec scenario
 
+gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
+	$(BIN)/python examples/record_gif.py --seed 42 --out docs/feed.gif
+
 agents: $(STAMP)  ## ship the runs that edgerec bench has trained on lite, for its --quick
 	$(BIN)/python -m benchmarks.ship_agents
 
 leaderboard: $(STAMP)  ## write the leaderboard of README.md from benchmarks/results
 	$(BIN)/python -m benchmarks.leaderboard
-
-gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
-	$(BIN)/python examples/record_gif.py --seed 42 --out docs/feed.gif
 
 # The stamp is removed first and written last, so an interrupted install is done again.
 $(STAMP): setup.py constraints.txt

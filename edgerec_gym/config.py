@@ -102,7 +102,7 @@ def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any
     optional = type(None) in get_args(hint)
     if optional and value is None:
         return None
-    kind = float if hint is float else int
+    kind = float if float in (hint, *get_args(hint)) else int
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InputError(f"{where} must be a number, got {value!r}")
     if kind is int and not float(value).is_integer():
