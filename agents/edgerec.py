@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerec_gym.agents.base import NOT_SHOWN, Explanation, Observation
 from edgerec_gym.agents.edgerec_rules import Rules
-from edgerec_gym.agents.edgerec_values import Candidate, candidates, features
+from edgerec_gym.agents.edgerec_values import Candidate, PlanValues, candidates, features
 from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
 from edgerec_gym.agents.mix_policies import insertions, net_gains, solve
 from edgerec_gym.agents.mix_values import SlotValues
@@ -46,8 +46,8 @@ class Judge(Protocol):
     """Judges moments for the agent."""
 
     @property
-    def plan_weights(self) -> np.ndarray:
-        """Weights of the features of whole plans; empty if these cannot be compared."""
+    def plan_values(self) -> PlanValues | None:
+        """What whole plans are worth; None if that was not learned."""
 
     def reset(self, mask: np.ndarray) -> None:
         """Forget the rows where `mask` (B,) bool is True; the first call fixes the batch size."""
@@ -97,11 +97,12 @@ class EdgeRec(SlotBySlot):
         self.n_slots = config.page_size  # that plans look ahead, at most
         self._choose = choose
         if choose is None and self.rules.decide.joint:
-            if not len(judge.plan_weights):
+            plans = judge.plan_values
+            if plans is None:
                 raise InputError(
                     f"{name!r} has not learned what whole plans are worth; [decide] joint needs it"
                 )
-            self._choose = self._best
+            self._choose = lambda rows, told, slots: plans.best(told)
         self._off = tuple(name for name in ("click", "deletion") if not getattr(triggers, name))
 
     def reset(self, mask: np.ndarray) -> None:
@@ -176,11 +177,6 @@ class EdgeRec(SlotBySlot):
         )
         most = self.rules.request.per_session
         return may if most is None else may & (self._requests[rows] < most)
-
-    def _best(self, rows: np.ndarray, told: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The plan that is learned to be worth most, (R,) int64; the agent's own where none is worth more."""
-        worth = (told - told[:, :1]) @ self.judge.plan_weights
-        return np.where(worth.max(1) > 0, worth.argmax(1), 0)
 
     def explain(self, row: int) -> Explanation:
         """Why the last action in a row of the batch was taken; slots are counted from it."""

@@ -266,7 +266,16 @@ def test_ridge_finds_what_plans_are_worth() -> None:
     generator = np.random.default_rng(0)
     told, weights = generator.standard_normal((500, N_CANDIDATES, 3)), np.array([0.5, -1.0, 0.0])
     worth = told @ weights + generator.standard_normal((500, 1))  # what copies of a session share
-    np.testing.assert_allclose(fit(told, worth, 1.0), weights, atol=1e-2)
+    found = fit(told, worth, 1.0)
+    np.testing.assert_allclose(found.weights, weights, atol=1e-2)
+    assert (found.best(told) == (told @ weights).argmax(1)).mean() > 0.9
+
+
+def test_a_plan_that_may_be_better_is_not_enough() -> None:
+    generator = np.random.default_rng(1)
+    told = generator.standard_normal((400, N_CANDIDATES, 3))
+    worth = generator.standard_normal((400, N_CANDIDATES))  # figures tell nothing
+    assert (fit(told, worth, 1.0).best(told) == 0).mean() > 0.7
 
 
 def test_copies_differ_by_one_plan_only(network: EdgeRecNetwork, lite: Scenario) -> None:
