@@ -253,7 +253,7 @@ class EdgeRecTrainer:
         now = self._means(self.network, moments)
         with torch.no_grad():
             before = self._means(self.taught, moments)
-        noises = (told["order_noise"], told["card_noise"], told["request_noise"])
+        noises = (told["order_noise"], told["card_noise"], told["request_noise"][:, None])
         score, divergence = torch.zeros(len(advantage)), torch.zeros(())
         for mean, was, noise, sigma in zip(
             now, before, noises, (s.order_noise, s.card_noise, s.request_noise), strict=True
@@ -274,11 +274,11 @@ class EdgeRecTrainer:
 
     # --- select, compare ------------------------------------------------------------------------------
 
-    def held_out(self, judge: Any, **options: Any) -> np.ndarray:
+    def held_out(self, judge: Any) -> np.ndarray:
         """Reward (sessions,) of the agent, without noise, in held-out sessions."""
         s, values = self.settings, []
         for first in range(0, s.select_sessions, ROWS):
-            policy = self.agent(judge, **options)
+            policy = self.agent(judge)
             values.append(self.play(policy, SELECT + first, min(ROWS, s.select_sessions - first)).sum((1, 2)))
         return np.concatenate(values)
 

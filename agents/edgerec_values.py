@@ -126,7 +126,7 @@ class PlanValues:
     spread: np.ndarray
 
     def best(self, told: np.ndarray) -> np.ndarray:
-        """Of those told (R, P, F) the plan (R,) that is worth most; the first, where none is surely better."""
+        """The best (R,) of the plans told (R, P, F); the first, where none is surely better."""
         more = told - told[:, :1]
         surely = more @ self.weights - SURE * np.linalg.norm(more @ self.spread.T, axis=2)
         return np.where(surely.max(1) > 0, surely.argmax(1), 0)

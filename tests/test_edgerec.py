@@ -335,7 +335,7 @@ def test_training_resumes_to_the_same_parameters(
 
 def test_a_run_plays_by_the_rules_in_its_folder(parts: list[Path], lite: Scenario, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(out, parts, 1, rules=rules_from({"decide": {"request": False}}))
+    train(out, parts, 1, rules=rules_from({"decide": {"order": False, "request": False}}))
     policy = find_policy(str(out), ID, lite, "synthetic")
     assert isinstance(policy, EdgeRec) and not policy.rules.decide.request
     assert results(policy, lite)["requests"].sum() == 0
@@ -349,17 +349,23 @@ def test_a_run_plays_by_the_rules_in_its_folder(parts: list[Path], lite: Scenari
         find_policy(str(out), "EdgeFeedMix-v0", lite, "synthetic")
 
 
-def test_noise_pulls_the_heads_toward_what_was_better(network: EdgeRecNetwork, lite: Scenario) -> None:
-    generator = np.random.default_rng(0)
-    judge = Explorer(network, generator, (0.3, 0.04, 0.05))
+def test_the_gradient_is_that_of_the_noise(network: EdgeRecNetwork, lite: Scenario) -> None:
+    judge = Explorer(network, np.random.default_rng(0), (0.3, 0.04, 0.05))
     env = make_feeds("joint", 16, scenario=lite, users="synthetic", split="train", copy=False)
     play_sessions(EdgeRec(judge, lite.config), env, np.arange(16))
     moments = edgerec_training.joined(judge.moments)
     trainer = edgerec_training.EdgeRecTrainer.__new__(edgerec_training.EdgeRecTrainer)
     trainer.settings, trainer.network, trainer.taught = edgerec_runs.EdgeRecConfig(), network, network
-    wished = moments.told["request_noise"]  # as if a request were always worth what the noise added
-    (gradient,) = torch.autograd.grad(trainer.loss(moments, wished), network.effect)
-    assert gradient[1] < 0  # descent raises the shift
+    advantage = torch.randn(len(moments.row), generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad(
+        trainer.loss(moments, advantage), (network.effect, network.price, network.match)
+    )
+    assert all(gradient.abs().sum() > 0 for gradient in found)
+    # Shift of the gain, and prices: what the noise has added is what the mean would add.
+    wished = -(advantage * moments.told["request_noise"]).sum() / 0.05
+    torch.testing.assert_close(found[0][1], wished, rtol=1e-3, atol=1e-3)
+    of_card = (advantage[:, None] * moments.told["card_noise"].sum(2)).sum(0) / 0.04
+    torch.testing.assert_close(found[1], of_card.view(2, 4).sum(0), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
