@@ -17,7 +17,7 @@ import numpy as np
 from edgerec_gym.agents.base import NOT_SHOWN, Explanation, Observation
 from edgerec_gym.agents.edgerec_rules import Rules
 from edgerec_gym.agents.edgerec_values import Candidate, PlanValues, candidates, features
-from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
+from edgerec_gym.agents.list_policy import SLOT, TRIGGERS, SlotBySlot
 from edgerec_gym.agents.mix_policies import insertions, net_gains, solve
 from edgerec_gym.agents.mix_values import SlotValues
 from edgerec_gym.config import FeedConfig
@@ -114,7 +114,6 @@ class EdgeRec(SlotBySlot):
         n = len(mask)
         if self._plan is None:
             self._asked, self._requests = np.full(n, NEVER_ASKED), np.zeros(n, np.int64)
-            self._why = np.full(n, "", object)
             self._told = _Told(n, self.config, self.n_slots)
         self._asked[mask], self._requests[mask] = NEVER_ASKED, 0
 
@@ -134,10 +133,6 @@ class EdgeRec(SlotBySlot):
             found.pop(name)
         if self.rules.triggers.every_slot:
             found["every slot"] = np.ones(len(self._now), np.bool_)
-        self._why[:] = "end of plan"
-        for name, happened in reversed(found.items()):
-            self._why[happened] = name
-        self._why[self._stale] = "start"
         return found
 
     def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
@@ -153,7 +148,7 @@ class EdgeRec(SlotBySlot):
             planned = candidates(plan, observation, may_ask, decide.order)
             told = features(planned, net, found.gain - self.price, observation)
             plan = _chosen(planned, self._choose(rows, told, self._now[rows]))
-        self._told.keep(rows, plan, found.values.cards, found.gain, self._why[rows])
+        self._told.keep(rows, plan, found.values.cards, found.gain)
         made = {
             "order": plan.scores,
             "insert": insertions(plan.slots, self.config.slate_size),
@@ -189,7 +184,7 @@ class EdgeRec(SlotBySlot):
             plan=np.where(slots >= 0, slots, NOT_SHOWN),
             uplift=float(told.gain[row]) if first else None,
             price=self.price if first else None,
-            trigger=str(told.trigger[row]) if first else None,
+            trigger=TRIGGERS[self._trigger[row]] if first else None,
         )
 
 
@@ -201,14 +196,11 @@ class _Told:
         self.matrix = np.zeros((rows, config.n_cards, n_slots))
         self.slots = np.full((rows, config.n_cards), NOT_SHOWN)
         self.gain = np.zeros(rows)
-        self.trigger = np.full(rows, "", object)
 
-    def keep(
-        self, rows: np.ndarray, plan: Candidate, cards: np.ndarray, gain: np.ndarray, trigger: np.ndarray
-    ) -> None:
+    def keep(self, rows: np.ndarray, plan: Candidate, cards: np.ndarray, gain: np.ndarray) -> None:
         """Remember plans of some rows (R,) int64."""
         self.scores[rows], self.slots[rows] = plan.scores, plan.slots
-        self.matrix[rows], self.gain[rows], self.trigger[rows] = cards, gain, trigger
+        self.matrix[rows], self.gain[rows] = cards, gain
 
 
 def _chosen(planned: Sequence[Candidate], choice: np.ndarray) -> Candidate:

@@ -190,8 +190,8 @@ class ESAN(nn.Module):
         """Judge cards at slots, before calibration: (..., 4).
 
         Args:
-            cards: parts (..., *).
-            around: of the slots, parts (..., W, *); leading dimensions are broadcast with those of the cards.
+            cards: parts (..., size).
+            around: of the slots, parts (..., W, size); leading dimensions broadcast with those of the cards.
             place: (...) int64 slots ahead, broadcast too.
         """
         hidden = cards.codes + self.place(place.clamp(max=self.settings.horizon - 1))

@@ -7,11 +7,12 @@ policy that decides slot by slot cannot plan a list, unless it has scores (:clas
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, check_observation, draw_legal
+from edgerec_gym.agents.base import Explanation, Observation, check_observation, draw_legal
 from edgerec_gym.errors import InputError
 from edgerec_gym.slate import Plan, check_plan
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
@@ -20,6 +21,9 @@ from edgerec_gym.users.base import EXPOSURE_ACTIONS
 SLOT, EXPOSURES, PAGE_VIEWS, PAGE_AGE = (
     CONTEXT.index(name) for name in ("slot", "exposures", "page_views", "page_age")
 )
+TRIGGERS = (  # of a new plan; of several at once the first one is named
+    "click", "deletion", "new page", "no click for long", "every slot", "end of the plan",
+)  # fmt: skip
 DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # counted from a row's end
 
 
@@ -188,6 +192,10 @@ class SlateBySlate:
         check_observation(observation)
         return self.list_policy.plan(observation)
 
+    def explain(self, row: int) -> Explanation | None:
+        """Tell what the list policy says of its last plan in one row."""
+        return self.list_policy.explain(row) if hasattr(self.list_policy, "explain") else None
+
 
 class SlotBySlot:
     """Plays a list policy in EdgeFeed-v0, EdgeFeedRerank-v0 or EdgeFeedMix-v0; knows only the observation.
@@ -223,6 +231,8 @@ class SlotBySlot:
             self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
             self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
             self._last = np.zeros(len(mask), np.int64)
+            self._trigger = np.zeros(len(mask), np.int64)  # index into TRIGGERS
+            self._said: list[Explanation | None] = [None] * len(mask)  # when the plan was made
             self._plan: Plan | None = None
         self._stale |= mask
         self._slot[mask] = -1
@@ -245,10 +255,13 @@ class SlotBySlot:
 
     def _triggered(self, observation: Observation) -> np.ndarray:
         """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
-        return np.any(list(self._events(observation).values()), axis=0)
+        events = self._events(observation)
+        codes = [TRIGGERS.index(name) for name in events]
+        self._trigger = np.select(list(events.values()), codes, len(TRIGGERS) - 1)  # else the end of the plan
+        return np.logical_or.reduce(list(events.values()))
 
     def _events(self, observation: Observation) -> dict[str, np.ndarray]:
-        """What has happened that makes a plan stale, (B,) bool each; asked once a slot."""
+        """What has happened that makes a plan stale, (B,) bool by :data:`TRIGGERS`; asked once a slot."""
         context, history = observation["context"], observation["exposures"]
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
@@ -257,7 +270,8 @@ class SlotBySlot:
         self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
         self._quiet += answered
         quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every
-        return {"new page": context[:, PAGE_AGE] == 0, "click": clicked, "deletion": deleted, "quiet": quiet}
+        happened = (clicked, deleted, context[:, PAGE_AGE] == 0, quiet)
+        return dict(zip(TRIGGERS, happened, strict=False))
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
@@ -273,6 +287,21 @@ class SlotBySlot:
             own[stale] = new[stale[some]]
         for values in (self._position, self._quiet, self._stale):
             values[stale] = 0
+        if hasattr(self.list_policy, "explain"):
+            for k, row in enumerate(np.flatnonzero(some).tolist()):
+                if stale[row]:
+                    self._said[row] = self.list_policy.explain(k)
+
+    def explain(self, row: int) -> Explanation | None:
+        """Tell what the plan in force says of the slots from this one on, and why it was made, if now."""
+        past = int(self._position[row]) - 1  # slots of the plan that lie behind
+        trigger = TRIGGERS[self._trigger[row]] if past == 0 else None
+        said = self._said[row]
+        if said is None:
+            return None if trigger is None else Explanation(trigger=trigger)
+        plan = None if said.plan is None else np.where(said.plan >= past, said.plan - past, -1)
+        matrix = None if said.matrix is None else said.matrix[:, past:]
+        return replace(said, plan=plan, matrix=matrix, trigger=trigger)
 
     def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
         """New plans of some rows (R,) int64 of the batch, whose observation it is."""

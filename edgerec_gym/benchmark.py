@@ -67,7 +67,7 @@ class Entry:
     Attributes:
         policy: name of its row; entries of other training seeds share it.
         make: a function of a module (worker processes import it) that returns the policy for a place;
-            called as make(place, **arguments).
+            called as `make(place, **arguments)`.
         arguments: JSON-ready.
         files: runs' folders or files whose content decides how it plays.
         seed: training seed; None for a policy that is not trained.

@@ -237,7 +237,7 @@ def test_explanations_agree_with_actions(network: EdgeRecNetwork, lite: Scenario
             assert (told.trigger is None) == (told.uplift is None)
             seen.add(told.trigger)
         env.batch.step(action, np.zeros(24, np.bool_))
-    assert {"start", "new page", "click", "quiet", None} <= seen
+    assert {"new page", "click", "no click for long", None} <= seen
 
 
 def test_hidden_page_views_change_nothing(lite: Scenario) -> None:
