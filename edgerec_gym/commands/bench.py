@@ -138,7 +138,7 @@ def track(
     """Run one track, write its rows and its picture, print its tables."""
     from edgerec_gym.agents.contests import chosen, track_module
     from edgerec_gym.agents.track_plots import PICTURES
-    from edgerec_gym.benchmark import save_rows
+    from edgerec_gym.benchmark import save_rows, saved_rows
     from edgerec_gym.report import require_matplotlib
 
     name = str(context.info_name)
@@ -147,7 +147,7 @@ def track(
     if others:
         raise InputError("a track plays one scenario at a time; give --scenario once")
     if scenario not in module.FULL:
-        raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(module.FULL)}")
+        raise InputError(f"the track {name} runs on {', '.join(module.FULL)}; got the scenario {scenario!r}")
     if name in PICTURES:
         require_matplotlib()  # better known before the work
     sizes = module.QUICK if quick else module.FULL[scenario]
@@ -160,8 +160,9 @@ def track(
     if policies:
         if "policies" not in inspect.signature(module.run).parameters:
             raise InputError(f"the track {name} always plays all of its policies; leave --policy out")
-        only_own = all(":" in policy for policy in policies)
+        only_own = name != "request" and all(":" in policy for policy in policies)  # it plays all in any case
         options["policies"] = chosen(name, policies) if only_own else policies
+    saved_rows(results)  # a file that is none is better known before the work, too
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
