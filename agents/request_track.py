@@ -126,7 +126,7 @@ def own_entries(names: Sequence[str]) -> list[Entry]:
     for name in names:
         if ":" not in name:
             raise InputError(
-                f"unknown policy {name!r}: the track plays all of its own; yours enters as module:Class"
+                f"unknown policy {name!r}: the track always plays all of its own; yours joins as module:Class"
             )
     return [own_entry(name) for name in dict.fromkeys(names)]
 
