@@ -181,7 +181,10 @@ def line_chart(
         y = vertical.at(tick)
         parts.append(f'<path class="grid" d="M{left - 4:.1f},{y:.1f}H{WIDTH}"/>')
         parts.append(_text(left - 8, y + 4, name, "tick end"))
+    whole = all(float(x).is_integer() for x in xs)  # epochs, places: no half ones
     for tick in ticks(across):
+        if whole and not float(tick).is_integer():
+            continue
         parts.append(_text(across.at(tick), bottom + 16, label(tick, "x" in percent), "tick middle"))
     if diagonal:
         low, high = max(across.low, vertical.low), min(across.high, vertical.high)
