@@ -32,6 +32,7 @@ TRAIN = [
     "matplotlib>=3.9",
 ]
 RENDER = ["matplotlib>=3.9", "pillow>=10.4", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
+OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
 DOCS = ["sphinx>=8.2", "furo>=2024.8", "myst-parser>=4.0"]
 DEV_TOOLS = [
     "pytest>=8.3",
@@ -44,7 +45,7 @@ DEV_TOOLS = [
     "build>=1.2",
     "playwright>=1.49",  # drives the Chromium that is installed; tests skip without one
 ]
-ALL = list(dict.fromkeys(TRAIN + RENDER))  # everything a user can switch on, each requirement once
+ALL = list(dict.fromkeys(TRAIN + RENDER + OFFLINE))  # everything a user can switch on, each requirement once
 
 setup(
     name="edgerec_gym",
@@ -83,6 +84,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "render": RENDER,
+        "offline": OFFLINE,
         "all": ALL,
         "docs": DOCS,
         "dev": ALL + DEV_TOOLS + DOCS,

@@ -68,6 +68,11 @@ class Random:
         """Return (B,) int64."""
         return draw_legal(self.generator, observation["action_mask"])
 
+    def probabilities(self, observation: Observation) -> np.ndarray:
+        """Return (B, A) float64, equal among the legal actions."""
+        legal = observation["action_mask"] != 0
+        return legal / legal.sum(axis=1, keepdims=True)
+
 
 class Greedy:
     """The pool row with the highest base ctr score."""

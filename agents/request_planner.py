@@ -232,6 +232,7 @@ class OneExtra:
     """One extra request at the middle of each automatic page: what the published 32 % refer to."""
 
     name = "one-extra"
+    stateless = True
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the observation holds all there is to know."""
