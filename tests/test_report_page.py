@@ -174,11 +174,13 @@ def test_ticks_are_few_round_and_inside(low, high):
     assert len({round(b - a, 9) for a, b in zip(found, found[1:], strict=False)}) == 1
 
 
-def test_one_mark_far_off_does_not_squeeze_the_others():
+def test_an_oracle_far_off_does_not_squeeze_the_others():
     entries = [Entry(name, [Estimate(x, x - 0.1, x + 0.1)]) for name, x in (("a", 1), ("b", 1.5), ("c", 2))]
     oracle = Entry("oracle", [Estimate(20, 19, 21)])
     alone, beside = interval_chart(entries, "t"), interval_chart([*entries, oracle], "t")
     assert "20.00 [19.00, 21.00]" in beside
+    other = interval_chart([*entries, oracle._replace(name="best")], "t")
+    assert other.count('class="bar"') == 4  # what is no reference stays on the scale
     assert beside.count('class="bar"') == alone.count('class="bar"') == 3
 
 

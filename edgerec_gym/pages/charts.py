@@ -15,6 +15,7 @@ from edgerec_gym.pages.scales import Scale, fit, label, ticks
 WIDTH = 340
 LETTER = 5.9  # mean width of a letter at the size of labels
 DIGIT = 6.6
+ORACLES = ("oracle", "true-effect")  # names of policies that read the ground truth begin so
 LONGEST_LABEL = 24  # letters
 FAR = 0.5  # a mark is left out of the scale if the others then need less than this share of it
 COLOURS = 8
@@ -110,15 +111,17 @@ def interval_chart(
 
 
 def _scale(entries: Sequence[Entry], reference: float | None, start: float, end: float) -> Scale:
-    """The scale of all estimates, but for one far above the others (an oracle), which gets an arrow."""
-    known = [[v for e in entry.estimates if e is not None for v in e] for entry in entries]
-    known = sorted((values for values in known if values), key=max)
+    """The scale of all estimates, but for oracles far above the others, which get an arrow."""
     extra = [] if reference is None else [reference]
-    every = fit([v for values in known for v in values] + extra, start, end)
-    if len(known) > 3:
-        others = fit([v for values in known[:-1] for v in values] + extra, start, end)
-        if others.high - others.low < FAR * (every.high - every.low) and min(known[-1]) > others.high:
-            return others
+
+    def holding(some: Sequence[Entry]) -> Scale:
+        return fit([v for e in some for estimate in e.estimates for v in estimate or ()] + extra, start, end)
+
+    every, others = holding(entries), [e for e in entries if not e.name.startswith(ORACLES)]
+    if others:
+        without = holding(others)
+        if without.high - without.low < FAR * (every.high - every.low):
+            return without
     return every
 
 
@@ -135,7 +138,7 @@ def _label(name: str, y: float) -> str:
 def _interval(name: str, series: str, estimate: Estimate, scale: Scale, y: float, s: int, style: str) -> str:
     mean, low, high = (format(value, style) for value in estimate)
     told = f"{name}{', ' if series else ''}{series}: {mean} [{low}, {high}]"
-    if estimate.mean > scale.high:
+    if estimate.mean > scale.high:  # an oracle
         x = scale.end + 2
         arrow = f'<path class="mark" transform="translate({x:.1f},{y:.1f})" d="M-5,-4l7,4l-7,4z"/>'
         return f'<g class="series c{s}" data-series="{s}"><title>{escape(told)}</title>{arrow}</g>'
