@@ -120,7 +120,7 @@ def _scale(entries: Sequence[Entry], reference: float | None, start: float, end:
     every, others = holding(entries), [e for e in entries if not e.name.startswith(ORACLES)]
     if others:
         without = holding(others)
-        if without.high - without.low < FAR * (every.high - every.low):
+        if every.low >= without.low and without.high - without.low < FAR * (every.high - every.low):
             return without
     return every
 
