@@ -134,7 +134,7 @@ class DeviceGreedy:
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) logits."""
-        interest = self._interest(observation)
+        interest = self.interest(observation)
         pool, d = observation["pool"], interest.shape[1]
         match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (
             1 + np.linalg.norm(interest, axis=1, keepdims=True)
@@ -142,7 +142,7 @@ class DeviceGreedy:
         ctr = np.clip(pool[:, :, d + 1], 1e-6, 1 - 1e-6)
         return np.log(ctr / (1 - ctr)) + self.strength * match
 
-    def _interest(self, observation: Observation) -> np.ndarray:
+    def interest(self, observation: Observation) -> np.ndarray:
         """Decayed evidence in the embedding space, (B, d)."""
         d = observation["pool"].shape[2] - N_SCALARS
         exposures, page_views = observation["exposures"], observation["page_views"]

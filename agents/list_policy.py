@@ -21,7 +21,6 @@ from edgerec_gym.users.base import EXPOSURE_ACTIONS
 SLOT, EXPOSURES, PAGE_VIEWS, PAGE_AGE = (
     CONTEXT.index(name) for name in ("slot", "exposures", "page_views", "page_age")
 )
-TRIGGERS = ("click", "deletion", "new page", "no click for long", "end of the plan")  # of a new plan
 DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # counted from a row's end
 
 
@@ -229,7 +228,7 @@ class SlotBySlot:
             self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
             self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
             self._last = np.zeros(len(mask), np.int64)
-            self._trigger = np.zeros(len(mask), np.int64)  # index into TRIGGERS
+            self._why = np.full(len(mask), "", object)  # what would have made a plan stale last
             self._said: list[Explanation | None] = [None] * len(mask)  # when the plan was made
             self._plan: Plan | None = None
         self._stale |= mask
@@ -253,6 +252,13 @@ class SlotBySlot:
 
     def _triggered(self, observation: Observation) -> np.ndarray:
         """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
+        events = self._events(observation)
+        why = np.select(list(events.values()), list(events), "end of the plan")
+        self._why = np.where(self._stale, "start", why)
+        return np.any(list(events.values()), axis=0)
+
+    def _events(self, observation: Observation) -> dict[str, np.ndarray]:
+        """What makes a plan stale, the most telling first, (B,) bool each; asked once a slot."""
         context, history = observation["context"], observation["exposures"]
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
@@ -261,17 +267,15 @@ class SlotBySlot:
         self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
         self._quiet += answered
         quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every
-        why = [clicked, deleted, context[:, PAGE_AGE] == 0, quiet]
-        self._trigger = np.select(why, range(len(why)), len(TRIGGERS) - 1)  # else the end of the plan
-        return np.logical_or.reduce(why)
+        page = context[:, PAGE_AGE] == 0
+        return {"new page": page, "click": clicked, "deletion": deleted, "no click for long": quiet}
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
         check_observation(observation)
-        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
         some = stale if getattr(self.list_policy, "stateless", False) else np.ones_like(stale)
         asked = observation if some.all() else {key: value[some] for key, value in observation.items()}
-        plan = check_plan(self.list_policy.plan(asked), n_pool, n_cards, None, int(some.sum()))
+        plan = self._planned(asked, np.flatnonzero(some))
         if self._plan is None:  # the policy's arrays stay its own: these are copied into
             self._plan = Plan(*(np.zeros((len(stale), *new.shape[1:]), new.dtype) for new in plan))
         if plan.insert.shape[1:] != self._plan.insert.shape[1:]:
@@ -288,13 +292,18 @@ class SlotBySlot:
     def explain(self, row: int) -> Explanation | None:
         """Tell what the plan in force says of the slots from this one on, and why it was made, if now."""
         past = int(self._position[row]) - 1  # slots of the plan that lie behind
-        trigger = TRIGGERS[self._trigger[row]] if past == 0 else None
+        trigger = str(self._why[row]) if past == 0 else None
         said = self._said[row]
         if said is None:
             return None if trigger is None else Explanation(trigger=trigger)
         plan = None if said.plan is None else np.where(said.plan >= past, said.plan - past, -1)
         matrix = None if said.matrix is None else said.matrix[:, past:]
         return replace(said, plan=plan, matrix=matrix, trigger=trigger)
+
+    def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
+        """New plans of some rows (R,) int64 of the batch, whose observation it is."""
+        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
+        return check_plan(self.list_policy.plan(observation), n_pool, n_cards, None, len(rows))
 
     def _action(self, observation: Observation) -> np.ndarray:
         """The plans' actions at their positions, (B,) int64."""

@@ -107,8 +107,11 @@ class InsertionPlan:
         return score, self.value_model.values(observation, order, self.n_slots)
 
 
-def net_gains(values: SlotValues, price: float) -> np.ndarray:
-    """Expected gain (B, M, T) of each card at each slot over the goods alone; -inf where it cannot stand."""
+def net_gains(values: SlotValues, price: float | np.ndarray) -> np.ndarray:
+    """Expected gain (B, M, T) of each card at each slot over the goods alone; -inf where it cannot stand.
+
+    The price is one for all, or broadcasts to (B, M, T).
+    """
     seen = values.exposure[:, None]
     gain = seen * (values.cards - price) - displaced(values)[:, None]
     return np.where((seen > 0) & (values.cards > 0), gain, -np.inf)

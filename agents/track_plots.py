@@ -72,3 +72,6 @@ def draw_lines(
     make_folder(Path(path).parent)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")
+
+
+PICTURES = {"mix": draw_frontier, "rerank": draw_positions}  # of tracks

@@ -119,7 +119,7 @@ def test_a_plan_in_force_moves_along_and_names_its_trigger():
     """Between triggers, the plan of the slot before is one slot nearer; a trigger starts a new one."""
     frames = recorded(planner("mix", every=5), "EdgeFeedMix-v0")["frames"][:-1]
     triggers = [frame["why"]["trigger"] for frame in frames]
-    assert triggers[0] == "new page" and {None, "no click for long"} <= set(triggers)
+    assert triggers[0] == "start" and {None, "no click for long"} <= set(triggers)
     for before, now in zip(frames, frames[1:], strict=False):
         if now["why"]["trigger"] is None:
             moved = [place - 1 if place > 0 else -1 for place in before["why"]["plan"]]
