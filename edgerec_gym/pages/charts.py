@@ -114,15 +114,14 @@ def _scale(entries: Sequence[Entry], reference: float | None, start: float, end:
     """The scale of all estimates, but for oracles far above the others, which get an arrow."""
     extra = [] if reference is None else [reference]
 
-    def holding(some: Sequence[Entry]) -> Scale:
-        return fit([v for e in some for estimate in e.estimates for v in estimate or ()] + extra, start, end)
+    def numbers(oracles: bool) -> list[float]:
+        some = [entry for entry in entries if entry.name.startswith(ORACLES) == oracles]
+        return [v for entry in some for estimate in entry.estimates for v in estimate or ()]
 
-    every, others = holding(entries), [e for e in entries if not e.name.startswith(ORACLES)]
-    if others:
-        without = holding(others)
-        if every.low >= without.low and without.high - without.low < FAR * (every.high - every.low):
-            return without
-    return every
+    far, near = numbers(True), numbers(False) + extra
+    every, without = fit(far + near, start, end), fit(near, start, end)
+    narrow = without.high - without.low < FAR * (every.high - every.low)
+    return without if narrow and far and near and min(far) >= without.low else every
 
 
 def _number(entry: Entry, style: str) -> str:

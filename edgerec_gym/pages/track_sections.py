@@ -14,18 +14,24 @@ TITLES = {
     "mix": "Mixed insertion",
     "request": "Requests",
     "joint": "All three decisions",
+    "all": "The whole benchmark",
 }
+NOT_SHIFTED, SIGNIFICANT = "none", 0.05
 # Metric -> title and format of a leaderboard's column; " 95%" shows the interval, too.
 COLUMNS = {
     "value": ("value", ".2f 95%"),
     "gain_over_keep": ("gain over keep", "+.2f 95%"),
     "gain_over_fixed": ("gain over fixed slots", "+.2f 95%"),
-    "iqm": ("interquartile mean", ".2f 95%"),
+    "gain_over_best_single": ("gain over the best of one decision", "+.2f 95%"),
+    "cost": ("cost of the ablation", "+.2f 95%"),
+    "better_than": ("significantly better than", ".0f"),
+    "interquartile_mean": ("interquartile mean", ".1% 95%"),
     "gap_closed": ("gap closed", ".0%"),
     "clicks": ("clicks", ".2f"),
     "purchases": ("purchases", ".3f"),
     "length": ("slots", ".1f"),
     "share": ("share of cards", ".1%"),
+    "cards": ("share of cards", ".1%"),
     "card_click_rate": ("click rate of cards", ".1%"),
     "card_click_rate_gain": ("its gain over fixed slots", "+.0%"),
     "requests": ("requests", ".2f"),
@@ -34,6 +40,7 @@ COLUMNS = {
     "negative_share": ("requests that harm", ".0%"),
     "exploitation_gap": ("exploitation gap", "+.1%"),
     "violations": ("violations", ".0f"),
+    "policy_steps_per_second": ("slots/s of the policy", ",.0f"),
 }
 FRONTIERS: dict[str, Callable[[Rows], str]]  # by track; below
 
@@ -52,30 +59,61 @@ def by_policy(rows: Rows, metric: str) -> dict[str, Estimate]:
     return {policy: value for policy, value in found.items() if value is not None}
 
 
-def track_sections(track: str, rows: Rows) -> list[tuple[str, str]]:
-    """Sections (title, HTML) of a track, one for each scenario and size that its rows tell apart."""
+def track_sections(file: str, rows: Rows) -> list[tuple[str, str]]:
+    """Sections (title, HTML) of a file of rows, one for each track, scenario and size that it tells apart.
+
+    Args:
+        file: its name, which is the track where rows do not say it.
+        rows: of `edgerec bench`.
+    """
+    groups: dict[tuple[str, str, bool], Rows] = {}
+    for row in rows:
+        place = (row.get("track", file), row.get("scenario", ""), bool(row.get("quick")))
+        groups.setdefault(place, []).append(row)
     sections = []
-    kinds = dict.fromkeys((row.get("scenario", ""), bool(row.get("quick"))) for row in rows)
-    for scenario, quick in kinds:
-        own = [r for r in rows if r.get("scenario", "") == scenario and bool(r.get("quick")) == quick]
+    for (track, scenario, quick), own in groups.items():
+        where = ", ".join(filter(None, (scenario if scenario != track else "", "quick" if quick else "")))
         title = TITLES.get(track, track.replace("_", " "))
-        where = ", ".join(filter(None, (scenario, "quick" if quick else "")))
         sections.append((f"{title}{': ' if where else ''}{where}", _track(track, own)))
     return sections
 
 
-def _track(track: str, rows: Rows) -> str:
-    played = [row for row in rows if row["metric"] == "value"] or rows
-    sessions = max(row["sessions"] for row in played if row.get("sessions"))
-    seeds = max(row.get("seeds") or 1 for row in rows)
+def _track(track: str, every: Rows) -> str:
+    shifted = [row for row in every if row.get("shift", NOT_SHIFTED) != NOT_SHIFTED]
+    rows = [row for row in every if row.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
+    rows += _wins(rows)
+    sessions = max((row["sessions"] for row in rows if row["metric"] == "value"), default=0)
+    seeds = max((row.get("seeds") or 1 for row in rows), default=1)
+    told = f"{sessions:,} sessions, " if sessions else ""
     parts = [
-        f'<p class="note">Ground truth, {sessions:,} sessions, {seeds} training '
-        f"{'seed' if seeds == 1 else 'seeds'}; every policy meets the same sessions with the same luck; "
-        "bars and bands are 95 % intervals.</p>"
+        f'<p class="note">Ground truth, {told}{seeds} training {"seed" if seeds == 1 else "seeds"}; every '
+        "policy meets the same sessions with the same luck; bars and bands are 95 % intervals.</p>"
     ]
     parts += ['<div class="figures">', leaderboard(rows), *_of_track(track, rows), "</div>"]
-    parts.append(_table(rows))
+    parts += [_table(rows), _shifts(shifted)]
     return "\n".join(parts)
+
+
+def _wins(rows: Rows) -> Rows:
+    """How many policies each one is significantly better than, from corrected comparisons."""
+    compared = [row for row in rows if row["metric"] == "difference" and row.get("p_holm") is not None]
+    wins = dict.fromkeys((name for row in compared for name in (row["policy"], row["against"])), 0)
+    for row in compared:
+        wins[row["policy"]] += row["p_holm"] < SIGNIFICANT
+    return [
+        {"policy": name, "metric": "better_than", "mean": n, "low": n, "high": n} for name, n in wins.items()
+    ]
+
+
+def _shifts(rows: Rows) -> str:
+    """Share of the gap that each policy closes where users are unlike those that the logs are of."""
+    names = list(dict.fromkeys(row["shift"] for row in rows))
+    found = {name: by_policy([r for r in rows if r["shift"] == name], "gap_closed") for name in names}
+    policies = dict.fromkeys(policy for values in found.values() for policy in values)
+    body = [[p, *(cell(found[name].get(p), ".1% 95%") for name in names)] for p in policies]
+    if not body:
+        return ""
+    return "<h3>On shifted users: share of the gap closed</h3>" + table(["policy", *names], body)
 
 
 def leaderboard(rows: Rows) -> str:
@@ -97,6 +135,10 @@ def leaderboard(rows: Rows) -> str:
 def _of_track(track: str, rows: Rows) -> list[str]:
     """Figures that only some tracks have rows for."""
     parts = [
+        _intervals(rows, "interquartile_mean", "Interquartile mean over tasks", ".1%",
+                   "Share of the way from keep to the oracle; tasks: scenarios, as they are and shifted."),
+        _intervals(rows, "cost", "What each ablation costs", "+.3f",
+                   "Value of the agent less that of the agent without."),
         _intervals(rows, "exploitation_gap", "Exploitation gap", "+.1%",
                    "How much more of its value exists only on learned users than for keep."),
         _intervals(rows, "card_click_rate", "Click rate of inserted cards", ".1%",
