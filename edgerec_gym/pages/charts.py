@@ -16,6 +16,7 @@ WIDTH = 340
 LETTER = 5.9  # mean width of a letter at the size of labels
 DIGIT = 6.6
 ORACLES = ("oracle", "true-effect")  # names of policies that read the ground truth begin so
+FEW = 7  # with more lines, bands are shown for a chosen one only
 LONGEST_LABEL = 24  # letters
 FAR = 0.5  # a mark is left out of the scale if the others then need less than this share of it
 COLOURS = 8
@@ -201,7 +202,7 @@ def line_chart(
             band = f'<path class="band" d="M{"L".join(around)}z"/>'
             parts.append(f'<g class="series c{k % COLOURS}" data-series="{k}">{band}</g>')
     parts += [_line(line, k, across, vertical, percent) for k, line in enumerate(lines)]
-    return _svg(height, title, parts)
+    return _svg(height, title, parts, "many" if len(lines) > FEW else "")
 
 
 def _points(xs: Sequence[float], ys: Sequence[float], across: Scale, vertical: Scale) -> list[str]:
@@ -230,8 +231,9 @@ def _text(x: float, y: float, text: str, kind: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+def _svg(height: float, title: str, parts: Sequence[str], kind: str = "") -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{f"chart {kind}".strip()}" viewBox="0 0 {WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ TITLES = {
     "joint": "All three decisions",
     "all": "The whole benchmark",
 }
+MOST = 30  # policies of a leaderboard
 NOT_SHIFTED, SIGNIFICANT = "none", 0.05
 # Metric -> title and format of a leaderboard's column; " 95%" shows the interval, too.
 COLUMNS = {
@@ -116,19 +118,28 @@ def _shifts(rows: Rows) -> str:
     return "<h3>On shifted users: share of the gap closed</h3>" + table(["policy", *names], body)
 
 
+def family(policy: str) -> str:
+    """Name of a policy without its budget, a number at its end."""
+    return re.sub(r" [\d.]+$", "", policy)
+
+
 def leaderboard(rows: Rows) -> str:
     """Value of a session by policy, the best first."""
     values = by_policy(rows, "value")
     if not values:
         return ""
-    order = sorted(values, key=lambda policy: -values[policy].mean)
     keep = values.get("keep")
+    order = sorted(values, key=lambda policy: -values[policy].mean)
+    if budgets := len(order) > MOST:  # many budgets of a few policies
+        families = [family(policy) for policy in order]
+        order = [policy for k, policy in enumerate(order) if families[k] not in families[:k]]
     drawing = interval_chart(
         [Entry(policy, [values[policy]]) for policy in order],
         "value of a session by policy, with 95 % intervals",
         reference=None if keep is None else keep.mean,
     )
     note = "Expected reward. Arrow: beyond the scale." + (" Dashed: keep, the cloud's order." if keep else "")
+    note += " The best budget of each policy." if budgets else ""
     return figure("Value of a session", drawing, note=note)
 
 
@@ -190,12 +201,12 @@ def chart_of(
 
 
 def _request_frontier(rows: Rows) -> str:
-    """Value against requests; policies whose names begin alike are one family of budgets."""
+    """Value against requests; policies whose names differ in their number only are one family of budgets."""
     requests, values = by_policy(rows, "requests"), by_policy(rows, "value")
     families: dict[str, list[tuple[float, Estimate]]] = {}
     for policy in values:
         if policy in requests:
-            families.setdefault(policy.split(" ")[0], []).append((requests[policy].mean, values[policy]))
+            families.setdefault(family(policy), []).append((requests[policy].mean, values[policy]))
     lines = [line_of(name, sorted(points)) for name, points in families.items()]
     if not lines:
         return ""
