@@ -8,7 +8,6 @@ folder in which the track has trained them, or from those of the first training 
 from __future__ import annotations
 
 import importlib
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +20,13 @@ import numpy as np
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.lookup import find_policy
-from edgerec_gym.atomic import make_folder, read_json, write_json
+from edgerec_gym.atomic import read_json
 from edgerec_gym.benchmark import Entry, Place, Progress
 from edgerec_gym.errors import InputError
-from edgerec_gym.scenario import SHIPPED_FOLDER, Scenario
+from edgerec_gym.scenario import Scenario
 
 MODULES = "edgerec_gym.agents"
 TRACKS = ("rerank", "mix", "request", "joint")
-SHIPPED_SCENARIO = "lite"
 PRICES = "prices.json"  # of shipped insertion policies: name -> price at which shares are equal
 INTERVAL = 0.5  # of a page, between requests of the rule
 CHANCE, INTENT, TRUE_EFFECT = 0.05, 0.45, 0.25  # budgets of other rules and of the oracle of requests
@@ -73,11 +71,6 @@ def tracks() -> tuple[str, ...]:
     return tuple(track for track in TRACKS if find_spec(f"{MODULES}.{track}_track"))
 
 
-def shipped_folder(track: str, scenario: str = SHIPPED_SCENARIO) -> Path:
-    """Folder of the runs that the package ships."""
-    return SHIPPED_FOLDER / scenario / "agents" / track
-
-
 # --- who takes part -------------------------------------------------------------------------------------
 
 
@@ -97,10 +90,15 @@ def names_of(track: str) -> tuple[str, ...]:
     return ("keep", *others, "oracle")
 
 
+def is_own(name: str) -> bool:
+    """Whether a policy is the user's own: module:Class, or the folder of a trained run."""
+    return ":" in name or Path(name).is_dir()
+
+
 def chosen(track: str, policies: Sequence[str]) -> tuple[str, ...]:
     """Names that play a track: those asked for, or all if none is; one's own join; keep and oracle always."""
     keep, *others, oracle = names_of(track)
-    own = [name for name in policies if ":" in name]
+    own = [name for name in policies if is_own(name)]
     named = others if len(own) == len(policies) else [name for name in policies if name in others]
     return tuple(dict.fromkeys((keep, *named, *own, oracle)))
 
@@ -109,17 +107,20 @@ def check_policies(tracks: Sequence[str], policies: Sequence[str]) -> None:
     """Raise InputError if a policy plays none of the tracks."""
     known = list(dict.fromkeys(name for track in tracks for name in names_of(track)))
     for name in policies:
-        if ":" not in name and name not in known:
-            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(known)}, or module:Class")
+        if not is_own(name) and name not in known:
+            allowed = f"{', '.join(known)}, module:Class, or a run's folder"
+            raise InputError(f"unknown policy {name!r}; allowed: {allowed}")
 
 
 def make_own(place: Place, name: str) -> Policy:
-    """Return a policy of the user's own, "module:Class"."""
+    """Return a policy of the user's own."""
     return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
 
 
 def own_entry(name: str) -> Entry:
-    """Entry of "module:Class"; its file is what decides, so a changed one plays anew."""
+    """Entry of one's own policy; the content of its file decides, so a changed one plays anew."""
+    if Path(name).is_dir():
+        return Entry(name, make_own, {"name": name}, (Path(name),))
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -158,7 +159,7 @@ class Setting:
 
     def entries(self) -> list[Entry]:
         """All that should play but one's own, the oracle last; those whose runs are missing, too."""
-        names = [name for name in chosen(self.track, self.policies) if ":" not in name]
+        names = [name for name in chosen(self.track, self.policies) if not is_own(name)]
         find = {"mix": _mix, "request": _request}.get(self.track, _listed)
         return find(self, names)
 
@@ -170,6 +171,19 @@ class Setting:
 def is_trained(run: Path) -> bool:
     """Whether a run has been finished."""
     return (run / checkpoint.RECORD).is_file()
+
+
+def train(setting: Setting, workers: int, progress: Progress | None) -> None:
+    """Train what is missing, and as little else as the track allows."""
+    module, place = track_module(setting.track), (setting.runs, setting.scenario, setting.sizes)
+    if setting.track == "joint":
+        agents = dict.fromkeys(run.name.rpartition("-")[0] for run in setting.run_folders())
+        needed = dict.fromkeys(
+            [*module.PARTS, *agents] if {module.JOINT, module.BLIND} & set(agents) else agents
+        )
+        module.train_all(*place, range(setting.seeds), tuple(needed), workers, progress)
+    else:
+        module.train_all(*place, range(setting.seeds), workers, progress)
 
 
 def make_contest(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> Contest:
@@ -195,7 +209,7 @@ def make_contest(setting: Setting, *, workers: int = 2, progress: Progress | Non
     )
     if setting.track == "mix":
         entries = _priced(setting, place, entries, workers, progress)
-    entries += [own_entry(name) for name in setting.policies if ":" in name]
+    entries += [own_entry(name) for name in setting.policies if is_own(name)]
     fewer = getattr(setting.sizes, "oracle_sessions", None)
     return Contest(place, tuple(entries), found[0].policy, oracle, fewer, tuple(missing))
 
@@ -264,33 +278,3 @@ def _price_of(track: Any, run: Path, rate: float) -> float | None:
     if not is_trained(run):
         return None
     return track.price_of(np.array(checkpoint.read_run(run)[1]["quantiles"]), rate)
-
-
-# --- what the package ships -----------------------------------------------------------------------------
-
-
-def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> list[Path]:
-    """Copy the finished runs of the first training seed, and prices, to where `edgerec bench --quick` looks.
-
-    Only what plays is copied: parameters and records, no checkpoints.
-
-    Returns:
-        The folders written.
-
-    Raises:
-        InputError: a run is not finished.
-    """
-    target, written = shipped_folder(setting.track, setting.scenario), []
-    first = replace(setting, seeds=1)
-    for run in first.run_folders():
-        if not is_trained(run):
-            raise InputError(f"{run} holds no finished run: run edgerec bench --track {setting.track} first")
-        folder = make_folder(target / run.relative_to(setting.runs))
-        for file in (*run.glob("*.safetensors"), *run.glob("*.json")):
-            shutil.copyfile(file, folder / file.name)
-        written.append(folder)
-    if setting.track == "mix":
-        contest = make_contest(first, workers=workers, progress=progress)
-        priced = {e.policy: e.arguments["price"] for e in contest.entries if "price" in e.arguments}
-        write_json(target / PRICES, priced)
-    return written

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerec_gym.agents.base import NOT_SHOWN, Explanation, Observation
 from edgerec_gym.agents.edgerec_rules import Rules
-from edgerec_gym.agents.edgerec_values import Candidate, candidates, features
+from edgerec_gym.agents.edgerec_values import Candidate, PlanValues, candidates, features
 from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
 from edgerec_gym.agents.mix_policies import insertions, net_gains, solve
 from edgerec_gym.agents.mix_values import SlotValues
@@ -46,8 +46,8 @@ class Judge(Protocol):
     """Judges moments for the agent."""
 
     @property
-    def plan_weights(self) -> np.ndarray:
-        """Weights of the features of whole plans; empty if these cannot be compared."""
+    def plan_values(self) -> PlanValues | None:
+        """What whole plans are worth; None if that was not learned."""
 
     def reset(self, mask: np.ndarray) -> None:
         """Forget the rows where `mask` (B,) bool is True; the first call fixes the batch size."""
@@ -97,11 +97,12 @@ class EdgeRec(SlotBySlot):
         self.n_slots = config.page_size  # that plans look ahead, at most
         self._choose = choose
         if choose is None and self.rules.decide.joint:
-            if not len(judge.plan_weights):
+            plans = judge.plan_values
+            if plans is None:
                 raise InputError(
                     f"{name!r} has not learned what whole plans are worth; [decide] joint needs it"
                 )
-            self._choose = self._best
+            self._choose = lambda rows, told, slots: plans.best(told)
         self._off = tuple(name for name in ("click", "deletion") if not getattr(triggers, name))
 
     def reset(self, mask: np.ndarray) -> None:
@@ -147,7 +148,7 @@ class EdgeRec(SlotBySlot):
             planned = candidates(plan, observation, may_ask, decide.order)
             told = features(planned, net, found.gain - self.price, observation)
             plan = _chosen(planned, self._choose(rows, told, self._now[rows]))
-        self._told.keep(rows, plan, found.values.cards, found.gain, self._why[rows])
+        self._told.keep(rows, plan, found.values.cards, found.gain)
         made = {
             "order": plan.scores,
             "insert": insertions(plan.slots, self.config.slate_size),
@@ -172,11 +173,6 @@ class EdgeRec(SlotBySlot):
         most = self.rules.request.per_session
         return may if most is None else may & (self._requests[rows] < most)
 
-    def _best(self, rows: np.ndarray, told: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """The plan that is learned to be worth most, (R,) int64; the agent's own where none is worth more."""
-        worth = (told - told[:, :1]) @ self.judge.plan_weights
-        return np.where(worth.max(1) > 0, worth.argmax(1), 0)
-
     def explain(self, row: int) -> Explanation:
         """Why the last action in a row of the batch was taken; slots are counted from it."""
         at = int(self._position[row]) - 1  # the action has moved it on
@@ -188,7 +184,7 @@ class EdgeRec(SlotBySlot):
             plan=np.where(slots >= 0, slots, NOT_SHOWN),
             uplift=float(told.gain[row]) if first else None,
             price=self.price if first else None,
-            trigger=str(told.trigger[row]) if first else None,
+            trigger=str(self._why[row]) if first else None,
         )
 
 
@@ -200,14 +196,11 @@ class _Told:
         self.matrix = np.zeros((rows, config.n_cards, n_slots))
         self.slots = np.full((rows, config.n_cards), NOT_SHOWN)
         self.gain = np.zeros(rows)
-        self.trigger = np.full(rows, "", object)
 
-    def keep(
-        self, rows: np.ndarray, plan: Candidate, cards: np.ndarray, gain: np.ndarray, trigger: np.ndarray
-    ) -> None:
+    def keep(self, rows: np.ndarray, plan: Candidate, cards: np.ndarray, gain: np.ndarray) -> None:
         """Remember plans of some rows (R,) int64."""
         self.scores[rows], self.slots[rows] = plan.scores, plan.slots
-        self.matrix[rows], self.gain[rows], self.trigger[rows] = cards, gain, trigger
+        self.matrix[rows], self.gain[rows] = cards, gain
 
 
 def _chosen(planned: Sequence[Candidate], choice: np.ndarray) -> Candidate:

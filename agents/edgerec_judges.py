@@ -13,6 +13,7 @@ from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.edgerec import Judgement
 from edgerec_gym.agents.edgerec_network import READ, Behaviour, Coded, EdgeRecNetwork
+from edgerec_gym.agents.edgerec_values import PlanValues
 from edgerec_gym.agents.esan import ESAN
 from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.insertion_runs import AGENTS as INSERTERS
@@ -55,7 +56,7 @@ class Parts:
         self.reranker, self.esan, self.uplift = reranker, esan, uplift
         self._order = RerankPolicy("parts", reranker, threads)
         self._values, self._gain = NetworkValues(esan, threads), UpliftScore(uplift, threads=threads)
-        self.plan_weights = np.zeros(0)
+        self.plan_values = None
         self._price = np.zeros((esan.config.n_cards, 1))
 
     def reset(self, mask: np.ndarray) -> None:
@@ -116,10 +117,12 @@ class JointNetwork:
         self._encoded: list[_Encoded] = []
 
     @property
-    def plan_weights(self) -> np.ndarray:
-        """Weights of whole plans; empty if they were not learned."""
-        weights = self.network.plan.detach().double().numpy()
-        return weights if weights.any() else np.zeros(0)
+    def plan_values(self) -> PlanValues | None:
+        """What whole plans are worth; None if that was not learned."""
+        network = self.network
+        if not network.plan.any():
+            return None
+        return PlanValues(network.plan.double().numpy(), network.plan_spread.double().numpy())
 
     def reset(self, mask: np.ndarray) -> None:
         """Forget what happened in some rows."""

@@ -114,6 +114,7 @@ class EdgeRecNetwork(nn.Module):
         price: (C,) reward that a card of each type must earn beyond what it displaces.
         effect: (2,) scale and shift of the gain of a request.
         plan: (features,) weights of the value of whole plans (edgerec_values.py); zero = not learned.
+        plan_spread: (features, features) how sure they are.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class EdgeRecNetwork(nn.Module):
         self.price = nn.Parameter(torch.zeros(len(config.card_types)))
         self.effect = nn.Parameter(torch.tensor([1.0, 0.0]))
         self.plan = nn.Parameter(torch.zeros(plan_features), requires_grad=False)
+        self.plan_spread = nn.Parameter(torch.zeros(plan_features, plan_features), requires_grad=False)
 
     @property
     def type_of_card(self) -> Tensor:

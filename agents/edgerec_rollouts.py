@@ -162,6 +162,9 @@ class Explorer(Recorder):
 
     def judge(self, observation: Observation, rows: np.ndarray, scores: np.ndarray) -> Judgement:
         """Values and gain with noise; the moment is kept."""
+        if not self._encoded:  # the order is not the agent's to decide
+            self._encoded = self._encode(observation, rows)
+            self._order_noise = np.zeros(scores.shape)
         encoded = self._encoded
         found = super().judge(observation, rows, scores)
         cards = perturbation(self.generator, found.values.cards.shape)

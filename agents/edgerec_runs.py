@@ -27,13 +27,14 @@ class EdgeRecConfig(Config):
 
     hidden: int = bounded(32, 2, 4096)  # width of the order and request heads
     page_views: int = bounded(1, 0, 1)  # 0 hides page views and what was done in them
-    match: float = bounded(0.7, 0.0, 100.0)  # of live match in the order to start with; 1 = device-greedy's
+    match: float = bounded(0.5, 0.0, 100.0)  # of live match in the order to start with; 1 = device-greedy's
     teach_sessions: int = bounded(512, 1, 1_000_000)  # that the parts play
     teach_epochs: int = bounded(15, 1, 10_000)
     teach_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
     updates: int = bounded(60, 0, 1_000_000)  # of the policy gradient
     learning_rate: float = bounded(2e-4, 1e-7, 1.0)  # of Adam, for the heads
-    number_rate: float = bounded(3e-3, 0.0, 1.0)  # for match, prices and effect
+    match_rate: float = bounded(0.01, 0.0, 1.0)  # for the weight of live match
+    price_rate: float = bounded(1e-3, 0.0, 1.0)  # for prices of cards, scale and shift of a request's gain
     batch_size: int = bounded(64, 1, 1_000_000)  # sessions in an update
     samples: int = bounded(4, 2, 1000)  # copies of each session, with noise of their own
     moments: int = bounded(1024, 1, 1_000_000)  # plans of an update that its gradient is taken from
@@ -44,8 +45,8 @@ class EdgeRecConfig(Config):
     discount: float = bounded(0.9, 0.0, 1.0)  # a slot, of what users do later
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
     select_every: int = bounded(20, 1, 1_000_000)  # updates
-    select_sessions: int = bounded(3072, 2, 1_000_000)  # held out, that decide which network is kept
-    compare_sessions: int = bounded(1024, 0, 1_000_000)  # that tell what whole plans are worth; 0: none
+    select_sessions: int = bounded(2048, 2, 1_000_000)  # held out, that decide which network is kept
+    compare_sessions: int = bounded(1536, 0, 1_000_000)  # that tell what whole plans are worth; 0: none
     compare_penalty: float = bounded(30.0, 0.0, 1e6)  # of the regression, moments
 
 

@@ -174,11 +174,15 @@ class EdgeRecTrainer:
             self.network = make_network(copy.deepcopy(parts.esan), settings)
         self.network.esan.perception.requires_grad_(False)
         self.best, self.taught = (copy.deepcopy(self.network) for _ in range(2))
-        numbers = [self.network.match, self.network.price, self.network.effect]
-        apart = {id(p) for p in numbers}
-        heads = [p for p in self.network.parameters() if p.requires_grad and id(p) not in apart]
+        network = self.network
+        apart = {id(network.match), id(network.price), id(network.effect)}
+        heads = [p for p in network.parameters() if p.requires_grad and id(p) not in apart]
         self.optimizer = torch.optim.Adam(
-            [{"params": heads, "lr": settings.learning_rate}, {"params": numbers, "lr": settings.number_rate}]
+            [
+                {"params": heads, "lr": settings.learning_rate},
+                {"params": [network.match], "lr": settings.match_rate},
+                {"params": [network.price, network.effect], "lr": settings.price_rate},
+            ]
         )
 
     def both(self) -> torch.nn.ModuleDict:
@@ -249,7 +253,7 @@ class EdgeRecTrainer:
         now = self._means(self.network, moments)
         with torch.no_grad():
             before = self._means(self.taught, moments)
-        noises = (told["order_noise"], told["card_noise"], told["request_noise"])
+        noises = (told["order_noise"], told["card_noise"], told["request_noise"][:, None])
         score, divergence = torch.zeros(len(advantage)), torch.zeros(())
         for mean, was, noise, sigma in zip(
             now, before, noises, (s.order_noise, s.card_noise, s.request_noise), strict=True
@@ -270,11 +274,11 @@ class EdgeRecTrainer:
 
     # --- select, compare ------------------------------------------------------------------------------
 
-    def held_out(self, judge: Any, **options: Any) -> np.ndarray:
+    def held_out(self, judge: Any) -> np.ndarray:
         """Reward (sessions,) of the agent, without noise, in held-out sessions."""
         s, values = self.settings, []
         for first in range(0, s.select_sessions, ROWS):
-            policy = self.agent(judge, **options)
+            policy = self.agent(judge)
             values.append(self.play(policy, SELECT + first, min(ROWS, s.select_sessions - first)).sum((1, 2)))
         return np.concatenate(values)
 
@@ -307,8 +311,14 @@ class EdgeRecTrainer:
             at = ahead[np.arange(len(ahead)), np.maximum(branch.slot, 0)].reshape(sessions, N_CANDIDATES)
             told.append(branch.told[::N_CANDIDATES][there])
             worth.append(at[there])
-        weights = fit(np.concatenate(told), np.concatenate(worth), s.compare_penalty)
+        found = fit(np.concatenate(told), np.concatenate(worth), s.compare_penalty)
         with torch.no_grad():
-            self.best.plan.copy_(torch.from_numpy(weights))
-        figures = {"weights": dict(zip(FEATURES, weights.round(5).tolist(), strict=True))}
+            self.best.plan.copy_(torch.from_numpy(found.weights))
+            self.best.plan_spread.copy_(torch.from_numpy(found.spread))
+        figures = {
+            name: {"weight": float(weight), "standard_error": float(error)}
+            for name, weight, error in zip(
+                FEATURES, found.weights, np.linalg.norm(found.spread, axis=0), strict=True
+            )
+        }
         self.record = self.record | {"compare": figures}

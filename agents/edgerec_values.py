@@ -5,12 +5,13 @@ request throws away an order that has just been found. What a whole plan is wort
 copies of a session of learned users share their random numbers, differ by one plan, and are then played on by
 the agent as it is. A phone can neither run the cloud nor the simulator, so what the rollouts say is
 distilled into a linear function of a few figures of the plan (ridge regression on differences from the plan
-that the agent would have played).
+that the agent would have played). Another plan than the agent's own is played only where it is surely better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ FEATURES = (
     "request_and_cards",
 )
 N_CANDIDATES = 6  # with both orders
+SURE = 1.64  # standard errors by which another plan must be better
+LEAST_SCALE = 1e-6
 
 
 class Candidate(NamedTuple):
@@ -110,21 +113,43 @@ def features(
     return np.stack(told, 1)
 
 
-def fit(told: np.ndarray, worth: np.ndarray, penalty: float) -> np.ndarray:
-    """Weights (F,) of a ridge regression of what plans were worth on their figures.
+@dataclass(frozen=True, eq=False)
+class PlanValues:
+    """What rollouts say that plans are worth, linear in their figures (F), and how sure that is.
+
+    Attributes:
+        weights: (F,) reward per unit.
+        spread: (F, F) such that the standard error of `x @ weights` is the length of `spread @ x`.
+    """
+
+    weights: np.ndarray
+    spread: np.ndarray
+
+    def best(self, told: np.ndarray) -> np.ndarray:
+        """The best (R,) of the plans told (R, P, F); the first, where none is surely better."""
+        more = told - told[:, :1]
+        surely = more @ self.weights - SURE * np.linalg.norm(more @ self.spread.T, axis=2)
+        return np.where(surely.max(1) > 0, surely.argmax(1), 0)
+
+
+def fit(told: np.ndarray, worth: np.ndarray, penalty: float) -> PlanValues:
+    """Ridge regression of what plans were worth on their figures, with errors that sessions cluster.
 
     Args:
         told: (R, P, F) of the P plans of R moments; the first is the agent's own.
         worth: (R, P) reward that followed.
-        penalty: of the weights, in moments of unit variance.
+        penalty: of the weights, in plans whose figures have unit variance.
     """
-    x = (told[:, 1:] - told[:, :1]).reshape(-1, told.shape[2])
-    y = (worth[:, 1:] - worth[:, :1]).ravel()
-    differs = np.abs(x).max(1) > 0  # a request that is not allowed is the same plan
-    x, y = x[differs], y[differs]
-    scale = np.sqrt(np.mean(x**2, axis=0)) + 1e-6
+    x, y = told[:, 1:] - told[:, :1], worth[:, 1:] - worth[:, :1]  # plans that do not differ tell nothing
+    scale = np.sqrt(np.mean(x**2, axis=(0, 1))) + LEAST_SCALE
     z = x / scale
-    return np.linalg.solve(z.T @ z + penalty * np.eye(z.shape[1]), z.T @ y) / scale
+    inverse = np.linalg.inv(np.einsum("rpf,rpg->fg", z, z) + penalty * np.eye(z.shape[2]))
+    weights = inverse @ np.einsum("rpf,rp->f", z, y)
+    of_moment = np.einsum("rpf,rp->rf", z, y - z @ weights)  # the copies of a session share their luck
+    spread = np.linalg.cholesky(
+        inverse @ (of_moment.T @ of_moment) @ inverse + LEAST_SCALE**2 * np.eye(len(scale))
+    )
+    return PlanValues(weights / scale, spread.T / scale)
 
 
 class Branch:
@@ -144,6 +169,7 @@ class Branch:
         """Choose for the rows (R,) that plan now, at `slots` (R,)."""
         now = self.count[rows] == self.at[rows]
         self.count[rows] += 1
+        self.told[rows[now]] = told[now, :1]  # copies without a candidate of their own play the agent's
         self.told[rows[now], : told.shape[1]] = told[now]
         self.slot[rows[now]] = slots[now]
         return np.where(now & (self.copy[rows] < told.shape[1]), self.copy[rows], 0)

@@ -16,17 +16,18 @@ import numpy as np
 
 from edgerec_gym.agents import contest_rows as rows_of
 from edgerec_gym.agents.contests import (
-    SHIPPED_SCENARIO,
     Contest,
     Setting,
     check_policies,
+    is_own,
     is_trained,
     make_contest,
-    shipped_folder,
     track_module,
     tracks,
+    train,
 )
 from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.shipping import SHIPPED_SCENARIO, shipped_folder
 from edgerec_gym.agents.track_plots import PICTURES
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, play_times, played, save_rows
 from edgerec_gym.config import SHIFTS
@@ -103,7 +104,7 @@ def plan(order: Order, base: str | Path) -> list[str]:
     for setting in settings_of(order, Path(base)):
         needed, entries = setting.run_folders(), len(setting.entries())
         for name in setting.policies:
-            if ":" in name:  # better known before the work
+            if is_own(name):  # better known before the work
                 find_policy(name, track_module(setting.track).ENV_ID, setting.scenario, "synthetic")
                 entries += 1
         missing = sum(not is_trained(run) for run in needed)
@@ -220,8 +221,7 @@ def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any
         if setting.track in PICTURES:
             PICTURES[setting.track](rows, file.with_name(f"{setting.track}-{setting.scenario}.png"))
     elif not order.quick and not all(map(is_trained, setting.run_folders())):
-        seeds = range(setting.seeds)
-        module.train_all(folder, setting.scenario, setting.sizes, seeds, *options.values())
+        train(setting, **options)
 
 
 def _with_oracle(contest: Contest, place: Place, play: Callable[..., rows_of.Played]) -> rows_of.Played:
@@ -236,8 +236,11 @@ def _playable(contest: Contest, place: Place) -> list[Entry]:
     """Entries that can play learned users: not those that read the ground truth."""
 
     def reads(entry: Entry) -> bool:
-        own = ":" in entry.policy
-        return entry.policy == contest.oracle or own and hasattr(entry.make(place, **entry.arguments), "bind")
+        return (
+            entry.policy == contest.oracle
+            or is_own(entry.policy)
+            and hasattr(entry.make(place, **entry.arguments), "bind")
+        )
 
     return [entry for entry in contest.entries if not reads(entry)]
 

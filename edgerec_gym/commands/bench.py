@@ -49,8 +49,8 @@ Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
-        help="Only this one, beside keep and the oracle; several times for more. One's own as module:Class "
-        "joins those that play.",
+        help="Only this one, beside keep and the oracle; several times for more. One's own, module:Class or "
+        "a run's folder, joins those that play.",
     ),
 ]
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
@@ -93,6 +93,7 @@ def whole(
         return
     from edgerec_gym.agents import whole_benchmark as benchmark
     from edgerec_gym.agents.contest_rows import leaderboards
+    from edgerec_gym.benchmark import saved_rows
     from edgerec_gym.report import require_matplotlib
 
     order = benchmark.Order(
@@ -108,7 +109,9 @@ def whole(
     target = results or (RESULTS if order.complete else base)
     if order.complete:
         require_matplotlib()  # better known before the work
-    for line in benchmark.plan(order, base):
+    lines = benchmark.plan(order, base)
+    saved_rows(target / f"{benchmark.NAME}.json")
+    for line in lines:
         console.note(line)
     with (
         console.interruptible(f"what is finished in {base} is kept; the same command resumes"),
@@ -120,7 +123,7 @@ def whole(
         return
     for title, (header, body) in leaderboards(rows).items():
         console.print_table(title, header, body)
-    print(f"rows: {target / benchmark.NAME}.json")
+    print(f"rows: {target / f'{benchmark.NAME}.json'}")
 
 
 def track(
@@ -136,9 +139,9 @@ def track(
     as_json: AsJson = False,
 ) -> None:
     """Run one track, write its rows and its picture, print its tables."""
-    from edgerec_gym.agents.contests import chosen, track_module
+    from edgerec_gym.agents.contests import chosen, is_own, track_module
     from edgerec_gym.agents.track_plots import PICTURES
-    from edgerec_gym.benchmark import save_rows
+    from edgerec_gym.benchmark import save_rows, saved_rows
     from edgerec_gym.report import require_matplotlib
 
     name = str(context.info_name)
@@ -147,7 +150,7 @@ def track(
     if others:
         raise InputError("a track plays one scenario at a time; give --scenario once")
     if scenario not in module.FULL:
-        raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(module.FULL)}")
+        raise InputError(f"the track {name} runs on {', '.join(module.FULL)}; got the scenario {scenario!r}")
     if name in PICTURES:
         require_matplotlib()  # better known before the work
     sizes = module.QUICK if quick else module.FULL[scenario]
@@ -155,13 +158,14 @@ def track(
         sizes = replace(sizes, sessions=sessions)
     suffix = f"{scenario}{'-quick' if quick else ''}"
     out, results = out or RUNS / f"bench-{name}-{suffix}", results or RESULTS / f"{name}.json"
+    saved_rows(results)  # a file that is none is better known before the work, too
     options: dict[str, Any] = {"scenario": scenario, "sizes": sizes, "workers": workers}
     options["seeds"] = 1 if quick else seeds
     if policies:
         if "policies" not in inspect.signature(module.run).parameters:
             raise InputError(f"the track {name} always plays all of its policies; leave --policy out")
-        only_own = all(":" in policy for policy in policies)
-        options["policies"] = chosen(name, policies) if only_own else policies
+        joins = name in ("rerank", "joint") and all(is_own(policy) for policy in policies)
+        options["policies"] = chosen(name, policies) if joins else policies
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
