@@ -16,7 +16,7 @@ import numpy as np
 from edgerec_gym.agents import checkpoint, request_dqn
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.contests import own_entry
+from edgerec_gym.agents.contests import is_own, own_entry
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.request_curves import curve_rows
@@ -124,7 +124,7 @@ def learner_score(run: str | Path, scenario: Scenario) -> Score:
 def own_entries(names: Sequence[str]) -> list[Entry]:
     """Policies of the user's own; InputError if there is no such one."""
     for name in names:
-        if ":" not in name:
+        if not is_own(name):
             raise InputError(
                 f"unknown policy {name!r}: the track always plays all of its own; yours joins as module:Class"
             )
@@ -201,7 +201,7 @@ def run(
         scenario: one of :data:`FULL`.
         sizes: how much work; None for the full run of the scenario.
         seeds: training seeds 0, 1, ...
-        policies: of one's own that play, too, as module:Class.
+        policies: of one's own that play, too, as module:Class or a run's folder.
         workers: processes.
         progress: called with (done, in all, text).
 
