@@ -138,7 +138,7 @@ def aggregate_rows(tasks: Sequence[dict[str, np.ndarray]], sessions: int) -> Row
         for other, others in scores.items():
             if interquartile_mean(own) > interquartile_mean(others):
                 found = stratified_interval([own, others], probability_of_improvement)
-                more = {"against": other, "tasks": len(tasks)}
+                more: dict[str, Any] = {"against": other, "tasks": len(tasks)}
                 rows.append(row(policy, "probability_of_improvement", found, len(own), sessions, **more))
     return rows
 
