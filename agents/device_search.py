@@ -24,6 +24,7 @@ class BeamConfig(Config):
     beams: int = bounded(4, 1, 1_000_000)
     candidates: int = bounded(12, 1, 10_000)
     stability: float = bounded(0.95, 0.0, 1.0)
+    every: int = bounded(1, 1, 1000)
 
 
 class Beginnings(NamedTuple):
@@ -33,7 +34,7 @@ class Beginnings(NamedTuple):
         cards: (W, places so far) int64.
         above: (W, H) float32.
         pending: (W, lookahead, H) float32, the highest place first.
-        pending_base: (W, lookahead) float32.
+        pending_base: (W, lookahead, 2) float32.
         settled: (W, 1) float32.
         stay: (W, 1) float32.
     """
@@ -98,7 +99,7 @@ class BeamSearch:
             np.zeros((1, 0), np.int64),
             encoded["start"][0],
             np.zeros((1, self.lookahead, hidden), np.float32),
-            np.zeros((1, self.lookahead), np.float32),
+            np.zeros((1, self.lookahead, 2), np.float32),
             np.zeros((1, 1), np.float32),
             np.ones((1, 1), np.float32),
         )
@@ -130,7 +131,7 @@ class BeamSearch:
             best = np.argsort(-value, axis=None, kind="stable")[: min(s.beams, (len(value) * (m - place)))]
             parent, card = np.divmod(best, m)
             value = value[parent, card]
-            base = np.column_stack([old.pending_base[parent], some["base"][card]])
+            base = np.concatenate([old.pending_base[parent], some["base"][card, None]], axis=1)
             stay = old.stay[parent]
             old = Beginnings(
                 np.column_stack([old.cards[parent], card]),

@@ -28,6 +28,7 @@ from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
 from edgerec_gym.agents.rerank_data import Requests, RequestStream, split_requests
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes
+from edgerec_gym.agents.surrogate import PurchaseSurrogate
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -120,6 +121,7 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
         network = build(reader.config, settings, tuple(record["identified"]), record["seed"])
         train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
+        self.purchase = PurchaseSurrogate.fit(train) if isinstance(settings, EvaluatorConfig) else None
         self.stopping = held_lists(stop, network.list_size)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
             raise InputError(
@@ -128,8 +130,15 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
             )
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the lists that follow the requests `index` (B,) of a chunk."""
-        return self._loss(self.network.judge(exposed_lists(chunk, index, self.network.list_size)))
+        """Mean loss of the lists that follow the requests `index` (B,) of a chunk.
+
+        An evaluator sees every other list as a search would that has got to a place of it.
+        """
+        lists = exposed_lists(chunk, index, self.network.list_size, self.purchase)
+        if isinstance(self.network, ESAN):
+            return self._loss(self.network.judge(lists))
+        cut = torch.randint(1, 2 * self.network.list_size, (len(index),), generator=generator)
+        return self._loss(self.network.judge(lists, cut))
 
     def stopping_figure(self) -> float:
         """Mean loss of the stopping sessions' lists."""

@@ -37,7 +37,7 @@ from edgerec_gym.agents.generator_runs import (
     network_settings,
 )
 from edgerec_gym.agents.plan_rollouts import plan_decisions
-from edgerec_gym.agents.pointer_net import PointerNet, demonstration_loss
+from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.policy_gradient import (
     Decisions,
     PolicyGradientConfig,
@@ -201,6 +201,8 @@ class GeneratorTrainer:
         """Draw lists, reward them, and take the gradient steps of one update."""
         done = self.record["steps"]
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + done) % 2**63)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(done)
         requests = self._next_requests()
         if self.distils:
             assert requests is not None
@@ -254,9 +256,9 @@ class GeneratorTrainer:
         weight = self.settings.demonstration_weight(self.record["steps"])
         if requests is None or not weight:
             return
-        candidates = self.network.encode(to_tensors(requests.observation))
+        observation = to_tensors(requests.observation)
         shown, click = torch.from_numpy(requests.shown), torch.from_numpy(requests.click)
-        (weight * demonstration_loss(self.network, candidates, shown, click, generator)).backward()
+        (weight * self.network.loss(observation, shown, click, generator)).backward()
 
     def _distil(self, observation: TensorObservation) -> float:
         """Take a step towards the lists that the search picks; returns their mean value."""
