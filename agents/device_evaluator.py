@@ -18,6 +18,7 @@ from edgerec_gym.agents.device_layers import (
     card_weight,
     gru_layer,
     gru_weights,
+    layer,
     linear,
     logit_column,
 )
@@ -69,8 +70,9 @@ class _Head:
 def _encode_graph(network: ListEvaluator) -> bytes:
     """Inputs of a re-ranker and `screen` (lookahead, F + T) -> what lists are made of.
 
-    Outputs: `codes` (n, H); `base` (n, 2), logits of base ctr and base cvr; `gates` (n, 3 H), what each card does to the GRU's gates, and
-    `parts` (n, (lookahead + 1) H), to the layer behind it; `start` (1, 1, H), the GRU after the screen.
+    Outputs: `codes` (n, H); `base` (n, 2), logits of click and purchase by the card alone; `gates` (n, 3 H),
+    what each card does to the GRU's gates, and `parts` (n, (lookahead + 1) H), to the layer behind it; `start`
+    (1, 1, H), the GRU after the screen.
     """
     config, hidden, d = network.config, network.settings.hidden, network.config.embedding_size
     n_card, lookahead = config.n_item_features + config.n_types, config.lookahead
@@ -84,8 +86,10 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     weight_ih = array(network.above.weight_ih_l0)
     linear(g, codes, weight_ih.T, array(network.above.bias_ih_l0), name="gates")
     linear(g, codes, _Head(network).by_card, name="parts")
-    conversion = logit_column(g, g.cards, d + BASE_CVR, LEAST_CVR)
-    g("Concat", g.base, conversion, axis=1, name="base")
+    conversion = g(
+        "Mul", logit_column(g, g.cards, d + BASE_CVR, LEAST_CVR), g.floats(network.conversion.item())
+    )
+    g("Add", g("Concat", g.base, conversion, axis=1), _alone(g, network, n_card), name="base")
     if lookahead:
         screen = g.input("screen", [lookahead, n_card])
         present = g("Sign", g("ReduceMax", g("Abs", screen), g.integers([1])))  # (lookahead, 1)
@@ -107,6 +111,15 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     return g.serialise("encode")
 
 
+def _alone(g: ListGraph, network: ListEvaluator, n_card: int) -> str:
+    """Logits of click and purchase that the card by itself adds, (n, 2)."""
+    first, second, last = network.alone[0], network.alone[2], network.alone[4]
+    assert isinstance(first, nn.Linear)
+    of_cards, of_session = np.split(array(first.weight), [n_card], axis=1)
+    inner = g("Add", g.of_cards(of_cards, array(first.bias)), linear(g, g.session, of_session.T))
+    return layer(g, g("Relu", layer(g, g("Relu", inner), second)), last)
+
+
 def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: str) -> tuple[str, str]:
     """Value of places if the user is still there (..., 1), and the probability of staying behind each.
 
@@ -114,7 +127,7 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
         g: takes the nodes.
         network: the evaluator.
         inner: (..., H) what the layer behind the GRU reads, before it bends.
-        base: (..., 2) logits of base ctr and base cvr.
+        base: (..., 2) logits of click and purchase by the card alone.
         there: (..., 1) 1 where there is a place, else 0.
     """
     last, s, identified = network.head[2], network.settings, network.identified
@@ -123,7 +136,7 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
     logits = g("Add", logits, g.floats(array(last.bias) * scale + shift))
     residual = np.zeros((2, 4), np.float32)
     residual[0, CLICK] = scale[CLICK]
-    residual[1, PURCHASE] = scale[PURCHASE] * array(network.conversion)
+    residual[1, PURCHASE] = scale[PURCHASE]
     logits = g("Add", logits, g("MatMul", base, g.floats(residual)))
     p = g("Sigmoid", logits)
     # click * (w_click + w_purchase p_purchase + w_long p_long), where the log can tell these.
@@ -143,8 +156,8 @@ def _extend_graph(network: ListEvaluator) -> bytes:
     """Add each of m cards to each of W beginnings.
 
     Inputs: `gates` and `parts` of the m cards, `base` (m, 2); `place` () int64, where a card stands; `above`
-    (W, H); `pending` (W, lookahead, H) and `pending_base` (W, lookahead, 2); `there` (lookahead + 1,), 1 where
-    there is such a place; `settled` (W, 1), the value of the places before, and `stay` (W, 1), the
+    (W, H); `pending` (W, lookahead, H) and `pending_base` (W, lookahead, 2); `there` (lookahead + 1,), 1
+    where there is such a place; `settled` (W, 1), the value of the places before, and `stay` (W, 1), the
     probability of being there still.
 
     Outputs: `value` (W, m) of the longer beginning; `new_above` (W, m, H); `new_pending`

@@ -30,7 +30,14 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch
-from edgerec_gym.agents.perception import BASE_CVR, SEQUENCES, Perception, base_logit, candidate_cards, card_features
+from edgerec_gym.agents.perception import (
+    BASE_CVR,
+    SEQUENCES,
+    Perception,
+    base_logit,
+    candidate_cards,
+    card_features,
+)
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.reranker import TensorObservation, pool_present, to_tensors
 from edgerec_gym.config import Config, FeedConfig, bounded
@@ -47,6 +54,7 @@ class EvaluatorConfig(Config):
 
     learning_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
     final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last epoch
+    ranking: float = bounded(0.0, 0.0, 1e3)  # weight of the clicks' order within a list, beside their rates
     batch_size: int = bounded(256, 1, 1_000_000)  # lists in a gradient step
     epochs: int = bounded(20, 1, 10_000)  # at most
     patience: int = bounded(3, 1, 10_000)  # epochs without a smaller loss that end the training
@@ -68,7 +76,7 @@ class EncodedCards(NamedTuple):
 
     Attributes:
         codes: (B, M, H) float32.
-        base: (B, M, 2) float32 logits of the base ctr and of the base cvr.
+        base: (B, M, 2) float32 logits of a click and of a purchase, as far as a card by itself tells them.
         screen: (B, L, H) float32, the cards above the list.
     """
 
@@ -97,8 +105,9 @@ class ListEvaluator(nn.Module):
     """Probabilities of :data:`~edgerec_gym.agents.exposed_lists.OUTCOMES` at every place of a list.
 
     Purchases and long page views are conditional on the click and multiplied with it. The click's logit is
-    that of the base ctr plus what the network adds, which is nothing before training; likewise the purchase's
-    logit builds on the base cvr, since logs have too few purchases to learn from them alone.
+    that of the base ctr plus what the network adds, which is nothing before training: what the card by itself
+    says, as a pointwise re-ranker does, and what the list says. Likewise the purchase's logit builds on the
+    base cvr, since logs have too few purchases to learn from them alone.
 
     Args:
         config: gives the sizes.
@@ -128,6 +137,15 @@ class ListEvaluator(nn.Module):
         nn.init.zeros_(last.weight)
         with torch.no_grad():  # start at rare events: a click is left to the base ctr
             last.bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
+        self.alone = nn.Sequential(
+            nn.Linear(n_card + config.n_user_features + context_size(config), 2 * hidden),
+            nn.ReLU(),
+            nn.Linear(2 * hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 2),
+        )
+        nn.init.zeros_(self.alone[-1].weight)
+        nn.init.zeros_(self.alone[-1].bias)
         self.conversion = nn.Parameter(torch.tensor(CONVERSION))  # logits of a purchase per logit of base cvr
         # Platt scaling, fitted once after training: logit -> scale * logit + shift.
         self.scale = nn.Parameter(torch.ones(len(OUTCOMES)), requires_grad=False)
@@ -142,10 +160,13 @@ class ListEvaluator(nn.Module):
         for name, behaviour in self.perception(observation).items():
             attended = self.attention[name](query, behaviour.items, behaviour.values, behaviour.present)
             parts.append(attended)
-        session = self.session(torch.cat((observation["user"], observation["context"]), -1))
-        parts.append(session.unsqueeze(1).expand(-1, cards.shape[1], -1))
+        session = torch.cat((observation["user"], observation["context"]), -1)
+        alone = torch.cat((features, session.unsqueeze(1).expand(-1, cards.shape[1], -1)), -1)
+        parts.append(self.session(session).unsqueeze(1).expand(-1, cards.shape[1], -1))
+        conversion = self.conversion * torch.logit(cards[..., d + BASE_CVR], LEAST_CVR)
+        base = torch.stack((base_logit(cards, d), conversion), -1) + self.alone(alone)
         screen = torch.tanh(self.screen(card_features(observation["screen"], d)))
-        return EncodedCards(torch.relu(self.card(torch.cat(parts, -1))), base_logits(cards, d), screen)
+        return EncodedCards(torch.relu(self.card(torch.cat(parts, -1))), base, screen)
 
     def encode_pool(self, observation: TensorObservation) -> EncodedCards:
         """Encode the pool rows, so that lists are rows of the pool."""
@@ -169,8 +190,7 @@ class ListEvaluator(nn.Module):
             below = [card * ~hidden_below(cut, n_places, 1 + k).unsqueeze(-1) for k, card in enumerate(below)]
         logits = self.head(torch.cat((cards, above, *below), -1))
         residual = torch.zeros_like(logits)
-        residual[..., CLICK] = encoded.base[..., 0]
-        residual[..., PURCHASE] = encoded.base[..., 1] * self.conversion
+        residual[..., [CLICK, PURCHASE]] = encoded.base
         return logits + residual
 
     @property
@@ -234,12 +254,6 @@ class ListEvaluator(nn.Module):
         alone = torch.arange(present.shape[1], device=present.device).view(1, -1, 1)
         rows = alone.expand(len(present), -1, -1).masked_fill(~present.unsqueeze(-1), NOT_SHOWN)
         return self.values(encoded, rows)
-
-
-def base_logits(cards: Tensor, embedding_size: int) -> Tensor:
-    """Logits of base ctr and base cvr of item features (..., F); (..., 2)."""
-    conversion = torch.logit(cards[..., embedding_size + BASE_CVR], LEAST_CVR)
-    return torch.stack((base_logit(cards, embedding_size), conversion), -1)
 
 
 def hidden_below(cut: Tensor, n_places: int, distance: int) -> Tensor:

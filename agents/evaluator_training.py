@@ -28,7 +28,7 @@ from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
 from edgerec_gym.agents.rerank_data import Requests, RequestStream, split_requests
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes
-from edgerec_gym.agents.surrogate import PurchaseSurrogate
+from edgerec_gym.agents.surrogate import PurchaseSurrogate, logged_actions
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -121,7 +121,8 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
         network = build(reader.config, settings, tuple(record["identified"]), record["seed"])
         train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
-        self.purchase = PurchaseSurrogate.fit(train) if isinstance(settings, EvaluatorConfig) else None
+        judges = isinstance(settings, EvaluatorConfig)
+        self.purchase = PurchaseSurrogate.fit(logged_actions(train)) if judges else None
         self.stopping = held_lists(stop, network.list_size)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
             raise InputError(
@@ -138,7 +139,8 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
         if isinstance(self.network, ESAN):
             return self._loss(self.network.judge(lists))
         cut = torch.randint(1, 2 * self.network.list_size, (len(index),), generator=generator)
-        return self._loss(self.network.judge(lists, cut))
+        found = self.network.judge(lists, cut)
+        return self._loss(found) + self.network.settings.ranking * order_loss(found)
 
     def stopping_figure(self) -> float:
         """Mean loss of the stopping sessions' lists."""
@@ -175,6 +177,13 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
                 "calibration_error": calibration_error(calibrated, outcome),
             }
         return figures
+
+
+def order_loss(found: Judged) -> Tensor:
+    """Cross-entropy of the clicks with the softmax of their logits in a list, a place (list softmax)."""
+    logits, click = found.logits[..., CLICK], found.outcomes[..., CLICK] * found.answered
+    log_p = logits.masked_fill(~found.answered, torch.finfo(logits.dtype).min).log_softmax(-1)
+    return -(click * log_p).sum() / found.answered.sum().clamp(min=1)
 
 
 def held_lists(stream: RequestStream, horizon: int, most: int = MOST_HELD) -> list[ListBatch]:

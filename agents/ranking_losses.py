@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def log_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
-    """Binary cross-entropy of clicks weighted by their worth, mean over the shown cards; a score is a logit."""
+    """Binary cross-entropy of clicks, mean over the shown cards; `score` is a logit."""
     score, click = score[shown], click[shown]
     return (click * functional.softplus(-score) + (click == 0) * functional.softplus(score)).mean()
 

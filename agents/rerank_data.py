@@ -58,7 +58,7 @@ class Requests:
     def batch(
         self, index: np.ndarray, worth: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> RequestBatch:
-        """Build the observations of the requests `index` (B,); `worth` weighs clicks by their response rows."""
+        """Build the observations of the requests `index` (B,); a click counts 1, or its `worth`."""
         session, slot, click = self.session[index], self.slot[index], self.click[index]
         if worth is not None:
             click = self.log.labels(session, slot, self.shown.shape[1], worth)[1]

@@ -1,13 +1,13 @@
-"""Expected purchases of opened cards by what users did there: a label with far less noise than the purchase.
+"""Expected purchases of opened cards by what users did there: labels with less noise than purchases.
 
-A log has ten times as many long looks, carts and favourites as purchases. Their regression on these actions is
-a surrogate index (Athey et al., NBER 26463, 2019): where a purchase depends on a card through them, a network
-that learns the index learns the same expectation from far fewer sessions.
+A log has ten times as many long looks, carts and favourites as purchases. The regression of purchases on
+these actions is a surrogate index (Athey et al., NBER 26463, 2019): as far as a card leads to purchases
+through them, a network that learns the index learns the same expectation from far fewer sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -32,13 +32,13 @@ class PurchaseSurrogate:
         self.weight, self.bias = weight, bias
 
     @classmethod
-    def fit(cls, stream: RequestStream) -> PurchaseSurrogate | None:
-        """Fit to all clicks of a stream's sessions; None where the log has too few purchases."""
-        parts = [chunk.log.sessions.actions for chunk in stream.chunks()]
-        actions = np.concatenate([part[part[:, CLICK] > 0] for part in parts] or [np.zeros((0, BUY + 1))])
-        bought = actions[:, BUY] > 0
-        if bought.sum() < LEAST_PURCHASES:
+    def fit(cls, parts: Iterable[np.ndarray]) -> PurchaseSurrogate | None:
+        """Fit to the clicks among response rows, arrays (P, 19); None where too few have bought."""
+        clicked = [part[part[:, CLICK] > 0] for part in parts]
+        if sum(int((part[:, BUY] > 0).sum()) for part in clicked) < LEAST_PURCHASES:
             return None
+        actions = np.concatenate(clicked)
+        bought = actions[:, BUY] > 0
         x = torch.from_numpy(features(actions).astype(np.float64))
         y = torch.from_numpy(bought.astype(np.float64))
         parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
@@ -63,12 +63,16 @@ class PurchaseSurrogate:
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
 
-def click_worth(
-    stream: RequestStream, purchase_weight: float
-) -> Callable[[np.ndarray], np.ndarray] | None:
+def click_worth(stream: RequestStream, purchase_weight: float) -> Callable[[np.ndarray], np.ndarray] | None:
     """What a click is worth by its response row: 1 + weight x expected purchases; None where it is 1."""
-    surrogate = PurchaseSurrogate.fit(stream) if purchase_weight else None
+    surrogate = PurchaseSurrogate.fit(logged_actions(stream)) if purchase_weight else None
     return None if surrogate is None else lambda actions: 1 + purchase_weight * surrogate(actions)
+
+
+def logged_actions(stream: RequestStream) -> Iterator[np.ndarray]:
+    """Response rows of all slots of a stream's sessions, arrays (P, 19)."""
+    for chunk in stream.chunks():
+        yield chunk.log.sessions.actions
 
 
 def features(actions: np.ndarray) -> np.ndarray:

@@ -12,8 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from edgerec_gym.agents import evaluator_training
+from edgerec_gym.agents.epochs import new_record
 from edgerec_gym.agents.evaluator import (
     CLICK,
+    CONVERSION,
+    LEAST_CVR,
     LEAVE,
     PURCHASE,
     EncodedCards,
@@ -23,6 +26,7 @@ from edgerec_gym.agents.evaluator import (
     outcome_losses,
 )
 from edgerec_gym.agents.evaluator_training import (
+    EvaluatorTrainer,
     build,
     calibration_error,
     load_evaluator,
@@ -30,16 +34,17 @@ from edgerec_gym.agents.evaluator_training import (
     train,
 )
 from edgerec_gym.agents.exposed_lists import OUTCOMES, exposed_lists
-from edgerec_gym.agents.perception import base_logit
+from edgerec_gym.agents.perception import BASE_CVR, base_logit
 from edgerec_gym.agents.rerank_data import split_requests
 from edgerec_gym.agents.reranker import RerankerConfig
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch, _settled
 from edgerec_gym.agents.supervised import build as build_reranker
+from edgerec_gym.agents.surrogate import PurchaseSurrogate
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import BUY
+from edgerec_gym.users.base import BUY, PAGE_VIEW
 from edgerec_gym.users.base import CLICK as CLICK_ACTION
 from edgerec_gym.users.base import LEAVE as LEAVE_ACTION
 from tests.small_pools import all_lists, moments, stir
@@ -69,6 +74,8 @@ def test_an_untrained_evaluator_leaves_clicks_to_the_base_ctr() -> None:
     encoded = network.encode_pool(observation)
     logits = network.logits(encoded, torch.ones(3, 20, dtype=torch.bool))
     torch.testing.assert_close(logits[..., CLICK], base_logit(observation["pool"], 16))
+    conversion = torch.logit(observation["pool"][..., 16 + BASE_CVR], LEAST_CVR)
+    torch.testing.assert_close(logits[..., PURCHASE], CONVERSION * conversion - 2.0)
 
 
 def test_a_place_sees_all_above_and_what_is_on_screen_below(evaluator: ListEvaluator) -> None:
@@ -94,6 +101,19 @@ def test_the_end_of_a_list_is_not_seen_from_afar(evaluator: ListEvaluator) -> No
     short = evaluator.logits(encoded, (torch.arange(8) < 6).expand(2, -1))
     torch.testing.assert_close(short[:, :4], whole[:, :4])
     assert (short[:, 5] - whole[:, 5]).abs().max() > 1e-5
+
+
+def test_cut_lists_are_judged_as_their_beginnings(evaluator: ListEvaluator) -> None:
+    """So training shows a search's beginnings, and still all answers of a list."""
+    encoded = evaluator.encode_pool(moments(3))
+    encoded = EncodedCards(encoded.codes[:, :8], encoded.base[:, :8], encoded.screen)
+    whole = torch.ones(3, 8, dtype=torch.bool)
+    uncut, found = evaluator.logits(encoded, whole), evaluator.logits(encoded, whole, torch.tensor([1, 5, 9]))
+    for session, cut in enumerate((1, 5, 9)):
+        beginning = evaluator.logits(encoded, (torch.arange(8) < cut).expand(3, -1))[session, :cut]
+        torch.testing.assert_close(found[session, :cut], beginning)
+        torch.testing.assert_close(found[session, cut:], uncut[session, cut:])
+    assert (found[1, 4] - uncut[1, 4]).abs().max() > 1e-5
 
 
 def test_learns_what_the_card_below_does_to_the_one_above() -> None:
@@ -158,6 +178,31 @@ def test_lists_are_what_the_log_shows(logs: Path) -> None:
         ended_early += n < 10
         cards += int((batch.cards[k, :n, 21:].any(1)).sum())
     assert ended_early and cards, "some lists end early, some hold mix-in cards"
+
+
+def test_expected_purchases_stand_in_for_those_that_were_made() -> None:
+    """Half of the long looks end in a purchase, no short one does."""
+    draws = np.random.default_rng(0)
+    actions = np.zeros((4000, LEAVE_ACTION + 1), np.float32)
+    actions[:, CLICK_ACTION] = 1
+    long = draws.random(4000) < 0.3
+    actions[long, PAGE_VIEW] = 1
+    actions[:, BUY] = long & (draws.random(4000) < 0.5)
+    surrogate = PurchaseSurrogate.fit([actions])
+    assert surrogate is not None
+    expected = surrogate(actions)
+    assert expected[long].mean() == pytest.approx(0.5, abs=0.03) and expected[~long].max() < 0.01
+    assert expected.mean() == pytest.approx(actions[:, BUY].mean(), rel=0.01)
+    assert PurchaseSurrogate.fit([actions[:30]]) is None, "too few to learn from"
+    assert PurchaseSurrogate.fit([]) is None
+
+
+def test_the_learning_rate_falls(logs: Path) -> None:
+    settings = EvaluatorConfig(learning_rate=0.01, epochs=5, final_rate=0.2, hidden=8)
+    record = new_record("evaluator", LogReader(logs), 0, settings) | {"identified": [True] * 4, "loss": []}
+    trainer = EvaluatorTrainer(LogReader(logs), record, settings)
+    rates = [trainer._learning_rate(epoch) for epoch in range(5)]
+    np.testing.assert_allclose(rates, [0.01, 0.008, 0.006, 0.004, 0.002])
 
 
 def test_platt_scaling_repairs_what_is_too_sure() -> None:
