@@ -74,22 +74,23 @@ class BeamSearch:
     def __init__(self, extend: Graph, judge: Graph, lookahead: int, settings: BeamConfig) -> None:
         self.extend, self.judge, self.lookahead, self.settings = extend, judge, lookahead, settings
 
-    def __call__(self, encoded: Arrays, length: int, proposed: np.ndarray) -> Found:
+    def __call__(self, encoded: Arrays, length: int, proposed: np.ndarray, left: int) -> Found:
         """Find a list of `length` cards with a high value.
 
         Args:
             encoded: outputs of the evaluator's graph `encode`, n cards.
             length: at most n.
             proposed: (S, length) int64 lists of others to choose from.
+            left: slots that the page still fills, at least 1; lists are judged as far as that.
         """
         tables = {name: encoded[name] for name in ("gates", "parts", "base")}
         single = self._extended(tables, 0, self._start(encoded))["value"][0]
         order = np.argsort(-single, kind="stable")
-        beams = self._beams(tables, order, self._start(encoded), length)
+        beams = self._beams(tables, order, self._start(encoded), min(length, left))
         lists = [self._completed(beam, order, length) for beam in beams]
         everything = np.concatenate([np.stack([*lists, order[:length]]), proposed])
         inputs = {name: encoded[name] for name in ("codes", "base", "start")}
-        value = self.judge(inputs | {"lists": everything})["value"]
+        value = self.judge(inputs | {"lists": everything[:, :left]})["value"]
         best = int(value.argmax())
         return Found(everything[best], float(value[best]), beams.shape[1])
 

@@ -53,8 +53,8 @@ class EvaluatorConfig(Config):
     """Hyper-parameters of the list evaluator and of its training."""
 
     learning_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
-    final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last epoch
-    ranking: float = bounded(0.0, 0.0, 1e3)  # weight of the clicks' order within a list, beside their rates
+    final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last epoch; falls linearly
+    ranking: float = bounded(1.0, 0.0, 1e3)  # weight of the clicks' order within a list, beside their rates
     batch_size: int = bounded(256, 1, 1_000_000)  # lists in a gradient step
     epochs: int = bounded(20, 1, 10_000)  # at most
     patience: int = bounded(3, 1, 10_000)  # epochs without a smaller loss that end the training

@@ -47,7 +47,13 @@ from edgerec_gym.agents.policy_gradient import (
 )
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
-from edgerec_gym.agents.reranker import TensorObservation, to_tensors, torch_threads
+from edgerec_gym.agents.reranker import (
+    TensorObservation,
+    end_with_page,
+    slots_left,
+    to_tensors,
+    torch_threads,
+)
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION
@@ -292,25 +298,26 @@ def evaluator_decisions(
 ) -> tuple[Decisions, float]:
     """Draw lists for B requests; advantage = the evaluator's value minus the baseline.
 
-    The baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and
+    Lists end with their page: else good cards would be put off to places that never come. The baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and
     the mean value.
     """
     k = evaluator.settings.horizon
     with torch.no_grad():
         candidates = network.encode(observation)
         decoded = network.sample(candidates.repeat(samples), k, generator)
-        rows = decoded.rows.view(-1, samples, k)
+        left = slots_left(observation, evaluator.config)
+        rows = end_with_page(decoded.rows.view(-1, samples, k), left)
         encoded = evaluator.encode_pool(observation)
         value = evaluator.values(encoded, rows)
         if self_critical:
-            best = network.greedy(candidates, k).rows.unsqueeze(1)
+            best = end_with_page(network.greedy(candidates, k).rows.unsqueeze(1), left)
             advantage = value - evaluator.values(encoded, best)
         else:
             advantage = leave_one_out(value)
     return Decisions(
         observation,
         rows,
-        decoded.log_probabilities.view_as(rows),
+        decoded.log_probabilities.view_as(rows).masked_fill(rows == NOT_SHOWN, 0.0),
         advantage.unsqueeze(-1).expand_as(rows).contiguous(),
         rows != NOT_SHOWN,
     ), value.mean().item()

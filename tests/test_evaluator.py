@@ -36,7 +36,7 @@ from edgerec_gym.agents.evaluator_training import (
 from edgerec_gym.agents.exposed_lists import OUTCOMES, exposed_lists
 from edgerec_gym.agents.perception import BASE_CVR, base_logit
 from edgerec_gym.agents.rerank_data import split_requests
-from edgerec_gym.agents.reranker import RerankerConfig
+from edgerec_gym.agents.reranker import RerankerConfig, end_with_page, slots_left, to_tensors
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch, _settled
 from edgerec_gym.agents.supervised import build as build_reranker
 from edgerec_gym.agents.surrogate import PurchaseSurrogate
@@ -163,12 +163,14 @@ def test_lists_are_what_the_log_shows(logs: Path) -> None:
     batch = exposed_lists(chunk, np.arange(len(chunk)), 10)
     sessions, pages = chunk.log.sessions, chunk.log.pages.of_slot
     ended_early = cards = 0
+    left = slots_left(to_tensors(batch.observation), reader.config)
     for k in range(0, len(chunk), 7):
         session, slot = chunk.session[k], chunk.slot[k]
         at, end = sessions.starts[session] + slot, sessions.starts[session + 1]
         rows = [row for row in range(at, min(at + 10, end)) if pages[row] == pages[at]]
         answered = [row < sessions.starts[session] + sessions.answered[session] for row in rows]
         n = len(rows)
+        assert n <= left[k], "no list goes beyond its page"
         assert batch.placed[k].tolist() == [True] * n + [False] * (10 - n)
         assert batch.answered[k].tolist() == answered + [False] * (10 - n)
         assert np.array_equal(batch.cards[k, :n, :16], sessions.catalog.embeddings[sessions.item[rows]])
@@ -291,7 +293,7 @@ def test_a_search_as_wide_as_all_lists_finds_the_best(evaluator: ListEvaluator, 
 
 
 def test_wider_is_never_worse_than_greedy_and_the_generator(evaluator: ListEvaluator) -> None:
-    observation = moments(6)
+    observation = moments(6, slots=0)
     generator = stir(build_reranker("pointer", evaluator.config, RerankerConfig(hidden=8)))
     search = SequenceSearch(evaluator.config, evaluator, generator, SearchConfig(stability=1.0))
     with torch.no_grad():
@@ -328,7 +330,7 @@ def test_more_beams_than_beginnings_leave_no_holes() -> None:
 def test_stops_when_the_beams_are_as_good_as_each_other(evaluator: ListEvaluator) -> None:
     value = torch.tensor([[1.0, 0.96], [1.0, 0.9], [1.0, -torch.inf], [0.0, 0.0]])
     assert _settled(value, 0.95).tolist() == [True, False, False, False]
-    observation = moments(6)
+    observation = moments(6, slots=0)
     found = {}
     for stability in (0.0, 0.9, 1.0):
         search = SequenceSearch(evaluator.config, evaluator, None, SearchConfig(stability=stability))
@@ -337,3 +339,18 @@ def test_stops_when_the_beams_are_as_good_as_each_other(evaluator: ListEvaluator
     assert found[0.0].stopped.tolist() == [1] * 6 and found[1.0].stopped.tolist() == [8] * 6
     assert found[0.0].calls < found[0.9].calls <= found[1.0].calls
     assert (found[1.0].rows >= 0).all() and (found[0.0].rows >= 0).all()
+
+
+def test_a_list_is_judged_as_far_as_its_page_goes(evaluator: ListEvaluator) -> None:
+    """Four of ten slots are left: what stands behind them changes neither the value nor the search."""
+    observation = moments(5)
+    left = slots_left(observation, evaluator.config)
+    assert left.tolist() == [4] * 5
+    search = SequenceSearch(evaluator.config, evaluator, None, SearchConfig(stability=1.0))
+    with torch.no_grad():
+        short, long = search.search(observation, 4), search.search(observation, 9)
+        seen = evaluator.list_values(observation, end_with_page(long.rows.unsqueeze(1), left))[:, 0]
+    assert torch.equal(short.rows, long.rows[:, :4]) and (long.rows >= 0).all()
+    torch.testing.assert_close(short.value, long.value)
+    torch.testing.assert_close(seen, long.value)
+    assert long.stopped.tolist() == [4] * 5
