@@ -71,8 +71,8 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     """Inputs of a re-ranker and `screen` (lookahead, F + T) -> what lists are made of.
 
     Outputs: `codes` (n, H); `base` (n, 2), logits of click and purchase by the card alone; `gates` (n, 3 H),
-    what each card does to the GRU's gates, and `parts` (n, (lookahead + 1) H), to the layer behind it; `start`
-    (1, 1, H), the GRU after the screen.
+    what each card does to the GRU's gates, and `parts` (n, (lookahead + 1) H), to the layer behind it;
+    `start` (1, 1, H), the GRU after the screen.
     """
     config, hidden, d = network.config, network.settings.hidden, network.config.embedding_size
     n_card, lookahead = config.n_item_features + config.n_types, config.lookahead

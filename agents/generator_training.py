@@ -298,8 +298,8 @@ def evaluator_decisions(
 ) -> tuple[Decisions, float]:
     """Draw lists for B requests; advantage = the evaluator's value minus the baseline.
 
-    Lists end with their page: else good cards would be put off to places that never come. The baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and
-    the mean value.
+    Lists end with their page: else good cards would be put off to places that never come. The baseline is
+    the value of the greedy list, or the mean of the other lists. Returns the decisions and the mean value.
     """
     k = evaluator.settings.horizon
     with torch.no_grad():

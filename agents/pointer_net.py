@@ -238,19 +238,18 @@ def demonstration_loss(
     n_sessions, n_pool = candidates.present.shape
     clicked = (click > 0) & (shown != NOT_SHOWN)
 
-    def columns(mask: Tensor, values: Tensor) -> Tensor:
-        """Values (B, K) of some of the shown cards in their pool rows, else 0: (B, N)."""
+    def columns(mask: Tensor) -> Tensor:
+        """Which pool rows some of the shown cards are, (B, N) bool."""
         at = torch.where(mask, shown, n_pool)
-        return torch.zeros(n_sessions, n_pool + 1, dtype=values.dtype).scatter(1, at, values)[:, :n_pool]
+        return torch.zeros(n_sessions, n_pool + 1, dtype=torch.bool).scatter(1, at, True)[:, :n_pool]
 
-    answered = shown != NOT_SHOWN
-    left, wanted = candidates.present & columns(answered, answered), columns(clicked, click)
+    left, wanted = candidates.present & columns(shown != NOT_SHOWN), columns(clicked)
     state, read = network.begin(candidates)
     total = candidates.codes.sum() * 0.0  # without a click a caller may still differentiate
     for _ in range(shown.shape[1]):
         state, log_p = network.step(candidates, left, state, read)
-        target = wanted * left
-        target = target / target.sum(1, keepdim=True).clamp(min=1e-6)
+        target = (wanted & left).to(log_p.dtype)
+        target = target / target.sum(1, keepdim=True).clamp(min=1)
         total = total - (target * log_p).sum()
         drawn = _draw(log_p.detach(), generator)
         left = left.scatter(1, drawn.unsqueeze(1), False)

@@ -1,7 +1,4 @@
-"""Losses over the cards that were shown: scores (B, K), clicks (B, K), shown (B, K) bool.
-
-Clicks are 0 or 1, or what they were worth: then a network learns the odds of worth instead of clicks.
-"""
+"""Losses over the cards that were shown: scores (B, K), clicks (B, K) of 0 or 1, shown (B, K) bool."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from torch.nn import functional
 
 def log_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
     """Binary cross-entropy of clicks, mean over the shown cards; `score` is a logit."""
-    score, click = score[shown], click[shown]
-    return (click * functional.softplus(-score) + (click == 0) * functional.softplus(score)).mean()
+    return functional.binary_cross_entropy_with_logits(score[shown], click[shown])
 
 
 def _log_softmax(score: Tensor, shown: Tensor) -> Tensor:
@@ -34,7 +30,7 @@ def attention_rank_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
     The attention of the labels is shared among the clicked cards; lists without a click teach nothing.
     """
     click = click * shown
-    wanted = click / click.sum(-1, keepdim=True).clamp(min=1e-6)
+    wanted = click / click.sum(-1, keepdim=True).clamp(min=1)
     log_given = _log_softmax(score, shown)
     log_rest = torch.log1p(-log_given.exp().clamp(max=1 - 1e-6))
     losses = -((wanted * log_given + (1 - wanted) * log_rest) * shown).sum(-1)

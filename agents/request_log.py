@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pyarrow as pa
 
@@ -72,17 +70,8 @@ class RequestLog:
             due[known] = True
         return session[due], slot[due]
 
-    def labels(
-        self,
-        session: np.ndarray,
-        slot: np.ndarray,
-        horizon: int,
-        worth: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pool rows shown and answered in the next K slots, (R, K) int64, then -1; clicks (R, K) float32.
-
-        A click counts 1, or what it is `worth` by its response rows (..., 19).
-        """
+    def labels(self, session: np.ndarray, slot: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pool rows shown and answered in the next K slots, (R, K) int64, then -1; clicks (R, K) float32."""
         sessions, pages = self.sessions, self.pages
         now = sessions.starts[session] + slot
         rows = now[:, None] + np.arange(horizon)
@@ -92,8 +81,6 @@ class RequestLog:
         order = np.argsort(~shown, axis=1, kind="stable")
         rows, shown = np.take_along_axis(rows, order, 1), np.take_along_axis(shown, order, 1)
         click = sessions.actions[rows, CLICK] * shown
-        if worth is not None:
-            click = click * worth(sessions.actions[rows])
         return np.where(shown, pages.pool_row[rows], NOT_SHOWN), click.astype(np.float32)
 
     def observations(self, session: np.ndarray, slot: np.ndarray) -> Observation:

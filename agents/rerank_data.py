@@ -31,7 +31,7 @@ class RequestBatch:
     Attributes:
         observation: the keys user, pool, exposures, page_views, screen and context of the environment.
         shown: (B, K) int64 pool rows in the order in which they were shown and answered, then -1.
-        click: (B, K) float32 1 where that card was clicked, or what the click was worth; else 0.
+        click: (B, K) float32 1 where that card was clicked.
         session: (B,) int64 ids in the log.
         user: (B,) int64 ids in the log.
     """
@@ -55,17 +55,13 @@ class Requests:
     def __len__(self) -> int:
         return len(self.session)
 
-    def batch(
-        self, index: np.ndarray, worth: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> RequestBatch:
-        """Build the observations of the requests `index` (B,); a click counts 1, or its `worth`."""
-        session, slot, click = self.session[index], self.slot[index], self.click[index]
-        if worth is not None:
-            click = self.log.labels(session, slot, self.shown.shape[1], worth)[1]
+    def batch(self, index: np.ndarray) -> RequestBatch:
+        """Build the observations of the requests `index` (B,)."""
+        session = self.session[index]
         return RequestBatch(
-            self.log.observations(session, slot),
+            self.log.observations(session, self.slot[index]),
             self.shown[index],
-            click,
+            self.click[index],
             self.log.sessions.session[session],
             self.log.user[session],
         )

@@ -37,7 +37,6 @@ class RerankerConfig(Config):
     """Hyper-parameters of the re-rankers and of their training."""
 
     learning_rate: float = bounded(5e-3, 1e-7, 1.0)  # of Adam
-    final_rate: float = bounded(1.0, 0.0, 1.0)  # share of it that is left in the last epoch; falls linearly
     batch_size: int = bounded(512, 1, 1_000_000)  # requests in a gradient step
     epochs: int = bounded(30, 1, 10_000)  # at most
     patience: int = bounded(4, 1, 10_000)  # epochs without a better GAUC that end the training
@@ -46,7 +45,6 @@ class RerankerConfig(Config):
     horizon: int = bounded(10, 1, 1000)  # K, slots that a label looks ahead
     no_click: int = bounded(10, 1, 1000)  # exposures without a click that trigger a request
     per_session: int = bounded(8, 1, 10_000)  # requests of one session at most
-    purchase_weight: float = bounded(0.0, 0.0, 1e3)  # of a purchase that a click leads to, beside the click
     hidden: int = bounded(32, 2, 4096)  # width of every layer
     layers: int = bounded(1, 1, 10)  # of GRUs and of self-attention blocks
     heads: int = bounded(2, 1, 64)  # of self-attention (PRM, SetRank); they divide `hidden`
@@ -74,7 +72,7 @@ def slots_left(observation: TensorObservation, config: FeedConfig) -> Tensor:
 
 
 def end_with_page(rows: Tensor, left: Tensor) -> Tensor:
-    """Lists (B, S, K) without the cards behind the `left` (B,) slots of their page: -1, they will not be seen."""
+    """Lists (B, S, K) with -1 behind the `left` (B,) slots of their page: those cards will not be seen."""
     behind = torch.arange(rows.shape[-1], device=rows.device) >= left.view(-1, 1, 1)
     return rows.masked_fill(behind, NOT_SHOWN)
 

@@ -72,16 +72,16 @@ class Seq2Slate(ListEmitter):
         """Mean over requests with a click of the weighted losses of all steps; lists of shown cards only."""
         codes, (hidden, cell) = self._encode(observation)
         rows = shown.clamp(min=0)
-        left = shown != NOT_SHOWN  # (B, K)
+        left, clicked = shown != NOT_SHOWN, click > 0  # (B, K)
         codes, prior = take(codes, rows), self._prior(observation).gather(1, rows)
         read = self.first.expand(len(left), -1)
         total = prior.new_zeros(())
-        taught = (click > 0).any(1).sum().clamp(min=1)
+        taught = clicked.any(1).sum().clamp(min=1)
         for step in range(shown.shape[1]):
             hidden, cell = self.decoder(read, (hidden, cell))
             log_p = self._point(hidden, codes, prior).masked_fill(~left, ABSENT).log_softmax(-1)
-            wanted = click * left
-            wanted = wanted / wanted.sum(-1, keepdim=True).clamp(min=1e-6)
+            wanted = (clicked & left).to(log_p.dtype)
+            wanted = wanted / wanted.sum(-1, keepdim=True).clamp(min=1)
             total = total - (wanted * log_p).sum() / math.log2(step + 2)
             drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
             left = left.scatter(1, drawn, False)

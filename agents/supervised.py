@@ -55,7 +55,6 @@ from edgerec_gym.agents.reranker import (
 from edgerec_gym.agents.seq2slate import Seq2Slate
 from edgerec_gym.agents.sequence_search import SequenceSearch
 from edgerec_gym.agents.set_rank import SetRank
-from edgerec_gym.agents.surrogate import click_worth
 
 RERANKERS: dict[str, type[Reranker]] = {
     "crban": CRBAN,
@@ -138,7 +137,6 @@ class Trainer(EpochTrainer[Reranker]):
         network = build(record["agent"], reader.config, settings, record["seed"])
         train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
-        self.worth = click_worth(train, settings.purchase_weight)
         self.stopping = Held.from_stream(stop)
         if not self.stopping.informative:
             raise InputError(
@@ -148,7 +146,7 @@ class Trainer(EpochTrainer[Reranker]):
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Mean loss of the requests `index` (B,) of a chunk."""
-        batch = chunk.batch(index, self.worth)
+        batch = chunk.batch(index)
         return self.network.loss(
             to_tensors(batch.observation),
             torch.from_numpy(batch.shown),

@@ -7,7 +7,7 @@ through them, a network that learns the index learns the same expectation from f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -61,12 +61,6 @@ class PurchaseSurrogate:
         """Probability of a purchase (...,) float32 behind response rows (..., 18 or more) with a click."""
         logit = features(actions) @ self.weight + self.bias
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
-
-
-def click_worth(stream: RequestStream, purchase_weight: float) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What a click is worth by its response row: 1 + weight x expected purchases; None where it is 1."""
-    surrogate = PurchaseSurrogate.fit(logged_actions(stream)) if purchase_weight else None
-    return None if surrogate is None else lambda actions: 1 + purchase_weight * surrogate(actions)
 
 
 def logged_actions(stream: RequestStream) -> Iterator[np.ndarray]:

@@ -18,7 +18,6 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.rerank_data import split_requests
 from edgerec_gym.agents.reranker import RerankerConfig, to_tensors
 from edgerec_gym.agents.supervised import RERANKERS, Held, load_reranker, train
-from edgerec_gym.agents.surrogate import click_worth
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import evaluate
 from edgerec_gym.logs.collect import collect
@@ -76,21 +75,6 @@ def test_a_run_is_loaded_back_and_played(logs: Path, lite: Scenario, tmp_path: P
     results = evaluate(policies, env_id="EdgeFeedRerank-v0", scenario=lite, users=["synthetic"], sessions=8)
     assert [r["policy"] for r in results] == ["keep", agent]
     assert results[1]["violations"]["mean"] == 0 and results[1]["value"]["mean"] > 0
-
-
-def test_clicks_count_by_what_they_were_worth(logs: Path, tmp_path: Path) -> None:
-    reader = LogReader(logs)
-    stream, _, _ = split_requests(reader, **supervised.request_settings(RerankerConfig(), 0))
-    worth = click_worth(stream, 5.0)
-    chunk = next(iter(stream.chunks()))
-    index = np.arange(len(chunk))
-    plain, weighed = chunk.batch(index), chunk.batch(index, worth)
-    assert np.array_equal(plain.click > 0, weighed.click > 0) and np.array_equal(plain.shown, weighed.shown)
-    assert 1.0 < weighed.click[plain.click > 0].mean() < 2.0
-    assert click_worth(stream, 0.0) is None
-    for name, weight in (("clicks", 0.0), ("worth", 5.0)):
-        train(tmp_path / name, logs, agent="dnn", purchase_weight=weight, **QUICK)
-    assert not same(tmp_path / "clicks", tmp_path / "worth")
 
 
 def test_same_seed_same_parameters(logs: Path, tmp_path: Path) -> None:
