@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.base import Observation, best_legal, check_observation
+from edgerec_gym.agents.base import Explanation, Observation, best_legal, check_observation
 from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
@@ -208,13 +208,19 @@ class RerankPolicy:
 
     def __init__(self, name: str, reranker: Reranker, threads: int = 1) -> None:
         self.name, self.reranker, self.threads = name, reranker.eval(), threads
+        self._last = np.zeros((0, 0), np.float32)  # scores
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the observation holds all there is to know."""
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64 pool rows, legal under the mask."""
-        return best_legal(self.scores(observation), observation["action_mask"])
+        self._last = self.scores(observation)
+        return best_legal(self._last, observation["action_mask"])
+
+    def explain(self, row: int) -> Explanation:
+        """Tell the scores of the last call in one of its rows."""
+        return Explanation(scores=self._last[row])
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) float32; of an emitter, 1 for the row that it puts first."""

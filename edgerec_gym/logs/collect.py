@@ -52,6 +52,7 @@ def collect(
     sessions: int = 5000,
     seed: int = 0,
     randomise: Sequence[str] = DECISIONS,
+    moments: int | None = None,
     policy: Policy | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def collect(
         sessions: how many, at least 1.
         seed: sessions' keys start at seed * 2^20 of the `log` split.
         randomise: decisions that the logging policy draws.
+        moments: random request decisions of a session, at most; None = at every slot
+            (:class:`~edgerec_gym.logs.logging_policy.RandomisedPolicy`).
         policy: log this policy of EdgeFeed-v0 instead; its propensities are unknown (null).
         progress: called with (sessions done, total).
 
@@ -75,7 +78,7 @@ def collect(
         raise InputError(f"sessions must be at least 1, got {sessions}")
     if (preset_name is None) == (scenario is None):
         raise InputError("give either a preset or a scenario to collect from")
-    logging_policy = RandomisedPolicy(randomise) if policy is None else None
+    logging_policy = RandomisedPolicy(randomise, moments) if policy is None else None
     config, catalog, provenance, make = _source(preset_name, scenario, users)
     provenance |= {
         "sessions": sessions,
@@ -84,6 +87,8 @@ def collect(
         "randomise": list(randomise) if policy is None else [],
         "sessions_per_part": SESSIONS_PER_PART,
     }
+    if moments is not None:  # the provenance of other logs stays what it was
+        provenance["moments"] = moments
     writer = LogWriter(out, config, catalog, provenance)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)
