@@ -109,14 +109,29 @@ FULL = {
 }
 
 
+def needed(names: Sequence[str]) -> set[str]:
+    """Return the agents that some policies are made of, with those that they start from."""
+    found = {"dnn" if name in DIVERSIFIERS else name for name in names}
+    while more := {part for name in found for part in BASED_ON.get(name, ())} - found:
+        found |= more
+    return found
+
+
 def train_all(
-    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
+    out: Path,
+    scenario: str,
+    sizes: Sizes,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    workers: int,
+    progress: Progress | None,
 ) -> None:
-    """Train what is missing, several runs at once; finished runs are left as they are."""
-    logs = out / "logs"
+    """Train what some policies need and is missing, several runs at once; finished runs stay as they are."""
+    logs, agents = out / "logs", needed(names)
     collect(logs, preset_name=scenario, sessions=sizes.log_sessions)
-    total, before = sum(map(len, STAGES)) * len(seeds), 0
-    for stage in STAGES:
+    stages = [[agent for agent in stage if agent in agents] for stage in STAGES]
+    total, before = sum(map(len, stages)) * len(seeds), 0
+    for stage in stages:
         jobs = [(agent, seed) for seed in seeds for agent in stage]
         waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
         before += len(jobs) - len(waiting)
@@ -268,7 +283,7 @@ def run(
     out, sizes = make_folder(out), sizes or FULL[scenario]
     names = tuple(dict.fromkeys(("keep", "oracle", *(policies or POLICIES))))
     wanted = entries(out, range(seeds), names)
-    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    train_all(out, scenario, sizes, range(seeds), names, workers, progress)
     true_place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, by_position=True)
     true = played(wanted, true_place, out / "played", workers=workers, progress=progress)
     simulated = [entry for entry in wanted if entry.policy in LEARNED]
