@@ -93,6 +93,8 @@ QUICK = Sizes(
         "pointer-users": {"updates": 4, "batch_size": 16},
     },
 )
+SHORT: dict[str, Any] = {"epochs": 3, "per_session": 4, "batch_size": 256, "learning_rate": 0.003}
+BRIEFLY: dict[str, dict[str, Any]] = {**dict.fromkeys(RERANKERS, SHORT), "crban": {**SHORT, "match": 1}}
 FULL = {
     "lite": Sizes(
         log_sessions=12_000,
@@ -100,7 +102,12 @@ FULL = {
         steps=100_000,
         hyper={**_epochs(6, batch_size=256, learning_rate=0.003), "pointer-users": {"updates": 150}},
     ),
-    "default": Sizes(log_sessions=16_000, sessions=10_000, steps=50_000, hyper=_epochs(6, per_session=4)),
+    "default": Sizes(
+        log_sessions=16_000,
+        sessions=10_000,
+        steps=50_000,
+        hyper={**_epochs(6, per_session=4), **BRIEFLY},
+    ),
 }
 
 

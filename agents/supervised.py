@@ -145,6 +145,9 @@ class Trainer(EpochTrainer[Reranker]):
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Mean loss of the requests `index` (B,) of a chunk."""
+        if self.network.needs_click:
+            clicked = chunk.click[index].any(1)
+            index = index[clicked] if clicked.any() else index[:1]
         batch = chunk.batch(index)
         return self.network.loss(
             to_tensors(batch.observation),
