@@ -44,6 +44,7 @@ class RerankerConfig(Config):
     horizon: int = bounded(10, 1, 1000)  # K, slots that a label looks ahead
     no_click: int = bounded(10, 1, 1000)  # exposures without a click that trigger a request
     per_session: int = bounded(8, 1, 10_000)  # requests of one session at most
+    misses: float = bounded(1.0, 0.01, 1.0)  # share of those without a click that stand for all of them
     hidden: int = bounded(32, 2, 4096)  # width of every layer
     layers: int = bounded(1, 1, 10)  # of GRUs and of self-attention blocks
     heads: int = bounded(2, 1, 64)  # of self-attention (PRM, SetRank); they divide `hidden`
