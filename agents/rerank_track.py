@@ -94,7 +94,7 @@ QUICK = Sizes(
     },
 )
 SHORT: dict[str, Any] = {
-    "epochs": 3,
+    "epochs": 1,
     "per_session": 4,
     "misses": 0.25,
     "batch_size": 256,

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import load_file, save_file
 
 import edgerec_gym
 from edgerec_gym.agents.baselines import DeviceGreedy
@@ -36,7 +37,7 @@ from edgerec_gym.agents.rerank_track import FULL as TRACK
 from edgerec_gym.agents.rerank_track import RERANKERS, run_folder
 from edgerec_gym.agents.reranker import RerankerConfig
 from edgerec_gym.agents.supervised import Held, load_reranker, request_settings, train
-from edgerec_gym.atomic import make_folder, read_json, write_json
+from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
@@ -71,7 +72,7 @@ def _hyper(**common: Any) -> Hyper:
 HYPER: dict[str, Hyper] = {
     "lite": _hyper(),
     "default": TRACK["default"].hyper,
-    "ebnerd": _hyper(epochs=4, batch_size=256, learning_rate=0.003),
+    "ebnerd": _hyper(epochs=2, batch_size=256, learning_rate=0.003),
 }
 Scores = dict[str, list[np.ndarray]]
 Figures = dict[str, Any]
@@ -152,6 +153,12 @@ def figures(held: Held, scores: Scores, chosen: np.ndarray) -> dict[str, Figures
     }
 
 
+def means(held: Held, scores: Scores, chosen: np.ndarray) -> dict[str, Figures]:
+    """GAUC of every row on the chosen requests (R,) bool, without intervals."""
+    sums, impressions = session_sums(held, scores, chosen)
+    return {name: {"gauc": {"mean": float(v.sum(1).mean() / impressions.sum())}} for name, v in sums.items()}
+
+
 def show(results: dict[str, dict[str, Figures]]) -> None:
     """Print all requests in one table, and their parts in another."""
 
@@ -180,6 +187,16 @@ def held_out(logs: Path) -> tuple[Held, LogReader, list[int] | None]:
     return Held.from_stream(stream), reader, train_stream.days
 
 
+def run_scores(held: Held, run: Path, config: FeedConfig) -> np.ndarray:
+    """Scores of a run (R, K), kept beside it for the next time."""
+    file = run / "held_out.safetensors"
+    if not file.exists():
+        scores = held.scores(load_reranker(run, config))
+        with atomic_path(file) as temporary:
+            save_file({"scores": scores}, temporary)
+    return load_file(file)["scores"]
+
+
 def train_and_score(
     held: Held, logs: Path, out: Path, names: Iterable[str], seeds: int, hyper: Hyper
 ) -> tuple[Scores, dict[str, list[int]]]:
@@ -193,7 +210,7 @@ def train_and_score(
             label = re.sub("[^a-z0-9]+", "-", name.lower()) if changes else agent
             folder = run_folder(out, label, seed)
             record = train(folder, logs, agent=agent, seed=seed, resume=True, **hyper[agent] | changes)
-            scores[name].append(held.scores(load_reranker(folder, config)))
+            scores[name].append(run_scores(held, folder, config))
             epochs[name].append(record["steps"])
             print(f"{name}, seed {seed}: {record['steps']} epochs", flush=True)
     return scores, epochs
@@ -206,11 +223,13 @@ def run(logs: Path, out: Path, seeds: int, hyper: Hyper) -> dict[str, Any]:
     scores = untrained_scores(held, reader.config) | trained
     bands = band_of(held.joined("user"), reader, training_days)
     parts = {"all": np.ones(len(bands), bool)} | {name: bands == name for name in (*BANDS, NEW)}
-    parts |= moments(held, reader.config)
+    when = moments(held, reader.config)
+    results = {name: figures(held, scores, chosen) for name, chosen in parts.items() if chosen.any()}
+    results |= {name: means(held, scores, chosen) for name, chosen in when.items() if chosen.any()}
     return {
-        "requests": {name: int(chosen.sum()) for name, chosen in parts.items()},
+        "requests": {name: int(chosen.sum()) for name, chosen in (parts | when).items()},
         "epochs": epochs,
-        "results": {name: figures(held, scores, chosen) for name, chosen in parts.items() if chosen.any()},
+        "results": results,
     }
 
 
