@@ -14,6 +14,7 @@ one that was not interrupted (on one machine and library versions).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,21 @@ class Trainer(EpochTrainer[Reranker]):
             )
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the requests `index` (B,) of a chunk."""
+        """Mean loss of the requests `index` (B,) of a chunk, in random order.
+
+        Of those without a click the first ones stand for all.
+        """
+        clicked = chunk.click[index].any(1)
+        hits, misses = index[clicked], index[~clicked]
+        share = 0.0 if self.network.needs_click and len(hits) else self.settings.misses
+        if share == 1.0:
+            return self._mean_loss(chunk, index, generator)
+        some = misses[: math.ceil(share * len(misses))]
+        parts = [(rows, len(all_)) for rows, all_ in ((hits, hits), (some, misses)) if len(rows)]
+        losses = [n * self._mean_loss(chunk, rows, generator) for rows, n in parts]
+        return torch.stack(losses).sum() / sum(n for _, n in parts)
+
+    def _mean_loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
         batch = chunk.batch(index)
         return self.network.loss(
             to_tensors(batch.observation),
