@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs scenario gif clean help
+.PHONY: demo test lint docs scenario gif agents leaderboard clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -28,6 +28,12 @@ scenario: $(STAMP)  ## fit the two shipped scenarios again
 
 gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
 	$(BIN)/python examples/record_gif.py --seed 42 --out docs/feed.gif
+
+agents: $(STAMP)  ## ship the runs that edgerec bench has trained on lite, for its --quick
+	$(BIN)/python -m benchmarks.ship_agents
+
+leaderboard: $(STAMP)  ## write the leaderboard of README.md from benchmarks/results
+	$(BIN)/python -m benchmarks.leaderboard
 
 # The stamp is removed first and written last, so an interrupted install is done again.
 $(STAMP): setup.py constraints.txt

@@ -31,7 +31,7 @@ TRAIN = [
     "tensorboard>=2.18",
     "matplotlib>=3.9",
 ]
-RENDER = ["matplotlib>=3.9", "pillow>=10.4", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
+RENDER = ["matplotlib>=3.9", "pillow>=11.2", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
 OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
 DOCS = ["sphinx>=8.2", "furo>=2024.8", "myst-parser>=4.0"]
 DEV_TOOLS = [

@@ -17,7 +17,7 @@ import numpy as np
 from edgerec_gym.agents.base import NOT_SHOWN, Explanation, Observation
 from edgerec_gym.agents.edgerec_rules import Rules
 from edgerec_gym.agents.edgerec_values import Candidate, PlanValues, candidates, features
-from edgerec_gym.agents.list_policy import SLOT, TRIGGERS, SlotBySlot
+from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
 from edgerec_gym.agents.mix_policies import insertions, net_gains, solve
 from edgerec_gym.agents.mix_values import SlotValues
 from edgerec_gym.config import FeedConfig
@@ -184,7 +184,7 @@ class EdgeRec(SlotBySlot):
             plan=np.where(slots >= 0, slots, NOT_SHOWN),
             uplift=float(told.gain[row]) if first else None,
             price=self.price if first else None,
-            trigger=TRIGGERS[self._trigger[row]] if first else None,
+            trigger=str(self._why[row]) if first else None,
         )
 
 

@@ -21,9 +21,6 @@ from edgerec_gym.users.base import EXPOSURE_ACTIONS
 SLOT, EXPOSURES, PAGE_VIEWS, PAGE_AGE = (
     CONTEXT.index(name) for name in ("slot", "exposures", "page_views", "page_age")
 )
-TRIGGERS = (  # of a new plan; of several at once the first one is named
-    "click", "deletion", "new page", "no click for long", "every slot", "end of the plan",
-)  # fmt: skip
 DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # counted from a row's end
 
 
@@ -231,7 +228,7 @@ class SlotBySlot:
             self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
             self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
             self._last = np.zeros(len(mask), np.int64)
-            self._trigger = np.zeros(len(mask), np.int64)  # index into TRIGGERS
+            self._why = np.full(len(mask), "", object)  # what would have made a plan stale last
             self._said: list[Explanation | None] = [None] * len(mask)  # when the plan was made
             self._plan: Plan | None = None
         self._stale |= mask
@@ -256,12 +253,12 @@ class SlotBySlot:
     def _triggered(self, observation: Observation) -> np.ndarray:
         """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
         events = self._events(observation)
-        codes = [TRIGGERS.index(name) for name in events]
-        self._trigger = np.select(list(events.values()), codes, len(TRIGGERS) - 1)  # else the end of the plan
-        return np.logical_or.reduce(list(events.values()))
+        why = np.select(list(events.values()), list(events), "end of the plan")
+        self._why = np.where(self._stale, "start", why)
+        return np.any(list(events.values()), axis=0)
 
     def _events(self, observation: Observation) -> dict[str, np.ndarray]:
-        """What has happened that makes a plan stale, (B,) bool by :data:`TRIGGERS`; asked once a slot."""
+        """What makes a plan stale, the most telling first, (B,) bool each; asked once a slot."""
         context, history = observation["context"], observation["exposures"]
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
@@ -270,8 +267,8 @@ class SlotBySlot:
         self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
         self._quiet += answered
         quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every
-        happened = (clicked, deleted, context[:, PAGE_AGE] == 0, quiet)
-        return dict(zip(TRIGGERS, happened, strict=False))
+        page = context[:, PAGE_AGE] == 0
+        return {"new page": page, "click": clicked, "deletion": deleted, "no click for long": quiet}
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
@@ -295,7 +292,7 @@ class SlotBySlot:
     def explain(self, row: int) -> Explanation | None:
         """Tell what the plan in force says of the slots from this one on, and why it was made, if now."""
         past = int(self._position[row]) - 1  # slots of the plan that lie behind
-        trigger = TRIGGERS[self._trigger[row]] if past == 0 else None
+        trigger = str(self._why[row]) if past == 0 else None
         said = self._said[row]
         if said is None:
             return None if trigger is None else Explanation(trigger=trigger)

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.baselines import DeviceGreedy
+from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards
-from edgerec_gym.agents.rerank_data import log_tables
 from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.schema import SCHEMA

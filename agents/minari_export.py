@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym import __version__
+from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards, track_actions, with_last
-from edgerec_gym.agents.rerank_data import log_tables
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.schema import SCHEMA

@@ -122,7 +122,7 @@ class RequestPlanner:
         name: of the policy.
         score: of a request now.
         price: in units of the score, or a controller.
-        cool_down: slots from a request to the next one, at least.
+        cool_down: slots between a request and the next one, at least.
         per_session: requests of one session, at most; None = no limit.
 
     Raises:

@@ -330,6 +330,14 @@ class TrainedPolicy:
             )
         return np.asarray(actions, np.int64)
 
+    def log_probabilities(self, observation: Observation) -> np.ndarray:
+        """Return (B, A) float32 of all actions; InputError if the observation is not finite."""
+        check_observation(observation)
+        with torch_threads(self.threads), torch.inference_mode():
+            tensors, _ = self.network.obs_to_tensor(observation)
+            drawn = self.network.get_distribution(tensors, action_masks=observation["action_mask"])
+            return drawn.distribution.logits.numpy()
+
     def explain(self, row: int) -> Explanation | None:
         """Tell the logarithms of the probabilities of the pool rows, where they are actions of the track.
 

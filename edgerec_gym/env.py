@@ -79,7 +79,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     `split`, any FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None, "ansi",
     "rgb_array" or "human": text, a phone of 390 x 760 pixels, the same in a window after every slot),
     `uncertainty` (how far the ensemble of learned users disagrees, in `info`; slower), `members` (the
-    networks that learned users draw from, e.g. (0, 1); default all).
+    networks that learned users draw from, e.g. (0, 1); default all), `shift` (other synthetic users, e.g.
+    "impatient": :data:`~edgerec_gym.config.SHIFTS`).
 
     ## Version History
     v0: first version; may change until release 0.1.0.

@@ -106,11 +106,11 @@ def _two_samples(learned: np.ndarray, true: np.ndarray, statistic: Statistic, se
     return percentile_interval(mean, values)
 
 
-def resampled_means(columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(RESAMPLES, k) means of the columns (S, k) of resampled sessions."""
+def resampled_means(columns: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, k) means of the columns (S, k) of resampled sessions; `resamples` in steps of CHUNK."""
     sessions = len(columns)
     even = np.full(sessions, 1.0 / sessions)
-    draws = [rng.multinomial(sessions, even, size=CHUNK) @ columns for _ in range(RESAMPLES // CHUNK)]
+    draws = [rng.multinomial(sessions, even, size=CHUNK) @ columns for _ in range(resamples // CHUNK)]
     return np.concatenate(draws) / sessions
 
 

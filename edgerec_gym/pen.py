@@ -121,8 +121,8 @@ class Pen:
                 text = text[:-1]
             text = text.rstrip() + "…"
         at = (x * SCALE, y * SCALE + size * SCALE * 0.36)  # capitals are 0.72 of the size high
-        stroke = {"stroke_width": 0.5, "stroke_fill": colour} if bold else {}
-        self._draw.text(at, text, colour, _font(size), anchor=f"{anchor}s", **stroke)
+        face, stroke = _font(size), 0.5 if bold else 0
+        self._draw.text(at, text, colour, face, anchor=f"{anchor}s", stroke_width=stroke)
         return self.width_of(text, size)
 
     def pill(self, x: float, y: float, text: str, colour: str, *, filled: bool = True) -> float:

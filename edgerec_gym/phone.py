@@ -25,7 +25,7 @@ def frame(screen: Screen, colours: Sequence[str]) -> np.ndarray:
 
     Args:
         screen: what stands on it.
-        colours: of the categories (:func:`~edgerec_gym.screen.category_colours`).
+        colours: of the categories (:func:`~edgerec_gym.colours.category_colours`).
 
     Returns:
         (760, 390, 3) uint8; equal screens give equal frames.

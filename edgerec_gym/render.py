@@ -9,8 +9,9 @@ import numpy as np
 
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.catalog import Catalog
+from edgerec_gym.colours import category_colours
 from edgerec_gym.errors import MissingExtraError
-from edgerec_gym.screen import INSERTED, PROMOTED, REQUESTED, Card, Screen, ScreenRecorder, category_colours
+from edgerec_gym.screen import INSERTED, PROMOTED, REQUESTED, Card, Screen, ScreenRecorder
 
 if TYPE_CHECKING:
     from edgerec_gym.window import Window

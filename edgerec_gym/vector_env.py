@@ -43,6 +43,8 @@ class EdgeFeedVectorEnv(VectorEnv):
         uncertainty: let learned users tell in `infos` how far the ensemble disagrees about the click of the
             card answered last (a standard deviation; several times slower).
         members: networks of the ensemble that an episode of learned users draws from; None for all.
+        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`; None for those
+            that the scenario's logs came from.
         **config: any FeedConfig field, e.g. `pool_size=60`.
 
     Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
@@ -72,6 +74,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         render_mode: str | None = None,
         uncertainty: bool = False,
         members: Sequence[int] | None = None,
+        shift: str | None = None,
         **config: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -84,6 +87,10 @@ class EdgeFeedVectorEnv(VectorEnv):
             allowed = ", ".join(mode.value for mode in AutoresetMode)
             raise InputError(f"autoreset_mode must be one of {allowed}, got {autoreset_mode!r}") from None
         self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+        if shift is not None:
+            if users != "synthetic":
+                raise InputError("a shift is of synthetic users only")
+            self.scenario = self.scenario.shifted(shift)
         self.config = self.scenario.config.replace(**config)
         self.users = make_users(users, self.scenario, self.config, uncertainty, members)
         self.batch = self._make_batch(num_envs, track, split, threads)

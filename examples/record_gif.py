@@ -5,6 +5,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -46,7 +47,7 @@ def act(observation):
 
 
 # 2. One session; the frames are what `env.render()` returns.
-env = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic", split="eval", render_mode="rgb_array")
+env: Any = gym.make("EdgeFeed-v0", scenario="lite", users="synthetic", split="eval", render_mode="rgb_array")
 observation, info = env.reset(seed=arguments.seed)
 frames, done = [env.render()], False
 while not done and len(frames) <= arguments.slots:

@@ -237,7 +237,7 @@ def test_explanations_agree_with_actions(network: EdgeRecNetwork, lite: Scenario
             assert (told.trigger is None) == (told.uplift is None)
             seen.add(told.trigger)
         env.batch.step(action, np.zeros(24, np.bool_))
-    assert {"new page", "click", "no click for long", None} <= seen
+    assert {"start", "new page", "click", "no click for long", None} <= seen
 
 
 def test_hidden_page_views_change_nothing(lite: Scenario) -> None:
@@ -266,16 +266,7 @@ def test_ridge_finds_what_plans_are_worth() -> None:
     generator = np.random.default_rng(0)
     told, weights = generator.standard_normal((500, N_CANDIDATES, 3)), np.array([0.5, -1.0, 0.0])
     worth = told @ weights + generator.standard_normal((500, 1))  # what copies of a session share
-    found = fit(told, worth, 1.0)
-    np.testing.assert_allclose(found.weights, weights, atol=1e-2)
-    assert (found.best(told) == (told @ weights).argmax(1)).mean() > 0.9
-
-
-def test_a_plan_that_may_be_better_is_not_enough() -> None:
-    generator = np.random.default_rng(1)
-    told = generator.standard_normal((400, N_CANDIDATES, 3))
-    worth = generator.standard_normal((400, N_CANDIDATES))  # figures tell nothing
-    assert (fit(told, worth, 1.0).best(told) == 0).mean() > 0.7
+    np.testing.assert_allclose(fit(told, worth, 1.0), weights, atol=1e-2)
 
 
 def test_copies_differ_by_one_plan_only(network: EdgeRecNetwork, lite: Scenario) -> None:
@@ -335,7 +326,7 @@ def test_training_resumes_to_the_same_parameters(
 
 def test_a_run_plays_by_the_rules_in_its_folder(parts: list[Path], lite: Scenario, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(out, parts, 1, rules=rules_from({"decide": {"order": False, "request": False}}))
+    train(out, parts, 1, rules=rules_from({"decide": {"request": False}}))
     policy = find_policy(str(out), ID, lite, "synthetic")
     assert isinstance(policy, EdgeRec) and not policy.rules.decide.request
     assert results(policy, lite)["requests"].sum() == 0
@@ -349,23 +340,17 @@ def test_a_run_plays_by_the_rules_in_its_folder(parts: list[Path], lite: Scenari
         find_policy(str(out), "EdgeFeedMix-v0", lite, "synthetic")
 
 
-def test_the_gradient_is_that_of_the_noise(network: EdgeRecNetwork, lite: Scenario) -> None:
-    judge = Explorer(network, np.random.default_rng(0), (0.3, 0.04, 0.05))
+def test_noise_pulls_the_heads_toward_what_was_better(network: EdgeRecNetwork, lite: Scenario) -> None:
+    generator = np.random.default_rng(0)
+    judge = Explorer(network, generator, (0.3, 0.04, 0.05))
     env = make_feeds("joint", 16, scenario=lite, users="synthetic", split="train", copy=False)
     play_sessions(EdgeRec(judge, lite.config), env, np.arange(16))
     moments = edgerec_training.joined(judge.moments)
     trainer = edgerec_training.EdgeRecTrainer.__new__(edgerec_training.EdgeRecTrainer)
     trainer.settings, trainer.network, trainer.taught = edgerec_runs.EdgeRecConfig(), network, network
-    advantage = torch.randn(len(moments.row), generator=torch.Generator().manual_seed(0))
-    found = torch.autograd.grad(
-        trainer.loss(moments, advantage), (network.effect, network.price, network.match)
-    )
-    assert all(gradient.abs().sum() > 0 for gradient in found)
-    # Shift of the gain, and prices: what the noise has added is what the mean would add.
-    wished = -(advantage * moments.told["request_noise"]).sum() / 0.05
-    torch.testing.assert_close(found[0][1], wished, rtol=1e-3, atol=1e-3)
-    of_card = (advantage[:, None] * moments.told["card_noise"].sum(2)).sum(0) / 0.04
-    torch.testing.assert_close(found[1], of_card.view(2, 4).sum(0), rtol=1e-3, atol=1e-3)
+    wished = moments.told["request_noise"]  # as if a request were always worth what the noise added
+    (gradient,) = torch.autograd.grad(trainer.loss(moments, wished), network.effect)
+    assert gradient[1] < 0  # descent raises the shift
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_estimates_come_from_the_log_in_parts_or_whole(logs, monkeypatch):
     whole = read_decisions(reader, Random(), at_moments=True)
     found = off_policy_estimates(whole)
     assert found["ips"] == found["logged"]  # at the moments it draws as the log did
-    monkeypatch.setattr("edgerec_gym.agents.rerank_data.CHUNK_SLOTS", 500)
+    monkeypatch.setattr("edgerec_gym.agents.log_stream.CHUNK_SLOTS", 500)
     monkeypatch.setattr("edgerec_gym.agents.logged_decisions.BLOCK", 64)
     monkeypatch.setattr("edgerec_gym.agents.logged_decisions.ROWS", 8)
     again = read_decisions(reader, FixedInterval(), at_moments=True)

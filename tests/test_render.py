@@ -10,11 +10,12 @@ from actions import keep_action, random_action
 from gymnasium.wrappers import RecordVideo
 
 import edgerec_gym  # noqa: F401  (registers the ids)
+from edgerec_gym.colours import category_colours
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.phone import HEIGHT, WIDTH
 from edgerec_gym.registration import make_feeds, track_of
 from edgerec_gym.render import screen_text
-from edgerec_gym.screen import ScreenRecorder, category_colours
+from edgerec_gym.screen import ScreenRecorder
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.state import NO_ITEM
 

@@ -12,12 +12,15 @@ import pytest
 from edgerec_gym.agents.base import Explanation
 from edgerec_gym.agents.baselines import Keep, Random
 from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
+from edgerec_gym.agents.mix_values import TrueValues
 from edgerec_gym.agents.request_planner import PriceController, RequestPlanner
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
 from edgerec_gym.pages.replay import write_replay
 from edgerec_gym.pages.session import record_session
 from edgerec_gym.registration import track_of
+from edgerec_gym.scenario import Scenario
 
 
 def recorded(policy, env_id, session=3, users="synthetic", seed=0):
@@ -91,40 +94,44 @@ def test_latent_intent_is_told_of_synthetic_users_only():
     assert not any("intent" in frame for frame in learned)
 
 
-@pytest.mark.parametrize("env_id", ["EdgeFeedMix-v0", "EdgeFeedSlate-v0"])
+def planner(track, every=None):
+    plan = InsertionPlan("planner", TrueValues(), Scenario.load("lite").config, horizon=8)
+    return policy_of(plan, track, every)
+
+
+@pytest.mark.parametrize("env_id", ["EdgeFeedMix-v0", "EdgeFeedSlate-v0", "EdgeFeed-v0"])
 def test_a_planned_card_is_the_one_that_lands(env_id):
-    """The oracle's plan for this slot is played, and its matrix holds the gain of each planned card."""
-    told = recorded(find_policy("oracle", env_id, "lite", "synthetic"), env_id)
+    """What is planned for a slot is played there, also later in a plan, and has a finite gain before."""
+    told = recorded(planner(track_of(env_id)), env_id)
     planned = 0
     for frame, slot in zip(told["frames"], told["slots"], strict=False):
         why = frame["why"]
-        if why is None or why.get("plan") is None:
-            continue
         for row, place in enumerate(why["plan"]):
-            if place >= 0:
-                assert np.isfinite(why["matrix"][row][place])
+            assert place < 0 or np.isfinite(why["matrix"][row][place])
             if place == 0:
                 planned += 1
                 assert (slot["card"]["placed"], slot["card"]["row"]) == ("inserted", row)
         assert (0 in why["plan"]) == (slot["card"]["placed"] == "inserted")
-    assert planned or track_of(env_id) == "slate"
+    assert planned
 
 
 def test_a_plan_in_force_moves_along_and_names_its_trigger():
     """Between triggers, the plan of the slot before is one slot nearer; a trigger starts a new one."""
-    from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
-    from edgerec_gym.agents.mix_values import TrueValues
-    from edgerec_gym.scenario import Scenario
-
-    plan = InsertionPlan("planner", TrueValues(), Scenario.load("lite").config, horizon=8)
-    frames = recorded(policy_of(plan, "mix", every=5), "EdgeFeedMix-v0")["frames"][:-1]
+    frames = recorded(planner("mix", every=5), "EdgeFeedMix-v0")["frames"][:-1]
     triggers = [frame["why"]["trigger"] for frame in frames]
-    assert triggers[0] == "new page" and {None, "no click for long"} <= set(triggers)
+    assert triggers[0] == "start" and {None, "no click for long"} <= set(triggers)
     for before, now in zip(frames, frames[1:], strict=False):
         if now["why"]["trigger"] is None:
             moved = [place - 1 if place > 0 else -1 for place in before["why"]["plan"]]
             assert now["why"]["plan"] == moved
             assert [row[1:] for row in before["why"]["matrix"]] == now["why"]["matrix"]
+
+
+def test_the_oracle_tells_the_values_that_it_compares():
+    told = recorded(find_policy("oracle", "EdgeFeed-v0", "lite", "synthetic"), "EdgeFeed-v0")
+    for frame, slot in zip(told["frames"], told["slots"], strict=False):
+        if slot["card"]["placed"] != "inserted" and slot["card"]["request"] != "requested":
+            assert frame["why"]["scores"][slot["card"]["row"]] == max(frame["why"]["scores"])
 
 
 @pytest.mark.parametrize("price", [0.5, PriceController(0.5, np.linspace(0, 1, 11))])

@@ -103,6 +103,23 @@ def test_requests_and_all_decisions_at_once(tmp_path):
     assert again.read_text() == path.read_text()
 
 
+def test_the_whole_benchmark_in_one_file(tmp_path):
+    tags = {"track": "joint", "shift": "none"}
+    rows = [row(policy, "value", value, **tags) for policy, value in (("keep", 2.4), ("a", 3.0), ("b", 2.9))]
+    rows += [row("a", "difference", 0.6, against="keep", p_holm=0.001, **tags)]
+    rows += [row("a", "difference", 0.1, against="b", p_holm=0.2, **tags)]
+    rows += [row("b", "difference", 0.5, against="keep", p_holm=0.01, **tags)]
+    rows += [row("a", "value", 1.234, **tags | {"shift": "impatient"})]
+    rows += [row("a", "gap_closed", 0.25, **tags | {"shift": "impatient"})]
+    every = {"track": "all", "scenario": "all", "tasks": 2}
+    rows += [row("a", "interquartile_mean", 0.3, **every), row("keep", "value", 2.0, track="mix")]
+    path, sections, _ = write_report_page(write(tmp_path, "benchmark.json", {"rows": rows}))
+    assert sections == ["All three decisions: lite", "The whole benchmark", "Mixed insertion: lite"]
+    texts = checked(path).texts
+    assert "impatient" in texts and "25.0% [15.0%, 35.0%]" in texts and "1.23" not in texts
+    assert texts[texts.index("significantly better than") :].count("1") == 2  # a and b beat keep only
+
+
 def test_an_evaluation_and_its_training(tmp_path):
     results = [
         {
@@ -174,11 +191,13 @@ def test_ticks_are_few_round_and_inside(low, high):
     assert len({round(b - a, 9) for a, b in zip(found, found[1:], strict=False)}) == 1
 
 
-def test_one_mark_far_off_does_not_squeeze_the_others():
+def test_an_oracle_far_off_does_not_squeeze_the_others():
     entries = [Entry(name, [Estimate(x, x - 0.1, x + 0.1)]) for name, x in (("a", 1), ("b", 1.5), ("c", 2))]
     oracle = Entry("oracle", [Estimate(20, 19, 21)])
     alone, beside = interval_chart(entries, "t"), interval_chart([*entries, oracle], "t")
     assert "20.00 [19.00, 21.00]" in beside
+    other = interval_chart([*entries, oracle._replace(name="best")], "t")
+    assert other.count('class="bar"') == 4  # what is no reference stays on the scale
     assert beside.count('class="bar"') == alone.count('class="bar"') == 3
 
 

@@ -52,7 +52,8 @@ def train(
     """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
 
     --id, --steps and --num-envs are of pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a
-    plain network); --scenario and --users also of pointer-users, esan-pg and edgerec.
+    plain network); --scenario and --users also of pointer-users, esan-pg and edgerec; they and --steps of
+    request-dqn.
     """
     from edgerec_gym.agents.registry import train_agent
 

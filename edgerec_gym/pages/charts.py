@@ -15,6 +15,8 @@ from edgerec_gym.pages.scales import Scale, fit, label, ticks
 WIDTH = 340
 LETTER = 5.9  # mean width of a letter at the size of labels
 DIGIT = 6.6
+ORACLES = ("oracle", "true-effect")  # names of policies that read the ground truth begin so
+FEW = 7  # with more lines, bands are shown for a chosen one only
 LONGEST_LABEL = 24  # letters
 FAR = 0.5  # a mark is left out of the scale if the others then need less than this share of it
 COLOURS = 8
@@ -110,16 +112,17 @@ def interval_chart(
 
 
 def _scale(entries: Sequence[Entry], reference: float | None, start: float, end: float) -> Scale:
-    """The scale of all estimates, but for one far above the others (an oracle), which gets an arrow."""
-    known = [[v for e in entry.estimates if e is not None for v in e] for entry in entries]
-    known = sorted((values for values in known if values), key=max)
+    """The scale of all estimates, but for oracles far above the others, which get an arrow."""
     extra = [] if reference is None else [reference]
-    every = fit([v for values in known for v in values] + extra, start, end)
-    if len(known) > 3:
-        others = fit([v for values in known[:-1] for v in values] + extra, start, end)
-        if others.high - others.low < FAR * (every.high - every.low) and min(known[-1]) > others.high:
-            return others
-    return every
+
+    def numbers(oracles: bool) -> list[float]:
+        some = [entry for entry in entries if entry.name.startswith(ORACLES) == oracles]
+        return [v for entry in some for estimate in entry.estimates for v in estimate or ()]
+
+    far, near = numbers(True), numbers(False) + extra
+    every, without = fit(far + near, start, end), fit(near, start, end)
+    narrow = without.high - without.low < FAR * (every.high - every.low)
+    return without if narrow and far and near and min(far) >= without.low else every
 
 
 def _number(entry: Entry, style: str) -> str:
@@ -135,7 +138,7 @@ def _label(name: str, y: float) -> str:
 def _interval(name: str, series: str, estimate: Estimate, scale: Scale, y: float, s: int, style: str) -> str:
     mean, low, high = (format(value, style) for value in estimate)
     told = f"{name}{', ' if series else ''}{series}: {mean} [{low}, {high}]"
-    if estimate.mean > scale.high:
+    if estimate.mean > scale.high:  # an oracle
         x = scale.end + 2
         arrow = f'<path class="mark" transform="translate({x:.1f},{y:.1f})" d="M-5,-4l7,4l-7,4z"/>'
         return f'<g class="series c{s}" data-series="{s}"><title>{escape(told)}</title>{arrow}</g>'
@@ -181,7 +184,10 @@ def line_chart(
         y = vertical.at(tick)
         parts.append(f'<path class="grid" d="M{left - 4:.1f},{y:.1f}H{WIDTH}"/>')
         parts.append(_text(left - 8, y + 4, name, "tick end"))
+    whole = all(float(x).is_integer() for x in xs)  # epochs, places: no half ones
     for tick in ticks(across):
+        if whole and not float(tick).is_integer():
+            continue
         parts.append(_text(across.at(tick), bottom + 16, label(tick, "x" in percent), "tick middle"))
     if diagonal:
         low, high = max(across.low, vertical.low), min(across.high, vertical.high)
@@ -196,7 +202,7 @@ def line_chart(
             band = f'<path class="band" d="M{"L".join(around)}z"/>'
             parts.append(f'<g class="series c{k % COLOURS}" data-series="{k}">{band}</g>')
     parts += [_line(line, k, across, vertical, percent) for k, line in enumerate(lines)]
-    return _svg(height, title, parts)
+    return _svg(height, title, parts, "many" if len(lines) > FEW else "")
 
 
 def _points(xs: Sequence[float], ys: Sequence[float], across: Scale, vertical: Scale) -> list[str]:
@@ -225,8 +231,9 @@ def _text(x: float, y: float, text: str, kind: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+def _svg(height: float, title: str, parts: Sequence[str], kind: str = "") -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{f"chart {kind}".strip()}" viewBox="0 0 {WIDTH} {height:g}" role="img" '
+        f'aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )

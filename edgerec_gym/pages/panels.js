@@ -130,7 +130,7 @@ function ranking(frame, chosen) {
   const left = range(frame.pool.length).filter((row) => frame.pool[row] >= 0);
   const cloud = new Map(left.map((row, place) => [row, place + 1]));
   if (scores) left.sort((a, b) => (scores[b] ?? -Infinity) - (scores[a] ?? -Infinity));
-  const head = element("tr", {}, ...["", "category", "cloud's place", "base ctr", ...(scores ? ["score"] : [])].map((text) => element("th", {}, text)));
+  const head = element("tr", {}, ...["", "category", "cloud", "base ctr", ...(scores ? ["score"] : [])].map((text) => element("th", {}, text)));
   const body = left.slice(0, 6).map((row, place) => {
     const item = frame.pool[row];
     return element("tr", { class: row === chosen ? "chosen" : null },
@@ -140,6 +140,6 @@ function ranking(frame, chosen) {
       scores ? element("td", {}, number(scores[row], 3)) : null);
   });
   return element("div", { class: "scroll" }, element("table", {},
-    element("caption", {}, scores ? "Best candidates by the policy's score" : "Next candidates in cloud order"),
+    element("caption", {}, scores ? "Best candidates by the policy's score, with their place in the cloud's order" : "Next candidates in the cloud's order"),
     element("thead", {}, head), element("tbody", {}, ...body)));
 }

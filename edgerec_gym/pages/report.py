@@ -86,11 +86,12 @@ def _place(track: str) -> int:
 
 def _missing(found: Sources) -> list[str]:
     """What the report has nothing of, with the command that makes it."""
-    here = {file.stem for file, _ in found.tracks}
+    here = {row.get("track", file.stem) for file, rows in found.tracks for row in rows}
     here |= {"evaluation"} if found.evaluations else set()
     here |= {"learning curves"} if found.curves or found.exploitation or found.trainings else set()
     here |= {"fidelity"} if found.fidelity else set()
-    return [f"{name} ({command})" for name, command in MAKERS.items() if name not in here]
+    asked = [name for name in MAKERS if found.tracks or name not in TITLES]  # tracks of benchmarks only
+    return [f"{name} ({MAKERS[name]})" for name in asked if name not in here]
 
 
 def _page(run: Path, found: Sources, sections: list[Section], missing: list[str]) -> str:

@@ -9,19 +9,20 @@ import numpy as np
 from edgerec_gym import __version__
 from edgerec_gym.batch import BEGIN, FeedBatch
 from edgerec_gym.catalog import Catalog
+from edgerec_gym.colours import category_colours
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
-from edgerec_gym.registration import make_feeds, track_of
+from edgerec_gym.registration import SLATE, make_feeds, track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.screen import ScreenRecorder, category_colours
+from edgerec_gym.screen import ScreenRecorder
 from edgerec_gym.state import NO_ITEM, REWARD_TERMS
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 ROW = 0  # of the batch of one
 DIGITS = 4  # of numbers in the page
 MATCHES = 5  # categories that the latent intent is told by
-INSERTING, REQUESTING = ("joint", "mix", "slate"), ("joint", "request", "slate")
+INSERTING, REQUESTING = ("joint", "mix", SLATE), ("joint", "request", SLATE)
 Frame = dict[str, Any]
 
 
@@ -36,7 +37,7 @@ class SessionRecorder(ScreenRecorder):
     Attributes:
         frames: the situations, one more than there are slots.
         slots: what happened.
-        explanation: of the decision that is played next.
+        explanation: of the decision that is played next; within a plan it moves along.
     """
 
     def __init__(self, batch: FeedBatch, catalog: Catalog, track: str) -> None:
@@ -52,6 +53,8 @@ class SessionRecorder(ScreenRecorder):
         if modes[ROW] == BEGIN:
             self.frames, self.slots = [], []
         else:
+            if self.explanation is None and self.track == SLATE and self.slots:
+                self.explanation = one_slot_on(self.frames[-2]["why"])
             self.frames[-1]["why"], self.explanation = self.explanation, None
             self.slots.append(self._slot())
         self.frames.append(self._frame())
@@ -219,6 +222,20 @@ def explained(policy: Policy, batch: FeedBatch) -> Frame | None:
     for name in ("uplift", "price"):
         value = getattr(said, name)
         told[name] = None if value is None else float(value)
+    return told
+
+
+def one_slot_on(why: Frame | None) -> Frame | None:
+    """What a plan's explanation says at its next slot; requests and triggers belong to its first one."""
+    if why is None:
+        return None
+    told = {**why, "trigger": None, "uplift": None, "price": None}
+    if why.get("plan") is not None:
+        told["plan"] = [place - 1 if place > 0 else -1 for place in why["plan"]]
+    if why.get("matrix") is not None:
+        told["matrix"] = [row[1:] for row in why["matrix"]]
+        if not told["matrix"][0]:
+            del told["matrix"]
     return told
 
 
