@@ -47,6 +47,7 @@ class EdgeRecConfig(Config):
     select_every: int = bounded(20, 1, 1_000_000)  # updates
     select_sessions: int = bounded(2048, 2, 1_000_000)  # held out, that decide which network is kept
     compare_sessions: int = bounded(1536, 0, 1_000_000)  # that tell what whole plans are worth; 0: none
+    compare_discount: float = bounded(0.97, 0.0, 1.0)  # a slot: what a request brings comes late
     compare_penalty: float = bounded(30.0, 0.0, 1e6)  # of the regression, moments
 
 

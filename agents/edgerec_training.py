@@ -37,7 +37,7 @@ from edgerec_gym.agents.edgerec_rollouts import Explorer, Moments, Teachers, joi
 from edgerec_gym.agents.edgerec_rules import FILE, Rules, load_rules
 from edgerec_gym.agents.edgerec_runs import AGENT, EdgeRecConfig, make_network
 from edgerec_gym.agents.edgerec_teaching import teach
-from edgerec_gym.agents.edgerec_values import FEATURES, N_CANDIDATES, Branch, fit
+from edgerec_gym.agents.edgerec_values import FEATURES, N_CANDIDATES, Branch, PlanValues, fit
 from edgerec_gym.agents.epochs import Report, sizes
 from edgerec_gym.agents.plan_rollouts import advantages, discounted
 from edgerec_gym.agents.reranker import ABSENT, torch_threads
@@ -53,6 +53,7 @@ FIXED = ("agent", "based_on", "scenario", "users", "seed", "hyper", "sizes", "ru
 TEACH, PLAY, SELECT, COMPARE = (k * CLI_SEED_STRIDE // 4 for k in range(4))  # where their sessions begin
 ROWS = 256  # sessions played at once
 RESULTS = ("steps", "reward", "held_out", "parts_value", "teaching_loss")  # grow while it trains
+CAUTION = (1.0, 2.0, 1e6)  # widths of what is sure, tried on held-out sessions; the last one never differs
 GRADIENT_ROWS = 256  # moments in one pass of a gradient step, to bound memory
 
 
@@ -276,9 +277,12 @@ class EdgeRecTrainer:
 
     def held_out(self, judge: Any) -> np.ndarray:
         """Reward (sessions,) of the agent, without noise, in held-out sessions."""
+        return self.held_out_of(self.agent(judge))
+
+    def held_out_of(self, policy: EdgeRec) -> np.ndarray:
+        """Reward (sessions,) of a policy in held-out sessions."""
         s, values = self.settings, []
         for first in range(0, s.select_sessions, ROWS):
-            policy = self.agent(judge)
             values.append(self.play(policy, SELECT + first, min(ROWS, s.select_sessions - first)).sum((1, 2)))
         return np.concatenate(values)
 
@@ -305,20 +309,29 @@ class EdgeRecTrainer:
             branch = Branch(np.repeat(generator.integers(0, 8, sessions), N_CANDIDATES))
             policy = self.agent(JointNetwork(self.best), choose=branch)
             earned = self.play(policy, COMPARE + first, sessions, N_CANDIDATES)
-            ahead = discounted(earned.reshape(len(branch.at), -1), s.discount)
+            ahead = discounted(earned.reshape(len(branch.at), -1), s.compare_discount)
             # All copies are one session until they branch, at the same slot.
             there = branch.slot.reshape(sessions, N_CANDIDATES)[:, 0] >= 0
             at = ahead[np.arange(len(ahead)), np.maximum(branch.slot, 0)].reshape(sessions, N_CANDIDATES)
             told.append(branch.told[::N_CANDIDATES][there])
             worth.append(at[there])
         found = fit(np.concatenate(told), np.concatenate(worth), s.compare_penalty)
+        by_caution = {}
+        for caution in CAUTION:
+            plans = PlanValues(found.weights, caution * found.spread)
+            policy = self.agent(
+                JointNetwork(self.best), choose=lambda rows, told, slots, plans=plans: plans.best(told)
+            )
+            by_caution[caution] = float(self.held_out_of(policy).mean())
+        caution = max(reversed(CAUTION), key=by_caution.__getitem__)  # of equal ones the most cautious
         with torch.no_grad():
             self.best.plan.copy_(torch.from_numpy(found.weights))
-            self.best.plan_spread.copy_(torch.from_numpy(found.spread))
+            self.best.plan_spread.copy_(torch.from_numpy(caution * found.spread))
         figures = {
             name: {"weight": float(weight), "standard_error": float(error)}
             for name, weight, error in zip(
                 FEATURES, found.weights, np.linalg.norm(found.spread, axis=0), strict=True
             )
         }
-        self.record = self.record | {"compare": figures}
+        held_out = {str(step): value for step, value in by_caution.items()}
+        self.record = self.record | {"compare": figures, "caution": caution, "caution_held_out": held_out}
