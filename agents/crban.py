@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.attention import AdditiveAttention
+from edgerec_gym.agents.attention import AdditiveAttention, InterestMatch
 from edgerec_gym.agents.perception import (
     SEQUENCES,
-    BehaviourCodes,
     Perception,
     candidate_cards,
     card_features,
+    compact,
     take,
     to_front,
 )
@@ -24,6 +24,10 @@ from edgerec_gym.agents.reranker import (
     pool_present,
 )
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
+
+ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}
+GROUP = 64  # sessions whose behaviour is encoded together
 
 
 class CandidateEncoder(nn.Module):
@@ -59,7 +63,9 @@ class CRBAN(ListScorer):
 
     Query: the candidate's code. Key: the code of a card in the history. Value: the codes of that card and of
     what the user did with it. So a candidate finds the cards like it, and reads how they were received. The
-    settings `exposures`, `page_views` and `actions` leave parts out, as in the paper's Table 2.
+    settings `exposures`, `page_views` and `actions` leave parts out, as in the paper's Table 2. The setting
+    `match`, which the paper does not have, adds the match with the interest that behaviour shows
+    (:class:`~edgerec_gym.agents.attention.InterestMatch`).
     """
 
     objective = staticmethod(log_loss)
@@ -74,23 +80,42 @@ class CRBAN(ListScorer):
         self.inputs = ListInputs(config) if settings.raw_inputs else None
         width = len(used) * hidden * (2 if settings.actions else 1) + 2 * hidden
         width += 0 if self.inputs is None else self.inputs.size
+        self.match = nn.ModuleDict(
+            {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in used}
+            if settings.match
+            else {}
+        )
+        width += sum(part.heads for part in self.match.values())
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:
         """Score pool rows (B, K): (B, K)."""
-        return self.logits_from(self.perception(observation), observation, rows)
-
-    def logits_from(
-        self, behaviour: dict[str, BehaviourCodes], observation: TensorObservation, rows: Tensor
-    ) -> Tensor:
-        """Score pool rows (B, K) given behaviour that is already encoded, as the phone keeps it."""
         codes, final = self.candidates(observation)
         query = take(codes, rows)  # (B, K, H)
-        parts = [
-            self.attention[name](query, part.items, part.values, part.present)
-            for name, part in behaviour.items()
-        ]
+        parts = [self._attended(name, observation[name], query) for name in self.perception.sequences]
         parts += [query, final.unsqueeze(1).expand(-1, rows.shape[1], -1)]
         if self.inputs is not None:
-            parts.append(take(self.inputs(observation), rows))
+            parts.append(self.inputs(observation, rows))
+        parts += [self._matched(name, observation, rows) for name in self.match]
         return self.head(torch.cat(parts, -1)).squeeze(-1)
+
+    def _attended(self, name: str, history: Tensor, query: Tensor) -> Tensor:
+        """What queries (B, K, H) find in a history (B, L, W): (B, K, V).
+
+        Groups of like length are encoded together: padding costs as much time as behaviour.
+        """
+        order = (history != 0).any(-1).sum(1).argsort()
+        parts = []
+        for group in order.split(GROUP):
+            found = self.perception.encoder(name)(history[group])
+            parts.append(self.attention[name](query[group], found.items, found.values, found.present))
+        return torch.cat(parts)[order.argsort()]
+
+    def _matched(self, name: str, observation: TensorObservation, rows: Tensor) -> Tensor:
+        """Match of the pool rows (B, K) with one history, (B, K, heads)."""
+        history, present = compact(observation[name])
+        actions = history[..., -ACTION_COLUMNS[name] :]
+        d = self.config.embedding_size
+        candidates = take(observation["pool"][..., :d], rows)
+        known = actions if self.settings.actions else torch.zeros_like(actions)
+        return self.match[name](candidates, history[..., :d], known, present)

@@ -30,6 +30,7 @@ from edgerec_gym.agents.device_layers import (
 from edgerec_gym.agents.perception import Perception
 from edgerec_gym.agents.pointer_net import PRIOR, PointerNet
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.errors import InputError
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, context_size
 
@@ -111,6 +112,8 @@ def events(
 
 def crban_graphs(network: CRBAN) -> dict[str, bytes]:
     """Graphs by name: an event of each sequence, and `scores` -> (n, 1)."""
+    if network.match:
+        raise InputError("CRBAN with match = 1 cannot be exported; train it with match = 0")
     config, hidden = network.config, network.settings.hidden
     first, last = network.head[0], network.head[2]
     assert isinstance(first, nn.Linear)

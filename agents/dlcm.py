@@ -23,7 +23,7 @@ class DLCM(ListScorer):
     score = w . (norm(h_i) * tanh(W s)), where h_i is the GRU's output at the candidate and s its last state.
     """
 
-    objective = staticmethod(attention_rank_loss)
+    objective, needs_click = staticmethod(attention_rank_loss), True
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__(config, settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgerec_gym.agents.perception import take
 from edgerec_gym.agents.ranking_losses import log_loss
 from edgerec_gym.agents.reranker import ListInputs, ListScorer, RerankerConfig, TensorObservation
 from edgerec_gym.config import FeedConfig
@@ -29,4 +28,4 @@ class DNN(ListScorer):
 
     def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:
         """Score pool rows (B, K): (B, K)."""
-        return self.network(take(self.inputs(observation), rows)).squeeze(-1)
+        return self.network(self.inputs(observation, rows)).squeeze(-1)

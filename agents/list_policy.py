@@ -113,10 +113,9 @@ class EmittedList:
         slate_size: K.
     """
 
-    stateless = True
-
     def __init__(self, emitter: Emitter, slate_size: int) -> None:
         self.emitter, self.slate_size, self.name = emitter, slate_size, emitter.name
+        self.stateless = getattr(emitter, "stateless", False)
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the emitter."""

@@ -25,7 +25,7 @@ class PRM(ListScorer):
     The user's features stand in for the paper's pretrained personalised vector.
     """
 
-    objective = staticmethod(list_softmax_loss)
+    objective, needs_click = staticmethod(list_softmax_loss), True
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__(config, settings)

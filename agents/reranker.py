@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.base import Explanation, Observation, best_legal, check_observation
-from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features
+from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features, take
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
-from edgerec_gym.spaces import context_size, observation_layout
+from edgerec_gym.spaces import CONTEXT, context_size, observation_layout
 
 TensorObservation = dict[str, Tensor]
 KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
 ABSENT = -1e9  # score of a pool row that is used up: below any other, still finite
+PAGE_AGE = CONTEXT.index("page_age")
 PLAY_BATCH = 128  # sessions scored at once, to bound the memory of attention
 
 
@@ -44,6 +45,7 @@ class RerankerConfig(Config):
     horizon: int = bounded(10, 1, 1000)  # K, slots that a label looks ahead
     no_click: int = bounded(10, 1, 1000)  # exposures without a click that trigger a request
     per_session: int = bounded(8, 1, 10_000)  # requests of one session at most
+    misses: float = bounded(1.0, 0.01, 1.0)  # share of those without a click that stand for all of them
     hidden: int = bounded(32, 2, 4096)  # width of every layer
     layers: int = bounded(1, 1, 10)  # of GRUs and of self-attention blocks
     heads: int = bounded(2, 1, 64)  # of self-attention (PRM, SetRank); they divide `hidden`
@@ -51,6 +53,7 @@ class RerankerConfig(Config):
     exposures: int = bounded(1, 0, 1)  # 0 leaves the exposures out (CRBAN)
     page_views: int = bounded(1, 0, 1)  # 0 leaves the page views out (CRBAN)
     actions: int = bounded(1, 0, 1)  # 0 leaves the actions out (CRBAN)
+    match: int = bounded(0, 0, 1)  # 1 adds the match of embeddings with live interest (CRBAN)
     raw_inputs: int = bounded(1, 0, 1)  # 1 shows the head candidate, user and context as they are (CRBAN)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,18 @@ class RerankerConfig(Config):
 def pool_present(observation: TensorObservation) -> Tensor:
     """Which pool rows are there, (B, N) bool."""
     return (observation["pool"] != 0).any(-1)
+
+
+def slots_left(observation: TensorObservation, config: FeedConfig) -> Tensor:
+    """Slots that the page on the phone still fills before the next one comes, (B,) int64, at least 1."""
+    filled = observation["context"][:, PAGE_AGE] * config.page_size
+    return (config.page_size - filled.round()).clamp(min=1).to(torch.int64)
+
+
+def end_with_page(rows: Tensor, left: Tensor) -> Tensor:
+    """Lists (B, S, K) with -1 behind the `left` (B,) slots of their page: those cards will not be seen."""
+    behind = torch.arange(rows.shape[-1], device=rows.device) >= left.view(-1, 1, 1)
+    return rows.masked_fill(behind, NOT_SHOWN)
 
 
 def safe_mask(present: Tensor) -> Tensor:
@@ -79,9 +94,9 @@ class ListInputs(nn.Module):
         self.embedding_size, self.n_types = config.embedding_size, config.n_types
         self.size = config.n_item_features + config.n_types + config.n_user_features + context_size(config)
 
-    def forward(self, observation: TensorObservation) -> Tensor:
-        """Concatenate; user and context are repeated for every candidate."""
-        pool = observation["pool"]
+    def forward(self, observation: TensorObservation, rows: Tensor | None = None) -> Tensor:
+        """Concatenate; user and context are repeated for every candidate, or for the pool rows (B, K)."""
+        pool = observation["pool"] if rows is None else take(observation["pool"], rows)
         cards = card_features(candidate_cards(pool, self.n_types), self.embedding_size)
         session = torch.cat((observation["user"], observation["context"]), -1)
         return torch.cat((cards, session.unsqueeze(1).expand(-1, pool.shape[1], -1)), -1)
@@ -94,6 +109,7 @@ class ListScorer(nn.Module):
     """
 
     objective: staticmethod[[Tensor, Tensor, Tensor], Tensor]  # of (score, click, shown)
+    needs_click = False  # True: a request without a click adds nothing to the loss, so it is left out
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__()
@@ -131,6 +147,8 @@ class ListScorer(nn.Module):
 
 class ListEmitter(nn.Module):
     """A re-ranker that emits a list, one card after the other. A subclass implements `emit` and `loss`."""
+
+    needs_click = False  # as of a ListScorer
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__()

@@ -28,6 +28,8 @@ class Seq2Slate(ListEmitter):
     placed, weighted by 1 / log2(step + 1), along a list drawn from the pointer itself.
     """
 
+    needs_click = True
+
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__(config, settings)
         hidden = settings.hidden

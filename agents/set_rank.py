@@ -25,7 +25,7 @@ class SetRank(ListScorer):
     list softmax.
     """
 
-    objective = staticmethod(list_softmax_loss)
+    objective, needs_click = staticmethod(list_softmax_loss), True
 
     def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
         super().__init__(config, settings)

@@ -14,6 +14,7 @@ one that was not interrupted (on one machine and library versions).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
 from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings, sizes
 from edgerec_gym.agents.gauc import gauc
-from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate
+from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.prm import PRM
 from edgerec_gym.agents.request_log import NOT_SHOWN
@@ -53,6 +54,7 @@ from edgerec_gym.agents.reranker import (
     torch_threads,
 )
 from edgerec_gym.agents.seq2slate import Seq2Slate
+from edgerec_gym.agents.sequence_search import SequenceSearch
 from edgerec_gym.agents.set_rank import SetRank
 
 RERANKERS: dict[str, type[Reranker]] = {
@@ -144,7 +146,21 @@ class Trainer(EpochTrainer[Reranker]):
             )
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the requests `index` (B,) of a chunk."""
+        """Mean loss of the requests `index` (B,) of a chunk, in random order.
+
+        Of those without a click the first ones stand for all.
+        """
+        clicked = chunk.click[index].any(1)
+        hits, misses = index[clicked], index[~clicked]
+        share = 0.0 if self.network.needs_click and len(hits) else self.settings.misses
+        if share == 1.0:
+            return self._mean_loss(chunk, index, generator)
+        some = misses[: math.ceil(share * len(misses))]
+        parts = [(rows, len(all_)) for rows, all_ in ((hits, hits), (some, misses)) if len(rows)]
+        losses = [n * self._mean_loss(chunk, rows, generator) for rows, n in parts]
+        return torch.stack(losses).sum() / sum(n for _, n in parts)
+
+    def _mean_loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
         batch = chunk.batch(index)
         return self.network.loss(
             to_tensors(batch.observation),
@@ -254,9 +270,15 @@ def check_track(folder: str | Path, track: str) -> None:
 
 
 def policy_of(name: str, network: Reranker, env: Any, threads: int = 1) -> Policy:
-    """Return the policy that plays a re-ranker in `env`: slot by slot, or a plan at a time."""
+    """Return the policy that plays a re-ranker in `env`: slot by slot, or a plan at a time.
+
+    A sequence search plans whole lists everywhere, since it judges cards by their neighbours.
+    """
     policy = RerankPolicy(name, network, threads)
-    if env.track != SLATE:
-        return policy
     plans = EmittedList if isinstance(network, ListEmitter) else ScoredList
-    return SlateBySlate(plans(policy, env.config.slate_size))
+    if env.track == SLATE:
+        return SlateBySlate(plans(policy, env.config.slate_size))
+    if isinstance(network, SequenceSearch):
+        every = network.search_settings.every
+        return SlotBySlot(EmittedList(policy, env.config.slate_size), every)
+    return policy

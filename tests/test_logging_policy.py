@@ -6,6 +6,7 @@ import pytest
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import preset
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.logging_policy import (
     FOCUS_STRENGTHS,
     INSERT_PROBABILITIES,
@@ -14,6 +15,7 @@ from edgerec_gym.logs.logging_policy import (
     RandomisedPolicy,
     session_habits,
 )
+from edgerec_gym.logs.store import LogReader
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 ROWS, SLOTS = 1500, 12
@@ -96,3 +98,18 @@ def test_habits_depend_on_the_id_alone():
 def test_what_cannot_be_randomised_is_refused(wrong):
     with pytest.raises(InputError, match="cannot randomise"):
         RandomisedPolicy(wrong)
+
+
+def test_another_ground_truth_answers_the_same_policy(tmp_path):
+    worlds = {"as it is": {}, "never clicks": {"click_bias": -20.0}}
+    clicks = {}
+    for name, changes in worlds.items():
+        collect(tmp_path / name, preset_name="lite", sessions=20, synthetic=changes)
+        reader = LogReader(tmp_path / name)
+        clicks[name] = sum(table["click"].drop_null().to_numpy().sum() for table in reader.batches(["click"]))
+        assert changes.items() <= reader.provenance["synthetic"].items()
+    assert clicks["as it is"] > 0 == clicks["never clicks"]
+    with pytest.raises(InputError, match="ground truth of a preset"):
+        collect(tmp_path / "none", scenario="lite", sessions=2, synthetic={"taste": 0.0})
+    with pytest.raises(InputError, match="did you mean 'taste'"):
+        collect(tmp_path / "none", preset_name="lite", sessions=2, synthetic={"tste": 0.0})

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgerec_gym.agents import crban
+from edgerec_gym.agents.attention import MATCH_SCALE, InterestMatch
 from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.diversity import (
     DeterminantalPointProcess,
@@ -96,6 +98,33 @@ def test_sessions_do_not_see_each_other(lite: Scenario, observation: Observation
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_match_starts_as_that_of_embeddings() -> None:
+    match = InterestMatch(3, 2, heads=1)
+    with torch.no_grad():
+        match.weight.weight.copy_(torch.tensor([[2.0, 0.0]]))
+        match.weight.bias.zero_()
+        match.decay.fill_(0.0)  # one event costs a factor of e
+    items, actions = torch.eye(3)[None, :2], torch.tensor([[[1.0, 9.0], [0.5, 9.0]]])
+    found = match(torch.eye(3)[None], items, actions, torch.ones(1, 2, dtype=torch.bool))[0, :, 0]
+    interest = np.array([2 * np.exp(-1), 1.0, 0.0])
+    expected = MATCH_SCALE * interest / (1 + np.linalg.norm(interest))
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5)
+    nothing = match(torch.eye(3)[None], items, actions, torch.zeros(1, 2, dtype=torch.bool))
+    nothing.sum().backward()
+    assert not nothing.any() and torch.isfinite(match.metric.grad).all()
+
+
+def test_groups_of_like_length_change_nothing(
+    lite: Scenario, observation: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tensors = make(lite, "crban", match=1), to_tensors(observation)
+    tensors["exposures"] = tensors["exposures"].clone()  # not those of the other tests
+    tensors["exposures"][1:4, 3:] = 0  # shorter and longer in turn
+    together = output(network, tensors)
+    monkeypatch.setattr(crban, "GROUP", 2)
+    torch.testing.assert_close(output(network, tensors), together, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("agent", RERANKERS)
 def test_padding_does_not_matter(lite: Scenario, observation: Observation, agent: str) -> None:
     """Histories may be padded on the left, and get more padding."""
@@ -145,6 +174,9 @@ def test_the_clouds_order_is_part_of_the_context(
         ({"exposures": 0}, ["exposures"]),
         ({"exposures": 0, "page_views": 0}, ["exposures", "page_views", "actions"]),
         ({"actions": 0}, ["actions"]),
+        ({"match": 1}, []),
+        ({"match": 1, "exposures": 0}, ["exposures"]),
+        ({"match": 1, "actions": 0}, ["actions"]),
     ],
 )
 def test_ablations_leave_out_what_they_name(
@@ -214,6 +246,22 @@ def test_loss_ignores_what_was_not_shown(lite: Scenario, observation: Observatio
     moved[:, [0, 1]] = click[:, [1, 0]]
     assert not torch.equal(loss(click), loss(moved))
     assert torch.equal(loss(click), loss(other))
+
+
+@pytest.mark.parametrize("agent", SCORERS)
+def test_who_needs_clicks_learns_nothing_from_misses(
+    lite: Scenario, observation: Observation, agent: str
+) -> None:
+    network, tensors = make(lite, agent), to_tensors(observation)
+    shown = torch.from_numpy(np.argsort(-observation["action_mask"], axis=1, kind="stable")[:, :3])
+    click = torch.zeros(6, 3)
+    click[::2, 1] = 1
+
+    def loss(rows: slice) -> Tensor:
+        part = {key: values[rows] for key, values in tensors.items()}
+        return network.loss(part, shown[rows], click[rows], torch.Generator())
+
+    assert torch.allclose(loss(slice(None)), loss(slice(None, None, 2)), rtol=1e-5) is network.needs_click
 
 
 def test_losses_by_hand() -> None:

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.agents import supervised
 from edgerec_gym.agents.checkpoint import checkpoints
+from edgerec_gym.agents.epochs import new_record, request_settings
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.agents.rerank_data import split_requests
+from edgerec_gym.agents.rerank_data import Requests, split_requests
 from edgerec_gym.agents.reranker import RerankerConfig, to_tensors
 from edgerec_gym.agents.supervised import RERANKERS, Held, load_reranker, train
 from edgerec_gym.errors import InputError
@@ -75,6 +76,23 @@ def test_a_run_is_loaded_back_and_played(logs: Path, lite: Scenario, tmp_path: P
     results = evaluate(policies, env_id="EdgeFeedRerank-v0", scenario=lite, users=["synthetic"], sessions=8)
     assert [r["policy"] for r in results] == ["keep", agent]
     assert results[1]["violations"]["mean"] == 0 and results[1]["value"]["mean"] > 0
+
+
+def test_some_misses_stand_for_all(logs: Path) -> None:
+    def loss(misses: float, chunk: Requests, index: np.ndarray) -> float:
+        reader, settings = LogReader(logs), RerankerConfig(hidden=8, misses=misses)
+        trainer = supervised.Trainer(reader, new_record("dnn", reader, 0, settings) | {"gauc": []}, settings)
+        return float(trainer.loss(chunk, index, torch.Generator()).detach())
+
+    reader = LogReader(logs)
+    chunk = next(split_requests(reader, **request_settings(RerankerConfig(), 0))[0].chunks())
+    full = (chunk.shown >= 0).all(1)
+    clicked = chunk.click.any(1)
+    hits, miss = np.flatnonzero(full & clicked)[:3], np.flatnonzero(full & ~clicked)[0]
+    index = np.concatenate([hits, np.repeat(miss, 8)])
+    assert loss(0.25, chunk, index) == pytest.approx(loss(1.0, chunk, index), rel=1e-5)
+    other = np.flatnonzero(full & ~clicked)[1]
+    assert loss(0.25, chunk, np.append(index, other)) != loss(1.0, chunk, np.append(index, other))
 
 
 def test_same_seed_same_parameters(logs: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def collect(
     randomise: Sequence[str] = DECISIONS,
     moments: int | None = None,
     policy: Policy | None = None,
+    synthetic: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Log sessions into a folder; continues a folder that an earlier, killed run left.
@@ -69,6 +70,8 @@ def collect(
         moments: random request decisions of a session, at most; None = at every slot
             (:class:`~edgerec_gym.logs.logging_policy.RandomisedPolicy`).
         policy: log this policy of EdgeFeed-v0 instead; its propensities are unknown (null).
+        synthetic: with `preset_name`, SyntheticUserConfig fields that differ from the preset's: another
+            ground truth, such as {"pseudo_click": 0.0}.
         progress: called with (sessions done, total).
 
     Returns:
@@ -78,8 +81,10 @@ def collect(
         raise InputError(f"sessions must be at least 1, got {sessions}")
     if (preset_name is None) == (scenario is None):
         raise InputError("give either a preset or a scenario to collect from")
+    if synthetic and preset_name is None:
+        raise InputError("synthetic changes the ground truth of a preset; a scenario's users are fixed")
     logging_policy = RandomisedPolicy(randomise, moments) if policy is None else None
-    config, catalog, provenance, make = _source(preset_name, scenario, users)
+    config, catalog, provenance, make = _source(preset_name, scenario, users, synthetic or {})
     provenance |= {
         "sessions": sessions,
         "seed": seed,
@@ -107,11 +112,12 @@ def collect(
 
 
 def _source(
-    preset_name: str | None, scenario: str | None, users: str
+    preset_name: str | None, scenario: str | None, users: str, changes: dict[str, Any]
 ) -> tuple[FeedConfig, Catalog, dict[str, Any], Callable[[], UserModel]]:
     """Config, catalogue, provenance and a maker of users."""
     if preset_name is not None:
         config, synthetic = preset(preset_name)
+        synthetic = synthetic.replace(**changes)
         model = SyntheticUsers(synthetic, config)
         provenance = {"source": "synthetic", "preset": preset_name, "synthetic": synthetic.to_dict()}
         return config, model.world.catalog, provenance, lambda: SyntheticUsers(synthetic, config)
