@@ -148,7 +148,12 @@ def comparison_rows(contest: Contest, played: Played) -> Rows:
     values = {policy: figure_of(played, policy) for policy in policies_of(played) if policy != contest.oracle}
     rows: Rows = []
     for found in compare_all(values):
-        more = {"against": found.worse, "p": found.p, "p_holm": found.p_holm, "shift": NOT_SHIFTED}
+        more: dict[str, Any] = {
+            "against": found.worse,
+            "p": found.p,
+            "p_holm": found.p_holm,
+            "shift": NOT_SHIFTED,
+        }
         rows.append(row(found.better, "difference", found.difference, *values[found.better].shape, **more))
     return rows
 

@@ -182,6 +182,9 @@ def train(setting: Setting, workers: int, progress: Progress | None) -> None:
             [*module.PARTS, *agents] if {module.JOINT, module.BLIND} & set(agents) else agents
         )
         module.train_all(*place, range(setting.seeds), tuple(needed), workers, progress)
+    elif setting.track == "rerank":
+        names = [name for name in chosen(setting.track, setting.policies) if not is_own(name)]
+        module.train_all(*place, module.needed(names), range(setting.seeds), workers, progress)
     else:
         module.train_all(*place, range(setting.seeds), workers, progress)
 

@@ -64,10 +64,22 @@ def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry
     return found
 
 
+def needed(names: Sequence[str]) -> set[str]:
+    """Agents that policies are made of."""
+    return {"fresh"} & set(names)
+
+
 def train_all(
-    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Any
+    out: Path,
+    scenario: str,
+    sizes: Sizes,
+    agents: set[str],
+    seeds: Sequence[int],
+    workers: int,
+    progress: Any,
 ) -> None:
     """Draw the weights."""
+    assert agents == {"fresh"}
     for seed in seeds:
         run = make_folder(out / "runs" / f"fresh-{seed}")
         weight = float(np.random.default_rng(seed).random())
@@ -77,5 +89,5 @@ def train_all(
 
 def run(out: Path, *, scenario: str, sizes: Sizes, seeds: int, workers: int, progress: Any = None) -> Rows:
     """Train; one row of its own."""
-    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    train_all(out, scenario, sizes, needed(POLICIES), range(seeds), workers, progress)
     return [row("fresh", "weight", {"mean": 1.0, "low": 1.0, "high": 1.0}, seeds, sizes.sessions)]
