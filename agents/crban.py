@@ -80,12 +80,9 @@ class CRBAN(ListScorer):
         self.inputs = ListInputs(config) if settings.raw_inputs else None
         width = len(used) * hidden * (2 if settings.actions else 1) + 2 * hidden
         width += 0 if self.inputs is None else self.inputs.size
-        self.match = nn.ModuleDict(
-            {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in used}
-            if settings.match
-            else {}
-        )
-        width += sum(part.heads for part in self.match.values())
+        matches = {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in used}
+        self.match = nn.ModuleDict(matches if settings.match else {})
+        width += sum(matches[name].heads for name in self.match)
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:

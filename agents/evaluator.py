@@ -144,8 +144,10 @@ class ListEvaluator(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, 2),
         )
-        nn.init.zeros_(self.alone[-1].weight)
-        nn.init.zeros_(self.alone[-1].bias)
+        outcome = self.alone[-1]
+        assert isinstance(outcome, nn.Linear)
+        nn.init.zeros_(outcome.weight)
+        nn.init.zeros_(outcome.bias)
         self.conversion = nn.Parameter(torch.tensor(CONVERSION))  # logits of a purchase per logit of base cvr
         # Platt scaling, fitted once after training: logit -> scale * logit + shift.
         self.scale = nn.Parameter(torch.ones(len(OUTCOMES)), requires_grad=False)
