@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint scenario clean help
+.PHONY: demo test lint docs scenario gif agents leaderboard clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -19,8 +19,21 @@ lint: $(STAMP)  ## style, format, spelling, types
 	$(BIN)/codespell
 	$(BIN)/mypy
 
+docs: $(STAMP)  ## build the documentation site, docs/_build/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo docs/_build/index.html
+
 scenario: $(STAMP)  ## fit the two shipped scenarios again
 	$(BIN)/edgerec scenario
+
+gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
+	$(BIN)/python examples/record_gif.py --seed 42 --out docs/feed.gif
+
+agents: $(STAMP)  ## ship the runs that edgerec bench has trained on lite, for its --quick
+	$(BIN)/python -m benchmarks.ship_agents
+
+leaderboard: $(STAMP)  ## write the leaderboard of README.md from benchmarks/results
+	$(BIN)/python -m benchmarks.leaderboard
 
 # The stamp is removed first and written last, so an interrupted install is done again.
 $(STAMP): setup.py constraints.txt
@@ -32,7 +45,7 @@ $(STAMP): setup.py constraints.txt
 	@touch $@
 
 clean:  ## remove .venv, builds and caches
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## show this list

@@ -31,7 +31,9 @@ TRAIN = [
     "tensorboard>=2.18",
     "matplotlib>=3.9",
 ]
-RENDER = ["matplotlib>=3.9", "pillow>=10.4"]
+RENDER = ["matplotlib>=3.9", "pillow>=11.2", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
+OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
+DOCS = ["sphinx>=8.2", "furo>=2024.8", "myst-parser>=4.0"]
 DEV_TOOLS = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -41,8 +43,9 @@ DEV_TOOLS = [
     "mypy>=1.15",
     "codespell>=2.3",
     "build>=1.2",
+    "playwright>=1.49",  # drives the Chromium that is installed; tests skip without one
 ]
-ALL = list(dict.fromkeys(TRAIN + RENDER))  # everything a user can switch on, each requirement once
+ALL = list(dict.fromkeys(TRAIN + RENDER + OFFLINE))  # everything a user can switch on, each requirement once
 
 setup(
     name="edgerec_gym",
@@ -62,6 +65,8 @@ setup(
     package_data={
         "edgerec_gym": [
             "py.typed",
+            "pages/*.css",
+            "pages/*.js",
             *(f"scenarios/**/*.{kind}" for kind in ("json", "parquet", "onnx", "safetensors")),
         ]
     },
@@ -76,7 +81,14 @@ setup(
         "rich>=13.9",
         "safetensors>=0.4.5",
     ],
-    extras_require={"train": TRAIN, "render": RENDER, "all": ALL, "dev": ALL + DEV_TOOLS},
+    extras_require={
+        "train": TRAIN,
+        "render": RENDER,
+        "offline": OFFLINE,
+        "all": ALL,
+        "docs": DOCS,
+        "dev": ALL + DEV_TOOLS + DOCS,
+    },
     entry_points={"console_scripts": ["edgerec = edgerec_gym.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -35,7 +35,11 @@ class AdditiveAttention(nn.Module):
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """Compare queries (B, Q, .) with keys (B, L, .): (B, Q, L)."""
-        both = self.query(query).unsqueeze(2) + self.key(key).unsqueeze(1)  # (B, Q, L, hidden)
+        return self.compare(query, self.key(key))
+
+    def compare(self, query: Tensor, projected: Tensor) -> Tensor:
+        """As :meth:`logits`, with keys (B, L, hidden) that `key` has projected already."""
+        both = self.query(query).unsqueeze(2) + projected.unsqueeze(1)  # (B, Q, L, hidden)
         return self.score(torch.tanh(both)).squeeze(-1)
 
     def forward(

@@ -68,6 +68,11 @@ class Random:
         """Return (B,) int64."""
         return draw_legal(self.generator, observation["action_mask"])
 
+    def probabilities(self, observation: Observation) -> np.ndarray:
+        """Return (B, A) float64, equal among the legal actions."""
+        legal = observation["action_mask"] != 0
+        return legal / legal.sum(axis=1, keepdims=True)
+
 
 class Greedy:
     """The pool row with the highest base ctr score."""
@@ -129,7 +134,7 @@ class DeviceGreedy:
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) logits."""
-        interest = self._interest(observation)
+        interest = self.interest(observation)
         pool, d = observation["pool"], interest.shape[1]
         match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (
             1 + np.linalg.norm(interest, axis=1, keepdims=True)
@@ -137,7 +142,7 @@ class DeviceGreedy:
         ctr = np.clip(pool[:, :, d + 1], 1e-6, 1 - 1e-6)
         return np.log(ctr / (1 - ctr)) + self.strength * match
 
-    def _interest(self, observation: Observation) -> np.ndarray:
+    def interest(self, observation: Observation) -> np.ndarray:
         """Decayed evidence in the embedding space, (B, d)."""
         d = observation["pool"].shape[2] - N_SCALARS
         exposures, page_views = observation["exposures"], observation["page_views"]

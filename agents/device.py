@@ -20,7 +20,9 @@ from edgerec_gym.agents.device_files import CRBAN, EVALUATOR, GENERATOR, SEQUENC
 from edgerec_gym.agents.device_search import Arrays, Found
 from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import InputError
+from edgerec_gym.spaces import CONTEXT
 
+PAGE_AGE = CONTEXT.index("page_age")
 READ = ("user", "pool", "screen", "context")  # keys of the observation that a re-ranking reads
 ABSENT = -1e9  # score of a pool row that is used up
 
@@ -203,7 +205,9 @@ class DeviceSession:
         if GENERATOR in self.model.graphs:
             proposed = np.searchsorted(rows, self._generated(observation, rows, length)["lists"])
         encoded = self._ask(EVALUATOR, "encode", observation, rows)
-        return self.model.search(encoded, length, proposed)
+        config = self.model.config
+        filled = round(float(observation["context"][PAGE_AGE]) * config.page_size)
+        return self.model.search(encoded, length, proposed, max(1, config.page_size - filled))
 
     def save(self, path: str | Path) -> None:
         """Write what the phone keeps between two starts of the app, atomically, as safetensors."""

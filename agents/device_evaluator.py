@@ -18,9 +18,19 @@ from edgerec_gym.agents.device_layers import (
     card_weight,
     gru_layer,
     gru_weights,
+    layer,
     linear,
+    logit_column,
 )
-from edgerec_gym.agents.evaluator import CLICK, LEAVE, LONG_PAGE_VIEW, PURCHASE, ListEvaluator
+from edgerec_gym.agents.evaluator import (
+    CLICK,
+    LEAST_CVR,
+    LEAVE,
+    LONG_PAGE_VIEW,
+    PURCHASE,
+    ListEvaluator,
+)
+from edgerec_gym.agents.perception import BASE_CVR
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
 
 
@@ -60,8 +70,9 @@ class _Head:
 def _encode_graph(network: ListEvaluator) -> bytes:
     """Inputs of a re-ranker and `screen` (lookahead, F + T) -> what lists are made of.
 
-    Outputs: `codes` (n, H); `base` (n, 1); `gates` (n, 3 H), what each card does to the GRU's gates, and
-    `parts` (n, (lookahead + 1) H), to the layer behind it; `start` (1, 1, H), the GRU after the screen.
+    Outputs: `codes` (n, H); `base` (n, 2), logits of click and purchase by the card alone; `gates` (n, 3 H),
+    what each card does to the GRU's gates, and `parts` (n, (lookahead + 1) H), to the layer behind it;
+    `start` (1, 1, H), the GRU after the screen.
     """
     config, hidden, d = network.config, network.settings.hidden, network.config.embedding_size
     n_card, lookahead = config.n_item_features + config.n_types, config.lookahead
@@ -75,7 +86,10 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     weight_ih = array(network.above.weight_ih_l0)
     linear(g, codes, weight_ih.T, array(network.above.bias_ih_l0), name="gates")
     linear(g, codes, _Head(network).by_card, name="parts")
-    g("Identity", g.base, name="base")
+    conversion = g(
+        "Mul", logit_column(g, g.cards, d + BASE_CVR, LEAST_CVR), g.floats(network.conversion.item())
+    )
+    g("Add", g("Concat", g.base, conversion, axis=1), _alone(g, network, n_card), name="base")
     if lookahead:
         screen = g.input("screen", [lookahead, n_card])
         present = g("Sign", g("ReduceMax", g("Abs", screen), g.integers([1])))  # (lookahead, 1)
@@ -90,11 +104,20 @@ def _encode_graph(network: ListEvaluator) -> bytes:
         start = g.floats(np.zeros((1, 1, hidden)))
     g("Identity", start, name="start")
     g.output("codes", ["n", hidden])
-    g.output("base", ["n", 1])
+    g.output("base", ["n", 2])
     g.output("gates", ["n", 3 * hidden])
     g.output("parts", ["n", (lookahead + 1) * hidden])
     g.output("start", [1, 1, hidden])
     return g.serialise("encode")
+
+
+def _alone(g: ListGraph, network: ListEvaluator, n_card: int) -> str:
+    """Logits of click and purchase that the card by itself adds, (n, 2)."""
+    first, second, last = network.alone[0], network.alone[2], network.alone[4]
+    assert isinstance(first, nn.Linear)
+    of_cards, of_session = np.split(array(first.weight), [n_card], axis=1)
+    inner = g("Add", g.of_cards(of_cards, array(first.bias)), linear(g, g.session, of_session.T))
+    return layer(g, g("Relu", layer(g, g("Relu", inner), second)), last)
 
 
 def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: str) -> tuple[str, str]:
@@ -104,16 +127,17 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
         g: takes the nodes.
         network: the evaluator.
         inner: (..., H) what the layer behind the GRU reads, before it bends.
-        base: (..., 1) logit of the base ctr.
+        base: (..., 2) logits of click and purchase by the card alone.
         there: (..., 1) 1 where there is a place, else 0.
     """
     last, s, identified = network.head[2], network.settings, network.identified
     scale, shift = array(network.scale), array(network.shift)
     logits = g("MatMul", g("Relu", inner), g.floats(array(last.weight).T * scale))
     logits = g("Add", logits, g.floats(array(last.bias) * scale + shift))
-    residual = np.zeros(4, np.float32)
-    residual[CLICK] = scale[CLICK]
-    logits = g("Add", logits, g("Mul", base, g.floats(residual)))
+    residual = np.zeros((2, 4), np.float32)
+    residual[0, CLICK] = scale[CLICK]
+    residual[1, PURCHASE] = scale[PURCHASE]
+    logits = g("Add", logits, g("MatMul", base, g.floats(residual)))
     p = g("Sigmoid", logits)
     # click * (w_click + w_purchase p_purchase + w_long p_long), where the log can tell these.
     weights = np.zeros((4, 1), np.float32)
@@ -131,9 +155,9 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
 def _extend_graph(network: ListEvaluator) -> bytes:
     """Add each of m cards to each of W beginnings.
 
-    Inputs: `gates` and `parts` of the m cards, `base` (m, 1); `place` () int64, where a card stands; `above`
-    (W, H); `pending` (W, lookahead, H) and `pending_base` (W, lookahead); `there` (lookahead + 1,), 1 where
-    there is such a place; `settled` (W, 1), the value of the places before, and `stay` (W, 1), the
+    Inputs: `gates` and `parts` of the m cards, `base` (m, 2); `place` () int64, where a card stands; `above`
+    (W, H); `pending` (W, lookahead, H) and `pending_base` (W, lookahead, 2); `there` (lookahead + 1,), 1
+    where there is such a place; `settled` (W, 1), the value of the places before, and `stay` (W, 1), the
     probability of being there still.
 
     Outputs: `value` (W, m) of the longer beginning; `new_above` (W, m, H); `new_pending`
@@ -145,7 +169,7 @@ def _extend_graph(network: ListEvaluator) -> bytes:
     places = array(network.place.weight)  # (horizon, H)
     g = OnnxGraph()
     gates, parts = g.input("gates", ["m", 3 * hidden]), g.input("parts", ["m", n * hidden])
-    base, place = g.input("base", ["m", 1]), g.input("place", [], np.int64)
+    base, place = g.input("base", ["m", 2]), g.input("place", [], np.int64)
     above, there = g.input("above", ["w", hidden]), g.input("there", [n])
     settled, stay = g.input("settled", ["w", 1]), g.input("stay", ["w", 1])
     place = g("Min", place, g.integers(horizon - 1))
@@ -166,16 +190,16 @@ def _extend_graph(network: ListEvaluator) -> bytes:
     parts = g("Reshape", at_place(parts, places @ head.by_card), g.integers([-1, n, hidden]))
     own = g("Add", g("MatMul", state, g.floats(head.by_above)), g.floats(head.bias))
     inner = g("Unsqueeze", own, g.integers([2]))  # (W, m, 1, H)
-    bases = g("Unsqueeze", base, g.integers([0, 2]))  # (1, m, 1, 1)
+    bases = g("Unsqueeze", base, g.integers([0, 2]))  # (1, m, 1, 2)
     if n > 1:
         pending = g.input("pending", ["w", n - 1, hidden])
-        pending_base = g("Unsqueeze", g.input("pending_base", ["w", n - 1]), g.integers([1, 3]))
+        pending_base = g("Unsqueeze", g.input("pending_base", ["w", n - 1, 2]), g.integers([1]))
         shape = g("Concat", g("Shape", state, start=0, end=2), g.integers([n - 1, hidden]), axis=0)
         old = g("Expand", g("Unsqueeze", pending, g.integers([1])), shape)  # (W, m, n - 1, H)
         inner = g("Concat", old, inner, axis=2)
         shape = g("Shape", state, start=0, end=2)
-        one = g("Expand", bases, g("Concat", shape, g.integers([1, 1]), axis=0))
-        older = g("Expand", pending_base, g("Concat", shape, g.integers([n - 1, 1]), axis=0))
+        one = g("Expand", bases, g("Concat", shape, g.integers([1, 2]), axis=0))
+        older = g("Expand", pending_base, g("Concat", shape, g.integers([n - 1, 2]), axis=0))
         bases = g("Concat", older, one, axis=2)
     inner = g("Add", inner, parts, name="new_pending")  # (W, m, n, H)
     value, staying = _value(g, network, inner, bases, g("Unsqueeze", there, g.integers([1])))
@@ -203,7 +227,7 @@ def _judge_graph(network: ListEvaluator) -> bytes:
     hidden, lookahead = network.settings.hidden, network.config.lookahead
     head = _Head(network)
     g = OnnxGraph()
-    codes, base = g.input("codes", ["n", hidden]), g.input("base", ["n", 1])
+    codes, base = g.input("codes", ["n", hidden]), g.input("base", ["n", 2])
     start, lists = g.input("start", [1, 1, hidden]), g.input("lists", ["s", "l"], np.int64)
     n_lists, length = g.split(g("Shape", lists), [1, 1], 0)
     place = g("Range", g.integers(0), g("Squeeze", length), g.integers(1))
@@ -223,7 +247,7 @@ def _judge_graph(network: ListEvaluator) -> bytes:
         ahead = g("Pad", part, g.integers([0, 0, 0, distance, 0, 0]))
         end = g("Add", length, g.integers([distance]))
         terms.append(g("Slice", ahead, g.integers([distance]), end, g.integers([0])))
-    bases = g("Transpose", g("Gather", base, lists, axis=0), perm=[1, 0, 2])  # (l, S, 1)
+    bases = g("Transpose", g("Gather", base, lists, axis=0), perm=[1, 0, 2])  # (l, S, 2)
     value, staying = _value(g, network, g("Sum", *terms), bases, g.floats(1.0))
     left = g("Exp", g("CumSum", g("Log", staying), g.integers(0), exclusive=1))  # a cumulative product
     g("ReduceSum", g("Mul", value, left), g.integers([0, 2]), name="value", keepdims=0)

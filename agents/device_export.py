@@ -162,7 +162,7 @@ def _beams(network: Reranker) -> dict[str, Any] | None:
     if not isinstance(network, SequenceSearch):
         return None
     s = network.search_settings
-    return BeamConfig(beams=s.beams, candidates=s.candidates, stability=s.stability).to_dict()
+    return BeamConfig(beams=s.beams, candidates=s.candidates, stability=s.stability, every=s.every).to_dict()
 
 
 def _check_parameters(network: Reranker) -> None:

@@ -31,9 +31,14 @@ def affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def base_logit_column(g: OnnxGraph, cards: str, embedding_size: int) -> str:
     """Logit of the base ctr of cards (n, F or F + T): (n, 1)."""
-    ctr = g("Gather", cards, g.integers([embedding_size + BASE_CTR]), axis=1)
-    ctr = g("Clip", ctr, g.floats(CLIPPED), g.floats(1 - CLIPPED))
-    return g("Sub", g("Log", ctr), g("Log", g("Sub", g.floats(1.0), ctr)))
+    return logit_column(g, cards, embedding_size + BASE_CTR, CLIPPED)
+
+
+def logit_column(g: OnnxGraph, cards: str, column: int, clipped: float) -> str:
+    """Logit of a column of cards, clipped to clipped .. 1 - clipped: (n, 1)."""
+    share = g("Gather", cards, g.integers([column]), axis=1)
+    share = g("Clip", share, g.floats(clipped), g.floats(1 - clipped))
+    return g("Sub", g("Log", share), g("Log", g("Sub", g.floats(1.0), share)))
 
 
 def card_weight(weight: np.ndarray, embedding_size: int) -> np.ndarray:

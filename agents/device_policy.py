@@ -10,7 +10,7 @@ import numpy as np
 from edgerec_gym.agents.base import Observation, Policy, best_legal, check_observation
 from edgerec_gym.agents.device import DeviceSession, load
 from edgerec_gym.agents.device_files import CRBAN, SEQUENCES, DeviceModel
-from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate
+from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import SLATE
 from edgerec_gym.spaces import CONTEXT, observation_layout
@@ -23,7 +23,8 @@ class DevicePolicy:
     """Sessions on phones, one a row: events are taken up as they show in the observation.
 
     While a session is no longer than the histories, it plays as the torch policy does; after that the phone
-    remembers more. At every slot it plays the row that it puts first; no cards, no requests.
+    remembers more. At every slot it plays the row that it puts first (a sequence search plays its lists); no
+    cards, no requests.
 
     Args:
         name: of the policy.
@@ -102,7 +103,7 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
                 f"{list(model.sizes.get(key, ()))}; this environment has {list(part.shape)}"
             )
     policy = DevicePolicy(f"{model.agent} on device", model, feed.config.max_slots)
-    if feed.track != SLATE:
+    if feed.track != SLATE and model.search is None:
         return policy
     if CRBAN in model.graphs:
         return SlateBySlate(ScoredList(policy, feed.config.slate_size))
@@ -111,4 +112,7 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
             f"{folder} was exported for lists of {model.places} cards; this environment asks for "
             f"{feed.config.slate_size}"
         )
-    return SlateBySlate(EmittedList(policy, feed.config.slate_size))
+    lists = EmittedList(policy, feed.config.slate_size)
+    if feed.track == SLATE or model.search is None:
+        return SlateBySlate(lists)
+    return SlotBySlot(lists, model.search.settings.every)

@@ -24,6 +24,7 @@ class BeamConfig(Config):
     beams: int = bounded(4, 1, 1_000_000)
     candidates: int = bounded(12, 1, 10_000)
     stability: float = bounded(0.95, 0.0, 1.0)
+    every: int = bounded(1, 1, 1000)
 
 
 class Beginnings(NamedTuple):
@@ -33,7 +34,7 @@ class Beginnings(NamedTuple):
         cards: (W, places so far) int64.
         above: (W, H) float32.
         pending: (W, lookahead, H) float32, the highest place first.
-        pending_base: (W, lookahead) float32.
+        pending_base: (W, lookahead, 2) float32.
         settled: (W, 1) float32.
         stay: (W, 1) float32.
     """
@@ -73,22 +74,23 @@ class BeamSearch:
     def __init__(self, extend: Graph, judge: Graph, lookahead: int, settings: BeamConfig) -> None:
         self.extend, self.judge, self.lookahead, self.settings = extend, judge, lookahead, settings
 
-    def __call__(self, encoded: Arrays, length: int, proposed: np.ndarray) -> Found:
+    def __call__(self, encoded: Arrays, length: int, proposed: np.ndarray, left: int) -> Found:
         """Find a list of `length` cards with a high value.
 
         Args:
             encoded: outputs of the evaluator's graph `encode`, n cards.
             length: at most n.
             proposed: (S, length) int64 lists of others to choose from.
+            left: slots that the page still fills, at least 1; lists are judged as far as that.
         """
         tables = {name: encoded[name] for name in ("gates", "parts", "base")}
         single = self._extended(tables, 0, self._start(encoded))["value"][0]
         order = np.argsort(-single, kind="stable")
-        beams = self._beams(tables, order, self._start(encoded), length)
+        beams = self._beams(tables, order, self._start(encoded), min(length, left))
         lists = [self._completed(beam, order, length) for beam in beams]
         everything = np.concatenate([np.stack([*lists, order[:length]]), proposed])
         inputs = {name: encoded[name] for name in ("codes", "base", "start")}
-        value = self.judge(inputs | {"lists": everything})["value"]
+        value = self.judge(inputs | {"lists": everything[:, :left]})["value"]
         best = int(value.argmax())
         return Found(everything[best], float(value[best]), beams.shape[1])
 
@@ -98,7 +100,7 @@ class BeamSearch:
             np.zeros((1, 0), np.int64),
             encoded["start"][0],
             np.zeros((1, self.lookahead, hidden), np.float32),
-            np.zeros((1, self.lookahead), np.float32),
+            np.zeros((1, self.lookahead, 2), np.float32),
             np.zeros((1, 1), np.float32),
             np.ones((1, 1), np.float32),
         )
@@ -130,7 +132,7 @@ class BeamSearch:
             best = np.argsort(-value, axis=None, kind="stable")[: min(s.beams, (len(value) * (m - place)))]
             parent, card = np.divmod(best, m)
             value = value[parent, card]
-            base = np.column_stack([old.pending_base[parent], some["base"][card]])
+            base = np.concatenate([old.pending_base[parent], some["base"][card, None]], axis=1)
             stay = old.stay[parent]
             old = Beginnings(
                 np.column_stack([old.cards[parent], card]),

@@ -61,7 +61,8 @@ class EpochTrainer(Generic[Network]):
     Args:
         network: with initial parameters; trained in place.
         record: content of policy.json; steps and figures grow.
-        settings: hyper-parameters: learning_rate, weight_decay, max_grad_norm, batch_size, epochs, patience.
+        settings: hyper-parameters: learning_rate, weight_decay, max_grad_norm, batch_size, epochs, patience;
+            final_rate, if there is one: the learning rate falls to this share of it by the last epoch.
         stream: what to train on: re-rank requests, decisions.
 
     Attributes:
@@ -107,6 +108,8 @@ class EpochTrainer(Generic[Network]):
         order = np.random.default_rng([self.seed, epoch])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         self.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(epoch)
         for chunk in self.stream.chunks():
             shuffled = order.permutation(len(chunk))
             for at in range(0, len(chunk), self.settings.batch_size):
@@ -116,6 +119,11 @@ class EpochTrainer(Generic[Network]):
             self.best.load_state_dict(self.network.state_dict())
         figures = [*self.record[self.figure], figure]
         self.record = self.record | {"steps": epoch + 1, self.figure: figures}
+
+    def _learning_rate(self, epoch: int) -> float:
+        """Falls linearly, so that the last epochs average over more of the log."""
+        s, last = self.settings, getattr(self.settings, "final_rate", 1.0)
+        return s.learning_rate * (1 - (1 - last) * epoch / max(1, s.epochs - 1))
 
     def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

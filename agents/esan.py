@@ -24,7 +24,13 @@ from torch import Tensor, nn
 from edgerec_gym.agents.attention import BehaviourAttention
 from edgerec_gym.agents.evaluator import CLICK, LEAVE, PURCHASE, Judged
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch
-from edgerec_gym.agents.perception import SEQUENCES, Perception, base_logit, card_features
+from edgerec_gym.agents.perception import (
+    SEQUENCES,
+    BehaviourCodes,
+    Perception,
+    base_logit,
+    card_features,
+)
 from edgerec_gym.agents.reranker import TensorObservation, to_tensors
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.spaces import context_size
@@ -133,13 +139,22 @@ class ESAN(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(OUTCOMES)), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros(len(OUTCOMES)), requires_grad=False)
 
-    def encode(self, observation: TensorObservation, cards: Tensor) -> Candidates:
-        """Encode cards (B, Q, F + T) float32 in the session in which they would be shown."""
+    def encode(
+        self,
+        observation: TensorObservation,
+        cards: Tensor,
+        behaviour: dict[str, BehaviourCodes] | None = None,
+    ) -> Candidates:
+        """Encode cards (B, Q, F + T) float32 in the session in which they would be shown.
+
+        `behaviour` is what perception has encoded already; None encodes the observation's histories.
+        """
         d = self.config.embedding_size
         features = card_features(cards, d)
         parts = [features]
         if self.settings.behaviour:
-            for name, part in self.perception(observation).items():
+            behaviour = self.perception(observation) if behaviour is None else behaviour
+            for name, part in behaviour.items():
                 parts.append(self.attention[name](features, part.items, part.values, part.present))
         session = torch.relu(self.session(torch.cat((observation["user"], observation["context"]), -1)))
         parts.append(session.unsqueeze(1).expand(-1, cards.shape[1], -1))
@@ -175,8 +190,8 @@ class ESAN(nn.Module):
         """Judge cards at slots, before calibration: (..., 4).
 
         Args:
-            cards: parts (..., *).
-            around: of the slots, parts (..., W, *); leading dimensions are broadcast with those of the cards.
+            cards: parts (..., size).
+            around: of the slots, parts (..., W, size); leading dimensions broadcast with those of the cards.
             place: (...) int64 slots ahead, broadcast too.
         """
         hidden = cards.codes + self.place(place.clamp(max=self.settings.horizon - 1))
@@ -223,12 +238,19 @@ class ESAN(nn.Module):
                 zero behind the end.
             n_slots: T.
         """
-        cards, place = observation["cards"], torch.arange(n_slots)
-        coded = self.encode(observation, torch.cat((cards, goods[:, :n_slots]), 1))
+        n_cards = observation["cards"].shape[1]
+        coded = self.encode(observation, torch.cat((observation["cards"], goods[:, :n_slots]), 1))
         mixed, organic = (
-            Candidates(*(part[:, some] for part in coded))
-            for some in (slice(cards.shape[1]), slice(cards.shape[1], None))
+            Candidates(*(part[:, some] for part in coded)) for some in (slice(n_cards), slice(n_cards, None))
         )
+        return self.predict_coded(observation, mixed, organic, goods)
+
+    def predict_coded(
+        self, observation: TensorObservation, mixed: Candidates, organic: Candidates, goods: Tensor
+    ) -> Prediction:
+        """Predict as :meth:`predict`, for cards (B, M) and the first T goods that are encoded already."""
+        cards, n_slots = observation["cards"], organic.base.shape[1]
+        place = torch.arange(n_slots)
         beside = between = None
         if self.settings.surroundings:
             beside = self.surroundings(observation, goods, False)

@@ -9,6 +9,9 @@ is the simulator of the re-rank-rank stage of EdgeRec's "2.0"; PRank of PRS (210
 Cards further below are left out on purpose. They cannot matter, since they are chosen after the answer; and
 logged lists end where the user left, so that a network which sees the end would know from it who is leaving.
 
+A search judges beginnings of lists, whose last places do not know yet what will stand below. Training shows
+such places too (:func:`hidden_below`); without that, nothing below would mean the end of a page.
+
 The value of a list is what is expected of it,
 
     sum over places i of stay_i * (w_click p_click + w_purchase p_purchase + w_long p_long_page_view),
@@ -27,13 +30,22 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch
-from edgerec_gym.agents.perception import SEQUENCES, Perception, base_logit, candidate_cards, card_features
+from edgerec_gym.agents.perception import (
+    BASE_CVR,
+    SEQUENCES,
+    Perception,
+    base_logit,
+    candidate_cards,
+    card_features,
+)
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.reranker import TensorObservation, pool_present, to_tensors
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.spaces import context_size
 
 CLICK, PURCHASE, LONG_PAGE_VIEW, LEAVE = range(len(OUTCOMES))
+CONVERSION = 0.5  # the cloud's cvr is a noisy sign of purchases
+LEAST_CVR = 1e-3  # logs that know of no cvr say 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class EvaluatorConfig(Config):
     """Hyper-parameters of the list evaluator and of its training."""
 
     learning_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
+    final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last epoch; falls linearly
+    ranking: float = bounded(1.0, 0.0, 1e3)  # weight of the clicks' order within a list, beside their rates
     batch_size: int = bounded(256, 1, 1_000_000)  # lists in a gradient step
     epochs: int = bounded(20, 1, 10_000)  # at most
     patience: int = bounded(3, 1, 10_000)  # epochs without a smaller loss that end the training
@@ -62,7 +76,7 @@ class EncodedCards(NamedTuple):
 
     Attributes:
         codes: (B, M, H) float32.
-        base: (B, M) float32 logit of the base ctr.
+        base: (B, M, 2) float32 logits of a click and of a purchase, as far as a card by itself tells them.
         screen: (B, L, H) float32, the cards above the list.
     """
 
@@ -91,7 +105,9 @@ class ListEvaluator(nn.Module):
     """Probabilities of :data:`~edgerec_gym.agents.exposed_lists.OUTCOMES` at every place of a list.
 
     Purchases and long page views are conditional on the click and multiplied with it. The click's logit is
-    that of the base ctr plus what the network adds, which is nothing before training.
+    that of the base ctr plus what the network adds, which is nothing before training: what the card by itself
+    says, as a pointwise re-ranker does, and what the list says. Likewise the purchase's logit builds on the
+    base cvr, since logs have too few purchases to learn from them alone.
 
     Args:
         config: gives the sizes.
@@ -121,6 +137,16 @@ class ListEvaluator(nn.Module):
         nn.init.zeros_(last.weight)
         with torch.no_grad():  # start at rare events: a click is left to the base ctr
             last.bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
+        self.alone = nn.Sequential(
+            nn.Linear(n_card + config.n_user_features + context_size(config), 2 * hidden),
+            nn.ReLU(),
+            nn.Linear(2 * hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 2),
+        )
+        nn.init.zeros_(self.alone[-1].weight)
+        nn.init.zeros_(self.alone[-1].bias)
+        self.conversion = nn.Parameter(torch.tensor(CONVERSION))  # logits of a purchase per logit of base cvr
         # Platt scaling, fitted once after training: logit -> scale * logit + shift.
         self.scale = nn.Parameter(torch.ones(len(OUTCOMES)), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros(len(OUTCOMES)), requires_grad=False)
@@ -134,21 +160,25 @@ class ListEvaluator(nn.Module):
         for name, behaviour in self.perception(observation).items():
             attended = self.attention[name](query, behaviour.items, behaviour.values, behaviour.present)
             parts.append(attended)
-        session = self.session(torch.cat((observation["user"], observation["context"]), -1))
-        parts.append(session.unsqueeze(1).expand(-1, cards.shape[1], -1))
+        session = torch.cat((observation["user"], observation["context"]), -1)
+        alone = torch.cat((features, session.unsqueeze(1).expand(-1, cards.shape[1], -1)), -1)
+        parts.append(self.session(session).unsqueeze(1).expand(-1, cards.shape[1], -1))
+        conversion = self.conversion * torch.logit(cards[..., d + BASE_CVR], LEAST_CVR)
+        base = torch.stack((base_logit(cards, d), conversion), -1) + self.alone(alone)
         screen = torch.tanh(self.screen(card_features(observation["screen"], d)))
-        return EncodedCards(torch.relu(self.card(torch.cat(parts, -1))), base_logit(cards, d), screen)
+        return EncodedCards(torch.relu(self.card(torch.cat(parts, -1))), base, screen)
 
     def encode_pool(self, observation: TensorObservation) -> EncodedCards:
         """Encode the pool rows, so that lists are rows of the pool."""
         return self.encode(observation, candidate_cards(observation["pool"], self.config.n_types))
 
-    def logits(self, encoded: EncodedCards, placed: Tensor) -> Tensor:
+    def logits(self, encoded: EncodedCards, placed: Tensor, cut: Tensor | None = None) -> Tensor:
         """Judge one list a session, its cards in order: (B, K, 4), before calibration.
 
         Args:
             encoded: the cards of the lists.
             placed: (B, K) bool, True first; what stands behind the end of a list has no influence.
+            cut: (B,) int64; the places before do not see what stands from there on.
         """
         n_places, on_screen = placed.shape[1], encoded.screen.shape[1]
         at = torch.arange(n_places, device=placed.device).clamp(max=self.settings.horizon - 1)
@@ -156,9 +186,11 @@ class ListEvaluator(nn.Module):
         above = self.above(torch.cat((encoded.screen, cards), 1))[0][:, on_screen:]
         ahead = nn.functional.pad(cards, (0, 0, 0, self.config.lookahead))
         below = [ahead[:, 1 + k : 1 + k + n_places] for k in range(self.config.lookahead)]
+        if cut is not None:
+            below = [card * ~hidden_below(cut, n_places, 1 + k).unsqueeze(-1) for k, card in enumerate(below)]
         logits = self.head(torch.cat((cards, above, *below), -1))
         residual = torch.zeros_like(logits)
-        residual[..., CLICK] = encoded.base
+        residual[..., [CLICK, PURCHASE]] = encoded.base
         return logits + residual
 
     @property
@@ -166,10 +198,10 @@ class ListEvaluator(nn.Module):
         """Cards of a logged list that is learned from."""
         return self.settings.horizon
 
-    def judge(self, batch: ListBatch) -> Judged:
-        """Judge logged lists."""
+    def judge(self, batch: ListBatch, cut: Tensor | None = None) -> Judged:
+        """Judge logged lists; `cut` as for :meth:`logits`."""
         encoded = self.encode(to_tensors(batch.observation), torch.from_numpy(batch.cards))
-        logits = self.logits(encoded, torch.from_numpy(batch.placed))
+        logits = self.logits(encoded, torch.from_numpy(batch.placed), cut)
         answered = torch.from_numpy(batch.answered)
         return Judged(logits, torch.from_numpy(batch.outcomes), answered, torch.ones(answered.shape))
 
@@ -222,6 +254,12 @@ class ListEvaluator(nn.Module):
         alone = torch.arange(present.shape[1], device=present.device).view(1, -1, 1)
         rows = alone.expand(len(present), -1, -1).masked_fill(~present.unsqueeze(-1), NOT_SHOWN)
         return self.values(encoded, rows)
+
+
+def hidden_below(cut: Tensor, n_places: int, distance: int) -> Tensor:
+    """Where a place (B, K) does not see the card so far below, since the list is cut between: bool."""
+    at = torch.arange(n_places, device=cut.device)
+    return (at < cut.unsqueeze(1)) & (at + distance >= cut.unsqueeze(1))
 
 
 def outcome_losses(found: Judged, identified: tuple[bool, ...]) -> Tensor:

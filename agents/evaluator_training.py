@@ -28,6 +28,7 @@ from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
 from edgerec_gym.agents.rerank_data import Requests, RequestStream, split_requests
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes
+from edgerec_gym.agents.surrogate import PurchaseSurrogate, logged_actions
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -120,6 +121,8 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
         network = build(reader.config, settings, tuple(record["identified"]), record["seed"])
         train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
+        judges = isinstance(settings, EvaluatorConfig)
+        self.purchase = PurchaseSurrogate.fit(logged_actions(train)) if judges else None
         self.stopping = held_lists(stop, network.list_size)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
             raise InputError(
@@ -128,8 +131,16 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
             )
 
     def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the lists that follow the requests `index` (B,) of a chunk."""
-        return self._loss(self.network.judge(exposed_lists(chunk, index, self.network.list_size)))
+        """Mean loss of the lists that follow the requests `index` (B,) of a chunk.
+
+        An evaluator sees every other list as a search would that has got to a place of it.
+        """
+        lists = exposed_lists(chunk, index, self.network.list_size, self.purchase)
+        if isinstance(self.network, ESAN):
+            return self._loss(self.network.judge(lists))
+        cut = torch.randint(1, 2 * self.network.list_size, (len(index),), generator=generator)
+        found = self.network.judge(lists, cut)
+        return self._loss(found) + self.network.settings.ranking * order_loss(found)
 
     def stopping_figure(self) -> float:
         """Mean loss of the stopping sessions' lists."""
@@ -166,6 +177,13 @@ class EvaluatorTrainer(EpochTrainer[ListEvaluator | ESAN]):
                 "calibration_error": calibration_error(calibrated, outcome),
             }
         return figures
+
+
+def order_loss(found: Judged) -> Tensor:
+    """Cross-entropy of the clicks with the softmax of their logits in a list, a place (list softmax)."""
+    logits, click = found.logits[..., CLICK], found.outcomes[..., CLICK] * found.answered
+    log_p = logits.masked_fill(~found.answered, torch.finfo(logits.dtype).min).log_softmax(-1)
+    return -(click * log_p).sum() / found.answered.sum().clamp(min=1)
 
 
 def held_lists(stream: RequestStream, horizon: int, most: int = MOST_HELD) -> list[ListBatch]:

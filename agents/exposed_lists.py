@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ class ListBatch:
         observation: what the device saw when the list began, as in
             :class:`~edgerec_gym.agents.rerank_data.RequestBatch`.
         cards: (B, K, F + T) float32, zero where no card was placed.
-        outcomes: (B, K, 4) float32 of 0 or 1, columns :data:`OUTCOMES`; zero where nothing was answered.
+        outcomes: (B, K, 4) float32 in 0..1, columns :data:`OUTCOMES`; zero where nothing was answered.
         placed: (B, K) bool; the placed cards come first. A list ends with its page or with the session.
         answered: (B, K) bool; the last cards of a session are placed, but never answered.
     """
@@ -34,8 +35,20 @@ class ListBatch:
     answered: np.ndarray
 
 
-def exposed_lists(requests: Requests, index: np.ndarray, horizon: int) -> ListBatch:
-    """Read the lists of K = `horizon` slots that follow the requests `index` (B,) int64."""
+def exposed_lists(
+    requests: Requests,
+    index: np.ndarray,
+    horizon: int,
+    purchase: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> ListBatch:
+    """Read the lists of K = `horizon` slots that follow the requests `index` (B,) int64.
+
+    Args:
+        requests: of a log.
+        index: which of them.
+        horizon: K.
+        purchase: expected purchases behind response rows; None: those that were made.
+    """
     log, session, slot = requests.log, requests.session[index], requests.slot[index]
     sessions, page = log.sessions, log.pages.of_slot
     begin = sessions.starts[session]
@@ -47,10 +60,11 @@ def exposed_lists(requests: Requests, index: np.ndarray, horizon: int) -> ListBa
     answered = placed & (rows < (begin + sessions.answered[session])[:, None])
     actions = sessions.actions[rows]
     clicked = actions[..., CLICK] > 0
+    bought = actions[..., BUY] > 0 if purchase is None else purchase(actions)
     outcomes = np.stack(
         [
             clicked,
-            clicked & (actions[..., BUY] > 0),
+            clicked * bought,
             clicked & (actions[..., PAGE_VIEW] >= LONG_PAGE_VIEW),
             actions[..., LEAVE] > 0,
         ],
@@ -59,7 +73,7 @@ def exposed_lists(requests: Requests, index: np.ndarray, horizon: int) -> ListBa
     return ListBatch(
         log.observations(session, slot),
         sessions.cards(rows) * placed[..., None],
-        (outcomes & answered[..., None]).astype(np.float32),
+        (outcomes * answered[..., None]).astype(np.float32),
         placed,
         answered,
     )

@@ -37,7 +37,7 @@ from edgerec_gym.agents.generator_runs import (
     network_settings,
 )
 from edgerec_gym.agents.plan_rollouts import plan_decisions
-from edgerec_gym.agents.pointer_net import PointerNet, demonstration_loss
+from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.policy_gradient import (
     Decisions,
     PolicyGradientConfig,
@@ -47,7 +47,13 @@ from edgerec_gym.agents.policy_gradient import (
 )
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
-from edgerec_gym.agents.reranker import TensorObservation, to_tensors, torch_threads
+from edgerec_gym.agents.reranker import (
+    TensorObservation,
+    end_with_page,
+    slots_left,
+    to_tensors,
+    torch_threads,
+)
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION
@@ -201,6 +207,8 @@ class GeneratorTrainer:
         """Draw lists, reward them, and take the gradient steps of one update."""
         done = self.record["steps"]
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + done) % 2**63)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(done)
         requests = self._next_requests()
         if self.distils:
             assert requests is not None
@@ -254,9 +262,9 @@ class GeneratorTrainer:
         weight = self.settings.demonstration_weight(self.record["steps"])
         if requests is None or not weight:
             return
-        candidates = self.network.encode(to_tensors(requests.observation))
+        observation = to_tensors(requests.observation)
         shown, click = torch.from_numpy(requests.shown), torch.from_numpy(requests.click)
-        (weight * demonstration_loss(self.network, candidates, shown, click, generator)).backward()
+        (weight * self.network.loss(observation, shown, click, generator)).backward()
 
     def _distil(self, observation: TensorObservation) -> float:
         """Take a step towards the lists that the search picks; returns their mean value."""
@@ -290,25 +298,26 @@ def evaluator_decisions(
 ) -> tuple[Decisions, float]:
     """Draw lists for B requests; advantage = the evaluator's value minus the baseline.
 
-    The baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and
-    the mean value.
+    Lists end with their page: else good cards would be put off to places that never come. The baseline is
+    the value of the greedy list, or the mean of the other lists. Returns the decisions and the mean value.
     """
     k = evaluator.settings.horizon
     with torch.no_grad():
         candidates = network.encode(observation)
         decoded = network.sample(candidates.repeat(samples), k, generator)
-        rows = decoded.rows.view(-1, samples, k)
+        left = slots_left(observation, evaluator.config)
+        rows = end_with_page(decoded.rows.view(-1, samples, k), left)
         encoded = evaluator.encode_pool(observation)
         value = evaluator.values(encoded, rows)
         if self_critical:
-            best = network.greedy(candidates, k).rows.unsqueeze(1)
+            best = end_with_page(network.greedy(candidates, k).rows.unsqueeze(1), left)
             advantage = value - evaluator.values(encoded, best)
         else:
             advantage = leave_one_out(value)
     return Decisions(
         observation,
         rows,
-        decoded.log_probabilities.view_as(rows),
+        decoded.log_probabilities.view_as(rows).masked_fill(rows == NOT_SHOWN, 0.0),
         advantage.unsqueeze(-1).expand_as(rows).contiguous(),
         rows != NOT_SHOWN,
     ), value.mean().item()

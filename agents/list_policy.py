@@ -7,11 +7,12 @@ policy that decides slot by slot cannot plan a list, unless it has scores (:clas
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, check_observation, draw_legal
+from edgerec_gym.agents.base import Explanation, Observation, check_observation, draw_legal
 from edgerec_gym.errors import InputError
 from edgerec_gym.slate import Plan, check_plan
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
@@ -112,10 +113,9 @@ class EmittedList:
         slate_size: K.
     """
 
-    stateless = True
-
     def __init__(self, emitter: Emitter, slate_size: int) -> None:
         self.emitter, self.slate_size, self.name = emitter, slate_size, emitter.name
+        self.stateless = getattr(emitter, "stateless", False)
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the emitter."""
@@ -188,6 +188,10 @@ class SlateBySlate:
         check_observation(observation)
         return self.list_policy.plan(observation)
 
+    def explain(self, row: int) -> Explanation | None:
+        """Tell what the list policy says of its last plan in one row."""
+        return self.list_policy.explain(row) if hasattr(self.list_policy, "explain") else None
+
 
 class SlotBySlot:
     """Plays a list policy in EdgeFeed-v0, EdgeFeedRerank-v0 or EdgeFeedMix-v0; knows only the observation.
@@ -223,6 +227,8 @@ class SlotBySlot:
             self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
             self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
             self._last = np.zeros(len(mask), np.int64)
+            self._why = np.full(len(mask), "", object)  # what would have made a plan stale last
+            self._said: list[Explanation | None] = [None] * len(mask)  # when the plan was made
             self._plan: Plan | None = None
         self._stale |= mask
         self._slot[mask] = -1
@@ -245,6 +251,13 @@ class SlotBySlot:
 
     def _triggered(self, observation: Observation) -> np.ndarray:
         """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
+        events = self._events(observation)
+        why = np.select(list(events.values()), list(events), "end of the plan")
+        self._why = np.where(self._stale, "start", why)
+        return np.any(list(events.values()), axis=0)
+
+    def _events(self, observation: Observation) -> dict[str, np.ndarray]:
+        """What makes a plan stale, the most telling first, (B,) bool each; asked once a slot."""
         context, history = observation["context"], observation["exposures"]
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
@@ -252,16 +265,16 @@ class SlotBySlot:
         deleted = answered & (history[np.arange(len(history)), newest, DELETE_REASON] > 0)
         self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
         self._quiet += answered
-        triggered = clicked | deleted | (context[:, PAGE_AGE] == 0)
-        return triggered if self.every is None else triggered | (self._quiet >= self.every)
+        quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every
+        page = context[:, PAGE_AGE] == 0
+        return {"new page": page, "click": clicked, "deletion": deleted, "no click for long": quiet}
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Take new plans where the old ones are stale, (B,) bool."""
         check_observation(observation)
-        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
         some = stale if getattr(self.list_policy, "stateless", False) else np.ones_like(stale)
         asked = observation if some.all() else {key: value[some] for key, value in observation.items()}
-        plan = check_plan(self.list_policy.plan(asked), n_pool, n_cards, None, int(some.sum()))
+        plan = self._planned(asked, np.flatnonzero(some))
         if self._plan is None:  # the policy's arrays stay its own: these are copied into
             self._plan = Plan(*(np.zeros((len(stale), *new.shape[1:]), new.dtype) for new in plan))
         if plan.insert.shape[1:] != self._plan.insert.shape[1:]:
@@ -270,6 +283,26 @@ class SlotBySlot:
             own[stale] = new[stale[some]]
         for values in (self._position, self._quiet, self._stale):
             values[stale] = 0
+        if hasattr(self.list_policy, "explain"):
+            for k, row in enumerate(np.flatnonzero(some).tolist()):
+                if stale[row]:
+                    self._said[row] = self.list_policy.explain(k)
+
+    def explain(self, row: int) -> Explanation | None:
+        """Tell what the plan in force says of the slots from this one on, and why it was made, if now."""
+        past = int(self._position[row]) - 1  # slots of the plan that lie behind
+        trigger = str(self._why[row]) if past == 0 else None
+        said = self._said[row]
+        if said is None:
+            return None if trigger is None else Explanation(trigger=trigger)
+        plan = None if said.plan is None else np.where(said.plan >= past, said.plan - past, -1)
+        matrix = None if said.matrix is None else said.matrix[:, past:]
+        return replace(said, plan=plan, matrix=matrix, trigger=trigger)
+
+    def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
+        """New plans of some rows (R,) int64 of the batch, whose observation it is."""
+        n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
+        return check_plan(self.list_policy.plan(observation), n_pool, n_cards, None, len(rows))
 
     def _action(self, observation: Observation) -> np.ndarray:
         """The plans' actions at their positions, (B,) int64."""

@@ -57,7 +57,7 @@ class LoggedPages:
         pool_row = _pool_rows(sessions.item, goods, candidates[of_slot])
         base_ctr = np.zeros(candidates.shape, np.float32)
         if logged.any():
-            base_ctr[logged] = _cloud_scores(sessions, candidates, first, of_slot, config)[logged]
+            base_ctr[logged] = cloud_scores(sessions, candidates, first, of_slot, config)[logged]
         placed = np.flatnonzero(pool_row >= 0)
         base_ctr[of_slot[placed], pool_row[placed]] = sessions.scalars[placed, BASE_CTR]
         sends = table["request"].to_numpy() | (
@@ -94,7 +94,7 @@ def _pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> n
     return np.where(goods & found.any(axis=1), found.argmax(axis=1), NOT_IN_POOL)
 
 
-def _cloud_scores(
+def cloud_scores(
     sessions: Sessions, candidates: np.ndarray, first: np.ndarray, of_slot: np.ndarray, config: FeedConfig
 ) -> np.ndarray:
     """Base ctr that the cloud ships with every page, (G, N) float32."""

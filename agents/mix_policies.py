@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy
+from edgerec_gym.agents.base import Explanation, Observation, Policy
 from edgerec_gym.agents.list_policy import Scorer, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.mix_feed import InsertionState, feed_problems
 from edgerec_gym.agents.mix_planner import SOLVERS, DualPrices, plan_batch
@@ -66,6 +66,7 @@ class InsertionPlan:
         self.stateless = not hasattr(value_model, "bind") and getattr(scorer, "stateless", scorer is None)
         if hasattr(value_model, "bind"):  # an oracle
             self.bind = value_model.bind
+        self._last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # scores, gains, slots
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the scorer; the plans themselves have no memory."""
@@ -77,11 +78,22 @@ class InsertionPlan:
         score, values = self.values(observation)
         gain = net_gains(values, self.price)
         slots = solve(gain, values.exposure, observation, self.config, self.solver)
+        self._last = score, gain, slots
         return {
             "order": score,
             "insert": insertions(slots, self.config.slate_size),
             "request": np.zeros(len(score), np.int64),
         }
+
+    def explain(self, row: int) -> Explanation:
+        """Tell the gains and slots of the cards that the last call has planned in one of its rows."""
+        assert self._last is not None
+        score, gain, slots = self._last
+        return Explanation(
+            scores=None if self.scorer is None else score[row].copy(),
+            matrix=gain[row].copy(),
+            plan=slots[row].copy(),
+        )
 
     def values(self, observation: Observation) -> tuple[np.ndarray, SlotValues]:
         """Scores (B, N) of the pool, and what cards are worth among the goods in that order."""
@@ -95,8 +107,11 @@ class InsertionPlan:
         return score, self.value_model.values(observation, order, self.n_slots)
 
 
-def net_gains(values: SlotValues, price: float) -> np.ndarray:
-    """Expected gain (B, M, T) of each card at each slot over the goods alone; -inf where it cannot stand."""
+def net_gains(values: SlotValues, price: float | np.ndarray) -> np.ndarray:
+    """Expected gain (B, M, T) of each card at each slot over the goods alone; -inf where it cannot stand.
+
+    The price is one for all, or broadcasts to (B, M, T).
+    """
     seen = values.exposure[:, None]
     gain = seen * (values.cards - price) - displaced(values)[:, None]
     return np.where((seen > 0) & (values.cards > 0), gain, -np.inf)

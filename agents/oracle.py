@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy
+from edgerec_gym.agents.base import Explanation, Observation, Policy
 from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
 from edgerec_gym.agents.mix_values import TrueValues
 from edgerec_gym.errors import InputError
@@ -41,6 +41,7 @@ class OraclePolicy:
         self.margin, self.knowledge_gain = margin, knowledge_gain
         self._env: EdgeFeedVectorEnv | None = None
         self._inserter: Policy | None = None
+        self._last = np.zeros((0, 0))  # true values (B, N + M) of the last call
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
         """Take the environment whose latent state is read; InputError unless its users are synthetic."""
@@ -68,7 +69,7 @@ class OraclePolicy:
             assert self._inserter is not None
             return self._inserter.act(observation)
         mask = observation["action_mask"] != 0
-        value = self._values()
+        value = self._last = self._values()
         pool, cards = value[:, :n_pool], value[:, n_pool:]
         rows = np.arange(len(value))
         place = pool.argmax(axis=1) if track in ("joint", "rerank") else (pool >= 0).argmax(axis=1)
@@ -84,6 +85,16 @@ class OraclePolicy:
         insert = legal[rows, best] > pool[rows, place] + self.margin
         action = np.where(insert, n_pool + best, place)
         return np.where(wants & mask[:, -1], mask.shape[1] - 1, action)
+
+    def explain(self, row: int) -> Explanation:
+        """Tell the true values that the last call has compared in one row."""
+        if self._inserter is not None:
+            return self._inserter.explain(row)  # type: ignore[attr-defined]
+        assert self._env is not None
+        pool, cards = np.split(self._last[row], [self._env.config.pool_size])
+        if self._env.track in ("rerank", "request"):
+            return Explanation(scores=pool)
+        return Explanation(scores=pool, matrix=np.where(cards < 0, -np.inf, cards)[:, None])
 
     def _plan(self, pool: np.ndarray, cards: np.ndarray, request: np.ndarray) -> dict[str, np.ndarray]:
         """Rows by value, and at each slot of the plan the best card the rules leave, if it is worth it."""

@@ -22,7 +22,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
 LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
-BASE_CTR = 1  # item scalar, after the embedding
+BASE_CTR, BASE_CVR = 1, 2  # item scalars, after the embedding
 SEQUENCES = ("exposures", "page_views")
 
 

@@ -138,13 +138,19 @@ def advantages(reward: np.ndarray, discount: float, samples: int | None = None) 
     Returns:
         (G, S, slots + 1).
     """
-    ahead = np.zeros((*reward.shape[:2], reward.shape[2] + 1))
-    for slot in range(reward.shape[2] - 1, -1, -1):
-        ahead[..., slot] = reward[..., slot] + discount * ahead[..., slot + 1]
+    ahead = discounted(reward, discount)
     if samples is not None:
         return ahead - ahead[:, samples:]
     copies = reward.shape[1]
     return ahead - (ahead.sum(1, keepdims=True) - ahead) / (copies - 1)
+
+
+def discounted(reward: np.ndarray, discount: float) -> np.ndarray:
+    """What follows each slot (..., slots + 1), the reward (..., slots) of the slot itself included."""
+    ahead = np.zeros((*reward.shape[:-1], reward.shape[-1] + 1))
+    for slot in range(reward.shape[-1] - 1, -1, -1):
+        ahead[..., slot] = reward[..., slot] + discount * ahead[..., slot + 1]
+    return ahead
 
 
 def _decode(

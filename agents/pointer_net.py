@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.attention import AdditiveAttention, SelfAttentionBlock
+from edgerec_gym.agents.attention import AdditiveAttention, SelfAttentionBlock, attend
 from edgerec_gym.agents.perception import (
     SEQUENCES,
     Perception,
@@ -45,11 +45,15 @@ class Candidates(NamedTuple):
         codes: (B, N, H) float32.
         present: (B, N) bool, what may be chosen.
         prior: (B, N) float32, added to the pointer's logits.
+        glimpsed: (B, N, H) float32 keys of the glimpse.
+        pointed: (B, N, H) float32 keys of the pointer.
     """
 
     codes: Tensor
     present: Tensor
     prior: Tensor
+    glimpsed: Tensor
+    pointed: Tensor
 
     def repeat(self, lists: int) -> Candidates:
         """Repeat every session for so many lists: (B x lists, ...)."""
@@ -113,11 +117,12 @@ class PointerNet(ListEmitter):
         for block in self.blocks:
             codes = block(codes, safe_mask(present))
         prior = base_logit(pool, d) * (PRIOR * self.settings.residual)
-        return Candidates(codes, present, prior)
+        # The decoder compares with the same keys at every step.
+        return Candidates(codes, present, prior, self.glimpse.key(codes), self.pointer.key(codes))
 
     def decode(self, candidates: Candidates, k: int, choose: Choose) -> Decoded:
         """Choose k cards, one after the other; `choose` sees log-probabilities that are ABSENT if illegal."""
-        codes, left, _ = candidates
+        codes, left = candidates.codes, candidates.present
         state, read = self.begin(candidates)
         rows, chosen_log, entropies = [], [], []
         for step in range(k):
@@ -144,8 +149,8 @@ class PointerNet(ListEmitter):
         """Next state (B, H), and log-probabilities (B, N) of the next card."""
         state = self.decoder(read, state)
         query = state.unsqueeze(1)
-        seen = self.glimpse(query, candidates.codes, candidates.codes, left)
-        logits = self.pointer.logits(torch.cat((query, seen), -1), candidates.codes).squeeze(1)
+        seen = attend(self.glimpse.compare(query, candidates.glimpsed), candidates.codes, left)
+        logits = self.pointer.compare(torch.cat((query, seen), -1), candidates.pointed).squeeze(1)
         log_p = (logits + candidates.prior).masked_fill(~left, ABSENT).log_softmax(-1)
         return state, log_p.masked_fill(~left, ABSENT)
 
@@ -220,7 +225,10 @@ class PointerNet(ListEmitter):
         it meets its own mistakes, the clicked cards that are left come next. They compete with the cards that
         were shown, since the log and not the user chose those; the order of the other cards says nothing.
         """
-        return demonstration_loss(self, self.encode(observation), shown, click, generator)
+        taught = ((click > 0) & (shown != NOT_SHOWN)).any(1)
+        taught[0] |= ~taught.any()
+        some = {key: values[taught] for key, values in observation.items()}  # the others teach nothing
+        return demonstration_loss(self, self.encode(some), shown[taught], click[taught], generator)
 
 
 def demonstration_loss(

@@ -26,6 +26,7 @@ class PolicyGradientConfig(Config):
 
     updates: int = bounded(300, 1, 1_000_000)
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)  # of Adam
+    final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last update; falls linearly
     batch_size: int = bounded(64, 1, 1_000_000)  # moments in an update: requests, or sessions that are played
     samples: int = bounded(4, 1, 1000)  # lists drawn in each moment
     self_critical: int = bounded(0, 0, 1)  # baseline: 1 the greedy list, 0 the mean of the other lists
@@ -45,6 +46,10 @@ class PolicyGradientConfig(Config):
                 "PolicyGradientConfig.samples = 1 has no other list to compare with; "
                 "take at least 2, or self_critical = 1"
             )
+
+    def rate(self, update: int) -> float:
+        """Learning rate of an update, counted from 0."""
+        return self.learning_rate * (1 - (1 - self.final_rate) * update / max(1, self.updates - 1))
 
     def demonstration_weight(self, update: int) -> float:
         """Weight at an update, counted from 0: falls linearly."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from edgerec_gym.agents import (
     checkpoint,
+    edgerec_runs,
+    edgerec_training,
     esan_gradient,
     evaluator_training,
     generator_runs,
@@ -31,6 +33,7 @@ AGENTS = (
     *insertion_runs.AGENTS,
     *ESTIMATORS,
     request_dqn.AGENT,
+    edgerec_runs.AGENT,
 )
 
 
@@ -57,10 +60,10 @@ def train_agent(
         resume: go on from the last checkpoint in `out`.
         threads: torch threads.
         hyper: hyper-parameters by name.
-        based_on: runs that generators, the sequence search and esan-pg start from.
+        based_on: runs that generators, the sequence search, esan-pg and edgerec start from.
         progress: called with (epochs or updates done, in all, text); pointer-ppo and flat-ppo show their own.
         **play: further arguments of :func:`~edgerec_gym.agents.training.train`, which re-rankers do not need;
-            generators and esan-pg take scenario and users.
+            generators, esan-pg and edgerec take scenario and users, edgerec also rules.
 
     Returns:
         The content of policy.json.
@@ -72,13 +75,20 @@ def train_agent(
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
     common: dict[str, Any] = {"seed": seed, "resume": resume, "threads": threads, **hyper}
     place = {name: play[name] for name in ("scenario", "users") if name in play}
+    rules = play.pop("rules", None)
+    if rules is not None and agent != edgerec_runs.AGENT:
+        raise InputError(f"agent {agent!r} has no rules; leave --rules out")
     if agent in generator_runs.AGENTS:
         return generator_training.train(
             out, agent=agent, based_on=based_on, logs=logs, progress=progress, **place, **common
         )
-    if agent == esan_gradient.AGENT:
+    if agent in (esan_gradient.AGENT, edgerec_runs.AGENT):
         if logs is not None:
             raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
+        if agent == edgerec_runs.AGENT:
+            return edgerec_training.train(
+                out, based_on=based_on, rules=rules, progress=progress, **place, **common
+            )
         return esan_gradient.train(out, based_on=based_on, progress=progress, **place, **common)
     if based_on:
         raise InputError(f"agent {agent!r} is based on no other run; leave --based-on out")
@@ -108,6 +118,8 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
         )
     if agent in generator_runs.AGENTS:
         return generator_runs.load_policy(folder, env)
+    if agent == edgerec_runs.AGENT:
+        return edgerec_runs.load_policy(folder, env)
     if agent in insertion_runs.AGENTS:
         return insertion_runs.load_policy(folder, env)
     if agent in ESTIMATORS:

@@ -69,12 +69,15 @@ class Curves:
         return len(self.values[policy, "value"])
 
     def interval(self, keys: Sequence[tuple[str, str]], statistic: Statistic) -> Interval:
-        """95 % interval of a statistic of the means (..., k) of k (policy, figure)."""
+        """95 % interval of a statistic of the means (..., k) of k (policy, figure).
+
+        Its ends are nan where the statistic is not defined in more than 2.5 % of the resamples.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = float(statistic(np.array([self.mean(*key) for key in keys])))
             values = statistic(np.stack([self._means[key] for key in keys], axis=-1))
         finite = values[np.isfinite(values)]
-        if not np.isfinite(mean) or len(finite) < len(values) / 2:
+        if not np.isfinite(mean) or len(finite) < len(values) * (1 + LEVEL) / 2:
             return {"mean": mean, "low": float("nan"), "high": float("nan")}
         low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return {"mean": mean, "low": float(low), "high": float(high)}
@@ -108,10 +111,12 @@ def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
     curves = Curves(scored, reward)
     rows = _figure_rows(curves.policies, curves)
     targets = ["one-extra", *curves.members("interval"), *curves.members("chance")]
-    targets += [name for name in curves.policies if name in LEARNERS]
+    extra = curves.mean("one-extra", "requests")
+    for learner in filter(curves.members, LEARNERS):  # where it requests about as often
+        targets.append(min(curves.members(learner), key=lambda p: abs(curves.mean(p, "requests") - extra)))
     for name in dict.fromkeys(map(family, curves.policies)):
         if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
-            rows += _comparison_rows(curves, name, targets)
+            rows += _comparison_rows(curves, name, [t for t in targets if family(t) != name])
     sessions = len(next(iter(oracle.values()))["value"])
     rules = {
         k: {n: v[:sessions] for n, v in s.items()} for k, s in scored.items() if k[0] in ("keep", "one-extra")
@@ -128,6 +133,9 @@ def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
         if policy != "keep":
             pair = [(policy, "value"), ("keep", "value")]
             figures["gain_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
+            for name in ("benefit", "purchases"):
+                pair = [(policy, name), ("keep", name)]
+                figures[f"{name}_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
             three = [(policy, "benefit"), ("keep", "benefit"), (policy, "requests")]
             figures["gain_per_request"] = curves.interval(
                 three, lambda m: (m[..., 0] - m[..., 1]) / m[..., 2]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.base import Explanation, Observation
 from edgerec_gym.agents.checkpoint import read_run
 from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_effects import TRACKS, Futures
@@ -67,6 +67,7 @@ class PriceController:
     Attributes:
         spent: requests so far.
         allowed: budget so far.
+        price: of the last tick.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class PriceController:
         self.budget, self.recover, self.most = budget, recover, most
         self.spent, self.allowed = 0, 0.0
         self._recent: deque[np.ndarray] = deque([np.asarray(quantiles, np.float64)], maxlen=window)
+        self.price = NEVER  # of the last tick
         self._moments = 0
 
     def grant(self, scores: np.ndarray) -> np.ndarray:
@@ -98,6 +100,7 @@ class PriceController:
             price = NEVER if rate == 0 else -NEVER
         else:
             price = float(np.quantile(np.concatenate(self._recent), 1 - rate))
+        self.price = price
         chosen = scores >= price
         cap = int(np.ceil(self.most * self.budget))
         if chosen.sum() > cap:
@@ -119,7 +122,7 @@ class RequestPlanner:
         name: of the policy.
         score: of a request now.
         price: in units of the score, or a controller.
-        cool_down: slots from a request to the next one, at least.
+        cool_down: slots between a request and the next one, at least.
         per_session: requests of one session, at most; None = no limit.
 
     Raises:
@@ -144,6 +147,7 @@ class RequestPlanner:
         self._slot = np.zeros(0)
         self._asked = np.zeros(0, np.int64)
         self._since = np.zeros(0, np.int64)
+        self._weighed = np.zeros(0)  # (B,) last scores, nan where none was needed
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
@@ -164,15 +168,23 @@ class RequestPlanner:
             able &= self._asked < self.per_session
         chosen = np.zeros(len(slot), np.bool_)
         rows = np.flatnonzero(able)
+        self._weighed = np.full(len(slot), np.nan)
         chosen[rows] = self._choose(observation, rows)
         self._since = np.where(chosen, 0, self._since + 1)
         self._asked += chosen
         return np.where(chosen, mask.shape[1] - 1, mask.argmax(axis=1))
 
+    def explain(self, row: int) -> Explanation:
+        """Tell score and price of the last call in one row; no score where a request was out of question."""
+        score = float(self._weighed[row])
+        price = self.price.price if isinstance(self.price, PriceController) else float(self.price)
+        return Explanation(uplift=None if np.isnan(score) else score, price=price)
+
     def _choose(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
         if isinstance(self.price, float) and self.price == NEVER:
             return np.zeros(len(rows), np.bool_)
         scores = self._scores(observation, rows) if len(rows) else np.zeros(0)
+        self._weighed[rows] = scores
         if np.isnan(scores).any():
             row = rows[np.isnan(scores)][0]
             raise InputError(f"policy {self.name!r}: the score of row {row} is not a number")
@@ -220,6 +232,7 @@ class OneExtra:
     """One extra request at the middle of each automatic page: what the published 32 % refer to."""
 
     name = "one-extra"
+    stateless = True
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the observation holds all there is to know."""

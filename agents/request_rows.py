@@ -27,6 +27,11 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.fidelity import auc
 
 FLEET_RATE = 0.04  # budget of the shared cap: requests a tick and session of the usual traffic
+CAUSAL_OR_NAIVE = (
+    "causal ratio: purchases with the request over those without it at the same moments; naive ratio: over "
+    "those at an average moment, which credits requests with users who were about to buy anyway"
+)
+DECILE = "true_effect_in_decile_"
 Item = TypeVar("Item")
 POLICY_METRICS = {
     "requests": ".2f",
@@ -35,16 +40,19 @@ POLICY_METRICS = {
     "value": ".3f",
     "gain_over_keep": "+.3f 95%",
     "gain_per_request": "+.3f",
-    "true_effect": "+.3f",
+}
+AUDIT_METRICS = {
+    "true_effect": "+.3f 95%",
     "negative_share": ".0%",
-    "causal_ratio_in_10": ".2f",
-    "naive_ratio_in_10": ".2f",
+    "purchases_caused_in_10": "+.4f 95%",
+    "causal_ratio_in_10": ".2f 95%",
+    "naive_ratio_in_10": ".2f 95%",
 }
 QUALITY_METRICS = {
     "qini": "+.4f 95%",
-    "auuc_over_chance": "+.4f 95%",
+    "auuc_over_chance": "+.4f",
     "true_qini": "+.4f 95%",
-    "pehe": ".3f 95%",
+    "pehe": ".3f",
     "pehe_of_mean": ".3f",
     "auc_all": ".3f",
     "auc_control": ".3f",
@@ -52,6 +60,7 @@ QUALITY_METRICS = {
 }
 SAVING_METRICS = {
     "requests_saved": "+.0% 95%",
+    "requests_saved_at_equal_purchases": "+.0% 95%",
     "benefit_gained_at_equal_requests": "+.1% 95%",
     "purchases_gained_at_equal_requests": "+.1% 95%",
 }
@@ -87,7 +96,7 @@ def quality_rows(
             rows.append(
                 row(
                     agent,
-                    f"true_effect_in_decile_{k + 1}",
+                    f"{DECILE}{k + 1}",
                     flat,
                     len(scores),
                     len(tau),
@@ -216,16 +225,36 @@ def fleet_rows(runs: dict[int, Path], scenario: str, *, concurrent: int, ticks: 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Format rows: title -> (header, body)."""
     found = {}
-    against = dict.fromkeys(item["against"] for item in rows if "against" in item)
     parts = {
         "policies; benefit: clicks + 5 purchases, expected, without the cost of requests": POLICY_METRICS,
         "estimates of the effect of a request": QUALITY_METRICS,
+        f"requests of each policy, played with and without; {CAUSAL_OR_NAIVE}": AUDIT_METRICS,
         "one budget for all sessions": BUDGET_METRICS,
     }
     for title, metrics in parts.items():
-        chosen = [item for item in rows if item["metric"] in metrics]
-        found[title] = table(chosen, metrics)
-    for target in against:
-        chosen = [item for item in rows if item.get("against") == target and item["metric"] in SAVING_METRICS]
-        found[f"against {target}"] = table(chosen, SAVING_METRICS)
+        found[title] = table([item for item in rows if item["metric"] in metrics], metrics)
+    found["true effects by decile of the estimate: estimated, true"] = _calibration_table(rows)
+    for target in dict.fromkeys(item["against"] for item in rows if "against" in item):
+        if target.startswith("chance"):  # in the file only
+            continue
+        chosen = [
+            item
+            for item in rows
+            if item.get("against") == target
+            and item["metric"] in SAVING_METRICS
+            and np.isfinite(item["mean"])
+        ]
+        if chosen:  # else no curve reaches it
+            found[f"against {target}"] = table(chosen, SAVING_METRICS)
     return found
+
+
+def _calibration_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    deciles = {
+        (item["policy"], item["metric"].removeprefix(DECILE)): f"{item['estimate']:+.2f}, {item['mean']:+.2f}"
+        for item in rows
+        if item["metric"].startswith(DECILE)
+    }
+    header = ["policy", *dict.fromkeys(decile for _, decile in deciles)]
+    policies = dict.fromkeys(policy for policy, _ in deciles)
+    return header, [[policy, *(deciles[policy, decile] for decile in header[1:])] for policy in policies]

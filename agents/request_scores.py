@@ -1,8 +1,9 @@
-"""Scores of a request now, from the observation: estimated uplift, outcome, change of intent, chance."""
+"""Scores of a request now, from the observation: uplift, outcome, change of intent, a policy, chance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from edgerec_gym.agents.reranker import to_tensors, torch_threads
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import effects_alone, uplift
 from edgerec_gym.config import FeedConfig
+
+if TYPE_CHECKING:
+    from edgerec_gym.agents.training import TrainedPolicy
 
 Score = Callable[[Observation], np.ndarray]  # of an observation (R, ...): (R,), larger = rather request
 
@@ -41,6 +45,18 @@ class IntentScore:
         """Score (R,) float32."""
         with torch_threads(1), torch.inference_mode():
             return intent_signals(to_tensors(observation), self.config)[:, SIGNALS.index("change")].numpy()
+
+
+class PolicyScore:
+    """How probable a trained stochastic policy of EdgeFeedRequest-v0 finds a request, in log-odds."""
+
+    def __init__(self, policy: TrainedPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float32."""
+        found = self.policy.log_probabilities(observation)
+        return found[:, 1] - found[:, 0]
 
 
 class ChanceScore:

@@ -9,89 +9,53 @@ effect of the requests that were made, and a budget that all sessions share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgerec_gym.agents import checkpoint, request_dqn
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
+from edgerec_gym.agents.contests import is_own, own_entry
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
-from edgerec_gym.agents.registry import load_policy, train_agent
+from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.request_curves import curve_rows
+from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
 from edgerec_gym.agents.request_rows import audit_rows, fleet_rows, quality_rows
 from edgerec_gym.agents.request_rows import tables as tables  # of `edgerec bench`
-from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
+from edgerec_gym.agents.request_runs import ENV_ID, FULL, PPO, Sizes, run_folder, train_all
+from edgerec_gym.agents.request_runs import QUICK as QUICK  # of `edgerec bench`
+from edgerec_gym.agents.request_scores import (
+    ChanceScore,
+    IntentScore,
+    PolicyScore,
+    Score,
+    UpliftScore,
+    readable,
+)
+from edgerec_gym.agents.request_waiting import (
+    Waiting,
+    WaitingScore,
+    plan_waiting,
+    replay_pages,
+)
+from edgerec_gym.agents.training import load_policy as load_trained
+from edgerec_gym.agents.uplift_data import split_decisions
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.agents.uplift_training import load_model, uplift
 from edgerec_gym.atomic import make_folder
-from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, run_jobs
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 
-ENV_ID = "EdgeFeedRequest-v0"
 PLANNER = "uplift-x"  # that the headline is about
-PPO = "pointer-ppo"
-AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45", PPO, request_dqn.AGENT)  # beside planners
+WAITING = "uplift-waits"  # the same estimator, with the value of waiting
+AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # beside planners
 HORIZON = 15  # slots, of effects that policies and figures are about
 SEED = 1  # of the sessions that are scored; 0 was looked at while this was built
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much work a run of the track is.
-
-    Attributes:
-        log_sessions: collected to train on.
-        sessions: that each policy plays.
-        oracle_sessions: that the oracle plays, the first ones of the same; its moments cost most.
-        effect_sessions: whose moments measure the estimates.
-        audit_sessions: whose requests are played both ways.
-        ppo_steps, dqn_steps: slots that these learn from.
-        concurrent, ticks: of the shared budget.
-        rates: shares of the moments that planners spend.
-        one_seed: agents that are trained with the first seed only.
-        hyper: hyper-parameters of each agent that differ from its defaults.
-    """
-
-    log_sessions: int = 100_000
-    sessions: int = 3000
-    oracle_sessions: int = 1500
-    effect_sessions: int = 5000
-    audit_sessions: int = 400
-    ppo_steps: int = 40_000
-    dqn_steps: int = 60_000
-    concurrent: int = 10_000
-    ticks: int = 40
-    rates: tuple[float, ...] = (0.05, 0.12, 0.22)
-    one_seed: tuple[str, ...] = ("uplift-t", "uplift-class", "uplift-dragon")
-    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def agents(self, seed: int) -> tuple[str, ...]:
-        """Agents that are trained with a seed."""
-        every = (*ESTIMATORS, PPO, request_dqn.AGENT)
-        return tuple(agent for agent in every if seed == 0 or agent not in self.one_seed)
-
-
-QUICK = Sizes(
-    log_sessions=10_000,
-    sessions=1000,
-    oracle_sessions=300,
-    effect_sessions=800,
-    audit_sessions=200,
-    ppo_steps=8192,
-    dqn_steps=8000,
-    concurrent=1000,
-    ticks=60,
-    rates=(0.05, 0.2),
-    hyper={agent: {"behaviour": 4, "epochs": 2} for agent in ESTIMATORS},
-)
-FULL = {"lite": Sizes()}
 
 
 def cool_down(scenario: Scenario) -> int:
@@ -124,6 +88,14 @@ def make_planner(place: Place, run: str, price: float, outcome: bool = False) ->
     return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
 
 
+def make_waiting(place: Place, run: str, price: float, later: list[list[float]]) -> Policy:
+    """Return the planner of an estimator's run that waits for the best moment of a page."""
+    scenario = Scenario.load(place.scenario)
+    estimate = UpliftScore(load_model(run, scenario.config))
+    score = WaitingScore(estimate, Waiting(price, np.array(later)), scenario.config.page_size)
+    return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
+
+
 def make_oracle(place: Place, price: float) -> Policy:
     """Return the oracle at a price."""
     return TrueEffectPlanner(price, HORIZON, cool_down=cool_down(Scenario.load(place.scenario)))
@@ -135,39 +107,28 @@ def make_learner(place: Place, run: str) -> Policy:
     return load_policy(run, env)
 
 
-def run_folder(out: Path, agent: str, seed: int) -> Path:
-    """Folder of one training run."""
-    return out / "runs" / f"{agent}-{seed}"
+def make_learner_at(place: Place, run: str, price: float) -> Policy:
+    """Return the planner that takes what reinforcement learning has learned as a score, at a price."""
+    scenario = Scenario.load(place.scenario)
+    return RequestPlanner("planner", learner_score(run, scenario), price, cool_down=cool_down(scenario))
 
 
-def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
-    folder = run_folder(Path(out), agent, seed)
-    steps = {PPO: sizes.ppo_steps, request_dqn.AGENT: sizes.dqn_steps}.get(agent, 0)
-    train_agent(
-        agent,
-        folder,
-        logs=Path(out) / "logs" if agent in ESTIMATORS else None,
-        seed=seed,
-        resume=True,
-        threads=1,
-        hyper=sizes.hyper.get(agent, {}),
-        env_id=ENV_ID,
-        scenario=scenario,
-        steps=steps,
-    )
+def learner_score(run: str | Path, scenario: Scenario) -> Score:
+    """Values of DQN, or log-odds of PPO, as a score of a request."""
+    if checkpoint.read_run(run)[1]["agent"] == request_dqn.AGENT:
+        return DQNScore(run, scenario.config)
+    env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")
+    return PolicyScore(load_trained(run, env))
 
 
-def train_all(
-    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
-) -> None:
-    """Collect the log and train what is missing."""
-    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions, randomise=["request"])
-    jobs = [(agent, seed) for seed in seeds for agent in sizes.agents(seed)]
-    waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
-    arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
-    for done, index in enumerate(run_jobs(_train_one, arguments, workers), 1):
-        if progress:
-            progress(done, len(waiting), f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+def own_entries(names: Sequence[str]) -> list[Entry]:
+    """Policies of the user's own; InputError if there is no such one."""
+    for name in names:
+        if not is_own(name):
+            raise InputError(
+                f"unknown policy {name!r}: the track always plays all of its own; yours joins as module:Class"
+            )
+    return [own_entry(name) for name in dict.fromkeys(names)]
 
 
 def entries(
@@ -195,12 +156,31 @@ def entries(
         for agent in (PPO, request_dqn.AGENT):
             run = run_folder(out, agent, seed)
             found.append(Entry(agent, make_learner, {"run": str(run)}, (run,), seed))
+            scores = learner_score(run, scenario)(sample.observation)
+            for rate in sizes.rates:
+                arguments = {"run": str(run), "price": float(np.quantile(scores, 1 - rate))}
+                found.append(Entry(f"{agent} {rate:g}", make_learner_at, arguments, (run,), seed))
+        found += waiting_entries(out, scenario, sizes, seed)
     for seed in seeds[:1]:
         run = run_folder(out, "uplift-t", seed)
         outcome = uplift(load_model(run, scenario.config), observation).mu1.double().numpy()
-        for rate in sizes.rates[1:2]:
+        for rate in sizes.rates:
             arguments = {"run": str(run), "price": float(np.quantile(outcome, 1 - rate)), "outcome": True}
             found.append(Entry(f"outcome {rate:g}", make_planner, arguments, (run,), seed))
+    return found
+
+
+def waiting_entries(out: Path, scenario: Scenario, sizes: Sizes, seed: int) -> list[Entry]:
+    """Planners that wait, at several budgets; planned on the log's sessions that decided when to stop."""
+    run = run_folder(out, PLANNER, seed)
+    reader = LogReader(out / "logs")
+    _, stopping, _ = split_decisions(reader, horizon=HORIZON, controls=1.0, surrogate=False, seed=seed)
+    pages = replay_pages(load_model(run, scenario.config), stopping)
+    found = []
+    for rate in sizes.waiting_rates:
+        plan = plan_waiting(pages, rate)
+        arguments = {"run": str(run), "price": plan.price, "later": plan.later.tolist()}
+        found.append(Entry(f"{WAITING} {rate:g}", make_waiting, arguments, (run,), seed))
     return found
 
 
@@ -210,6 +190,7 @@ def run(
     scenario: str = "lite",
     sizes: Sizes | None = None,
     seeds: int = 3,
+    policies: Sequence[str] = (),
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Rows:
@@ -220,21 +201,27 @@ def run(
         scenario: one of :data:`FULL`.
         sizes: how much work; None for the full run of the scenario.
         seeds: training seeds 0, 1, ...
+        policies: of one's own that play, too, as module:Class or a run's folder.
         workers: processes.
         progress: called with (done, in all, text).
 
     Raises:
-        InputError: an unknown scenario, or seeds below 1.
+        InputError: an unknown scenario or policy, or seeds below 1.
     """
     if scenario not in FULL:
         raise InputError(f"the track request has the scenarios {', '.join(FULL)}; got {scenario!r}")
     if seeds < 1:
         raise InputError(f"seeds = {seeds} must be at least 1")
+    place = Place(ENV_ID, scenario, "synthetic", (sizes or FULL[scenario]).sessions, seed=SEED)
+    own = own_entries(policies)
+    for entry in own:
+        entry.make(place, **entry.arguments)  # better known before the work
     out, sizes, loaded = make_folder(out), sizes or FULL[scenario], Scenario.load(scenario)
     train_all(out, scenario, sizes, range(seeds), workers, progress)
+    if progress:
+        progress(0, sizes.effect_sessions, "true effects of requests, by session")
     sample = true_effects(scenario, sizes.effect_sessions, seed=SEED, share=0.12)
-    wanted = entries(out, loaded, sizes, range(seeds), sample)
-    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=SEED)
+    wanted = [*entries(out, loaded, sizes, range(seeds), sample), *own]
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)
     oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
     short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=SEED)
@@ -249,7 +236,12 @@ def run(
     }
     rows = curve_rows(scored, best, loaded.config.reward)
     rows += quality_rows(models, sample, HORIZON, loaded.config.reward)
-    names = {*AUDITED, *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome"))}
+    names = {
+        *AUDITED,
+        *(entry.policy for entry in own),
+        *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome", PPO, request_dqn.AGENT)),
+        f"{WAITING} {sizes.waiting_rates[1]:g}",
+    }
     audited = [entry for entry in wanted if entry.policy in names and entry.seed in (None, 0)] + oracle[1:2]
     rows += audit_rows(
         audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=SEED), out, HORIZON

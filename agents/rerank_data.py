@@ -7,21 +7,16 @@ was shown from the pool in the next K slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.log_stream import Keep, LogStream, split_stream
 from edgerec_gym.agents.request_log import NOT_SHOWN, REQUEST_COLUMNS, RequestLog
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.fit import split_sessions
-
-CHUNK_SLOTS = 200_000  # read and shuffled together; about 100 MB with the paper's sizes
-CACHED_SLOTS = 2_000_000  # a larger log is read again in every epoch
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,8 @@ class Requests:
         )
 
 
-class RequestStream:
-    """The re-rank requests of some days of a log, in memory if they fit, else read again each time.
+class RequestStream(LogStream[Requests]):
+    """The re-rank requests of some days of a log.
 
     Args:
         reader: the log.
@@ -81,71 +76,35 @@ class RequestStream:
         cached_slots: kept in memory if there are at most so many slots.
     """
 
+    columns = REQUEST_COLUMNS
+    cached_slots = 2_000_000
+
     def __init__(
         self,
         reader: LogReader,
         days: list[int] | None,
-        keep: Callable[[np.ndarray], np.ndarray],
+        keep: Keep,
         *,
         horizon: int,
         no_click: int,
         per_session: int,
         seed: int,
-        cached_slots: int = CACHED_SLOTS,
+        cached_slots: int | None = None,
     ) -> None:
         for name, value in (("horizon", horizon), ("no_click", no_click), ("per_session", per_session)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        self.reader, self.days, self.keep = reader, days, keep
-        self.horizon, self.no_click, self.per_session, self.seed = horizon, no_click, per_session, seed
-        self.cached_slots = cached_slots
-        self._cache: list[Requests] | None = None
+        super().__init__(reader, days, keep, seed, cached_slots)
+        self.horizon, self.no_click, self.per_session = horizon, no_click, per_session
 
-    def chunks(self) -> Iterator[Requests]:
-        """Yield all requests, a chunk of sessions at a time, in the order of the log."""
-        if self._cache is not None:
-            yield from self._cache
-            return
-        kept: list[Requests] = []
-        slots = 0
-        for table in log_tables(self.reader, self.days, self.keep, REQUEST_COLUMNS):
-            chunk = self._requests(table)
-            slots += table.num_rows
-            if slots <= self.cached_slots:
-                kept.append(chunk)
-            else:
-                kept.clear()
-            yield chunk
-        if slots <= self.cached_slots:
-            self._cache = kept
-
-    def _requests(self, table: pa.Table) -> Requests:
-        config = self.reader.config
-        log = RequestLog(table, Sessions.from_table(table, config, self.reader.catalog), config)
+    def _chunk(self, table: pa.Table, log: RequestLog, rng: np.random.Generator) -> Requests:
         # Where a page is answered at once, nothing is known between its cards.
         at_once = "order_within_page" in self.reader.unidentified
         session, slot = log.moments(self.no_click, at_once)
-        rng = np.random.default_rng([self.seed, int(log.sessions.session[0])])
         order = np.lexsort((rng.random(len(session)), session))
         drawn = np.arange(len(session)) - np.searchsorted(session, session) < self.per_session
         chosen = np.sort(order[drawn])
         return Requests(log, session[chosen], slot[chosen], self.horizon)
-
-
-def log_tables(
-    reader: LogReader, days: list[int] | None, keep: Callable[[np.ndarray], np.ndarray], columns: list[str]
-) -> Iterator[pa.Table]:
-    """Tables of about :data:`CHUNK_SLOTS` rows of whole sessions, those that `keep` wants by their ids."""
-    waiting: list[pa.Table] = []
-    for table in reader.batches(columns, days):
-        kept = table.filter(pa.array(keep(table["session"].to_numpy())))
-        if kept.num_rows:
-            waiting.append(kept)
-        if sum(part.num_rows for part in waiting) >= CHUNK_SLOTS:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
 
 
 def split_requests(
@@ -153,15 +112,9 @@ def split_requests(
 ) -> tuple[RequestStream, RequestStream, RequestStream]:
     """Requests to train on, requests that decide when to stop, and requests held out, the last by day.
 
-    The split is that of learned users (:func:`~edgerec_gym.simulator.fit.split_sessions`).
-
     Args:
         reader: the log.
         held_out_from: first held-out day; default: the last seventh of the days.
         **settings: horizon, no_click, per_session and seed of :class:`RequestStream`.
     """
-    if held_out_from is None:
-        held_out_from = reader.provenance.get("first_validation_day")
-    parts = split_sessions(reader, held_out_from)
-    train, stop, held_out = (RequestStream(reader, part.days, part.keep, **settings) for part in parts)  # type: ignore[arg-type]
-    return train, stop, held_out
+    return split_stream(RequestStream, reader, held_out_from, **settings)

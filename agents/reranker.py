@@ -18,16 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.base import Observation, best_legal, check_observation
+from edgerec_gym.agents.base import Explanation, Observation, best_legal, check_observation
 from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features, take
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
-from edgerec_gym.spaces import context_size, observation_layout
+from edgerec_gym.spaces import CONTEXT, context_size, observation_layout
 
 TensorObservation = dict[str, Tensor]
 KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
 ABSENT = -1e9  # score of a pool row that is used up: below any other, still finite
+PAGE_AGE = CONTEXT.index("page_age")
 PLAY_BATCH = 128  # sessions scored at once, to bound the memory of attention
 
 
@@ -64,6 +65,18 @@ class RerankerConfig(Config):
 def pool_present(observation: TensorObservation) -> Tensor:
     """Which pool rows are there, (B, N) bool."""
     return (observation["pool"] != 0).any(-1)
+
+
+def slots_left(observation: TensorObservation, config: FeedConfig) -> Tensor:
+    """Slots that the page on the phone still fills before the next one comes, (B,) int64, at least 1."""
+    filled = observation["context"][:, PAGE_AGE] * config.page_size
+    return (config.page_size - filled.round()).clamp(min=1).to(torch.int64)
+
+
+def end_with_page(rows: Tensor, left: Tensor) -> Tensor:
+    """Lists (B, S, K) with -1 behind the `left` (B,) slots of their page: those cards will not be seen."""
+    behind = torch.arange(rows.shape[-1], device=rows.device) >= left.view(-1, 1, 1)
+    return rows.masked_fill(behind, NOT_SHOWN)
 
 
 def safe_mask(present: Tensor) -> Tensor:
@@ -200,13 +213,19 @@ class RerankPolicy:
 
     def __init__(self, name: str, reranker: Reranker, threads: int = 1) -> None:
         self.name, self.reranker, self.threads = name, reranker.eval(), threads
+        self._last = np.zeros((0, 0), np.float32)  # scores
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the observation holds all there is to know."""
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64 pool rows, legal under the mask."""
-        return best_legal(self.scores(observation), observation["action_mask"])
+        self._last = self.scores(observation)
+        return best_legal(self._last, observation["action_mask"])
+
+    def explain(self, row: int) -> Explanation:
+        """Tell the scores of the last call in one of its rows."""
+        return Explanation(scores=self._last[row])
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) float32; of an emitter, 1 for the row that it puts first."""

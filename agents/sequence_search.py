@@ -4,6 +4,7 @@ Recall is a beam search over the evaluator's value of a beginning, as in Kuaisho
 (2208.09577, CIKM'22): it stops early when the beams are as good as each other, min / max of their values > t,
 since then one more exact place is worth little; the places after that follow the cards' values alone. The
 generator adds lists that it finds likely. The evaluator then judges all whole lists, and the best is played.
+A list is judged as far as its page goes, since the cards behind that will not be seen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from torch import Tensor
 from edgerec_gym.agents.evaluator import EncodedCards, ListEvaluator
 from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.request_log import NOT_SHOWN
-from edgerec_gym.agents.reranker import ListEmitter, RerankerConfig, TensorObservation, pool_present
+from edgerec_gym.agents.reranker import (
+    ListEmitter,
+    RerankerConfig,
+    TensorObservation,
+    end_with_page,
+    pool_present,
+    slots_left,
+)
 from edgerec_gym.config import Config, FeedConfig, bounded
 
 
@@ -29,8 +37,9 @@ class SearchConfig(Config):
     beams: int = bounded(4, 1, 1_000_000)  # kept at every place
     candidates: int = bounded(12, 1, 10_000)  # rows with the best values alone; lists are made of them
     stability: float = bounded(0.95, 0.0, 1.0)  # t; 1 never stops early
-    samples: int = bounded(4, 0, 10_000)  # lists drawn from the generator, beside its greedy one
+    samples: int = bounded(2, 0, 10_000)  # lists drawn from the generator, beside its greedy one
     seed: int = bounded(0, 0, 2**31 - 1)  # of those draws, which repeat in every search
+    every: int = bounded(1, 1, 1000)  # exposures without a click after which a new list is searched
 
 
 class SearchResult(NamedTuple):
@@ -86,26 +95,32 @@ class SequenceSearch(ListEmitter):
         encoded, present = self.evaluator.encode_pool(observation), pool_present(observation)
         single = self.evaluator.single_values(encoded, observation)
         single = single.masked_fill(~present, -torch.inf)
-        beams, stopped, calls = self._beams(encoded, single, k)
+        left = slots_left(observation, self.config)
+        beams, stopped, calls = self._beams(encoded, single, k, left)
         lists = [beams, _by_score(single, present, k).unsqueeze(1)]
         if self.generator is not None:
             lists.append(self._generated(observation, k))
         rows = torch.cat(lists, 1)  # (B, S, k)
-        value = self.evaluator.values(encoded, rows)
+        value = self.evaluator.values(encoded, end_with_page(rows, left))
         best = value.argmax(1, keepdim=True)
         picked = rows.gather(1, best.unsqueeze(-1).expand(-1, -1, k))[:, 0]
         calls += present.numel() + rows.shape[0] * rows.shape[1]
         elapsed = 1000 * (time.perf_counter() - started)
         return SearchResult(picked, value.gather(1, best)[:, 0], stopped, calls, elapsed)
 
-    def _beams(self, encoded: EncodedCards, single: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
-        """Whole lists (B, W, k) grown place by place, where each session stopped (B,), and the calls."""
+    def _beams(
+        self, encoded: EncodedCards, single: Tensor, k: int, left: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """Whole lists (B, W, k) grown place by place, where each session stopped (B,), and the calls.
+
+        No session grows beyond the slots that are `left` (B,) on its page.
+        """
         s, n_sessions = self.search_settings, len(single)
         n_rows = min(s.candidates, single.shape[1])
         allowed = single.topk(n_rows, 1).indices  # (B, m) best first
         usable = single.gather(1, allowed) > -torch.inf
         prefixes = torch.full((n_sessions, 1, 0), NOT_SHOWN)
-        stopped = torch.full((n_sessions,), min(k, n_rows))
+        stopped = left.clamp(max=min(k, n_rows))
         running, calls = torch.ones(n_sessions, dtype=torch.bool), 0
         for place in range(min(k, n_rows)):
             at = running.nonzero()[:, 0]
@@ -118,7 +133,7 @@ class SequenceSearch(ListEmitter):
             kept = grown.gather(1, index.unsqueeze(-1).expand(-1, -1, place + 1))
             kept = kept.masked_fill(torch.isinf(value).unsqueeze(-1), NOT_SHOWN)
             prefixes = _put(prefixes, at, kept, width, place + 1)
-            settled = _settled(value, s.stability)
+            settled = _settled(value, s.stability) | (left[at] == place + 1)
             stopped[at[settled]] = place + 1
             running[at[settled]] = False
             if not running.any():

@@ -40,7 +40,7 @@ from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
 from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings, sizes
 from edgerec_gym.agents.gauc import gauc
-from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate
+from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.prm import PRM
 from edgerec_gym.agents.request_log import NOT_SHOWN
@@ -54,6 +54,7 @@ from edgerec_gym.agents.reranker import (
     torch_threads,
 )
 from edgerec_gym.agents.seq2slate import Seq2Slate
+from edgerec_gym.agents.sequence_search import SequenceSearch
 from edgerec_gym.agents.set_rank import SetRank
 
 RERANKERS: dict[str, type[Reranker]] = {
@@ -269,9 +270,15 @@ def check_track(folder: str | Path, track: str) -> None:
 
 
 def policy_of(name: str, network: Reranker, env: Any, threads: int = 1) -> Policy:
-    """Return the policy that plays a re-ranker in `env`: slot by slot, or a plan at a time."""
+    """Return the policy that plays a re-ranker in `env`: slot by slot, or a plan at a time.
+
+    A sequence search plans whole lists everywhere, since it judges cards by their neighbours.
+    """
     policy = RerankPolicy(name, network, threads)
-    if env.track != SLATE:
-        return policy
     plans = EmittedList if isinstance(network, ListEmitter) else ScoredList
-    return SlateBySlate(plans(policy, env.config.slate_size))
+    if env.track == SLATE:
+        return SlateBySlate(plans(policy, env.config.slate_size))
+    if isinstance(network, SequenceSearch):
+        every = network.search_settings.every
+        return SlotBySlot(EmittedList(policy, env.config.slate_size), every)
+    return policy

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgerec_gym import __version__
-from edgerec_gym.agents.base import Observation, check_observation
+from edgerec_gym.agents.base import Explanation, Observation, check_observation
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, bounded
 from edgerec_gym.errors import InputError, MissingExtraError
@@ -163,7 +163,7 @@ def train(
         "agent": agent,
         "id": next(name for name, its_track in IDS.items() if its_track == track),
         "track": track,
-        "scenario": {"name": scenario.name, "sha256": _digest(scenario)},
+        "scenario": {"name": scenario.name, "sha256": digest(scenario)},
         "users": users,
         "members": None if members is None else list(members),
         "seed": seed,
@@ -203,7 +203,7 @@ def train(
     return record
 
 
-def _digest(scenario: Scenario) -> str:
+def digest(scenario: Scenario) -> str:
     """SHA-256 of what the scenario is made of (scenario.json holds the hashes of the simulator's files)."""
     users = scenario.synthetic and scenario.synthetic.to_dict()
     digest = hashlib.sha256(json.dumps([scenario.config.to_dict(), users]).encode())
@@ -315,6 +315,7 @@ class TrainedPolicy:
 
     def __init__(self, name: str, network: Any, threads: int = 1) -> None:
         self.name, self.network, self.threads = name, network, threads
+        self._seen: Observation = {}
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the network has no state."""
@@ -322,11 +323,34 @@ class TrainedPolicy:
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64, legal under the mask; InputError if the observation is not finite."""
         check_observation(observation)
+        self._seen = observation
         with torch_threads(self.threads):
             actions, _ = self.network.predict(
                 observation, deterministic=True, action_masks=observation["action_mask"]
             )
         return np.asarray(actions, np.int64)
+
+    def log_probabilities(self, observation: Observation) -> np.ndarray:
+        """Return (B, A) float32 of all actions; InputError if the observation is not finite."""
+        check_observation(observation)
+        with torch_threads(self.threads), torch.inference_mode():
+            tensors, _ = self.network.obs_to_tensor(observation)
+            drawn = self.network.get_distribution(tensors, action_masks=observation["action_mask"])
+            return drawn.distribution.logits.numpy()
+
+    def explain(self, row: int) -> Explanation | None:
+        """Tell the logarithms of the probabilities of the pool rows, where they are actions of the track.
+
+        Computed when asked for, so ask before the observation of the last call changes.
+        """
+        seen = {key: values[row : row + 1] for key, values in self._seen.items()}
+        n_pool = seen["pool"].shape[1]
+        if seen["action_mask"].shape[1] < n_pool:
+            return None
+        with torch_threads(self.threads), torch.inference_mode():
+            tensors, _ = self.network.obs_to_tensor(seen)
+            spread = self.network.get_distribution(tensors, action_masks=seen["action_mask"])
+        return Explanation(scores=spread.distribution.logits[0, :n_pool].numpy())
 
 
 def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPolicy:

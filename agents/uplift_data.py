@@ -7,23 +7,20 @@ without one are kept, drawn at random; the propensity counts that draw too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.log_stream import Keep, LogStream, split_stream
 from edgerec_gym.agents.request_log import REQUEST_COLUMNS, RequestLog
-from edgerec_gym.agents.rerank_data import log_tables
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.fit import split_sessions
 from edgerec_gym.users.base import BUY, CLICK, PAGE_VIEW, PAGE_VIEW_BUCKETS
-
-DECISION_COLUMNS = [*REQUEST_COLUMNS, "request_propensity"]
-CACHED_SLOTS = 8_000_000  # about 1.5 GB; a larger log is read again in every epoch
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,8 @@ def purchase_rates(sessions: Sessions) -> np.ndarray:
     return bought / np.maximum(views, 1)
 
 
-class DecisionStream:
-    """The decisions of some days of a log, in memory if they fit, else read again each time.
+class DecisionStream(LogStream[Decisions]):
+    """The decisions of some days of a log.
 
     Args:
         reader: the log; its request propensities must be known.
@@ -141,57 +138,47 @@ class DecisionStream:
         InputError: nothing was requested by chance, or propensities are unknown, 0 everywhere, or 1.
     """
 
+    columns: ClassVar[list[str]] = [*REQUEST_COLUMNS, "request_propensity"]
+    cached_slots = 8_000_000  # about 1.5 GB
+
     def __init__(
         self,
         reader: LogReader,
         days: list[int] | None,
-        keep: Callable[[np.ndarray], np.ndarray],
+        keep: Keep,
         *,
         horizon: int,
         controls: float,
         surrogate: bool,
         seed: int,
-        cached_slots: int = CACHED_SLOTS,
+        cached_slots: int | None = None,
     ) -> None:
-        self.reader, self.days, self.keep = reader, days, keep
-        self.horizon, self.controls, self.surrogate, self.seed = horizon, controls, surrogate, seed
-        self.cached_slots = cached_slots
+        super().__init__(reader, days, keep, seed, cached_slots)
+        self.horizon, self.controls, self.surrogate = horizon, controls, surrogate
         self.rates: np.ndarray | None = None
-        self._cache: list[Decisions] | None = None
 
     def chunks(self) -> Iterator[Decisions]:
         """Yield all decisions, a chunk of sessions at a time, in the order of the log."""
-        if self._cache is not None:
-            yield from self._cache
-            return
-        kept: list[Decisions] = []
-        slots, seen = 0, np.zeros(2, np.int64)
-        for table in log_tables(self.reader, self.days, self.keep, DECISION_COLUMNS):
-            chunk = self._decisions(table)
-            slots += table.num_rows
+        seen = np.zeros(2, np.int64)
+        for chunk in super().chunks():
             seen += np.bincount(chunk.treated.astype(np.int64), minlength=2)
-            if slots <= self.cached_slots:
-                kept.append(chunk)
-            else:
-                kept.clear()
             yield chunk
         if not seen.all():
             raise InputError(
                 f"{self.reader.folder} has {seen[1]} slots with a request drawn by chance and {seen[0]} "
                 "without one; both are needed: collect with --randomise request"
             )
-        if slots <= self.cached_slots:
-            self._cache = kept
 
-    def _decisions(self, table: pa.Table) -> Decisions:
-        config, where = self.reader.config, str(self.reader.folder)
+    def _chunk(self, table: pa.Table, log: RequestLog, rng: np.random.Generator) -> Decisions:
+        where = str(self.reader.folder)
         if table["request_propensity"].null_count:
             raise InputError(f"{where}: the probabilities of its requests are unknown (request_propensity)")
-        propensity = table["request_propensity"].to_numpy()
-        log = RequestLog(table, Sessions.from_table(table, config, self.reader.catalog), config)
         if self.surrogate and self.rates is None:
             self.rates = purchase_rates(log.sessions)
-        rng = np.random.default_rng([self.seed, int(log.sessions.session[0])])
+        propensity = table["request_propensity"].to_numpy()
+        outside = ~((propensity >= 0) & (propensity <= 1))
+        if outside.any():
+            raise InputError(f"{where}: request_propensity {propensity[outside][0]:g} is no probability")
         chunk = Decisions(log, propensity, self.horizon, self.controls, rng, self.rates)
         if len(chunk) and chunk.propensity.max() >= 1:
             raise InputError(
@@ -205,15 +192,9 @@ def split_decisions(
 ) -> tuple[DecisionStream, DecisionStream, DecisionStream]:
     """Decisions to train on, decisions that decide when to stop, and decisions held out, the last by day.
 
-    The split is that of learned users (:func:`~edgerec_gym.simulator.fit.split_sessions`).
-
     Args:
         reader: the log.
         held_out_from: first held-out day; default: the last seventh of the days.
         **settings: horizon, controls, surrogate and seed of :class:`DecisionStream`.
     """
-    if held_out_from is None:
-        held_out_from = reader.provenance.get("first_validation_day")
-    parts = split_sessions(reader, held_out_from)
-    train, stop, held_out = (DecisionStream(reader, part.days, part.keep, **settings) for part in parts)  # type: ignore[arg-type]
-    return train, stop, held_out
+    return split_stream(DecisionStream, reader, held_out_from, **settings)

@@ -7,6 +7,7 @@ of a budget (:mod:`edgerec_gym.agents.request_planner`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Observation
+from edgerec_gym.agents.base import Observation, check_observation
 from edgerec_gym.agents.epochs import EpochTrainer, Report, Stream, new_record
 from edgerec_gym.agents.feed_encoder import FeedEncoder
 from edgerec_gym.agents.reranker import torch_threads
@@ -254,21 +255,27 @@ def load_model(folder: str | Path, config: FeedConfig) -> UpliftModel:
 
 def effects_alone(network: UpliftModel, observation: Observation, threads: int = 1) -> np.ndarray:
     """Estimate tau of a batch of observations, (B,) float32: all that a planner needs."""
-    n_rows = len(next(iter(observation.values())))
-    with torch_threads(threads), torch.inference_mode():
-        parts = [
-            network.tau(tensors(observation, slice(at, at + SCORE_BATCH)))
-            for at in range(0, n_rows, SCORE_BATCH)
-        ]
-    return torch.cat(parts).numpy()
+    return torch.cat(_in_parts(network.tau, observation, threads)).numpy()
 
 
 def uplift(network: UpliftModel, observation: Observation, threads: int = 1) -> Effect:
-    """Estimate the effects of a batch of observations (B, ...), a part at a time."""
+    """Estimate tau, mu0 and mu1 of a batch of observations (B, ...).
+
+    Raises:
+        InputError: values that are not finite.
+    """
+    parts = _in_parts(network.uplift, observation, threads)
+    return Effect(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _in_parts(
+    estimate: Callable[[dict[str, Tensor]], Any], observation: Observation, threads: int
+) -> list[Any]:
+    """Estimates of a part of the batch at a time."""
+    check_observation(observation)
     n_rows = len(next(iter(observation.values())))
     with torch_threads(threads), torch.inference_mode():
-        parts = [
-            network.uplift(tensors(observation, slice(at, at + SCORE_BATCH)))
+        return [
+            estimate(tensors(observation, slice(at, at + SCORE_BATCH)))
             for at in range(0, n_rows, SCORE_BATCH)
         ]
-    return Effect(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,7 @@ class FeedBatch:
         arrays: the state, see :class:`~edgerec_gym.state.FeedArrays`; they stay the same arrays for good.
         reward, reward_terms: of the last step, (B,) and (B, 7) float64; the same arrays for good, too.
         outcomes: what else the last step has brought, as the environments tell it in `info`; (B, ...) each.
+        watcher: called with the (B,) modes after every slot and reset, for pictures; None if nobody looks.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class FeedBatch:
         self._no_actions: Any = np.zeros(num_envs, np.int64)
         self._no_copies = a.observation[:0]
         self._live = self._views(a.observation)
+        self.watcher: Callable[[np.ndarray], None] | None = None
         self.reward, self.reward_terms = a.reward, a.reward_terms
         self.outcomes = {
             "invalid_action": a.invalid,
@@ -197,8 +200,16 @@ class FeedBatch:
         if isinstance(self.users, SyntheticUsers):
             users = self.users.table.address
             self._workers.run(_step_synthetic, feed, cloud, users, actions, modes, copies)
-            return
-        a = self.arrays
+        else:
+            self._advance_apart(actions, modes, copies, begun, answer)
+        if self.watcher is not None:
+            self.watcher(modes)
+
+    def _advance_apart(
+        self, actions: Any, modes: np.ndarray, copies: np.ndarray, begun: np.ndarray, answer: bool
+    ) -> None:
+        """Place, let users that are no kernel answer a batch at a time, absorb."""
+        feed, cloud, a = self._feed.address, self._cloud.address, self.arrays
         self._workers.run(_place_rows, feed, cloud, actions, modes)
         if len(begun):
             start = self.users.reset(begun, a.key[begun], self.split)

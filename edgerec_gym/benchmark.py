@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from edgerec_gym import __version__
 from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
-from edgerec_gym.config import SCHEMA_VERSION
+from edgerec_gym.config import SCHEMA_VERSION, SHIFTS
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import Policy, Sessions, play
+from edgerec_gym.evaluate import Policy, Sessions, Times, play
 from edgerec_gym.jit import SOURCE_DIGEST
 from edgerec_gym.metrics import Interval
 from edgerec_gym.report import json_ready
@@ -48,6 +49,8 @@ class Place:
         config: FeedConfig fields that differ from the scenario's.
         num_envs: sessions played together.
         by_position: also tell what happened at each place of a page.
+        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`; None for those
+            of the scenario.
     """
 
     env_id: str
@@ -58,6 +61,7 @@ class Place:
     config: dict[str, Any] = field(default_factory=dict)
     num_envs: int = 512
     by_position: bool = False
+    shift: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Entry:
     Attributes:
         policy: name of its row; entries of other training seeds share it.
         make: a function of a module (worker processes import it) that returns the policy for a place;
-            called as make(place, **arguments).
+            called as `make(place, **arguments)`.
         arguments: JSON-ready.
         files: runs' folders or files whose content decides how it plays.
         seed: training seed; None for a policy that is not trained.
@@ -107,7 +111,7 @@ def played(
         What :func:`~edgerec_gym.evaluate.play` returns, by (policy, training seed).
     """
     folder = make_folder(cache)
-    files = [folder / f"{_slug(entry)}-{content_key(entry, place)}.safetensors" for entry in entries]
+    files = [_file(entry, place, folder) for entry in entries]
     waiting = [(entry, place, file) for entry, file in zip(entries, files, strict=True) if not file.exists()]
     for done, index in enumerate(run_jobs(_play_entry, waiting, workers), 1):
         if progress:
@@ -146,6 +150,7 @@ def _one_thread() -> None:
 
 
 def _play_entry(entry: Entry, place: Place, file: Path) -> None:
+    times = Times()
     sessions = play(
         entry.make(place, **entry.arguments),
         env_id=place.env_id,
@@ -156,9 +161,30 @@ def _play_entry(entry: Entry, place: Place, file: Path) -> None:
         num_envs=place.num_envs,
         config=place.config,
         by_position=place.by_position,
+        shift=place.shift,
+        times=times,
     )
+    taken = {name: str(value) for name, value in vars(times).items()}
     with atomic_path(file) as temporary:
-        save_file({name: np.ascontiguousarray(values) for name, values in sessions.items()}, temporary)
+        save_file({name: np.ascontiguousarray(values) for name, values in sessions.items()}, temporary, taken)
+
+
+def play_times(
+    entries: Sequence[Entry], place: Place, cache: str | Path
+) -> dict[tuple[str, int | None], Times]:
+    """What playing has taken, of entries that :func:`played` has played; none where it was not recorded."""
+    found = {}
+    for entry in entries:
+        with safe_open(_file(entry, place, Path(cache)), "numpy") as file:
+            taken = file.metadata() or {}
+        if taken:
+            steps, seconds = int(taken["steps"]), (float(taken["policy"]), float(taken["env"]))
+            found[entry.policy, entry.seed] = Times(steps, *seconds)
+    return found
+
+
+def _file(entry: Entry, place: Place, folder: Path) -> Path:
+    return folder / f"{_slug(entry)}-{content_key(entry, place)}.safetensors"
 
 
 def content_key(entry: Entry, place: Place) -> str:
@@ -170,7 +196,12 @@ def content_key(entry: Entry, place: Place) -> str:
         "make": f"{entry.make.__module__}.{entry.make.__qualname__}",
         # A file counts by its content, wherever it lies.
         "arguments": {key: None if value in paths else value for key, value in entry.arguments.items()},
-        "place": {**vars(place), "scenario": scenario.name},
+        "place": {
+            **{key: value for key, value in vars(place).items() if key != "shift"},
+            "scenario": scenario.name,
+        },
+        # Only where there is one: what was played before there were shifts is still found.
+        **({} if place.shift is None else {"shift": SHIFTS[place.shift]}),
         "config": scenario.config.to_dict(),
         "provenance": scenario.provenance,
         "files": [_digest(path) for path in entry.files],
@@ -201,6 +232,21 @@ def row(
     return {"policy": policy, "metric": metric, **interval, "seeds": seeds, "sessions": sessions, **more}
 
 
+def saved_rows(path: str | Path) -> dict[str, Rows]:
+    """Read what :func:`save_rows` wrote, or return that there is nothing yet.
+
+    Raises:
+        InputError: another file, or the folder cannot be made.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    found: dict[str, Any] = read_json(path) if path.exists() else {"rows": [], "runs": []}
+    for name in ("rows", "runs"):
+        if not isinstance(found.get(name), list):
+            raise InputError(f"{path} holds no benchmark: {name!r} is missing")
+    return found
+
+
 def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequence[str] = ()) -> None:
     """Write {"rows": [...], "runs": [...]}; rows of earlier runs stay.
 
@@ -210,12 +256,7 @@ def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequenc
         about: of this run: scenario, sizes, seeds; versions and machine are added.
         same: keys of `about` that tell runs apart: rows of an earlier run with the same values are replaced.
     """
-    path = Path(path)
-    make_folder(path.parent)
-    earlier = read_json(path) if path.exists() else {"rows": [], "runs": []}
-    for name in ("rows", "runs"):
-        if not isinstance(earlier.get(name), list):
-            raise InputError(f"{path} holds no benchmark: {name!r} is missing")
+    earlier = saved_rows(path)
     tag = {name: about[name] for name in same}
 
     def others(items: Rows) -> Rows:
@@ -246,8 +287,18 @@ def table(rows: Rows, metrics: dict[str, str]) -> tuple[list[str], list[list[str
 
 
 def _cell(item: dict[str, Any] | None, form: str) -> str:
-    if item is None or not np.isfinite(item["mean"]):
+    if not _is_number(item, "mean"):
         return ""
+    assert item is not None
     number = form.removesuffix(" 95%")
     text = f"{item['mean']:{number}}"
-    return text if number == form else f"{text} [{item['low']:{number}}, {item['high']:{number}}]"
+    return (
+        text
+        if number == form or not _is_number(item, "low")
+        else f"{text} [{item['low']:{number}}, {item['high']:{number}}]"
+    )
+
+
+def _is_number(item: dict[str, Any] | None, key: str) -> bool:
+    """Whether a row tells a figure: what is not defined is nan, and null in a file."""
+    return item is not None and item[key] is not None and bool(np.isfinite(item[key]))

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgerec_gym import __version__, console
-from edgerec_gym.commands import bench, logs, policies, studies, users
+from edgerec_gym.commands import bench, logs, offline, pages, policies, studies, users
 from edgerec_gym.errors import InputError, MissingExtraError
 
 # typer brings its own copy of click since 0.2x; this is the UsageError of whichever it uses.
@@ -68,6 +68,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": policies.train,
     "evaluate": policies.evaluate,
     "export": policies.export,
+    "export-logs": offline.export_logs,
+    "off-policy": offline.off_policy,
+    "replay": pages.replay,
+    "report": pages.report,
     "info": users.info,
     "fidelity": users.fidelity,
     "scenario": users.refit,

@@ -16,6 +16,12 @@ from edgerec_gym.errors import InputError
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
 PRESETS = ("default", "lite")
+# Users unlike those that logs and policies come from: factors of the scenario's SyntheticUserConfig.
+SHIFTS: dict[str, dict[str, float]] = {
+    "more-switching": {"intent_switch": 2.0},  # the mood changes twice as often
+    "fewer-pseudo-clicks": {"pseudo_click": 0.5},  # attractiveness alone is clicked half as much
+    "impatient": {"patience": 1.5},  # boredom hastens leaving
+}
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -96,7 +102,7 @@ def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any
     optional = type(None) in get_args(hint)
     if optional and value is None:
         return None
-    kind = float if hint is float else int
+    kind = float if float in (hint, *get_args(hint)) else int
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InputError(f"{where} must be a number, got {value!r}")
     if kind is int and not float(value).is_integer():
@@ -237,6 +243,12 @@ class SyntheticUserConfig(Config):
     refresh: float = bounded(1.0, 0.0, 20.0)  # scales the user's own response to a requested page
     activity: float = bounded(0.8, 0.2, 1.0)  # share of events made by the most active 20 % (0.2 = equal)
     day_drift: float = bounded(0.3, 0.0, 10.0)  # length of the day-to-day move of the taste
+
+    def shifted(self, shift: str) -> SyntheticUserConfig:
+        """Return other users of the same world; InputError unless `shift` is one of :data:`SHIFTS`."""
+        if shift not in SHIFTS:
+            raise InputError(f"unknown shift {shift!r}; allowed: {', '.join(SHIFTS)}")
+        return self.replace(**{name: factor * getattr(self, name) for name, factor in SHIFTS[shift].items()})
 
 
 def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:

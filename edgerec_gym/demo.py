@@ -18,6 +18,9 @@ RECORD = "demo.json"
 SHIPPED_SESSIONS = {"default": 24_000, "lite": 24_000}  # logs behind the shipped scenarios
 PRESET, ENV_ID = "lite", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy")
+PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
+CHECKPOINTS = 20  # at most, of the learning curve
+REPLAYED = 3  # session of the evaluation
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,12 @@ class Sizes:
     epochs: int = 20
     train_steps: int = 250_000
     evaluate_sessions: int = 2000
+    curve_sessions: int = 300  # of each checkpoint
 
 
-QUICK = Sizes(collect_sessions=500, ensemble=1, epochs=2, train_steps=4096, evaluate_sessions=200)
+QUICK = Sizes(
+    collect_sessions=500, ensemble=1, epochs=2, train_steps=4096, evaluate_sessions=200, curve_sessions=50
+)
 
 
 def run_demo(
@@ -40,7 +46,7 @@ def run_demo(
     """Collect, fit, train and evaluate on the lite preset; finished stages are skipped.
 
     Args:
-        out: folder; `logs`, `scenario`, `policy` and `report` are made in it.
+        out: folder; `logs`, `scenario`, `policy`, `report`, report.html and replay.html are made in it.
         quick: tiny sizes.
         fresh: remove what an earlier demo left in `out` first.
         seed: of every stage.
@@ -52,10 +58,14 @@ def run_demo(
         InputError: `out` cannot be written to, or holds a demo with other arguments.
         MissingExtraError: the extra `train` is not installed.
     """
+    from edgerec_gym.agents.learning_curve import learning_curve
     from edgerec_gym.agents.lookup import find_policies
     from edgerec_gym.agents.training import train
     from edgerec_gym.evaluate import REFERENCE, evaluate
     from edgerec_gym.logs.collect import collect
+    from edgerec_gym.pages.replay import write_replay
+    from edgerec_gym.pages.report import write_report_page
+    from edgerec_gym.pages.session import record_session
     from edgerec_gym.simulator.fit import fit
 
     require_matplotlib()  # better known before the work
@@ -64,9 +74,11 @@ def run_demo(
     if fresh and (out / RECORD).is_file():
         for folder in (report, policy, scenario, logs):
             shutil.rmtree(folder, ignore_errors=True)
+        for page in (PAGE, REPLAY):
+            (out / page).unlink(missing_ok=True)
         (out / RECORD).unlink()
     _same_arguments(out, {"seed": seed, **asdict(sizes)})
-    if (report / RESULTS).is_file():  # written last: everything is finished
+    if (out / PAGE).is_file():  # written last: everything is finished
         return read_json(report / RESULTS)["results"], report
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
@@ -81,6 +93,7 @@ def run_demo(
         resume=True,
         progress=True,
         threads=1,
+        keep_checkpoints=CHECKPOINTS,
     )
     policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
     with console.progress_bar("evaluate") as progress:
@@ -94,6 +107,18 @@ def run_demo(
             progress=console.over_all(progress, policies, USERS),
         )
     write_report(results, report, training_curve=read_training_curve(policy), title="edgerec demo")
+    with console.progress_bar("curve") as progress:
+        learning_curve(policy, str(scenario), sessions=sizes.curve_sessions, seed=seed, progress=progress)
+    recorded = record_session(
+        policies[len(POLICIES)],  # the trained one
+        env_id=ENV_ID,
+        scenario=str(scenario),
+        users="synthetic",
+        session=REPLAYED,
+        seed=seed,
+    )
+    write_replay(recorded, out / REPLAY)
+    write_report_page(out, out / PAGE)
     return results, report
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.errors import InputError
+from edgerec_gym.render import FPS, RENDER_MODES
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.screen import Screen
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
-from edgerec_gym.vector_env import RENDER_MODES, EdgeFeedVectorEnv
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 _ROW = np.zeros(1, np.int64)  # the only row of the batch
 
@@ -74,15 +76,17 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
 
     ## Arguments
     `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned", "synthetic" or a UserModel),
-    `split`, any FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None or "ansi"),
+    `split`, any FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None, "ansi",
+    "rgb_array" or "human": text, a phone of 390 x 760 pixels, the same in a window after every slot),
     `uncertainty` (how far the ensemble of learned users disagrees, in `info`; slower), `members` (the
-    networks that learned users draw from, e.g. (0, 1); default all).
+    networks that learned users draw from, e.g. (0, 1); default all), `shift` (other synthetic users, e.g.
+    "impatient": :data:`~edgerec_gym.config.SHIFTS`).
 
     ## Version History
     v0: first version; may change until release 0.1.0.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": FPS}
 
     def __init__(
         self,
@@ -194,13 +198,17 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         a = self.batch.arrays
         return a.observation_bytes[0, a.mask_at : a.mask_at + self.batch.n_actions] != 0
 
-    def render(self) -> str | None:
-        """Return the screen as text with `render_mode="ansi"`."""
-        if self.render_mode is None:
-            return None
-        from edgerec_gym.render import screen_text
+    def render(self) -> Any:
+        """Return the screen: text with "ansi", a frame (760, 390, 3) uint8 with "rgb_array".
 
-        return screen_text(self.batch, 0)
+        None without a render mode, and with "human": the window is up to date after every step.
+        """
+        screens = self._vector.render()
+        return None if screens is None else screens[0]
+
+    def screen(self) -> Screen:
+        """Return what stands on the screen, in plain values; InputError without a render mode."""
+        return self._vector.screen()
 
     def close(self) -> None:
         """Release the batch."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +42,25 @@ Progress = Callable[[int, int], None]
 Sessions = dict[str, np.ndarray]
 
 
+@dataclass
+class Times:
+    """What playing has taken, without the first step of each batch.
+
+    Attributes:
+        steps: played, of all sessions.
+        policy: seconds in which the policy decided.
+        env: seconds in which the environment stepped.
+    """
+
+    steps: int = 0
+    policy: float = 0.0
+    env: float = 0.0
+
+    def add(self, steps: int, policy: float, env: float) -> None:
+        """Add one step of a batch."""
+        self.steps, self.policy, self.env = self.steps + steps, self.policy + policy, self.env + env
+
+
 class Policy(Protocol):
     """What the evaluator needs of a policy (see edgerec_gym.agents.base).
 
@@ -69,6 +90,8 @@ def play(
     config: dict[str, Any] | None = None,
     by_position: bool = False,
     split: str = "eval",
+    shift: str | None = None,
+    times: Times | None = None,
     progress: Progress | None = None,
 ) -> Sessions:
     """Play sessions of one policy.
@@ -85,6 +108,8 @@ def play(
         config: FeedConfig fields that differ from the scenario's.
         by_position: also return what happened at each place of a page (not in EdgeFeedSlate-v0).
         split: "eval", or "train" for what may be learned from.
+        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`.
+        times: grows by what playing takes.
         progress: called with (sessions done, in all).
 
     Returns:
@@ -110,10 +135,11 @@ def play(
             split=split,
             copy=False,
             members=members,
+            shift=shift,
             **(config or {}),
         )
         wanted = min(size, sessions - first)
-        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted, by_position))
+        chunks.append(_play_batch(policy, env, seed * CLI_SEED_STRIDE + first, wanted, by_position, times))
         env.close()
         if progress:
             progress(first + wanted, sessions)
@@ -121,7 +147,12 @@ def play(
 
 
 def _play_batch(
-    policy: Policy, env: EdgeFeedVectorEnv, seed: int, wanted: int, by_position: bool
+    policy: Policy,
+    env: EdgeFeedVectorEnv,
+    seed: int,
+    wanted: int,
+    by_position: bool,
+    times: Times | None = None,
 ) -> Sessions:
     """Play the first `wanted` rows of a batch; the others stand still."""
     batch, config, size = env.batch, env.config, env.num_envs
@@ -136,8 +167,15 @@ def _play_batch(
         policy.bind(env)
     policy.reset(np.ones(size, np.bool_))
     done = np.arange(size) >= wanted
+    first = True
     while not done.all():
-        batch.step(batch.check_actions(_act(policy, batch, done)), done)
+        start = perf_counter()
+        actions = batch.check_actions(_act(policy, batch, done))
+        decided = perf_counter()
+        batch.step(actions, done)
+        if times is not None and not first:  # the first step also loads what is compiled
+            times.add(int((~done).sum()), decided - start, perf_counter() - decided)
+        first = False
         live, last = ~done, _last_step(batch)
         answered = live[:, None] & (last.answered_item != NO_ITEM)
         card_type = np.where(answered, types[last.answered_item], 0)

@@ -27,7 +27,7 @@ def bootstrap(columns: np.ndarray, statistic: Statistic, *, seed: int = 0) -> In
     """
     columns = np.asarray(columns, np.float64)
     values = statistic(resampled_means(columns, np.random.default_rng(seed)))
-    return _interval(float(statistic(columns.mean(axis=0))), values)
+    return percentile_interval(float(statistic(columns.mean(axis=0))), values)
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
@@ -65,7 +65,7 @@ def seeds_interval(columns: Sequence[np.ndarray], statistic: Statistic, *, seed:
     drawn = rng.integers(n_seeds, size=(RESAMPLES, n_seeds))
     means = of_seed[drawn, np.arange(RESAMPLES)[:, None]].mean(axis=1)  # (RESAMPLES, k)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _interval(float(statistic(stacked.mean(axis=(0, 1)))), statistic(means))
+        return percentile_interval(float(statistic(stacked.mean(axis=(0, 1)))), statistic(means))
 
 
 def gap_closed_interval(
@@ -103,18 +103,19 @@ def _two_samples(learned: np.ndarray, true: np.ndarray, statistic: Statistic, se
     with np.errstate(invalid="ignore", divide="ignore"):
         values = statistic(resampled_means(learned, rng) / resampled_means(true, rng))
         mean = float(statistic(learned.mean(axis=0) / true.mean(axis=0)))
-    return _interval(mean, values)
+    return percentile_interval(mean, values)
 
 
-def resampled_means(columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(RESAMPLES, k) means of the columns (S, k) of resampled sessions."""
+def resampled_means(columns: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+    """(resamples, k) means of the columns (S, k) of resampled sessions; `resamples` in steps of CHUNK."""
     sessions = len(columns)
     even = np.full(sessions, 1.0 / sessions)
-    draws = [rng.multinomial(sessions, even, size=CHUNK) @ columns for _ in range(RESAMPLES // CHUNK)]
+    draws = [rng.multinomial(sessions, even, size=CHUNK) @ columns for _ in range(resamples // CHUNK)]
     return np.concatenate(draws) / sessions
 
 
-def _interval(mean: float, values: np.ndarray) -> Interval:
+def percentile_interval(mean: float, values: np.ndarray) -> Interval:
+    """95 % interval of resampled `values` (n,) around `mean`; those that are not defined are left out."""
     finite = values[np.isfinite(values)]
     if not len(finite) or not np.isfinite(mean):
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}

@@ -1,38 +1,119 @@
-"""The feed as text: the last cards of a session, newest last."""
+"""What `env.render()` returns: text, a picture, or nothing beside a window."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from edgerec_gym.batch import FeedBatch
+from edgerec_gym.catalog import Catalog
+from edgerec_gym.colours import category_colours
+from edgerec_gym.errors import MissingExtraError
+from edgerec_gym.screen import INSERTED, PROMOTED, REQUESTED, Card, Screen, ScreenRecorder
 
-SHOWN = 8  # rows of history in a screen
+if TYPE_CHECKING:
+    from edgerec_gym.window import Window
+
+RENDER_MODES = ("ansi", "human", "rgb_array")
+FPS = 4  # slots a second
+SHOWN = 8  # answered cards in a text
+SIDE_BY_SIDE = 3  # feeds of a batch in one window
 
 
-def screen_text(batch: FeedBatch, row: int) -> str:
-    """Return one feed's screen: answered cards with dwell and click marks, then those still waiting."""
-    a, config = batch.arrays, batch.config
-    names = ("goods", *config.card_types)
-    observation = batch.observation(copy=False)
-    features, types = config.n_item_features, config.n_types
+class Renderer:
+    """Shows the feeds of a batch.
+
+    Args:
+        mode: of :data:`RENDER_MODES`. "human" shows the first feeds in a window after every slot, also within
+            the plans of EdgeFeedSlate-v0.
+        batch: the feeds, before their first reset.
+        catalog: what the cloud retrieves from.
+        title: of the window.
+
+    Raises:
+        MissingExtraError: Pillow or pygame is not installed.
+    """
+
+    def __init__(self, mode: str, batch: FeedBatch, catalog: Catalog, title: str) -> None:
+        self.mode, self.batch = mode, batch
+        self.recorder = ScreenRecorder(batch, catalog)
+        self._window: Window | None = None
+        if mode == "ansi":
+            return
+        for needed in ("PIL", "pygame") if mode == "human" else ("PIL",):
+            if find_spec(needed) is None:
+                raise MissingExtraError(f"render_mode={mode!r}", "render")
+        from edgerec_gym.phone import frame
+
+        self._draw, self._colours = frame, category_colours(catalog)
+        if mode == "human":
+            from edgerec_gym.window import Window
+
+            self._window = Window(title, FPS)
+            batch.watcher = self._show
+
+    def render(self) -> tuple[str, ...] | tuple[np.ndarray, ...] | None:
+        """Return each row's text, or frame (760, 390, 3) uint8; None with a window, which is up to date."""
+        rows = range(self.batch.num_envs)
+        if self.mode == "ansi":
+            return tuple(screen_text(self.recorder.screen(row)) for row in rows)
+        return None if self.mode == "human" else tuple(self._frame(row) for row in rows)
+
+    def _frame(self, row: int) -> np.ndarray:
+        return self._draw(self.recorder.screen(row), self._colours)
+
+    def _show(self, modes: np.ndarray) -> None:
+        self.recorder(modes)
+        if self._window is not None:
+            frames = [self._frame(row) for row in range(min(SIDE_BY_SIDE, self.batch.num_envs))]
+            self._window.show(np.concatenate(frames, axis=1))
+
+    def close(self) -> None:
+        """Close the window, if there is one; a later slot opens it again."""
+        if self._window is not None:
+            self._window.close()
+
+
+def screen_text(screen: Screen) -> str:
+    """Return a screen as text: counters, the last cards and what happened between them, newest last."""
+    on_the_wire = f"  [page in {screen.arrives_in}, {screen.on_the_wire}]" if screen.on_the_wire else ""
     lines = [
-        f"slot {a.slot[row]}  page {a.page[row]} (age {a.page_age[row]})  "
-        f"clicks {a.page_views[row]}  requests {a.requests[row]}"
-        + ("  [page on its way]" if a.wire[row] else "")
+        f"slot {screen.slot} of {screen.max_slots}  page {screen.page + 1} (card {screen.page_age} of "
+        f"{screen.page_size})  pool {screen.pool_left} of {screen.pool_size}  reward {screen.reward:+.2f}  "
+        f"clicks {screen.clicks}  purchases {screen.purchases}  requests {screen.requests}{on_the_wire}"
     ]
-    count = min(int(a.exposures[row]), config.exposure_history)
-    exposures = observation["exposures"][row, max(0, count - SHOWN) : count]
-    opened = observation["page_views"][row]
-    clicked = {round(float(v[-1]) * config.max_slots) for v in opened if v[: features + types].any()}
-    for card in exposures:
-        slot = round(float(card[-1]) * config.max_slots)
-        dwell = "#" * round(7 * float(card[features + types]))
-        name = names[int(card[features : features + types].argmax())]
-        lines.append(
-            f"{slot:5d}  {name:8s} ctr {card[features - 3]:.2f}  {dwell:7s}" + " click" * (slot in clicked)
-        )
-    if config.lookahead:
-        for card in observation["screen"][row]:
-            if card.any():
-                lines.append(
-                    f"    .  {names[card[features:].argmax()]:8s} ctr {card[features - 3]:.2f}  on screen"
-                )
+    waiting = sum(card.answer is None for card in screen.cards)
+    first = max(0, len(screen.cards) - waiting - SHOWN)
+    page = screen.cards[first - 1].page if first else 0
+    for card in screen.cards[first:]:
+        if card.page > page:
+            page = card.page
+            lines.append(f"       page {page + 1}, {card.page_from}")
+        if card.request == REQUESTED:
+            lines.append("       asks the cloud for a fresh page")
+        lines.append(_card_text(card))
+    if screen.end is not None:
+        lines.append("       the user leaves" if screen.end == "left" else "       cut off")
+    if screen.intent is not None:
+        lines.append(f"intent: category {screen.intent[-1]}")
     return "\n".join(lines)
+
+
+def _card_text(card: Card) -> str:
+    """One card: slot, kind, category, how it came there, what the user did."""
+    how = f"row {card.row + 1}"
+    if card.placed == INSERTED:
+        how = "inserted"
+    elif card.placed == PROMOTED:
+        how += f", before {card.passed}"
+    if card.invalid:
+        how += ", illegal action"
+    text = f"{card.slot + 1:5d}  {card.kind:8s} category {card.category:<4d} {how:16s}  "
+    answer = card.answer
+    if answer is None:
+        return text + "on screen"
+    did = [f"opened {answer.view_seconds}"] if answer.click else []
+    did += [*answer.actions, *([f"deleted: {answer.deleted}"] if answer.deleted else [])]
+    return (text + f"{'#' * round(7 * answer.dwell):7s} {answer.dwell_seconds:11s} {', '.join(did)}").rstrip()

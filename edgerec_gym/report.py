@@ -155,7 +155,7 @@ def write_report(
             figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
     lines = [f"# {title}", "", NOTES]
     for heading, (header, body) in tables(results).items():
-        lines += [f"## {heading[0].upper()}{heading[1:]}", "", *_markdown(header, body), ""]
+        lines += [f"## {heading[0].upper()}{heading[1:]}", "", *markdown_table(header, body), ""]
     lines += [f"![{name}]({name}.png)\n" for name in plots]
     with atomic_path(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
@@ -164,7 +164,8 @@ def write_report(
     return folder
 
 
-def _markdown(header: list[str], body: list[list[str]]) -> list[str]:
+def markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
+    """Return the lines of a table in Markdown: first column left, the others right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
 

@@ -13,7 +13,7 @@ No pickle anywhere. Loading validates and says which file is wrong.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,16 @@ class Scenario:
         feed, users = preset(name)
         users = users.replace(**synthetic)
         return cls(name, feed, make_world(users, world_feed(feed)).catalog, synthetic=users)
+
+    def shifted(self, shift: str) -> Scenario:
+        """Return the same feed with other synthetic users, see :data:`~edgerec_gym.config.SHIFTS`.
+
+        Raises:
+            InputError: an unknown shift, or a scenario of real logs.
+        """
+        if self.synthetic is None:
+            raise InputError(f"scenario {self.name!r} was fitted on real logs and has no synthetic users")
+        return replace(self, synthetic=self.synthetic.shifted(shift))
 
     def save(self, folder: str | Path) -> None:
         """Write catalogue and scenario.json (last) into a folder that already holds the simulator's files."""

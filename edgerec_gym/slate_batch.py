@@ -155,7 +155,7 @@ class SlateBatch(FeedBatch):
         begun: np.ndarray = _NO_ROWS,
         answer: bool = True,
     ) -> None:
-        if isinstance(self.users, SyntheticUsers):
+        if isinstance(self.users, SyntheticUsers) and self.watcher is None:
             feed, cloud, users = self._feed.address, self._cloud.address, self.users.table.address
             self._workers.run(
                 _play_synthetic, feed, cloud, users, self._slates.address, *actions, modes, copies
@@ -166,7 +166,7 @@ class SlateBatch(FeedBatch):
             copies[:] = self.arrays.observation
 
     def _play_apart(self, plan: Plan, modes: np.ndarray, begun: np.ndarray) -> None:
-        """Play slot by slot, because these users answer a batch at a time; rows that stop wait."""
+        """Play slot by slot, for users who answer a batch at a time or a watcher; rows that stop wait."""
         feed, slates = self._feed.address, self._slates.address
         slot_actions = np.zeros(self.num_envs, np.int64)
         for k in range(self.config.slate_size):

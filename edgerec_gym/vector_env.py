@@ -13,13 +13,13 @@ from gymnasium.vector.utils import batch_space
 
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.errors import InputError
+from edgerec_gym.render import FPS, RENDER_MODES, Renderer
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.screen import Screen
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users import make_users
 from edgerec_gym.users.base import UserModel
-
-RENDER_MODES = ("ansi",)
 
 
 class EdgeFeedVectorEnv(VectorEnv):
@@ -38,10 +38,13 @@ class EdgeFeedVectorEnv(VectorEnv):
         copy: hand out fresh arrays; False reuses those of observation and infos: the next step overwrites
             them.
         threads: worker threads for large batches; results do not depend on it.
-        render_mode: None or "ansi".
+        render_mode: None, "ansi" (text), "rgb_array" (each row as a phone, 760 x 390 pixels) or "human" (a
+            window with the first three).
         uncertainty: let learned users tell in `infos` how far the ensemble disagrees about the click of the
             card answered last (a standard deviation; several times slower).
         members: networks of the ensemble that an episode of learned users draws from; None for all.
+        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`; None for those
+            that the scenario's logs came from.
         **config: any FeedConfig field, e.g. `pool_size=60`.
 
     Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
@@ -53,7 +56,7 @@ class EdgeFeedVectorEnv(VectorEnv):
 
     metadata = {
         "render_modes": list(RENDER_MODES),
-        "render_fps": 4,
+        "render_fps": FPS,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
@@ -71,6 +74,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         render_mode: str | None = None,
         uncertainty: bool = False,
         members: Sequence[int] | None = None,
+        shift: str | None = None,
         **config: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
@@ -83,10 +87,17 @@ class EdgeFeedVectorEnv(VectorEnv):
             allowed = ", ".join(mode.value for mode in AutoresetMode)
             raise InputError(f"autoreset_mode must be one of {allowed}, got {autoreset_mode!r}") from None
         self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+        if shift is not None:
+            if users != "synthetic":
+                raise InputError("a shift is of synthetic users only")
+            self.scenario = self.scenario.shifted(shift)
         self.config = self.scenario.config.replace(**config)
         self.users = make_users(users, self.scenario, self.config, uncertainty, members)
         self.batch = self._make_batch(num_envs, track, split, threads)
         self.num_envs, self.track, self.copy, self.render_mode = num_envs, track, copy, render_mode
+        self._renderer: Renderer | None = None
+        if render_mode is not None:
+            self._renderer = Renderer(render_mode, self.batch, self.scenario.catalog, "edgerec_gym")
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space(self.config, track)
         self.single_action_space = action_space(self.config, track)
@@ -226,14 +237,21 @@ class EdgeFeedVectorEnv(VectorEnv):
         """Return the legal actions of every row, (B, A) bool; the sb3-contrib name."""
         return self._mask()
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return each row's screen as text with `render_mode="ansi"`."""
-        if self.render_mode is None:
-            return None
-        from edgerec_gym.render import screen_text
+    def render(self) -> tuple[Any, ...] | None:
+        """Return each row's screen: text with "ansi", a frame (760, 390, 3) uint8 with "rgb_array".
 
-        return tuple(screen_text(self.batch, row) for row in range(self.num_envs))
+        None without a render mode, and with "human": the window is up to date after every step.
+        """
+        return None if self._renderer is None else self._renderer.render()
+
+    def screen(self, row: int = 0) -> Screen:
+        """Return what stands on one row's screen, in plain values; InputError without a render mode."""
+        if self._renderer is None:
+            raise InputError(f"screens are recorded with a render_mode only: {', '.join(RENDER_MODES)}")
+        return self._renderer.recorder.screen(row)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Stop the worker threads."""
+        """Stop the worker threads, close the window."""
         self.batch.close()
+        if self._renderer is not None:
+            self._renderer.close()

@@ -1,7 +1,7 @@
 """When is a fresh page worth its query? Uplift of a request from logs, spent under a budget.
 
 Collects a log whose requests were drawn by chance, trains an estimator, and plots what its planner buys for
-its requests beside simple rules, how well the estimates order moments (Qini), and when requests fire.
+its requests beside simple rules, how well scores order moments (Qini), and when requests fire.
 """
 
 import argparse
@@ -12,17 +12,19 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MultipleLocator
 
+from edgerec_gym.agents.base import bind
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.effect_sample import true_effects
-from edgerec_gym.agents.request_audit import audit
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
-from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, UpliftScore, readable
+from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, Score, UpliftScore, readable
 from edgerec_gym.agents.uplift_metrics import RankedSample
 from edgerec_gym.agents.uplift_training import load_model, train, uplift
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.evaluate import play
 from edgerec_gym.logs.collect import collect
+from edgerec_gym.metrics import mean_interval
 from edgerec_gym.scenario import Scenario
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -34,15 +36,16 @@ parser.add_argument("--out", type=Path, default=Path("runs/uplift_requests"))
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 out, scenario = make_folder(arguments.out), Scenario.load("lite")
-config, sessions = scenario.config, arguments.sessions
+config, reward, sessions = scenario.config, scenario.config.reward, arguments.sessions
 wait = config.page_size - config.request_latency  # a page is given what an automatic one gets
-INK, GREY = "#333333", "#8a8a8a"
-COLOURS = {
-    "uplift": "#1b6ca8",
-    "interval": "#d1702b",
-    "chance": GREY,
-    "intent": "#3a8f5c",
-    "true effect": INK,
+STYLES = {
+    "uplift": ("#0072b2", "o-"),
+    "outcome": ("#e69f00", "o-"),
+    "intent change": ("#009e73", "o-"),
+    "interval": ("#d55e00", "o-"),
+    "chance": ("#999999", "o-"),
+    "true effect": ("#000000", "P--"),
+    "one extra a page": ("#cc79a7", "D"),
 }
 
 # 1. Learn the uplift from a randomised log.
@@ -52,30 +55,65 @@ if run is None:
     collect(out / "log", preset_name="lite", sessions=arguments.log_sessions, randomise=["request"])
     train(run, out / "log", agent="uplift-x", seed=arguments.seed, resume=True, epochs=arguments.epochs)
 network = load_model(run, config)
-
-# 2. What the same sessions buy for more and more requests.
 sample = true_effects(scenario, sessions, seed=arguments.seed, share=0.12)
-tau_hat = uplift(network, readable(sample.observation)).tau.double().numpy()
-quantiles = np.quantile(tau_hat, np.linspace(0, 1, 201))
+estimated = uplift(network, readable(sample.observation))
+scores: dict[str, tuple[Score, np.ndarray]] = {
+    "uplift": (UpliftScore(network), estimated.tau.double().numpy()),
+    "outcome": (UpliftScore(network, outcome=True), estimated.mu1.double().numpy()),
+    "intent change": (IntentScore(config), IntentScore(config)(sample.observation).astype(np.float64)),
+}
 
 
-def planner(rate):
-    return RequestPlanner("uplift", UpliftScore(network), price_of(quantiles, rate), cool_down=wait)
+# 2. Policies at several budgets, each watched as it plays.
+class Watched:
+    """Plays a policy and notes the moments at which it may request."""
+
+    def __init__(self, policy):
+        self.policy, self.name, self.moments = policy, policy.name, []
+
+    def bind(self, env):
+        bind(self.policy, env)
+        self.batch = env.unwrapped.batch
+        self.slot = np.full(self.batch.num_envs, -1)
+        self.since = np.zeros(self.batch.num_envs, np.int64)
+        self.intent = np.zeros_like(self.batch.users.arrays.intent_now)
+
+    def reset(self, mask):
+        self.policy.reset(mask)
+        self.slot[mask] = -1
+
+    def act(self, observation):
+        actions, feed = self.policy.act(observation), self.batch.arrays
+        intent, moves = self.batch.users.arrays.intent_now, feed.slot != self.slot
+        switched = (intent * self.intent).sum(axis=1) < 0.7  # it drifts, too, but never so far in one slot
+        self.since = np.where(switched, 0, self.since + moves)
+        self.since[feed.slot == 0] = -config.max_slots  # no switch yet
+        self.slot, self.intent = feed.slot.copy(), intent.copy()
+        rows = moves & (observation["action_mask"][:, -1] > 0)
+        asks = actions[rows] == observation["action_mask"].shape[1] - 1
+        self.moments.append(np.column_stack([feed.page_age[rows], self.since[rows], asks]))
+        return actions
+
+
+def planners(name, rates):
+    score, replayed = scores[name]
+    quantiles = np.quantile(replayed, np.linspace(0, 1, 201))
+    return [RequestPlanner(name, score, price_of(quantiles, rate), cool_down=wait) for rate in rates]
 
 
 families = {
-    "uplift": [planner(rate) for rate in (0.02, 0.05, 0.1, 0.2, 0.4)],
-    "interval": [make_policy("fixed-interval", "request", every=m) for m in (8, 6, 5, 4, 3)],
-    "chance": [RequestPlanner("chance", ChanceScore(1), 1 - p) for p in (0.02, 0.05, 0.1, 0.2)],
-    "intent": [RequestPlanner("intent", IntentScore(config), x, cool_down=wait) for x in (0.6, 0.45, 0.3)],
+    "uplift": planners("uplift", (0.03, 0.1, 0.2, 0.4)),
+    "outcome": planners("outcome", (0.03, 0.1, 0.2, 0.4)),
+    "intent change": planners("intent change", (0.03, 0.1, 0.2, 0.4)),
+    "interval": [make_policy("fixed-interval", "request", every=m) for m in (8, 6, 5, 4)],
+    "chance": [RequestPlanner("chance", ChanceScore(1), 1 - p) for p in (0.03, 0.08, 0.16)],
     "true effect": [TrueEffectPlanner(x, continuations=4, cool_down=wait) for x in (0.5, 0.3, 0.1)],
     "one extra a page": [OneExtra()],
 }
-reward = config.reward
 
 
-def figures(policy):
-    played = play(
+def played(policy):
+    return play(
         policy,
         env_id="EdgeFeedRequest-v0",
         scenario=scenario,
@@ -83,78 +121,86 @@ def figures(policy):
         sessions=sessions,
         seed=arguments.seed,
     )
-    bought = reward.click * played["expected_clicks"] + reward.purchase * played["expected_purchases"]
-    return played["requests"].mean(), bought.mean()
 
 
-kept = figures(make_policy("keep", "request"))
-curves = {name: np.array([kept, *map(figures, members)]) for name, members in families.items()}
-for name, points in curves.items():
-    gains = ", ".join(f"{y - kept[1]:+.3f} for {x:.2f}" for x, y in points[1:])
-    print(f"{name:17s} value over keep for requests a session: {gains}")
+kept = played(make_policy("keep", "request"))
+watched = {name: [Watched(policy) for policy in members] for name, members in families.items()}
+results = {name: [played(policy) for policy in members] for name, members in watched.items()}
 
-plot, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-for name, points in curves.items():
-    if name == "one extra a page":
-        axes.plot(*points[1], "D", color="#b0306a", label=name, markersize=8, zorder=5)
-        continue
-    style = "--" if name == "true effect" else "-"
-    points = points[np.argsort(points[:, 0])]
-    axes.plot(*points.T, style, marker="o", markersize=4, color=COLOURS[name], label=name)
-axes.set(xlabel="requests a session", ylabel="clicks + 5 purchases a session (expected)")
-axes.set_xlim(0, 6)
-axes.set_title(f"What requests buy, {sessions:,} sessions of the ground truth", loc="left", fontsize=11)
-axes.legend(frameon=False)
-axes.spines[["top", "right"]].set_visible(False)
+
+def over_keep(result, clicks, purchases):
+    """Gain of clicks and purchases, weighted, over keep, paired by session."""
+    gain = clicks * (result["expected_clicks"] - kept["expected_clicks"])
+    return mean_interval(gain + purchases * (result["expected_purchases"] - kept["expected_purchases"]))
+
+
+def finish(axes, title, **labels):
+    axes.set(**labels)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(color="#e5e5e5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+plot, panels = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+for axes, weights, what in (
+    (panels[0], (0, 1), "purchases"),
+    (panels[1], (reward.click, reward.purchase), f"clicks + {reward.purchase:g} purchases"),
+):
+    for name, members in results.items():
+        colour, style = STYLES[name]
+        x = np.array([result["requests"].mean() for result in members])
+        gains = [over_keep(result, *weights) for result in members]
+        mean, low, high = (np.array([gain[key] for gain in gains]) for key in ("mean", "low", "high"))
+        order = np.argsort(x)
+        axes.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.6)
+        if len(x) > 1:
+            axes.plot([0, x[order[0]]], [0, mean[order[0]]], style[1:], color=colour)
+        axes.plot(x[order], mean[order], style, markersize=5, color=colour, label=name)
+        if axes is panels[1]:
+            text = ", ".join(f"{y:+.3f} for {n:.2f}" for n, y in zip(x[order], mean[order], strict=True))
+            print(f"{name:17s} {what} over keep for requests a session: {text}")
+    axes.set_xlim(left=0)
+    finish(axes, "", xlabel="requests a session", ylabel=f"{what} a session, over keep")
+finish(panels[0], f"What requests buy, {sessions:,} sessions of the ground truth, 95 % intervals")
+plot.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
 plot.savefig(out / "requests.png", dpi=150)
 
-# 3. Qini: the outcome gained among the moments with the largest estimates.
-_, _, drawn = sample.values(15, reward.click, reward.purchase)
-kept_value, requested_value, _ = sample.values(15, reward.click, reward.purchase)
-tau = requested_value - kept_value
-ranked = RankedSample(tau_hat, sample.treated, drawn)
-share, curve = ranked.qini_curve()
-plot, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-axes.plot(share, curve, color=GREY, linewidth=0.8, label="estimate, drawn outcomes")
-for label, score, colour in (("estimate", tau_hat, COLOURS["uplift"]), ("true order", tau, INK)):
-    order = np.argsort(-score, kind="stable")
-    axes.plot(
-        np.arange(1, len(tau) + 1) / len(tau),
-        np.cumsum(tau[order]) / len(tau),
-        color=colour,
-        linestyle="--" if label == "true order" else "-",
-        label=f"{label}, true effects",
-    )
-axes.plot([0, 1], [0, tau.mean()], ":", color=INK, label="by chance")
-axes.set(xlabel="share of the moments with a request", ylabel="clicks + 5 purchases gained a moment")
-axes.set_title(f"Qini curves, {len(tau):,} moments", loc="left", fontsize=11)
-axes.legend(frameon=False)
-axes.spines[["top", "right"]].set_visible(False)
+# 3. Qini: what is gained if the moments with the largest scores get a request.
+without, requested, drawn = sample.values(15, reward.click, reward.purchase)
+tau = requested - without
+share = np.arange(len(tau) + 1) / len(tau)
+ranked = RankedSample(scores["uplift"][1], sample.treated, drawn)
+plot, axes = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
+axes.plot(*ranked.qini_curve(), color="#9ecae1", linewidth=0.8, label="uplift, by drawn outcomes")
+for name, score in (*((name, values) for name, (_, values) in scores.items()), ("true effect", tau)):
+    gained = np.append(0, np.cumsum(tau[np.argsort(-score, kind="stable")])) / len(tau)
+    colour, style = STYLES[name]
+    axes.plot(share, gained, style[1:], color=colour, label=f"{name}, by true effects")
+axes.plot([0, 1], [0, tau.mean()], ":", color="#333333", label="by chance")
+title = f"Qini curves, {len(tau):,} moments, the next 15 slots"
+finish(axes, title, xlabel="share of the moments with a request", ylabel="gain a moment")
+plot.legend(loc="outside right upper", frameon=False, fontsize=8)
 plot.savefig(out / "qini.png", dpi=150)
 print(f"Qini {ranked.qini():.4f} on drawn outcomes")
 
-# 4. When requests fire: page age, and whether the latent intent had moved.
-found = {
-    "uplift": audit(planner(0.1), scenario, max(2, sessions // 3), arguments.seed, continuations=2),
-    "true effect": audit(
-        families["true effect"][1], scenario, max(2, sessions // 3), arguments.seed, continuations=2
-    ),
-    "chance": audit(families["chance"][2], scenario, max(2, sessions // 3), arguments.seed, continuations=2),
-}
-plot, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
-ages, moves = np.arange(config.page_size - 1) - 0.5, np.linspace(0, 1.6, 9)
-for name, moments in found.items():
-    if not len(moments.slot):
-        continue
-    for axis, values, bins in ((left, moments.page_age, ages), (right, moments.intent_moved, moves)):
-        height, _ = np.histogram(values, bins)
-        axis.stairs(height / len(values), bins, color=COLOURS[name], linewidth=1.8, label=name)
-    print(f"{name}: the intent had moved at {np.mean(moments.intent_moved > 0.3):.0%} of its requests")
-left.set(xlabel="slots since the page arrived", ylabel="share of the requests")
-right.set(xlabel="latent intent: 1 - cosine to when the page was first seen")
-left.set_title("When requests fire", loc="left", fontsize=11)
-left.legend(frameon=False)
-for axis in (left, right):
-    axis.spines[["top", "right"]].set_visible(False)
+# 4. When requests fire: age of the page, and slots since the latent intent has switched.
+plot, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
+ages, since = np.arange(config.page_size) - 0.5, np.arange(0, 22, 2)
+for name, member in (("uplift", 1), ("intent change", 1), ("true effect", 1), ("chance", 1)):
+    moments = np.concatenate(watched[name][member].moments)
+    asks = moments[moments[:, 2] > 0]
+    for axes, column, bins in ((left, 0, ages), (right, 1, since)):
+        seen, asked = (np.histogram(part[:, column], bins)[0] for part in (moments, asks))
+        rate = asked / np.maximum(seen, 1) / max(len(asks) / len(moments), 1e-9)
+        axes.stairs(np.where(seen > 0, rate, np.nan), bins, color=STYLES[name][0], linewidth=1.8, label=name)
+    lately = int(((asks[:, 1] >= 0) & (asks[:, 1] < 10)).sum())
+    print(f"{name}: the intent had switched in the 10 slots before {lately} of {len(asks)} requests")
+for axes in (left, right):
+    axes.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
+    axes.xaxis.set_major_locator(MultipleLocator(2))
+finish(left, "When requests fire", xlabel="slots since the page arrived", ylabel="rate against its own mean")
+finish(right, "", xlabel="slots since the latent intent switched")
+left.legend(frameon=False, fontsize=9)
 plot.savefig(out / "moments.png", dpi=150)
 print(f"plots: {out}")

@@ -8,7 +8,17 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.agents import rerank_track
 from edgerec_gym.agents.rerank_track import Sizes, make_policy
-from edgerec_gym.benchmark import Entry, Place, content_key, played, row, run_jobs, save_rows, table
+from edgerec_gym.benchmark import (
+    Entry,
+    Place,
+    content_key,
+    played,
+    row,
+    run_jobs,
+    save_rows,
+    saved_rows,
+    table,
+)
 from edgerec_gym.errors import InputError
 from edgerec_gym.metrics import mean_interval, seeds_interval
 
@@ -102,6 +112,8 @@ def test_rows_of_other_runs_stay(tmp_path):
     file.write_text("{}")
     with pytest.raises(InputError, match="holds no benchmark"):
         save_rows(file, [], {"scenario": "lite"}, same=("scenario",))
+    with pytest.raises(InputError, match="cannot read"):
+        saved_rows(tmp_path)
 
 
 def test_the_track_rerank_runs_through(tmp_path):

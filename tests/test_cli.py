@@ -65,7 +65,8 @@ def scenario_copy(lite, tmp_path) -> Path:
 def test_help_and_version():
     assert run_well("--version").split() == ["edgerec_gym", edgerec_gym.__version__]
     listing = run_well()
-    for command in ("collect", "fit", "train", "evaluate", "info", "scenario", "demo", "fidelity", "export"):
+    for command in ("collect", "fit", "train", "evaluate", "info", "scenario", "demo", "fidelity", "export",
+                    "report", "replay"):  # fmt: skip
         assert command in listing
         assert "--seed" in run_well(command, "--help") or command in ("info", "export")
 
@@ -112,6 +113,16 @@ def test_the_command_line_starts_without_torch():
             "evaluate fixed-slot --id EdgeFeedSlate-v0 --scenario lite",
         ),
         ("logs.json does not exist", "fit nowhere --out x"),
+        ("nowhere does not exist: name a folder", "report nowhere"),
+        (". holds nothing to report", "report ."),
+        ("unknown policy 'nowhere'; allowed: random, keep", "replay nowhere --scenario lite --out x.html"),
+        ("Missing option '--out'", "replay keep"),
+        ("'--session'", "replay keep --out x.html --session -1"),
+        ("'--session'", "replay keep --out x.html --session 1048576"),
+        ("unknown users 'real'", "replay keep --scenario lite --users real --out x.html"),
+        ("not 'request'", "replay fixed-slot --id EdgeFeedRequest-v0 --scenario lite --out x.html"),
+        (". is a folder; name an HTML file", "replay keep --scenario lite --out ."),
+        ("the oracle needs users='synthetic'", "replay oracle --scenario lite --users learned --out x.html"),
     ],
 )
 def test_bad_arguments(message, arguments, tmp_path, monkeypatch):
@@ -128,6 +139,8 @@ def test_folders_that_cannot_be_written_to(tmp_path, logs):
     fails_with(message, "train", "--scenario", "lite", "--users", "synthetic", "--out", out)
     fails_with(message, "evaluate", "keep", "--scenario", "lite", "--users", "synthetic", "--out", out)
     fails_with(message, "demo", "--out", out)
+    fails_with(message, "replay", "keep", "--scenario", "lite", "--out", out / "replay.html")
+    fails_with(message, "report", ROOT / "benchmarks" / "results", "--out", out / "report.html")
 
 
 def test_broken_logs(logs_copy, tmp_path):
@@ -302,6 +315,32 @@ def test_a_reranker_is_trained_on_logs_and_evaluated(tmp_path):
     fails_with("it plays the tracks joint, rerank, slate, not 'mix'", *evaluation, "--id", "EdgeFeedMix-v0")
 
 
+def test_replay_tells_the_session_of_an_evaluation(tmp_path):
+    arguments = ("--scenario", "lite", "--seed", 2)
+    out = tmp_path / "new" / "replay.html"
+    told = json.loads(run_well("replay", "greedy", *arguments, "--session", 1, "--out", out, "--json"))
+    assert (told["users"], told["session"], told["policy"]) == ("synthetic", 1, "greedy")
+    text = run_well("replay", "greedy", *arguments, "--session", 1, "--out", out)
+    assert f"{told['slots']} slots, {told['clicks']} clicks, reward {told['reward']:.2f}" in text
+    assert text.rstrip().endswith(f"replay: {out}") and out.read_text().startswith("<!doctype html>")
+
+
+def test_report_plays_the_checkpoints_of_a_training_once(tmp_path):
+    pytest.importorskip("sb3_contrib")
+    out = tmp_path / "run"
+    small = ("--num-envs", 4, "--steps", 64, "--set", "n_steps=8", "--set", "batch_size=16")
+    run_well("train", "--scenario", "lite", "--out", out, *small)
+    told = json.loads(run_well("report", out, "--sessions", 4, "--json"))
+    assert told["sections"] == ["Learning curves", "Training: pointer-ppo"]
+    curve = json.loads((out / "learning_curve.json").read_text())
+    (point,) = curve["checkpoints"]
+    assert point["slots"] == 64 and point["synthetic"]["low"] <= point["synthetic"]["mean"]
+    written = (out / "learning_curve.json").stat().st_mtime_ns
+    run_well("report", out, "--sessions", 4)
+    assert (out / "learning_curve.json").stat().st_mtime_ns == written
+    fails_with("holds no training", "report", ROOT / "benchmarks" / "results", "--scenario", "lite")
+
+
 def test_info_shows_sizes_provenance_and_fidelity(lite):
     text = run_well("info", "lite")
     assert "pool_size: 20" in text and "provenance" in text
@@ -357,7 +396,9 @@ def test_fit_on_real_logs_compares_with_references(tmp_path):
 @pytest.fixture
 def tiny_demo(monkeypatch):
     pytest.importorskip("sb3_contrib")
-    sizes = demo.Sizes(collect_sessions=40, ensemble=1, epochs=1, train_steps=64, evaluate_sessions=5)
+    sizes = demo.Sizes(
+        collect_sessions=40, ensemble=1, epochs=1, train_steps=64, evaluate_sessions=5, curve_sessions=4
+    )
     monkeypatch.setattr(demo, "QUICK", sizes)
 
 
@@ -369,7 +410,7 @@ def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     kept = f"interrupted: finished stages and checkpoints in {tmp_path} are kept; the same command resumes"
     assert stopped.stderr.splitlines()[-1] == kept
     monkeypatch.undo()
-    monkeypatch.setattr(demo, "QUICK", demo.Sizes(40, 1, 1, 64, 5))
+    monkeypatch.setattr(demo, "QUICK", demo.Sizes(40, 1, 1, 64, 5, 4))
     made = [*(tmp_path / "logs").glob("*.parquet"), *(tmp_path / "scenario").iterdir()]
     made += [
         *(tmp_path / "policy" / "checkpoints").rglob("*.*"),
@@ -381,8 +422,14 @@ def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     assert {row["policy"] for row in answer["results"]} == {*demo.POLICIES, "pointer-ppo", "oracle"}
     report = tmp_path / "report"
     assert answer["report"] == str(report) and (report / "training.png").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert answer["page"] == str(tmp_path / "report.html")
+    for title in ("Evaluation: EdgeFeed-v0", "Learning curves", "Training: pointer-ppo"):
+        assert title in page
+    assert "ground truth, best actions" in page  # the learning curve on the ground truth
+    assert "Session 3: pointer-ppo" in (tmp_path / "replay.html").read_text()
     monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)  # a finished demo does nothing
-    assert str(report / "report.md") in run_well(*arguments[:-1])
+    assert run_well(*arguments[:-1]).rstrip().endswith(f"open in a browser: {tmp_path / 'report.html'}")
     fails_with("holds a demo with other arguments", *arguments, "--seed", 1)
     stopped = run(*arguments, "--seed", 1, "--fresh")
     assert stopped.exit_code == 130

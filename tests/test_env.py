@@ -18,7 +18,7 @@ from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
 def test_check_env_passes_without_a_warning(env_id, users, recwarn):
-    check_env(gym.make(env_id, scenario="lite", users=users).unwrapped, skip_render_check=True)
+    check_env(gym.make(env_id, scenario="lite", users=users).unwrapped)
     assert [str(w.message) for w in recwarn] == []
 
 
@@ -215,11 +215,6 @@ def test_bad_arguments_of_make(kwargs, message):
         gym.make("EdgeFeed-v0", **({"scenario": "lite"} | kwargs))
 
 
-def test_bad_render_mode():
-    with pytest.raises(InputError, match="render_mode must be None or one of ansi"):
-        EdgeFeedVectorEnv(1, scenario="lite", render_mode="gif")
-
-
 @pytest.mark.parametrize("num_envs", [0, -1, 2.5])
 def test_bad_num_envs(num_envs):
     with pytest.raises(InputError, match="num_envs"):
@@ -238,15 +233,6 @@ def test_bad_batched_actions_and_seeds():
         env.step([0, 99, 0])
     with pytest.raises(InputError, match="3 whole numbers"):
         env.step([0, 0])
-
-
-def test_ansi_rendering(env_id):
-    env = gym.make(env_id, scenario="lite", users="synthetic", render_mode="ansi")
-    observation, _ = env.reset(seed=0)
-    while env.unwrapped.batch.arrays.slot[0] < 5:
-        observation, *_ = env.step(keep_action(env, observation))
-    text = env.render()
-    assert text.count("on screen") == 2 and f"slot {env.unwrapped.batch.arrays.slot[0]} " in text
 
 
 def test_ids_are_registered_with_both_entry_points():

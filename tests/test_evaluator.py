@@ -12,8 +12,11 @@ import torch
 from safetensors.numpy import load_file
 
 from edgerec_gym.agents import evaluator_training
+from edgerec_gym.agents.epochs import new_record
 from edgerec_gym.agents.evaluator import (
     CLICK,
+    CONVERSION,
+    LEAST_CVR,
     LEAVE,
     PURCHASE,
     EncodedCards,
@@ -23,6 +26,7 @@ from edgerec_gym.agents.evaluator import (
     outcome_losses,
 )
 from edgerec_gym.agents.evaluator_training import (
+    EvaluatorTrainer,
     build,
     calibration_error,
     load_evaluator,
@@ -30,16 +34,17 @@ from edgerec_gym.agents.evaluator_training import (
     train,
 )
 from edgerec_gym.agents.exposed_lists import OUTCOMES, exposed_lists
-from edgerec_gym.agents.perception import base_logit
+from edgerec_gym.agents.perception import BASE_CVR, base_logit
 from edgerec_gym.agents.rerank_data import split_requests
-from edgerec_gym.agents.reranker import RerankerConfig
+from edgerec_gym.agents.reranker import RerankerConfig, end_with_page, slots_left, to_tensors
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch, _settled
 from edgerec_gym.agents.supervised import build as build_reranker
+from edgerec_gym.agents.surrogate import PurchaseSurrogate
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import BUY
+from edgerec_gym.users.base import BUY, PAGE_VIEW
 from edgerec_gym.users.base import CLICK as CLICK_ACTION
 from edgerec_gym.users.base import LEAVE as LEAVE_ACTION
 from tests.small_pools import all_lists, moments, stir
@@ -69,6 +74,8 @@ def test_an_untrained_evaluator_leaves_clicks_to_the_base_ctr() -> None:
     encoded = network.encode_pool(observation)
     logits = network.logits(encoded, torch.ones(3, 20, dtype=torch.bool))
     torch.testing.assert_close(logits[..., CLICK], base_logit(observation["pool"], 16))
+    conversion = torch.logit(observation["pool"][..., 16 + BASE_CVR], LEAST_CVR)
+    torch.testing.assert_close(logits[..., PURCHASE], CONVERSION * conversion - 2.0)
 
 
 def test_a_place_sees_all_above_and_what_is_on_screen_below(evaluator: ListEvaluator) -> None:
@@ -94,6 +101,19 @@ def test_the_end_of_a_list_is_not_seen_from_afar(evaluator: ListEvaluator) -> No
     short = evaluator.logits(encoded, (torch.arange(8) < 6).expand(2, -1))
     torch.testing.assert_close(short[:, :4], whole[:, :4])
     assert (short[:, 5] - whole[:, 5]).abs().max() > 1e-5
+
+
+def test_cut_lists_are_judged_as_their_beginnings(evaluator: ListEvaluator) -> None:
+    """So training shows a search's beginnings, and still all answers of a list."""
+    encoded = evaluator.encode_pool(moments(3))
+    encoded = EncodedCards(encoded.codes[:, :8], encoded.base[:, :8], encoded.screen)
+    whole = torch.ones(3, 8, dtype=torch.bool)
+    uncut, found = evaluator.logits(encoded, whole), evaluator.logits(encoded, whole, torch.tensor([1, 5, 9]))
+    for session, cut in enumerate((1, 5, 9)):
+        beginning = evaluator.logits(encoded, (torch.arange(8) < cut).expand(3, -1))[session, :cut]
+        torch.testing.assert_close(found[session, :cut], beginning)
+        torch.testing.assert_close(found[session, cut:], uncut[session, cut:])
+    assert (found[1, 4] - uncut[1, 4]).abs().max() > 1e-5
 
 
 def test_learns_what_the_card_below_does_to_the_one_above() -> None:
@@ -143,12 +163,14 @@ def test_lists_are_what_the_log_shows(logs: Path) -> None:
     batch = exposed_lists(chunk, np.arange(len(chunk)), 10)
     sessions, pages = chunk.log.sessions, chunk.log.pages.of_slot
     ended_early = cards = 0
+    left = slots_left(to_tensors(batch.observation), reader.config)
     for k in range(0, len(chunk), 7):
         session, slot = chunk.session[k], chunk.slot[k]
         at, end = sessions.starts[session] + slot, sessions.starts[session + 1]
         rows = [row for row in range(at, min(at + 10, end)) if pages[row] == pages[at]]
         answered = [row < sessions.starts[session] + sessions.answered[session] for row in rows]
         n = len(rows)
+        assert n <= left[k], "no list goes beyond its page"
         assert batch.placed[k].tolist() == [True] * n + [False] * (10 - n)
         assert batch.answered[k].tolist() == answered + [False] * (10 - n)
         assert np.array_equal(batch.cards[k, :n, :16], sessions.catalog.embeddings[sessions.item[rows]])
@@ -158,6 +180,31 @@ def test_lists_are_what_the_log_shows(logs: Path) -> None:
         ended_early += n < 10
         cards += int((batch.cards[k, :n, 21:].any(1)).sum())
     assert ended_early and cards, "some lists end early, some hold mix-in cards"
+
+
+def test_expected_purchases_stand_in_for_those_that_were_made() -> None:
+    """Half of the long looks end in a purchase, no short one does."""
+    draws = np.random.default_rng(0)
+    actions = np.zeros((4000, LEAVE_ACTION + 1), np.float32)
+    actions[:, CLICK_ACTION] = 1
+    long = draws.random(4000) < 0.3
+    actions[long, PAGE_VIEW] = 1
+    actions[:, BUY] = long & (draws.random(4000) < 0.5)
+    surrogate = PurchaseSurrogate.fit([actions])
+    assert surrogate is not None
+    expected = surrogate(actions)
+    assert expected[long].mean() == pytest.approx(0.5, abs=0.03) and expected[~long].max() < 0.01
+    assert expected.mean() == pytest.approx(actions[:, BUY].mean(), rel=0.01)
+    assert PurchaseSurrogate.fit([actions[:30]]) is None, "too few to learn from"
+    assert PurchaseSurrogate.fit([]) is None
+
+
+def test_the_learning_rate_falls(logs: Path) -> None:
+    settings = EvaluatorConfig(learning_rate=0.01, epochs=5, final_rate=0.2, hidden=8)
+    record = new_record("evaluator", LogReader(logs), 0, settings) | {"identified": [True] * 4, "loss": []}
+    trainer = EvaluatorTrainer(LogReader(logs), record, settings)
+    rates = [trainer._learning_rate(epoch) for epoch in range(5)]
+    np.testing.assert_allclose(rates, [0.01, 0.008, 0.006, 0.004, 0.002])
 
 
 def test_platt_scaling_repairs_what_is_too_sure() -> None:
@@ -246,7 +293,7 @@ def test_a_search_as_wide_as_all_lists_finds_the_best(evaluator: ListEvaluator, 
 
 
 def test_wider_is_never_worse_than_greedy_and_the_generator(evaluator: ListEvaluator) -> None:
-    observation = moments(6)
+    observation = moments(6, slots=0)
     generator = stir(build_reranker("pointer", evaluator.config, RerankerConfig(hidden=8)))
     search = SequenceSearch(evaluator.config, evaluator, generator, SearchConfig(stability=1.0))
     with torch.no_grad():
@@ -283,7 +330,7 @@ def test_more_beams_than_beginnings_leave_no_holes() -> None:
 def test_stops_when_the_beams_are_as_good_as_each_other(evaluator: ListEvaluator) -> None:
     value = torch.tensor([[1.0, 0.96], [1.0, 0.9], [1.0, -torch.inf], [0.0, 0.0]])
     assert _settled(value, 0.95).tolist() == [True, False, False, False]
-    observation = moments(6)
+    observation = moments(6, slots=0)
     found = {}
     for stability in (0.0, 0.9, 1.0):
         search = SequenceSearch(evaluator.config, evaluator, None, SearchConfig(stability=stability))
@@ -292,3 +339,18 @@ def test_stops_when_the_beams_are_as_good_as_each_other(evaluator: ListEvaluator
     assert found[0.0].stopped.tolist() == [1] * 6 and found[1.0].stopped.tolist() == [8] * 6
     assert found[0.0].calls < found[0.9].calls <= found[1.0].calls
     assert (found[1.0].rows >= 0).all() and (found[0.0].rows >= 0).all()
+
+
+def test_a_list_is_judged_as_far_as_its_page_goes(evaluator: ListEvaluator) -> None:
+    """Four of ten slots are left: what stands behind them changes neither the value nor the search."""
+    observation = moments(5)
+    left = slots_left(observation, evaluator.config)
+    assert left.tolist() == [4] * 5
+    search = SequenceSearch(evaluator.config, evaluator, None, SearchConfig(stability=1.0))
+    with torch.no_grad():
+        short, long = search.search(observation, 4), search.search(observation, 9)
+        seen = evaluator.list_values(observation, end_with_page(long.rows.unsqueeze(1), left))[:, 0]
+    assert torch.equal(short.rows, long.rows[:, :4]) and (long.rows >= 0).all()
+    torch.testing.assert_close(short.value, long.value)
+    torch.testing.assert_close(seen, long.value)
+    assert long.stopped.tolist() == [4] * 5

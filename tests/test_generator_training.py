@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.agents import generator_training
 from edgerec_gym.agents.generator_runs import AGENTS, GENERATORS, SEARCH
-from edgerec_gym.agents.list_policy import EmittedList, SlateBySlate, order_of
+from edgerec_gym.agents.list_policy import EmittedList, SlateBySlate, SlotBySlot, order_of
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.plan_rollouts import plan_decisions
 from edgerec_gym.agents.pointer_net import PointerNet
@@ -95,6 +95,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     monkeypatch.setattr(generator_training.GeneratorTrainer, "update", original)
     assert train(runs, agent, tmp_path / "killed") == whole
     assert same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_search_plans_lists_everywhere(runs: Path, lite: Scenario, tmp_path: Path) -> None:
+    """Its evaluator judges a card by its neighbours: a list of one card would not show what it knows."""
+    train(runs, SEARCH, tmp_path, every=3)
+    policy = find_policy(str(tmp_path), "EdgeFeedRerank-v0", lite, "synthetic")
+    assert isinstance(policy, SlotBySlot) and policy.every == 3
+    asked, emitter = [], policy.list_policy.emitter  # type: ignore[attr-defined]
+    original = emitter.lists
+    emitter.lists = lambda observation, k: asked.append(k) or original(observation, k)
+    play(policy, env_id="EdgeFeedRerank-v0", scenario=lite, users="synthetic", seed=0, sessions=2)
+    assert set(asked) == {lite.config.slate_size}
 
 
 def test_the_seed_decides(runs: Path, tmp_path: Path) -> None:

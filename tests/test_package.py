@@ -44,6 +44,8 @@ print("played", env.unwrapped.users.name)
         ("fit {tmp} --out {tmp}/scenario", "train"),
         ("demo --out {tmp}/demo", "train"),
         ("fidelity lite {tmp}", "train"),
+        ("export-logs {tmp} --out {tmp}/feed-v0", "train"),
+        ("off-policy {tmp} --policy keep", "train"),
     ],
 )
 def test_a_missing_extra_is_named(command, extra, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from edgerec_gym.agents.request_curves import Curves, gained, saved
 from edgerec_gym.agents.request_rows import tables
 from edgerec_gym.agents.request_track import Sizes, run
+from edgerec_gym.agents.track_plots import draw_requests
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
@@ -26,6 +27,7 @@ TINY = Sizes(
     concurrent=40,
     ticks=10,
     rates=(0.1, 0.4),
+    waiting_rates=(0.04, 0.1),
     hyper={
         **{agent: {"epochs": 1, "behaviour": 0, "hidden": 4} for agent in ESTIMATORS},
         "request-dqn": {"learning_starts": 200},
@@ -66,22 +68,44 @@ def test_one_bootstrap_for_all_is_that_of_seeds() -> None:
 
 
 def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
-    rows = run(tmp_path, sizes=TINY, seeds=1, workers=1)
+    own = "edgerec_gym.agents.request_planner:OneExtra"
+    options = {"sizes": TINY, "seeds": 1, "workers": 1, "policies": [own]}
+    rows = run(tmp_path, **options)
     for item in rows:
         assert {"policy", "metric", "mean", "low", "high", "seeds", "sessions"} <= item.keys()
     found = {(item["policy"], item["metric"]) for item in rows}
-    for policy in ("one-extra", "chance 0.05", "intent 0.3", "uplift-x 0.1", "pointer-ppo", "request-dqn"):
-        assert (policy, "gain_over_keep") in found
+    for policy in (
+        "one-extra",
+        "chance 0.05",
+        "intent 0.3",
+        "uplift-x 0.1",
+        "outcome 0.4",
+        "pointer-ppo",
+        "pointer-ppo 0.4",
+        "request-dqn 0.1",
+        "request-dqn",
+    ):
+        assert {(policy, name) for name in ("gain_over_keep", "purchases_over_keep")} <= found
     for agent in ESTIMATORS:
         for metric in ("qini", "auuc", "pehe", "auc_all", "auc_treatment", "true_effect_in_decile_10"):
             assert (agent, metric) in found
     assert ("one-extra", "negative_share") in found and ("one-extra", "naive_ratio_in_10") in found
     assert ("shared budget, traffic doubles", "spent_of_budget") in found
     against = {item.get("against") for item in rows}
-    assert {"one-extra", "interval 5", "request-dqn"} <= against
-    for header, body in tables(rows).values():
+    assert {"one-extra", "interval 5"} <= against
+    assert any(target.startswith("request-dqn") for target in against if target)
+    shown = tables(rows)
+    for header, body in shown.values():
         assert header[0] == "policy" and body
-    assert str(run(tmp_path, sizes=TINY, seeds=1, workers=1)) == str(rows)  # what is there is used again
+        assert all(len(line) == len(header) for line in body)
+    assert any("credits requests with users who were about to buy anyway" in title for title in shown)
+    draw_requests(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    same = [
+        {item["metric"]: item["mean"] for item in rows if item["policy"] == p} for p in (own, "one-extra")
+    ]
+    assert {name for name in same[0] if same[0][name] == same[1][name]} >= {"value", "true_effect"}
+    assert str(run(tmp_path, **options)) == str(rows)  # what is there is used again
 
 
 def test_bad_input(tmp_path: Path) -> None:
@@ -89,3 +113,5 @@ def test_bad_input(tmp_path: Path) -> None:
         run(tmp_path, scenario="default")
     with pytest.raises(InputError, match="seeds = 0"):
         run(tmp_path, seeds=0)
+    with pytest.raises(InputError, match="unknown policy 'one-extr'"):
+        run(tmp_path, policies=["one-extr"])

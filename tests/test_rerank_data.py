@@ -151,7 +151,7 @@ def test_at_most_some_requests_a_session(log_folder: Path) -> None:
 def test_a_log_that_does_not_fit_is_read_again_and_gives_the_same(
     log_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgerec_gym.agents.rerank_data.CHUNK_SLOTS", 500)
+    monkeypatch.setattr("edgerec_gym.agents.log_stream.CHUNK_SLOTS", 500)
     reader = LogReader(log_folder)
     kept = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS)
     streamed = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS, cached_slots=1)

@@ -126,6 +126,10 @@ def test_trains_loads_and_plays(logs: Path, tmp_path: Path, lite: Scenario, agen
     assert policy.price == -lite.config.reward.request  # type: ignore[attr-defined]
     found = play(policy, env_id="EdgeFeed-v0", scenario=lite, users="synthetic", sessions=16, seed=0)
     assert found["violations"].sum() == 0
+    observation, _ = env.reset(seed=0)
+    observation["user"][3, 1] = np.nan
+    with pytest.raises(InputError, match=r"observation 'user' is nan at \[3, 1\]"):
+        uplift(load_model(tmp_path / "a", lite.config), observation)
     rerank = make_feeds("EdgeFeedRerank-v0", 1, scenario=lite, users="synthetic")
     with pytest.raises(InputError, match="plays the tracks joint, request, not 'rerank'"):
         load_policy(tmp_path / "a", rerank)
@@ -180,6 +184,7 @@ def test_logs_without_chance_are_refused(logs: Path, tmp_path: Path) -> None:
     for name, value, message in (
         ("unknown", pa.nulls(len(source), pa.float64()), "probabilities of its requests are unknown"),
         ("sure", pa.array(np.ones(len(source))), "chance must decide"),
+        ("nan", pa.array(np.full(len(source), np.nan)), "request_propensity nan is no probability"),
     ):
         folder = tmp_path / name
         folder.mkdir()

@@ -1,8 +1,8 @@
-"""The command `edgerec bench`: a table for each track of the benchmark."""
+"""The command `edgerec bench`: the whole benchmark, or a table of one track."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,37 +13,67 @@ from edgerec_gym import console
 from edgerec_gym.commands.options import AsJson
 from edgerec_gym.errors import InputError
 
-bench = typer.Typer(
-    help="Train the policies of a track, score them on the ground truth, print and write the table.",
-    rich_markup_mode=None,
-)
+RUNS, RESULTS = Path("runs"), Path("benchmarks/results")
+
+bench = typer.Typer(rich_markup_mode=None)
 
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder of logs, runs and sessions played; default runs/bench-TRACK-SCENARIO."),
+    typer.Option(
+        help="Folder of logs, runs and sessions played; default runs/bench-TRACK-SCENARIO. Of the whole "
+        "benchmark: the folder of these folders; default runs."
+    ),
 ]
 Results = Annotated[
-    Path | None, typer.Option(help="JSON file that gets the rows; default benchmarks/results/TRACK.json.")
+    Path | None,
+    typer.Option(
+        help="JSON file that gets the rows; default benchmarks/results/TRACK.json. Of the whole benchmark: a "
+        "folder; default benchmarks/results, or --out of a run that is --quick or of a few policies only."
+    ),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and one seed on lite, in a few minutes.")]
-BenchScenario = Annotated[str, typer.Option("--scenario", help="lite or default.")]
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="On lite, one seed, in a few minutes: a track trains small; the whole benchmark plays runs that "
+        "the package ships.",
+    ),
+]
+BenchScenarios = Annotated[
+    list[str] | None,
+    typer.Option("--scenario", help="lite (default) or default; the whole benchmark takes several."),
+]
 Seeds = Annotated[int, typer.Option(min=1, max=100, help="Training seeds.")]
 SessionCount = Annotated[int | None, typer.Option("--sessions", min=2, help="Played by each policy.")]
 Policies = Annotated[
     list[str] | None,
-    typer.Option("--policy", help="Only this one, or one's own as module:Class; may be given several times."),
+    typer.Option(
+        "--policy",
+        help="Only this one, beside keep and the oracle; several times for more. One's own, module:Class or "
+        "a run's folder, joins those that play.",
+    ),
 ]
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
+Tracks = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="rerank, mix, request, joint; several times for more. Default: all."),
+]
+Shifts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shift", help="Only these shifted users, e.g. impatient, or none. Default: all that there are."
+    ),
+]
 
 
-Options = dict[str, Any]
-
-
-@bench.command("mix")
-def mix(
+@bench.callback(invoke_without_command=True)
+def whole(
+    context: typer.Context,
+    tracks: Tracks = None,
     out: Out = None,
     results: Results = None,
-    scenario: BenchScenario = "lite",
+    scenarios: BenchScenarios = None,
+    shifts: Shifts = None,
     quick: Quick = False,
     seeds: Seeds = 3,
     sessions: SessionCount = None,
@@ -51,87 +81,96 @@ def mix(
     workers: WorkerCount = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Insertion policies at equal share of the page views on EdgeFeedMix-v0, and what ESAN predicts."""
-    from edgerec_gym.agents import mix_track
-    from edgerec_gym.agents.track_plots import draw_frontier
+    """Train the policies of all tracks, score them on the ground truth, as it is and shifted, compare them.
 
-    options = {"seeds": seeds, "workers": workers, "policies": policies or ()}
-    _run("mix", mix_track, scenario, quick, sessions, out, results, as_json, options, draw_frontier)
-
-
-@bench.command("rerank")
-def rerank(
-    out: Out = None,
-    results: Results = None,
-    scenario: BenchScenario = "lite",
-    quick: Quick = False,
-    seeds: Seeds = 3,
-    sessions: SessionCount = None,
-    policies: Policies = None,
-    workers: WorkerCount = 2,
-    as_json: AsJson = False,
-) -> None:
-    """Re-rankers, generators, sequence search and policy gradients on EdgeFeedRerank-v0."""
-    from edgerec_gym.agents import rerank_track
-    from edgerec_gym.agents.track_plots import draw_positions
-
-    options = {"seeds": seeds, "workers": workers, "policies": policies or ()}
-    _run("rerank", rerank_track, scenario, quick, sessions, out, results, as_json, options, draw_positions)
-
-
-@bench.command("request")
-def request(
-    out: Out = None,
-    results: Results = None,
-    scenario: BenchScenario = "lite",
-    quick: Quick = False,
-    seeds: Seeds = 3,
-    sessions: SessionCount = None,
-    workers: WorkerCount = 2,
-    as_json: AsJson = False,
-) -> None:
-    """Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets."""
-    from edgerec_gym.agents import request_track
-
-    options = {"seeds": seeds, "workers": workers}
-    _run("request", request_track, scenario, quick, sessions, out, results, as_json, options)
-
-
-def _run(
-    name: str,
-    track: Any,
-    scenario: str,
-    quick: bool,
-    sessions: int | None,
-    out: Path | None,
-    results: Path | None,
-    as_json: bool,
-    options: Options,
-    draw: Callable[[list[dict[str, Any]], Path], None] | None = None,
-) -> None:
-    """Run a track, write its rows and its picture, print its tables."""
-    from edgerec_gym.benchmark import save_rows
+    EB-NeRD, which has no ground truth: python -m benchmarks.cross_simulator BUNDLE.
+    """
+    if context.invoked_subcommand is not None:
+        for name in context.params:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise InputError(f"options of {context.invoked_subcommand!r} stand behind it, not before it")
+        return
+    from edgerec_gym.agents import whole_benchmark as benchmark
+    from edgerec_gym.agents.contest_rows import leaderboards
+    from edgerec_gym.benchmark import saved_rows
     from edgerec_gym.report import require_matplotlib
 
-    if quick:
-        scenario, options = "lite", {**options, "seeds": 1}
-    if scenario not in track.FULL:
-        raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(track.FULL)}")
-    if draw is not None:
+    order = benchmark.Order(
+        tracks=tuple(dict.fromkeys(tracks or ())),
+        scenarios=tuple(dict.fromkeys(scenarios or ("lite",))),
+        policies=tuple(dict.fromkeys(policies or ())),
+        shifts=None if shifts is None else tuple(dict.fromkeys(s for s in shifts if s != "none")),
+        seeds=seeds,
+        sessions=sessions,
+        quick=quick,
+    )
+    base = out or RUNS
+    target = results or (RESULTS if order.complete else base)
+    if order.complete:
         require_matplotlib()  # better known before the work
-    sizes = track.QUICK if quick else track.FULL[scenario]
+    lines = benchmark.plan(order, base)
+    saved_rows(target / f"{benchmark.NAME}.json")
+    for line in lines:
+        console.note(line)
+    with (
+        console.interruptible(f"what is finished in {base} is kept; the same command resumes"),
+        console.progress_bar("bench") as progress,
+    ):
+        rows = benchmark.run(order, base, target, workers=workers, progress=progress, tell=console.note)
+    if as_json:
+        console.print_json({"rows": rows})
+        return
+    for title, (header, body) in leaderboards(rows).items():
+        console.print_table(title, header, body)
+    print(f"rows: {target / f'{benchmark.NAME}.json'}")
+
+
+def track(
+    context: typer.Context,
+    out: Out = None,
+    results: Results = None,
+    scenarios: BenchScenarios = None,
+    quick: Quick = False,
+    seeds: Seeds = 3,
+    sessions: SessionCount = None,
+    policies: Policies = None,
+    workers: WorkerCount = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Run one track, write its rows and its picture, print its tables."""
+    from edgerec_gym.agents.contests import chosen, is_own, track_module
+    from edgerec_gym.agents.track_plots import PICTURES
+    from edgerec_gym.benchmark import save_rows, saved_rows
+    from edgerec_gym.report import require_matplotlib
+
+    name = str(context.info_name)
+    module = track_module(name)
+    scenario, *others = ["lite"] if quick else scenarios or ["lite"]
+    if others:
+        raise InputError("a track plays one scenario at a time; give --scenario once")
+    if scenario not in module.FULL:
+        raise InputError(f"the track {name} runs on {', '.join(module.FULL)}; got the scenario {scenario!r}")
+    if name in PICTURES:
+        require_matplotlib()  # better known before the work
+    sizes = module.QUICK if quick else module.FULL[scenario]
     if sessions is not None:
         sizes = replace(sizes, sessions=sessions)
     suffix = f"{scenario}{'-quick' if quick else ''}"
-    out, results = (
-        out or Path(f"runs/bench-{name}-{suffix}"),
-        results or Path(f"benchmarks/results/{name}.json"),
-    )
+    out, results = out or RUNS / f"bench-{name}-{suffix}", results or RESULTS / f"{name}.json"
+    saved_rows(results)  # a file that is none is better known before the work, too
+    options: dict[str, Any] = {"scenario": scenario, "sizes": sizes, "workers": workers}
+    options["seeds"] = 1 if quick else seeds
+    if policies:
+        if "policies" not in inspect.signature(module.run).parameters:
+            raise InputError(f"the track {name} always plays all of its policies; leave --policy out")
+        joins = name in ("rerank", "joint") and all(is_own(policy) for policy in policies)
+        options["policies"] = chosen(name, policies) if joins else policies
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
     ):
-        rows = track.run(out, scenario=scenario, sizes=sizes, progress=progress, **options)
+        rows = module.run(out, progress=progress, **options)
     about = {
         "track": name,
         "scenario": scenario,
@@ -140,11 +179,21 @@ def _run(
         "sessions": sizes.sessions,
     }
     save_rows(results, rows, about, same=("scenario", "quick"))
-    if draw is not None:
-        draw(rows, results.with_name(f"{results.stem}-{suffix}.png"))
+    if name in PICTURES:
+        PICTURES[name](rows, results.with_name(f"{results.stem}-{suffix}.png"))
     if as_json:
         console.print_json({"rows": rows, "about": about})
         return
-    for title, (header, body) in track.tables(rows).items():
+    for title, (header, body) in module.tables(rows).items():
         console.print_table(title, header, body)
     print(f"{scenario}, ground truth, {sizes.sessions} sessions; rows: {results}")
+
+
+TRACK_HELP = {
+    "rerank": "Re-rankers, generators, sequence search and policy gradients on EdgeFeedRerank-v0.",
+    "mix": "Insertion policies at equal share of the page views on EdgeFeedMix-v0, and what ESAN predicts.",
+    "request": "Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets.",
+    "joint": "The whole EdgeRec agent, its ablations and single decisions on EdgeFeed-v0.",
+}
+for _name, _help in TRACK_HELP.items():
+    bench.command(_name, help=_help)(track)

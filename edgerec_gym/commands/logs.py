@@ -23,6 +23,10 @@ def collect(
     randomise: Annotated[
         str, typer.Option(help="What is drawn at random; session: its own habits.")
     ] = "order,insert,request,session",
+    moments: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many random request decisions a session, at half a page."),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -48,6 +52,7 @@ def collect(
             sessions=sessions,
             seed=seed,
             randomise=[name.strip() for name in randomise.split(",") if name.strip()],
+            moments=moments,
             policy=logging_policy,
             progress=progress,
         )

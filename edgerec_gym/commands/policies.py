@@ -20,16 +20,20 @@ def train(
         typer.Option(
             help="pointer-ppo, flat-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, "
             "evaluator, esan; --based-on these pointer-evaluator, pointer-users, pointer-distilled, "
-            "sequence-search, esan-pg; with logs of --randomise request uplift-t, uplift-x, uplift-class, "
-            "uplift-dragon; by playing EdgeFeedRequest-v0 request-dqn."
+            "sequence-search, esan-pg, edgerec; with logs of --randomise request uplift-t, uplift-x, "
+            "uplift-class, uplift-dragon; by playing EdgeFeedRequest-v0 request-dqn."
         ),
     ] = "pointer-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
     based_on: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Run of an evaluator, or of a generator or esan to start from; may be given twice."
+            help="Run of an evaluator, or of a generator or esan to start from; may be given several times. "
+            "edgerec starts from a re-ranker that scores, esan and an uplift model."
         ),
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="TOML file with the rules of edgerec, e.g. examples/edgerec.toml.")
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
@@ -48,7 +52,8 @@ def train(
     """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
 
     --id, --steps and --num-envs are of pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a
-    plain network); --scenario and --users also of pointer-users and esan-pg.
+    plain network); --scenario and --users also of pointer-users, esan-pg and edgerec; they and --steps of
+    request-dqn.
     """
     from edgerec_gym.agents.registry import train_agent
 
@@ -66,6 +71,7 @@ def train(
             threads=threads,
             hyper=_assignments(set_ or []),
             progress=progress,
+            rules=rules,
             env_id=env_id,
             scenario=scenario,
             users=users,

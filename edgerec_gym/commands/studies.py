@@ -20,17 +20,18 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Collect logs, fit users, train a policy and score it on the ground truth, in a few minutes."""
-    from edgerec_gym.demo import run_demo
+    from edgerec_gym.demo import PAGE, REPLAY, run_demo
 
     with console.interruptible(
         f"finished stages and checkpoints in {out} are kept; the same command resumes"
     ):
         results, report = run_demo(out, quick=quick, fresh=fresh, seed=seed)
     if as_json:
-        console.print_json({"results": results, "report": str(report)})
+        console.print_json({"results": results, "report": str(report), "page": str(out / PAGE)})
         return
     console.print_results(results)
-    print(f"report: {report / 'report.md'}")
+    print(f"one session of the trained policy, slot by slot: {out / REPLAY}")
+    print(f"report, to open in a browser: {out / PAGE}")
 
 
 def bench_env(

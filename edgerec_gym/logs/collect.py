@@ -52,6 +52,7 @@ def collect(
     sessions: int = 5000,
     seed: int = 0,
     randomise: Sequence[str] = DECISIONS,
+    moments: int | None = None,
     policy: Policy | None = None,
     synthetic: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -66,6 +67,8 @@ def collect(
         sessions: how many, at least 1.
         seed: sessions' keys start at seed * 2^20 of the `log` split.
         randomise: decisions that the logging policy draws.
+        moments: random request decisions of a session, at most; None = at every slot
+            (:class:`~edgerec_gym.logs.logging_policy.RandomisedPolicy`).
         policy: log this policy of EdgeFeed-v0 instead; its propensities are unknown (null).
         synthetic: with `preset_name`, SyntheticUserConfig fields that differ from the preset's: another
             ground truth, such as {"pseudo_click": 0.0}.
@@ -80,7 +83,7 @@ def collect(
         raise InputError("give either a preset or a scenario to collect from")
     if synthetic and preset_name is None:
         raise InputError("synthetic changes the ground truth of a preset; a scenario's users are fixed")
-    logging_policy = RandomisedPolicy(randomise) if policy is None else None
+    logging_policy = RandomisedPolicy(randomise, moments) if policy is None else None
     config, catalog, provenance, make = _source(preset_name, scenario, users, synthetic or {})
     provenance |= {
         "sessions": sessions,
@@ -89,6 +92,8 @@ def collect(
         "randomise": list(randomise) if policy is None else [],
         "sessions_per_part": SESSIONS_PER_PART,
     }
+    if moments is not None:  # the provenance of other logs stays what it was
+        provenance["moments"] = moments
     writer = LogWriter(out, config, catalog, provenance)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)

@@ -10,6 +10,7 @@ from numba import njit
 
 from edgerec_gym import random_stream as draws
 from edgerec_gym.batch import FeedBatch
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 
 DECISIONS = ("order", "insert", "request", "session")
@@ -23,6 +24,7 @@ FOCUS_SHARPNESS = 4.0  # of the softmax: most draws are among the few best rows,
 FOCUSED_ORDER_PROBABILITY = 0.97
 INSERT_PROBABILITIES = (0.0, 0.15)  # instead of INSERT_PROBABILITY
 REQUEST_PROBABILITIES = (0.0, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
+MOMENT_PROBABILITY = 0.5  # of a request at a moment, where a log has few of them
 
 
 @njit(cache=True)
@@ -44,6 +46,11 @@ class Habits(NamedTuple):
     focus: np.ndarray
     insert: np.ndarray
     request: np.ndarray
+
+
+def moment_age(config: FeedConfig) -> int:
+    """Slots since its page arrived at which a session has a moment: half the page was shown."""
+    return (config.page_size + 1) // 2
 
 
 def session_habits(session: np.ndarray) -> Habits:
@@ -69,14 +76,18 @@ class RandomisedPolicy:
     Args:
         decisions: which of "order", "insert", "request" are randomised, the others stay at their default;
             "session" needs all three.
+        moments: random decisions of a session, at most; needs requests alone. A request is then drawn, with
+            probability 0.5, when half a page was shown (:func:`moment_age`) and it is legal, and everything
+            else is sure. Few moments keep the importance weights of whole sessions small, so that policies
+            can be judged from the log (:mod:`edgerec_gym.off_policy`). None = at every slot.
 
     Raises:
-        InputError: an unknown decision, or "session" without the other three.
+        InputError: an unknown decision, "session" without the other three, or moments that do not fit.
     """
 
     name = "randomised"
 
-    def __init__(self, decisions: Sequence[str] = DECISIONS) -> None:
+    def __init__(self, decisions: Sequence[str] = DECISIONS, moments: int | None = None) -> None:
         for name in decisions:
             if name not in DECISIONS:
                 raise InputError(f"cannot randomise {name!r}; allowed: {', '.join(DECISIONS)}")
@@ -86,6 +97,13 @@ class RandomisedPolicy:
         self.insert = INSERT_PROBABILITY if "insert" in decisions else 0.0
         self.order = ORDER_PROBABILITY if "order" in decisions else 0.0
         self.by_session = "session" in decisions
+        if moments is not None and (moments < 1 or tuple(decisions) != ("request",)):
+            raise InputError(
+                f"moments = {moments} must be at least 1 and need requests alone to be random, "
+                f"not {', '.join(decisions) or 'nothing'}"
+            )
+        self.moments = moments
+        self._used = np.zeros(0, np.int64)  # moments of each session so far
 
     def habits(self, session: np.ndarray) -> Habits:
         """Habits of the sessions with these ids (n,)."""
@@ -114,6 +132,8 @@ class RandomisedPolicy:
         _uniforms(a.key, slot, u)
         focus = habits.focus
         p_request = np.where(mask[:, -1], habits.request, 0.0)
+        if self.moments is not None:
+            p_request = self._at_moments(batch, slot, mask[:, -1], self.moments)
         p_insert = (1 - p_request) * np.where(cards.any(axis=1), habits.insert, 0.0)
         p_order = (1 - p_request - p_insert) * np.where(focus > 0, FOCUSED_ORDER_PROBABILITY, self.order)
         p_keep = 1 - p_request - p_insert - p_order
@@ -137,6 +157,14 @@ class RandomisedPolicy:
             ),
         )
         return action, propensity, p_request, propensity < 1.0
+
+    def _at_moments(self, batch: FeedBatch, slot: int, legal: np.ndarray, most: int) -> np.ndarray:
+        """Probability of a request where moments are few, (B,) float64."""
+        if slot == 0:
+            self._used = np.zeros(batch.num_envs, np.int64)
+        at = legal & (batch.arrays.page_age == moment_age(batch.config)) & (self._used < most)
+        self._used += at
+        return np.where(at, MOMENT_PROBABILITY, 0.0)
 
 
 def _row_probability(batch: FeedBatch, legal: np.ndarray, focus: np.ndarray) -> np.ndarray:

@@ -1,0 +1,270 @@
+"""The benchmark's track joint: all three decisions on EdgeFeed-v0, together and alone, and ablations.
+
+A re-ranker, ESAN and an uplift model learn from logs, MaskablePPO and the EdgeRec agent by playing the
+learned users of the scenario. All are scored on synthetic users that training never saw (split `eval`, common
+random numbers). Ablations are the jointly trained agent with a rule changed, or trained without page views,
+or with a cloud that hears of behaviour late. Rows: joint_rows.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.agents import checkpoint, edgerec_runs
+from edgerec_gym.agents.base import Policy
+from edgerec_gym.agents.edgerec import EdgeRec
+from edgerec_gym.agents.edgerec_judges import load_parts
+from edgerec_gym.agents.edgerec_rules import rules_from
+from edgerec_gym.agents.joint_rows import (
+    ABLATIONS,
+    BLIND,
+    ENV_ID,
+    ESAN,
+    INSERT_ONLY,
+    JOINT,
+    JOINT_PLANS,
+    KEEP,
+    LEARNED,
+    NO_PAGE_VIEWS,
+    ORACLE,
+    PARTS,
+    PPO,
+    REQUEST_ONLY,
+    RERANKERS,
+    SINGLE,
+    STALE_POLICIES,
+    TOGETHER,
+    UPLIFT,
+    make_rows,
+)  # fmt: skip
+from edgerec_gym.agents.joint_rows import tables as tables  # of `edgerec bench`
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.request_track import make_planner
+from edgerec_gym.agents.rerank_track import make_diverse, make_policy
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, run_jobs
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import Scenario
+
+POLICIES = (
+    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, TOGETHER, JOINT, JOINT_PLANS, ORACLE,
+    *ABLATIONS, NO_PAGE_VIEWS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train re-rankers and ESAN on.
+        request_sessions: collected with random requests, for the uplift model.
+        sessions: that each policy plays on the ground truth.
+        learned_sessions: that it plays on learned users, at most.
+        steps: slots that MaskablePPO plays.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int
+    request_sessions: int
+    sessions: int
+    learned_sessions: int
+    steps: int
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_FITTED = {"epochs": 6, "batch_size": 256, "learning_rate": 0.003}
+QUICK = Sizes(
+    log_sessions=1200,
+    request_sessions=2000,
+    sessions=400,
+    learned_sessions=200,
+    steps=8192,
+    hyper={
+        **{agent: {"epochs": 1} for agent in (*RERANKERS, ESAN)},
+        UPLIFT: {"behaviour": 4, "epochs": 2},
+        **{
+            agent: {
+                "teach_sessions": 64, "teach_epochs": 6, "updates": 4, "batch_size": 16, "select_every": 2,
+                "select_sessions": 128, "compare_sessions": 64,
+            }
+            for agent in (JOINT, BLIND)
+        },
+    },
+)  # fmt: skip
+FULL = {
+    "lite": Sizes(
+        log_sessions=12_000,
+        request_sessions=30_000,
+        sessions=10_000,
+        learned_sessions=4000,
+        steps=100_000,
+        hyper={**{agent: _FITTED for agent in RERANKERS}, ESAN: {"epochs": 5}},
+    ),
+    "default": Sizes(
+        log_sessions=16_000,
+        request_sessions=20_000,
+        sessions=2000,
+        learned_sessions=1000,
+        steps=50_000,
+        hyper={agent: {"epochs": 6, "per_session": 4} for agent in (*RERANKERS, ESAN)},
+    ),
+}
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def run_folder(out: Path, agent: str, seed: int) -> Path:
+    """Folder of one training run."""
+    return out / "runs" / f"{agent}-{seed}"
+
+
+def train_all(
+    out: Path,
+    scenario: str,
+    sizes: Sizes,
+    seeds: Sequence[int],
+    agents: Sequence[str],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Collect and train what is missing, several runs at once; finished runs are left as they are."""
+    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
+    collect(
+        out / "request-logs", preset_name=scenario, sessions=sizes.request_sessions, randomise=["request"]
+    )
+    done, total = 0, len(agents) * len(seeds)
+    for stage in (False, True):
+        jobs = [(agent, seed) for seed in seeds for agent in agents if (agent in (JOINT, BLIND)) == stage]
+        waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
+        done += len(jobs) - len(waiting)
+        arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
+        for index in run_jobs(_train_one, arguments, workers):
+            done += 1
+            if progress:
+                progress(done, total, f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+
+
+def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
+    joint, hyper = agent in (JOINT, BLIND), sizes.hyper.get(agent, {})
+    logs = None if joint or agent == PPO else Path(out) / ("request-logs" if agent == UPLIFT else "logs")
+    train_agent(
+        JOINT if joint else agent,
+        run_folder(Path(out), agent, seed),
+        logs=logs,
+        based_on=[run_folder(Path(out), part, seed) for part in PARTS] if joint else (),
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=hyper | ({"page_views": 0} if agent == BLIND else {}),
+        env_id=ENV_ID,
+        scenario=scenario,
+        steps=sizes.steps,
+    )
+
+
+# --- policies, as worker processes make them ----------------------------------------------------------
+
+
+def make_parts(place: Place, runs: list[str], rules: dict[str, Any]) -> Policy:
+    """Return the separately trained parts under the agent's rules."""
+    config = Scenario.load(place.scenario).config.replace(**place.config)
+    return EdgeRec(load_parts([Path(run) for run in runs], config), config, rules_from(rules), TOGETHER)
+
+
+def make_agent(place: Place, run: str, rules: dict[str, Any]) -> Policy:
+    """Return the jointly trained agent with some rules."""
+    env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users, **place.config)
+    return edgerec_runs.load_policy(run, env, rules=rules_from(rules))
+
+
+def make_requests(place: Place, run: str) -> Policy:
+    """Return an uplift model's planner that asks where a request gains more than it costs."""
+    return make_planner(place, run, -float(Scenario.load(place.scenario).config.reward.request))
+
+
+def _agents_of(name: str) -> tuple[str, ...]:
+    """Runs that a policy needs, itself last."""
+    if name in (TOGETHER, INSERT_ONLY):
+        return PARTS
+    if name in (JOINT, JOINT_PLANS, *ABLATIONS):
+        return (*PARTS, JOINT)
+    special = {NO_PAGE_VIEWS: (*PARTS, BLIND), REQUEST_ONLY: (UPLIFT,), "dpp on dnn": ("dnn",)}
+    return special.get(name, (name,) if name in (*RERANKERS, PPO) else ())
+
+
+def entry(out: Path, name: str, seed: int | None) -> Entry:
+    """One policy of :data:`POLICIES`, or one's own as module:Class (seed None)."""
+    if seed is None:
+        return Entry(name, make_policy, {"name": name})
+    runs = tuple(run_folder(out, agent, seed) for agent in _agents_of(name))
+    last = str(runs[-1])
+    if name in (TOGETHER, INSERT_ONLY):
+        rules = {} if name == TOGETHER else {"decide": {"order": False, "request": False}}
+        return Entry(name, make_parts, {"runs": [str(r) for r in runs], "rules": rules}, runs, seed)
+    if name in (JOINT, JOINT_PLANS, NO_PAGE_VIEWS, *ABLATIONS):
+        rules = {"decide": {"joint": True}} if name == JOINT_PLANS else ABLATIONS.get(name, {})
+        return Entry(name, make_agent, {"run": last, "rules": rules}, runs[-1:], seed)
+    if name == REQUEST_ONLY:
+        return Entry(name, make_requests, {"run": last}, runs, seed)
+    if name == "dpp on dnn":
+        return Entry(name, make_diverse, {"kind": "dpp", "run": last}, runs, seed)
+    return Entry(name, make_policy, {"name": last}, runs, seed)
+
+
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
+    """Entries of some policies, one for each training seed where there is something to train."""
+    for name in names:
+        if name not in POLICIES and ":" not in name:
+            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
+    return [entry(out, name, seed) for name in names for seed in (seeds if _agents_of(name) else (None,))]
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Rows:
+    """Collect, train, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs and sessions played.
+        scenario: "lite" or "default".
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        policies: of :data:`POLICIES`, or one's own as module:Class; keep and the oracle are always there.
+            None given: all.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Raises:
+        InputError: an unknown policy or scenario.
+    """
+    if scenario not in FULL:
+        raise InputError(
+            f"the track joint needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
+        )
+    out, sizes = make_folder(out), sizes or FULL[scenario]
+    names = tuple(dict.fromkeys((KEEP, ORACLE, *(policies or POLICIES))))
+    wanted = entries(out, range(seeds), names)
+    agents = tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name)))
+    train_all(out, scenario, sizes, range(seeds), agents, workers, progress)
+    options: dict[str, Any] = {"workers": workers, "progress": progress}
+    true = played(wanted, Place(ENV_ID, scenario, "synthetic", sizes.sessions), out / "played", **options)
+    place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))
+    learned = played([e for e in wanted if e.policy in LEARNED], place, out / "played", **options)
+    late = Scenario.load(scenario).config.cloud.replace(sync="periodic", sync_period=20).to_dict()
+    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, config={"cloud": late})
+    stale = played([e for e in wanted if e.policy in STALE_POLICIES], place, out / "played", **options)
+    return make_rows(true, learned, stale if JOINT in names else {})

@@ -1,0 +1,32 @@
+"""Copy finished runs into the package, where `edgerec bench --quick` finds them.
+
+    python -m benchmarks.ship_agents [--runs runs] [--track TRACK ...]
+
+Takes the runs of the first training seed that `edgerec bench` has made of `lite` (bench-TRACK-lite in the
+folder of runs) and the prices of insertion policies to edgerec_gym/scenarios/lite/agents.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgerec_gym.agents.contests import TRACKS, tracks
+from edgerec_gym.agents.shipping import ship
+from edgerec_gym.agents.whole_benchmark import Order, settings_of
+
+
+def main() -> None:
+    """Copy, and say what was copied."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--track", action="append", choices=TRACKS)
+    arguments = parser.parse_args()
+    for setting in settings_of(Order(tracks=tuple(arguments.track or tracks())), arguments.runs):
+        written = ship(setting)
+        size = sum(file.stat().st_size for folder in written for file in folder.iterdir())
+        print(f"{setting.track}: {len(written)} runs, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Sections of a report about the tracks of the benchmark: leaderboards and what each track is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, legend, line_chart
+from edgerec_gym.pages.html import escape, figure, table
+
+Rows = list[dict[str, Any]]
+TITLES = {
+    "rerank": "Re-ranking",
+    "mix": "Mixed insertion",
+    "request": "Requests",
+    "joint": "All three decisions",
+    "all": "The whole benchmark",
+}
+MOST = 30  # policies of a leaderboard
+NOT_SHIFTED, SIGNIFICANT = "none", 0.05
+# Metric -> title and format of a leaderboard's column; " 95%" shows the interval, too.
+COLUMNS = {
+    "value": ("value", ".2f 95%"),
+    "gain_over_keep": ("gain over keep", "+.2f 95%"),
+    "gain_over_fixed": ("gain over fixed slots", "+.2f 95%"),
+    "gain_over_best_single": ("gain over the best of one decision", "+.2f 95%"),
+    "cost": ("cost of the ablation", "+.2f 95%"),
+    "better_than": ("significantly better than", ".0f"),
+    "interquartile_mean": ("interquartile mean", ".1% 95%"),
+    "gap_closed": ("gap closed", ".0%"),
+    "clicks": ("clicks", ".2f"),
+    "purchases": ("purchases", ".3f"),
+    "length": ("slots", ".1f"),
+    "share": ("share of cards", ".1%"),
+    "cards": ("share of cards", ".1%"),
+    "card_click_rate": ("click rate of cards", ".1%"),
+    "card_click_rate_gain": ("its gain over fixed slots", "+.0%"),
+    "requests": ("requests", ".2f"),
+    "gain_per_request": ("gain a request", "+.3f"),
+    "true_effect": ("true effect of a request", "+.3f"),
+    "negative_share": ("requests that harm", ".0%"),
+    "exploitation_gap": ("exploitation gap", "+.1%"),
+    "violations": ("violations", ".0f"),
+    "policy_steps_per_second": ("slots/s of the policy", ",.0f"),
+}
+FRONTIERS: dict[str, Callable[[Rows], str]]  # by track; below
+
+
+def estimate(row: dict[str, Any] | None) -> Estimate | None:
+    """A row's interval; None without a row or a number, and the mean alone where there is no interval."""
+    if row is None or row["mean"] is None:
+        return None
+    low, high = (row["mean"] if row[key] is None else row[key] for key in ("low", "high"))
+    return Estimate(row["mean"], low, high)
+
+
+def by_policy(rows: Rows, metric: str) -> dict[str, Estimate]:
+    """Policy -> estimate of a metric that each policy has once."""
+    found = {row["policy"]: estimate(row) for row in rows if row["metric"] == metric}
+    return {policy: value for policy, value in found.items() if value is not None}
+
+
+def track_sections(file: str, rows: Rows) -> list[tuple[str, str]]:
+    """Sections (title, HTML) of a file of rows, one for each track, scenario and size that it tells apart.
+
+    Args:
+        file: its name, which is the track where rows do not say it.
+        rows: of `edgerec bench`.
+    """
+    groups: dict[tuple[str, str, bool], Rows] = {}
+    for row in rows:
+        place = (row.get("track", file), row.get("scenario", ""), bool(row.get("quick")))
+        groups.setdefault(place, []).append(row)
+    sections = []
+    for (track, scenario, quick), own in groups.items():
+        where = ", ".join(filter(None, (scenario if scenario != track else "", "quick" if quick else "")))
+        title = TITLES.get(track, track.replace("_", " "))
+        sections.append((f"{title}{': ' if where else ''}{where}", _track(track, own)))
+    return sections
+
+
+def _track(track: str, every: Rows) -> str:
+    shifted = [row for row in every if row.get("shift", NOT_SHIFTED) != NOT_SHIFTED]
+    rows = [row for row in every if row.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
+    rows += _wins(rows)
+    sessions = max((row["sessions"] for row in rows if row["metric"] == "value"), default=0)
+    seeds = max((row.get("seeds") or 1 for row in rows), default=1)
+    told = f"{sessions:,} sessions, " if sessions else ""
+    parts = [
+        f'<p class="note">Ground truth, {told}{seeds} training {"seed" if seeds == 1 else "seeds"}; every '
+        "policy meets the same sessions with the same luck; bars and bands are 95 % intervals.</p>"
+    ]
+    parts += ['<div class="figures">', leaderboard(rows), *_of_track(track, rows), "</div>"]
+    parts += [_table(rows), _shifts(shifted)]
+    return "\n".join(parts)
+
+
+def _wins(rows: Rows) -> Rows:
+    """How many policies each one is significantly better than, from corrected comparisons."""
+    compared = [row for row in rows if row["metric"] == "difference" and row.get("p_holm") is not None]
+    wins = dict.fromkeys((name for row in compared for name in (row["policy"], row["against"])), 0)
+    for row in compared:
+        wins[row["policy"]] += row["p_holm"] < SIGNIFICANT
+    return [
+        {"policy": name, "metric": "better_than", "mean": n, "low": n, "high": n} for name, n in wins.items()
+    ]
+
+
+def _shifts(rows: Rows) -> str:
+    """Share of the gap that each policy closes where users are unlike those that the logs are of."""
+    names = list(dict.fromkeys(row["shift"] for row in rows))
+    found = {name: by_policy([r for r in rows if r["shift"] == name], "gap_closed") for name in names}
+    policies = dict.fromkeys(policy for values in found.values() for policy in values)
+    body = [[p, *(cell(found[name].get(p), ".1% 95%") for name in names)] for p in policies]
+    if not body:
+        return ""
+    return "<h3>On shifted users: share of the gap closed</h3>" + table(["policy", *names], body)
+
+
+def family(policy: str) -> str:
+    """Name of a policy without its budget, a number at its end."""
+    return re.sub(r" [\d.]+$", "", policy)
+
+
+def leaderboard(rows: Rows) -> str:
+    """Value of a session by policy, the best first."""
+    values = by_policy(rows, "value")
+    if not values:
+        return ""
+    keep = values.get("keep")
+    order = sorted(values, key=lambda policy: -values[policy].mean)
+    if budgets := len(order) > MOST:  # many budgets of a few policies
+        families = [family(policy) for policy in order]
+        order = [policy for k, policy in enumerate(order) if families[k] not in families[:k]]
+    drawing = interval_chart(
+        [Entry(policy, [values[policy]]) for policy in order],
+        "value of a session by policy, with 95 % intervals",
+        reference=None if keep is None else keep.mean,
+    )
+    note = "Expected reward. Arrow: beyond the scale." + (" Dashed: keep, the cloud's order." if keep else "")
+    note += " The best budget of each policy." if budgets else ""
+    return figure("Value of a session", drawing, note=note)
+
+
+def _of_track(track: str, rows: Rows) -> list[str]:
+    """Figures that only some tracks have rows for."""
+    parts = [
+        _intervals(rows, "interquartile_mean", "Interquartile mean over tasks", ".1%",
+                   "Share of the way from keep to the oracle; tasks: scenarios, as they are and shifted."),
+        _intervals(rows, "cost", "What each ablation costs", "+.3f",
+                   "Value of the agent less that of the agent without."),
+        _intervals(rows, "exploitation_gap", "Exploitation gap", "+.1%",
+                   "How much more of its value exists only on learned users than for keep."),
+        _intervals(rows, "card_click_rate", "Click rate of inserted cards", ".1%",
+                   "At the same share of cards among the slots that were seen."),
+        _lines(rows, "click_rate_by_position", "position", "Click rate by position in the page",
+               ("slots since the page came", "click rate"), "y"),
+        _lines(rows, "frontier", "share", "Frontier: value against share of cards",
+               ("share of cards among the slots that were seen", "value of a session"), "x"),
+    ]  # fmt: skip
+    if track == "request":
+        parts.append(_request_frontier(rows))
+    return parts
+
+
+def _intervals(rows: Rows, metric: str, title: str, style: str, note: str) -> str:
+    values = by_policy(rows, metric)
+    if not values:
+        return ""
+    order = sorted(values, key=lambda policy: -values[policy].mean)
+    drawing = interval_chart(
+        [Entry(policy, [values[policy]]) for policy in order], title, style, percent="%" in style
+    )
+    return figure(title, drawing, note=note)
+
+
+def _lines(rows: Rows, metric: str, column: str, title: str, labels: tuple[str, str], percent: str) -> str:
+    """A line for each policy of a metric against another column of its rows."""
+    points = [row for row in rows if row["metric"] == metric and row["mean"] is not None]
+    lines = []
+    for policy in dict.fromkeys(row["policy"] for row in points):
+        own = sorted((p[column], estimate(p)) for p in points if p["policy"] == policy)
+        lines.append(line_of(policy, own))
+    return chart_of(lines, title, labels, percent) if lines else ""
+
+
+def line_of(name: str, points: Sequence[tuple[float, Any]]) -> Line:
+    """A series of points (x, estimate)."""
+    xs, estimates = zip(*points, strict=True)
+    mean, low, high = zip(*estimates, strict=True)
+    return Line(name, xs, mean, low, high)
+
+
+def chart_of(
+    lines: list[Line], title: str, labels: tuple[str, str], percent: str = "", note: str = ""
+) -> str:
+    """A line chart as a figure with its legend."""
+    drawing = line_chart(lines, title, labels, percent=percent)
+    return figure(title, drawing, legend([line.name for line in lines]), note)
+
+
+def _request_frontier(rows: Rows) -> str:
+    """Value against requests; policies whose names differ in their number only are one family of budgets."""
+    requests, values = by_policy(rows, "requests"), by_policy(rows, "value")
+    families: dict[str, list[tuple[float, Estimate]]] = {}
+    for policy in values:
+        if policy in requests:
+            families.setdefault(family(policy), []).append((requests[policy].mean, values[policy]))
+    lines = [line_of(name, sorted(points)) for name, points in families.items()]
+    if not lines:
+        return ""
+    note = "Rewards less the cost of requests. A line joins one policy's budgets."
+    labels = ("requests of a session", "value of a session")
+    return chart_of(lines, "Frontier: value against requests", labels, note=note)
+
+
+def _table(rows: Rows) -> str:
+    """All columns that the rows have, a line a policy."""
+    columns = {metric: by_policy(rows, metric) for metric in COLUMNS}
+    columns = {metric: values for metric, values in columns.items() if values}
+    ranked = columns.get("value", {})
+    policies = sorted(
+        dict.fromkeys(policy for values in columns.values() for policy in values),
+        key=lambda policy: -ranked[policy].mean if policy in ranked else float("inf"),
+    )
+    body = [
+        [policy, *(cell(values.get(policy), COLUMNS[metric][1]) for metric, values in columns.items())]
+        for policy in policies
+    ]
+    opened = f"<details><summary>{escape('All figures as a table')}</summary>"
+    return f"{opened}{table(['policy', *(COLUMNS[m][0] for m in columns)], body)}</details>"
+
+
+def cell(value: Estimate | None, style: str) -> str:
+    """A number, with its interval where the format says so."""
+    if value is None:
+        return ""
+    number = style.removesuffix(" 95%")
+    mean, low, high = (format(v, number) for v in value)
+    return mean if number == style else f"{mean} [{low}, {high}]"

@@ -1,0 +1,93 @@
+"""A track of the benchmark that trains in no time: its policies rank by base ctr and freshness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents.base import Observation, best_legal
+from edgerec_gym.agents.rerank_track import make_policy
+from edgerec_gym.atomic import make_folder, read_json, write_json
+from edgerec_gym.benchmark import Entry, Place, Rows, row
+
+ENV_ID = "EdgeFeedRerank-v0"
+POLICIES = ("keep", "greedy", "fresh", "oracle")
+CTR, FRESHNESS = -3, -1  # columns of the pool
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sessions that each policy plays."""
+
+    sessions: int = 40
+
+
+FULL, QUICK = {"lite": Sizes()}, Sizes(20)
+
+
+class Fresh:
+    """Ranks by base ctr and, with a weight that was drawn, freshness."""
+
+    name, stateless = "fresh", True
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: there is no state."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64."""
+        pool = observation["pool"]
+        return best_legal(pool[..., CTR] + self.weight * pool[..., FRESHNESS], observation["action_mask"])
+
+
+def make_fresh(_: Place, run: str) -> Fresh:
+    """Return the policy of a run."""
+    return Fresh(read_json(Path(run) / "policy.json")["weight"])
+
+
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
+    """Entries by name; "fresh" is trained."""
+    found = []
+    for name in names:
+        if name != "fresh":
+            found.append(Entry(name, make_policy, {"name": name}))
+            continue
+        for seed in seeds:
+            run = out / "runs" / f"fresh-{seed}"
+            found.append(Entry(name, make_fresh, {"run": str(run)}, (run,), seed))
+    return found
+
+
+def needed(names: Sequence[str]) -> set[str]:
+    """Agents that policies are made of."""
+    return {"fresh"} & set(names)
+
+
+def train_all(
+    out: Path,
+    scenario: str,
+    sizes: Sizes,
+    agents: set[str],
+    seeds: Sequence[int],
+    workers: int,
+    progress: Any,
+) -> None:
+    """Draw the weights."""
+    assert agents == {"fresh"}
+    for seed in seeds:
+        run = make_folder(out / "runs" / f"fresh-{seed}")
+        weight = float(np.random.default_rng(seed).random())
+        write_json(run / "policy.json", {"weight": weight})
+        (run / "policy.safetensors").write_bytes(b"")
+
+
+def run(out: Path, *, scenario: str, sizes: Sizes, seeds: int, workers: int, progress: Any = None) -> Rows:
+    """Train; one row of its own."""
+    train_all(out, scenario, sizes, needed(POLICIES), range(seeds), workers, progress)
+    return [row("fresh", "weight", {"mean": 1.0, "low": 1.0, "high": 1.0}, seeds, sizes.sessions)]

@@ -1,0 +1,160 @@
+"""Logs with few random requests, and what another policy would have done in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.off_policy import HalfPage, part
+from benchmarks.open_bandit import CAMPAIGNS, load_open_bandit, open_bandit_rows, random_decisions
+from edgerec_gym.agents.baselines import FixedInterval, Keep, Random
+from edgerec_gym.agents.logged_decisions import read_decisions
+from edgerec_gym.agents.request_moments import AtMoments
+from edgerec_gym.cli import app
+from edgerec_gym.config import preset
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluate import play
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.logging_policy import RandomisedPolicy, moment_age
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.off_policy import ESTIMATORS, off_policy_estimates
+
+SESSIONS, SEED, MOMENTS = 150, 4, 2
+OPEN_BANDIT = Path(__file__).parents[2] / "shared" / "data" / "open_bandit"
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    few = {"randomise": ["request"], "moments": MOMENTS}
+    collect(folder / "few", preset_name="lite", sessions=SESSIONS, seed=SEED, **few)
+    collect(folder / "all", preset_name="lite", sessions=5, seed=SEED)
+    collect(folder / "keep", preset_name="lite", sessions=5, seed=SEED, policy=Keep())
+    return folder
+
+
+def test_a_log_with_few_moments_is_sure_elsewhere(logs):
+    reader = LogReader(logs / "few")
+    assert reader.provenance["moments"] == MOMENTS
+    table = next(reader.batches())
+    drawn = table["randomised"].to_numpy()
+    p = table["request_propensity"].to_numpy()
+    assert set(p[drawn]) == {0.5} and set(p[~drawn]) == {0.0}
+    assert (table["page_age"].to_numpy()[drawn] == moment_age(reader.config)).all()
+    request = table["request"].to_numpy()
+    assert not request[~drawn].any() and abs(request[drawn].mean() - 0.5) < 0.15
+    per_session = np.bincount(table["session"].to_numpy(), drawn)
+    assert per_session.max() == MOMENTS and per_session.mean() > 1
+
+
+@pytest.mark.parametrize("make", [Keep, HalfPage, FixedInterval])
+def test_sessions_that_decide_as_the_policy_are_the_sessions_it_plays(logs, make):
+    """The same luck, the same decisions: so rewards, and what the policy is said to do, must be the same."""
+    reader = LogReader(logs / "few")
+    decisions = read_decisions(reader, make(), at_moments=True)
+    played = play(
+        AtMoments(make(), reader.config, MOMENTS),
+        env_id="EdgeFeedRequest-v0",
+        scenario="lite",
+        users="synthetic",
+        sessions=SESSIONS,
+        seed=SEED,
+        split="log",
+    )
+    weight = decisions.weights[:, -1]
+    earned = decisions.before + decisions.spread(decisions.reward).sum(axis=1)
+    same = weight > 0
+    assert 20 < same.sum() < SESSIONS
+    np.testing.assert_allclose(earned[same], played["reward"][same])
+    taken = np.bincount(decisions.session, decisions.action, minlength=SESSIONS)
+    np.testing.assert_array_equal(taken[same], played["requests"][same])
+    assert not np.allclose(earned[~same], played["reward"][~same])
+
+
+def test_estimates_come_from_the_log_in_parts_or_whole(logs, monkeypatch):
+    reader = LogReader(logs / "few")
+    whole = read_decisions(reader, Random(), at_moments=True)
+    found = off_policy_estimates(whole)
+    assert found["ips"] == found["logged"]  # at the moments it draws as the log did
+    monkeypatch.setattr("edgerec_gym.agents.log_stream.CHUNK_SLOTS", 500)
+    monkeypatch.setattr("edgerec_gym.agents.logged_decisions.BLOCK", 64)
+    monkeypatch.setattr("edgerec_gym.agents.logged_decisions.ROWS", 8)
+    again = read_decisions(reader, FixedInterval(), at_moments=True)
+    for name in ("session", "action", "logging", "reward", "before", "features"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    first = part(whole, 10, 20)
+    assert len(first.before) == 20 and first.session[0] == 0
+    np.testing.assert_array_equal(first.weights[:, -1], whole.weights[10:30, -1])
+
+
+@pytest.mark.parametrize(
+    ("log", "policy", "message"),
+    [
+        (
+            "few",
+            HalfPage(),
+            r"session \d+, slot \d+: policy 'every half page' requests a page where the log never",
+        ),
+        ("few", FixedInterval(3), "'fixed-interval' requests a page where the log never does"),
+        ("keep", Keep(), "propensities are missing"),
+        ("all", Keep(), "more than the request was decided there"),
+    ],
+)
+def test_what_a_log_cannot_judge_is_named(logs, log, policy, message):
+    with pytest.raises(InputError, match=message):
+        read_decisions(LogReader(logs / log), policy)
+
+
+@pytest.mark.parametrize(("decisions", "moments"), [(["request"], 0), (["order", "request"], 2), ([], 1)])
+def test_moments_need_requests_alone(decisions, moments):
+    with pytest.raises(InputError, match="moments = "):
+        RandomisedPolicy(decisions, moments)
+    with pytest.raises(InputError, match="at least 1"):
+        AtMoments(Keep(), preset("lite")[0], 0)
+
+
+def test_the_commands(logs, tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    judge = ["off-policy", logs / "few", "--policy", "keep", "--policy", "fixed-interval"]
+    shown = run(*judge, "--at-moments")
+    assert shown.exit_code == 0 and "effective sessions" in shown.stdout and "fixed-interval" in shown.stdout
+    rows = json.loads(run(*judge, "--at-moments", "--json").stdout)
+    assert [row["policy"] for row in rows] == ["keep", "fixed-interval"]
+    assert {*ESTIMATORS, "logged", "effective_sessions"} <= set(rows[0]) and rows[0]["sessions"] == SESSIONS
+    for arguments, message in (
+        (["off-policy", logs / "few", "--policy", "fixed-interval"], "--at-moments judges it"),
+        (["off-policy", logs / "keep", "--policy", "keep"], "propensities are missing"),
+        (["off-policy", logs / "few", "--policy", "greedy"], "not 'request'"),
+        (["off-policy", tmp_path, "--policy", "keep"], "logs.json does not exist"),
+        (["export-logs", logs / "few", "--out", tmp_path / "bad"], "names the data set"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2 and result.stdout == "" and message in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    pytest.importorskip("minari")
+    out = tmp_path / "feed-v0"
+    done = run(
+        "export-logs", logs / "few", "--out", out, "--id", "EdgeFeedRequest-v0", "--sessions", 3, "--json"
+    )
+    assert json.loads(done.stdout)["episodes"] == 3 and (out / "data" / "main_data.hdf5").is_file()
+
+
+@pytest.mark.skipif(not OPEN_BANDIT.is_dir(), reason="no Open Bandit data")
+def test_open_bandit_intervals_hold_what_bts_earned():
+    rows = [row for row in open_bandit_rows(OPEN_BANDIT) if row["position"] == "all"]
+    true = {row["campaign"]: row["mean"] for row in rows if row["estimator"] == "on-policy"}
+    assert set(true) == set(CAMPAIGNS)
+    for row in rows:
+        if row["estimator"] in ESTIMATORS:
+            assert row["low"] < true[row["campaign"]] < row["high"]
+            assert abs(row["relative_error"]) < 0.5
+    decisions = random_decisions(load_open_bandit(OPEN_BANDIT), "men", (1, 2, 3))
+    assert decisions.weights.mean() == pytest.approx(1, abs=0.1)
+    with pytest.raises(InputError, match="exposures.csv.gz does not exist"):
+        load_open_bandit(OPEN_BANDIT / "nowhere")

@@ -1,0 +1,237 @@
+"""`edgerec bench`: contests, shifted users, rows, resumption, shipped runs, one's own policy, leaderboard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import small_track
+from scipy.stats import trim_mean
+from typer.testing import CliRunner
+
+from benchmarks import leaderboard
+from edgerec_gym.agents import contests, mix_share, mix_track, shipping, whole_benchmark
+from edgerec_gym.agents.contests import chosen, names_of, track_module, tracks
+from edgerec_gym.agents.shipping import ship
+from edgerec_gym.agents.whole_benchmark import Order, plan, run, settings_of
+from edgerec_gym.benchmark import save_rows
+from edgerec_gym.cli import app
+from edgerec_gym.config import SHIFTS, SyntheticUserConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.scenario import Scenario
+
+SHIFT = "impatient"
+MINE = """
+class Last:
+    name = "last"
+
+    def reset(self, mask):
+        pass
+
+    def act(self, observation):
+        mask = observation["action_mask"]
+        return mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+"""
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A benchmark of one small track, which ships nothing yet; the folder of its runs."""
+    monkeypatch.setattr(contests, "TRACKS", ("rerank",))
+    for module in (contests, whole_benchmark):
+        monkeypatch.setattr(module, "track_module", lambda track: small_track)
+    monkeypatch.setattr(shipping, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(whole_benchmark, "PICTURES", {})
+    return tmp_path / "runs"
+
+
+def figures(rows: list[dict[str, Any]], metric: str, **wanted: Any) -> dict[str, dict[str, Any]]:
+    fitting = [item for item in rows if wanted.items() <= item.items() and item["metric"] == metric]
+    return {item["policy"]: item for item in fitting}
+
+
+def timeless(rows: list[dict[str, Any]]) -> str:
+    return str([item for item in rows if "second" not in item["metric"]])
+
+
+def test_a_run_in_full_then_again_then_shipped(small: Path, tmp_path: Path) -> None:
+    order, told = Order(tracks=("rerank",), seeds=2, shifts=(SHIFT,)), []
+    rows = run(order, small, tmp_path / "results", workers=1, progress=lambda *a: told.append(a[2]))
+    for item in rows:
+        assert {"policy", "metric", "mean", "low", "high", "seeds", "sessions", "track"} <= item.keys()
+    value = figures(rows, "value", shift="none")
+    assert list(value) == ["keep", "greedy", "fresh", "oracle"] and len(value["fresh"]["by_seed"]) == 2
+
+    # A score is the share of the way from keep to the oracle; tasks are the users as they are, and shifted.
+    scores = []
+    for shift in ("none", SHIFT):
+        mean = {name: np.array(r["by_seed"]) for name, r in figures(rows, "value", shift=shift).items()}
+        scores.append((mean["fresh"] - mean["keep"]) / (mean["oracle"] - mean["keep"]))
+        closed = figures(rows, "gap_closed", shift=shift)["fresh"]["mean"]
+        assert closed == pytest.approx(scores[-1].mean(), abs=1e-5)
+    middle = figures(rows, "interquartile_mean")["fresh"]
+    assert middle["mean"] == pytest.approx(trim_mean(np.array(scores), 0.25, axis=None), abs=1e-5)
+    assert middle["low"] < middle["mean"] < middle["high"] and middle["tasks"] == 2
+
+    pairs = [item for item in rows if item["metric"] == "difference"]
+    assert len(pairs) == 3 and all(item["p"] <= item["p_holm"] <= 1 for item in pairs)
+    for item in pairs:
+        difference = value[item["policy"]]["mean"] - value[item["against"]]["mean"]
+        assert item["mean"] == pytest.approx(difference, abs=1e-6) and difference >= 0
+    [improved] = [item for item in rows if item["metric"] == "probability_of_improvement"]
+    assert {improved["policy"], improved["against"]} == {"greedy", "fresh"} and 0 < improved["mean"] <= 1
+    assert set(figures(rows, "exploitation_gap")) == {"greedy", "fresh"}
+    for metric in ("policy_steps_per_second", "env_steps_per_second", "seconds"):
+        assert figures(rows, metric)["fresh"]["low"] > 0
+
+    content = json.loads((tmp_path / "results" / "benchmark.json").read_text())
+    [about] = content["runs"]
+    assert {"versions", "machine", "seeds", "sessions", "minutes"} <= about.keys()
+    assert len(content["rows"]) == len(rows) and (tmp_path / "results" / "rerank.json").is_file()
+
+    told.clear()
+    again = run(order, small, tmp_path / "again", workers=1, progress=lambda *a: told.append(a[2]))
+    assert str(again) == str(rows) and not told, "what was played is used again"
+
+    # The runs of the first seed are shipped; a quick run plays them and trains nothing.
+    [setting] = settings_of(order, small)
+    [folder] = ship(setting)
+    assert folder == tmp_path / "shipped/lite/agents/rerank/runs/fresh-0"
+    shutil.rmtree(small)
+    quick = Order(tracks=("rerank",), quick=True, sessions=40, shifts=())
+    rows = run(quick, small, small, workers=1)
+    assert figures(rows, "value")["fresh"]["mean"] == pytest.approx(value["fresh"]["by_seed"][0], abs=1e-5)
+    assert np.isnan(figures(rows, "interquartile_mean")["fresh"]["low"]), "one seed tells no spread"
+    shutil.rmtree(tmp_path / "shipped")
+    rows = run(quick, small, small, workers=1, tell=told.append)
+    assert "fresh" not in figures(rows, "value") and told == ["rerank: no run of fresh; left out"]
+
+
+def test_ones_own_policy_joins(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "module_of_mine.py"
+    file.write_text(MINE)
+    own, told = "module_of_mine:Last", []
+    options = ("--track", "rerank", "--shift", "none", "--sessions", "20", "--workers", "1", "--json")
+    result = CliRunner().invoke(app, ["bench", "--policy", own, "--policy", "greedy", *options])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert set(figures(rows, "value")) == {"keep", "greedy", own, "oracle"}
+    assert figures(rows, "gain_over_keep")[own]["high"] < 0 and own in figures(rows, "exploitation_gap")
+    assert "0 of 0 runs to train" in result.stderr and not (tmp_path / "benchmarks").exists()
+    order = Order(policies=(own,), sessions=20, shifts=())
+    assert chosen("rerank", order.policies) == ("keep", "greedy", "fresh", own, "oracle")
+    file.write_text(MINE.replace("1 - mask", "1 - 0 * mask"))  # its content decides what is played anew
+    run(order, Path("runs"), Path("runs"), workers=1, progress=lambda *a: told.append(a[2]))
+    assert own in told and "greedy" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--track", "nope"), "unknown track 'nope'; allowed: rerank, mix, request"),
+        (("--policy", "nope"), "unknown policy 'nope'; allowed: keep, "),
+        (("--policy", "no_module:Nope"), "cannot import 'no_module'"),
+        (("--shift", "nope"), "unknown shift 'nope'; allowed: more-switching"),
+        (("--scenario", "nope"), "scenario 'nope' has no ground truth; allowed: lite"),
+        (("--quick", "rerank"), "options of 'rerank' stand behind it"),
+        (("request", "--policy", "keep"), "polic"),
+    ],
+)
+def test_bad_input_ends_in_one_line(options: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(app, ["bench", *options])
+    assert result.exit_code == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+def test_every_track_names_its_contest(tmp_path: Path) -> None:
+    lines = plan(Order(scenarios=("lite", "default")), tmp_path)
+    for track in tracks():
+        assert [line for line in lines if line.startswith(f"{track} on lite: ")]
+        assert track_module(track).ENV_ID in gym.registry
+        [setting] = settings_of(Order(tracks=(track,), seeds=2), tmp_path)
+        entries = setting.entries()
+        policies = list(dict.fromkeys(entry.policy for entry in entries))
+        assert len(policies) == len(names_of(track)) and policies[0] == "keep"
+        assert entries[-1].seed is None and not entries[-1].files, "the oracle is the last"
+        assert setting.run_folders()
+    assert len(names_of("rerank")) >= 12
+
+
+def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = mix_track.Sizes(
+        log_sessions=150,
+        held_sessions=20,
+        sessions=10,
+        price_sessions=10,
+        frontier_sessions=5,
+        hyper={"esan": {"epochs": 1, "hidden": 8}, "esan-pg": {"updates": 1, "batch_size": 4, "samples": 2}},
+    )
+    monkeypatch.setitem(mix_track.FULL, "lite", sizes)
+    monkeypatch.setattr(mix_track, "ABLATIONS", {"esan": {}})
+    fast = {"greedy": ("esan", "greedy"), "oracle + exact": (None, "greedy")}
+    monkeypatch.setattr(mix_track, "PLANNERS", fast)
+    monkeypatch.setattr(mix_share, "MOST_TRIALS", 1)
+    order = Order(tracks=("mix",), seeds=1, policies=("greedy",), shifts=())
+    first, again = (run(order, tmp_path / name, tmp_path / name, workers=1) for name in ("a", "b"))
+    assert timeless(first) == timeless(again)
+    assert set(figures(first, "value")) == {"keep", "greedy", "oracle + exact"}
+
+
+# --- shifted users ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_shifted_users_are_other_users_of_the_same_feed(shift: str) -> None:
+    scenario = Scenario.load("lite")
+    [(name, factor)] = SHIFTS[shift].items()
+    assert scenario.synthetic is not None
+    shifted = scenario.shifted(shift)
+    assert getattr(shifted.synthetic, name) == pytest.approx(factor * getattr(scenario.synthetic, name))
+    env = gym.make("EdgeFeedRerank-v0", scenario="lite", users="synthetic", shift=shift)
+    plain = gym.make("EdgeFeedRerank-v0", scenario="lite", users="synthetic")
+    first, other = env.reset(seed=3)[0], plain.reset(seed=3)[0]
+    assert all(np.array_equal(first[key], other[key]) for key in first), "the cloud knows nothing of it"
+    assert env.unwrapped.users.config == shifted.synthetic != plain.unwrapped.users.config
+
+
+def test_shifts_are_of_known_synthetic_users() -> None:
+    with pytest.raises(InputError, match="of synthetic users only"):
+        gym.make("EdgeFeed-v0", scenario="lite", shift=SHIFT)
+    with pytest.raises(InputError, match="unknown shift 'gone'"):
+        SyntheticUserConfig().shifted("gone")
+
+
+# --- the leaderboard --------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_what_the_results_say() -> None:
+    text = (leaderboard.ROOT / "README.md").read_text(encoding="utf-8")
+    wanted = leaderboard.leaderboard(leaderboard.ROOT / "benchmarks/results")
+    assert text == leaderboard.replaced(text, wanted), "run python -m benchmarks.leaderboard"
+
+
+def test_the_leaderboard_ranks_and_leaves_quick_runs_out(tmp_path: Path) -> None:
+    assert "No full run" in leaderboard.leaderboard(tmp_path)
+
+    def made(policy: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:
+        interval = {"mean": mean, "low": mean - 1, "high": mean + 1}
+        return {"policy": policy, "metric": metric, **interval, "seeds": 3, "sessions": 10, **more}
+
+    rows = [made(name, "value", mean, shift="none") for name, mean in (("keep", 2), ("good", 4), ("mid", 3))]
+    rows += [made("good", "difference", 2, against="keep", p=0.001, p_holm=0.002, shift="none")]
+    rows += [made("good", "difference", 1, against="mid", p=0.1, p_holm=0.1, shift="none")]
+    rows += [made("keep", "value", 99, shift=SHIFT)]
+    for quick in (False, True):
+        about = {"track": "rerank", "scenario": "lite", "quick": quick, "seeds": 3, "sessions": 10_000}
+        save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, whole_benchmark.SAME)
+    lines = leaderboard.leaderboard(tmp_path).splitlines()
+    assert lines[0].startswith("**rerank**, `lite`, 10,000 sessions, 3 training seeds")
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| good", "| mid", "| keep"]
+    assert lines[4] == "| good | 4.000 | 1 |"
