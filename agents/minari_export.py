@@ -81,7 +81,8 @@ def export_minari(
         raise InputError(f"sessions must be at least 1, got {sessions}")
     reader = LogReader(logs)
     spec = environment_spec(reader, track, scenario)
-    temporary = make_folder(out.parent) / f".{out.name}.{os.getpid()}.tmp"
+    # Minari takes file sizes by a path within a path, which is right for absolute ones only.
+    temporary = make_folder(out.parent).absolute() / f".{out.name}.{os.getpid()}.tmp"
     wanted = reader.sessions if sessions is None else min(sessions, reader.sessions)
     try:
         temporary.mkdir()

@@ -176,9 +176,6 @@ class DecisionStream(LogStream[Decisions]):
         if self.surrogate and self.rates is None:
             self.rates = purchase_rates(log.sessions)
         propensity = table["request_propensity"].to_numpy()
-        outside = ~((propensity >= 0) & (propensity <= 1))
-        if outside.any():
-            raise InputError(f"{where}: request_propensity {propensity[outside][0]:g} is no probability")
         chunk = Decisions(log, propensity, self.horizon, self.controls, rng, self.rates)
         if len(chunk) and chunk.propensity.max() >= 1:
             raise InputError(

@@ -266,7 +266,7 @@ def test_ridge_finds_what_plans_are_worth() -> None:
     generator = np.random.default_rng(0)
     told, weights = generator.standard_normal((500, N_CANDIDATES, 3)), np.array([0.5, -1.0, 0.0])
     worth = told @ weights + generator.standard_normal((500, 1))  # what copies of a session share
-    np.testing.assert_allclose(fit(told, worth, 1.0), weights, atol=1e-2)
+    np.testing.assert_allclose(fit(told, worth, 1.0).weights, weights, atol=1e-2)
 
 
 def test_copies_differ_by_one_plan_only(network: EdgeRecNetwork, lite: Scenario) -> None:

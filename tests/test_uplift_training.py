@@ -184,7 +184,7 @@ def test_logs_without_chance_are_refused(logs: Path, tmp_path: Path) -> None:
     for name, value, message in (
         ("unknown", pa.nulls(len(source), pa.float64()), "probabilities of its requests are unknown"),
         ("sure", pa.array(np.ones(len(source))), "chance must decide"),
-        ("nan", pa.array(np.full(len(source), np.nan)), "request_propensity nan is no probability"),
+        ("nan", pa.array(np.full(len(source), np.nan)), "row 0: request_propensity nan is out of range"),
     ):
         folder = tmp_path / name
         folder.mkdir()

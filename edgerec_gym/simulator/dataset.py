@@ -10,12 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.store import LogReader
+
+try:
+    import torch
+except ImportError:
+    raise MissingExtraError("reading logs as sessions", "train") from None
+
 from edgerec_gym.simulator.inputs import N_ACTIONS, SessionBatch
 from edgerec_gym.simulator.model import LEVELS
 from edgerec_gym.users.base import (
