@@ -21,6 +21,7 @@ POLICIES = ("keep", "random", "greedy", "device-greedy")
 PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
 CHECKPOINTS = 20  # at most, of the learning curve
 REPLAYED = 3  # session of the evaluation
+AGENT = "runs/edgerec-0"  # that ships with the package and takes all three decisions
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def run_demo(
 ) -> tuple[list[dict[str, Any]], Path]:
     """Collect, fit, train and evaluate on the lite preset; finished stages are skipped.
 
+    Beside what it trains, the demo plays the shipped EdgeRec agent, which takes all three decisions.
+
     Args:
         out: folder; `logs`, `scenario`, `policy`, `report`, report.html and replay.html are made in it.
         quick: tiny sizes.
@@ -59,7 +62,8 @@ def run_demo(
         MissingExtraError: the extra `train` is not installed.
     """
     from edgerec_gym.agents.learning_curve import learning_curve
-    from edgerec_gym.agents.lookup import find_policies
+    from edgerec_gym.agents.lookup import find_policies, find_policy
+    from edgerec_gym.agents.shipping import shipped_folder
     from edgerec_gym.agents.training import train
     from edgerec_gym.evaluate import REFERENCE, evaluate
     from edgerec_gym.logs.collect import collect
@@ -96,6 +100,8 @@ def run_demo(
         keep_checkpoints=CHECKPOINTS,
     )
     policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
+    agent = find_policy(str(shipped_folder("joint", PRESET) / AGENT), ENV_ID, str(scenario), "learned", seed)
+    policies.insert(-1, agent)
     with console.progress_bar("evaluate") as progress:
         results = evaluate(
             policies,
@@ -110,7 +116,7 @@ def run_demo(
     with console.progress_bar("curve") as progress:
         learning_curve(policy, str(scenario), sessions=sizes.curve_sessions, seed=seed, progress=progress)
     recorded = record_session(
-        policies[len(POLICIES)],  # the trained one
+        agent,
         env_id=ENV_ID,
         scenario=str(scenario),
         users="synthetic",
