@@ -20,7 +20,7 @@ PRESET, ENV_ID = "lite", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy")
 PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
 CHECKPOINTS = 20  # at most, of the learning curve
-REPLAYED = 3  # session of the evaluation
+REPLAYED = 7  # session of the evaluation
 AGENT = "runs/edgerec-0"  # that ships with the package and takes all three decisions
 
 
