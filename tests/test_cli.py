@@ -428,7 +428,7 @@ def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     for title in ("Evaluation: EdgeFeed-v0", "Learning curves", "Training: pointer-ppo"):
         assert title in page
     assert "ground truth, best actions" in page  # the learning curve on the ground truth
-    assert "Session 3: pointer-ppo" in (tmp_path / "replay.html").read_text()
+    assert f"Session {demo.REPLAYED}: edgerec" in (tmp_path / "replay.html").read_text()
     monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)  # a finished demo does nothing
     assert run_well(*arguments[:-1]).rstrip().endswith(f"open in a browser: {tmp_path / 'report.html'}")
     fails_with("holds a demo with other arguments", *arguments, "--seed", 1)

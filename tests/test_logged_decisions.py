@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.off_policy import HalfPage, part
 from benchmarks.open_bandit import CAMPAIGNS, load_open_bandit, open_bandit_rows, random_decisions
 from edgerec_gym.agents.baselines import FixedInterval, Keep, Random
+from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_decisions import read_decisions
 from edgerec_gym.agents.request_moments import AtMoments
 from edgerec_gym.cli import app
@@ -80,9 +81,9 @@ def test_estimates_come_from_the_log_in_parts_or_whole(logs, monkeypatch):
     whole = read_decisions(reader, Random(), at_moments=True)
     found = off_policy_estimates(whole)
     assert found["ips"] == found["logged"]  # at the moments it draws as the log did
-    monkeypatch.setattr("edgerec_gym.agents.log_stream.CHUNK_SLOTS", 500)
-    monkeypatch.setattr("edgerec_gym.agents.logged_decisions.BLOCK", 64)
-    monkeypatch.setattr("edgerec_gym.agents.logged_decisions.ROWS", 8)
+    monkeypatch.setitem(log_tables.__globals__, "CHUNK_SLOTS", 500)
+    monkeypatch.setitem(read_decisions.__globals__, "BLOCK", 64)
+    monkeypatch.setitem(read_decisions.__globals__, "ROWS", 8)
     again = read_decisions(reader, FixedInterval(), at_moments=True)
     for name in ("session", "action", "logging", "reward", "before", "features"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))

@@ -216,6 +216,7 @@ class Preference:
     """Stands for an evaluator: the value of a list is known, and sees the order."""
 
     settings = SimpleNamespace(horizon=3)
+    config = Scenario.load("lite").config
     worth = torch.linspace(0, 1, 20)
     weight = torch.tensor([1.0, 0.5, 0.25])
 
