@@ -20,6 +20,7 @@ import numpy as np
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.track_runs import run_folder
 from edgerec_gym.atomic import read_json
 from edgerec_gym.benchmark import Entry, Place, Progress
 from edgerec_gym.errors import InputError
@@ -259,14 +260,14 @@ def _request(setting: Setting, names: Sequence[str]) -> list[Entry]:
         if name == "oracle":
             found.append(Entry(f"true-effect {TRUE_EFFECT:g}", track.make_oracle, {"price": TRUE_EFFECT}))
         elif name in track.ESTIMATORS:
-            runs = [track.run_folder(setting.runs, name, seed) for seed in seeds
+            runs = [run_folder(setting.runs, name, seed) for seed in seeds
                     if name in setting.sizes.agents(seed)]  # fmt: skip
             for seed, run in enumerate(runs):
                 arguments = {"run": str(run), "price": _price_of(track, run, rate)}
                 found.append(Entry(f"{name} {rate:g}", track.make_planner, arguments, (run,), seed))
         elif name in (track.PPO, track.request_dqn.AGENT):
             for seed in seeds:
-                run = track.run_folder(setting.runs, name, seed)
+                run = run_folder(setting.runs, name, seed)
                 found.append(Entry(name, track.make_learner, {"run": str(run)}, (run,), seed))
         else:
             number = numbers.get(name)

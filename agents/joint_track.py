@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents import checkpoint, edgerec_runs
+from edgerec_gym.agents import edgerec_runs
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.edgerec import EdgeRec
 from edgerec_gym.agents.edgerec_judges import load_parts
@@ -44,8 +44,9 @@ from edgerec_gym.agents.joint_rows import tables as tables  # of `edgerec bench`
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.request_track import make_planner
 from edgerec_gym.agents.rerank_track import make_diverse, make_policy
+from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.atomic import make_folder
-from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, run_jobs
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
@@ -120,11 +121,6 @@ FULL = {
 # --- training -----------------------------------------------------------------------------------------
 
 
-def run_folder(out: Path, agent: str, seed: int) -> Path:
-    """Folder of one training run."""
-    return out / "runs" / f"{agent}-{seed}"
-
-
 def train_all(
     out: Path,
     scenario: str,
@@ -139,16 +135,11 @@ def train_all(
     collect(
         out / "request-logs", preset_name=scenario, sessions=sizes.request_sessions, randomise=["request"]
     )
-    done, total = 0, len(agents) * len(seeds)
-    for stage in (False, True):
-        jobs = [(agent, seed) for seed in seeds for agent in agents if (agent in (JOINT, BLIND)) == stage]
-        waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
-        done += len(jobs) - len(waiting)
-        arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
-        for index in run_jobs(_train_one, arguments, workers):
-            done += 1
-            if progress:
-                progress(done, total, f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+    stages = [
+        [(agent, seed) for seed in seeds for agent in agents if (agent in (JOINT, BLIND)) == joint]
+        for joint in (False, True)
+    ]
+    train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
 
 def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import FixedSlot, Keep
 from edgerec_gym.agents.esan_values import NetworkValues
@@ -25,8 +24,9 @@ from edgerec_gym.agents.mix_policies import REPLAN_AFTER, InsertionPlan, policy_
 from edgerec_gym.agents.mix_share import at_price, cards_seen, find_prices, share_of
 from edgerec_gym.agents.mix_values import TrueValues, ValueModel
 from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.atomic import make_folder
-from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs, table
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import Interval, seeds_interval
@@ -102,11 +102,6 @@ FULL = {
 }
 
 
-def run_folder(out: Path, name: str, seed: int) -> Path:
-    """Folder of one training run."""
-    return out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-
-
 def train_all(
     out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
 ) -> None:
@@ -115,18 +110,8 @@ def train_all(
     collect(
         out / "held-logs", preset_name=scenario, sessions=sizes.held_sessions, seed=1, randomise=["insert"]
     )
-    jobs = [(name, seed) for seed in seeds for name in (*ABLATIONS, TUNED)]
-    done = 0
-    for stage in (tuple(ABLATIONS), (TUNED,)):
-        waiting = [
-            job for job in jobs
-            if job[0] in stage and not (run_folder(out, *job) / checkpoint.RECORD).is_file()
-        ]  # fmt: skip
-        arguments = [(str(out), scenario, name, seed, sizes) for name, seed in waiting]
-        for index in run_jobs(_train_one, arguments, workers):
-            done += 1
-            if progress:
-                progress(done, len(jobs), f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+    stages = [[(name, seed) for seed in seeds for name in stage] for stage in (tuple(ABLATIONS), (TUNED,))]
+    train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
 
 def _train_one(out: str, scenario: str, name: str, seed: int, sizes: Sizes) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents import checkpoint, request_dqn
+from edgerec_gym.agents import request_dqn
 from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.agents.uplift_models import ESTIMATORS
-from edgerec_gym.benchmark import Progress, run_jobs
+from edgerec_gym.benchmark import Progress
 from edgerec_gym.logs.collect import collect
 
 ENV_ID = "EdgeFeedRequest-v0"
@@ -72,11 +73,6 @@ QUICK = Sizes(
 FULL = {"lite": Sizes()}
 
 
-def run_folder(out: Path, agent: str, seed: int) -> Path:
-    """Folder of one training run."""
-    return out / "runs" / f"{agent}-{seed}"
-
-
 def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
     folder = run_folder(Path(out), agent, seed)
     steps = {PPO: sizes.ppo_steps, request_dqn.AGENT: sizes.dqn_steps}.get(agent, 0)
@@ -106,8 +102,4 @@ def train_all(
         progress=(lambda done, total: progress(done, total, "log sessions")) if progress else None,
     )
     jobs = [(agent, seed) for seed in seeds for agent in sizes.agents(seed)]
-    waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
-    arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
-    for done, index in enumerate(run_jobs(_train_one, arguments, workers), 1):
-        if progress:
-            progress(done, len(waiting), f"trained {waiting[index][0]}, seed {waiting[index][1]}")
+    train_missing(_train_one, out, scenario, sizes, [jobs], workers, progress)

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.reranker import RerankPolicy
 from edgerec_gym.agents.supervised import load_reranker
+from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.atomic import make_folder
-from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, run_jobs, table
+from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import Interval, seeds_interval
@@ -144,23 +144,9 @@ def train_all(
     progress: Progress | None,
 ) -> None:
     """Train what is missing of `agents`, several runs at once; finished runs are left as they are."""
-    logs = out / "logs"
-    collect(logs, preset_name=scenario, sessions=sizes.log_sessions)
-    total, before = len(agents) * len(seeds), 0
-    for stage in STAGES:
-        jobs = [(agent, seed) for seed in seeds for agent in stage if agent in agents]
-        waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
-        before += len(jobs) - len(waiting)
-        arguments = [(str(out), scenario, agent, seed, sizes) for agent, seed in waiting]
-        for index in run_jobs(_train_one, arguments, workers):
-            before += 1
-            if progress:
-                progress(before, total, f"trained {waiting[index][0]}, seed {waiting[index][1]}")
-
-
-def run_folder(out: Path, agent: str, seed: int) -> Path:
-    """Folder of one training run."""
-    return out / "runs" / f"{agent}-{seed}"
+    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
+    stages = [[(agent, seed) for seed in seeds for agent in stage if agent in agents] for stage in STAGES]
+    train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
 
 def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:

@@ -34,9 +34,10 @@ from edgerec_gym.agents.perception import base_logit
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.agents.rerank_data import split_requests
 from edgerec_gym.agents.rerank_track import FULL as TRACK
-from edgerec_gym.agents.rerank_track import RERANKERS, run_folder
+from edgerec_gym.agents.rerank_track import RERANKERS
 from edgerec_gym.agents.reranker import RerankerConfig
 from edgerec_gym.agents.supervised import Held, load_reranker, request_settings, train
+from edgerec_gym.agents.track_runs import run_folder
 from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.collect import collect
