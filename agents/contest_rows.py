@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.agents.contests import Contest
+from edgerec_gym.agents.track_figures import Played, difference, exploitation_gap, gap_closed, mean, values_of
 from edgerec_gym.benchmark import Rows, row, table
 from edgerec_gym.comparisons import (
     compare_all,
@@ -19,10 +20,9 @@ from edgerec_gym.comparisons import (
     probability_of_improvement,
     stratified_interval,
 )
-from edgerec_gym.evaluate import Sessions, Times
-from edgerec_gym.metrics import Interval, seeds_interval
+from edgerec_gym.evaluate import Times
+from edgerec_gym.metrics import Interval
 
-Played = dict[tuple[str, int | None], Sessions]
 Taken = dict[tuple[str, int | None], Times]
 FIGURES = {
     "clicks": "expected_clicks",
@@ -50,7 +50,7 @@ def policies_of(played: Played) -> list[str]:
 
 def figure_of(played: Played, policy: str, figure: str = "value") -> np.ndarray:
     """One figure of a policy, (R, S): training seeds, sessions."""
-    return np.stack([sessions[figure] for (name, _), sessions in played.items() if name == policy])
+    return values_of(played, policy)(figure)
 
 
 def shares(contest: Contest, played: Played) -> dict[str, np.ndarray]:
@@ -71,17 +71,13 @@ def value_rows(contest: Contest, played: Played, shift: str | None) -> Rows:
     for policy in policies_of(played):
         own = figure_of(played, policy)
         seeds, sessions = own.shape
-        figures: dict[str, Interval] = {"value": seeds_interval([own], lambda m: m[..., 0])}
+        figures: dict[str, Interval] = {"value": mean(own)}
         if policy != contest.keep:
-            paired = [own, keep[:, :sessions]]
-            figures["gain_over_keep"] = seeds_interval(paired, lambda m: m[..., 0] - m[..., 1])
-            three = [own[:, :n_oracle], keep[:, :n_oracle], oracle]
-            figures["gap_closed"] = seeds_interval(
-                three, lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1])
-            )
+            figures["gain_over_keep"] = difference(own, keep[:, :sessions])
+            figures["gap_closed"] = gap_closed(own[:, :n_oracle], keep[:, :n_oracle], oracle)
         if shift is None:
             for metric, name in FIGURES.items():
-                figures[metric] = seeds_interval([figure_of(played, policy, name)], lambda m: m[..., 0])
+                figures[metric] = mean(figure_of(played, policy, name))
         for metric, interval in figures.items():
             more: dict[str, Any] = {"shift": shift or NOT_SHIFTED}
             if metric == "value":
@@ -97,7 +93,7 @@ def exploitation_rows(contest: Contest, true: Played, learned: Played) -> Rows:
     for policy in policies_of(learned):
         if policy != contest.keep:
             own = [figure_of(users, policy) for users in (learned, true)]
-            found = seeds_interval([*own, *kept], lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3])
+            found = exploitation_gap(*own, *kept)
             rows.append(row(policy, "exploitation_gap", found, *own[0].shape, shift=NOT_SHIFTED))
     return rows
 

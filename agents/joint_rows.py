@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from edgerec_gym.agents import edgerec_runs
+from edgerec_gym.agents.track_figures import (
+    Played,
+    Values,
+    difference,
+    exploitation_gap,
+    gap_closed,
+    mean,
+    ratio,
+    values_of,
+)
 from edgerec_gym.benchmark import Rows, row, table
-from edgerec_gym.metrics import Interval, seeds_interval
+from edgerec_gym.metrics import Interval
 
 ENV_ID = "EdgeFeed-v0"
 KEEP, ORACLE = "keep", "oracle"
@@ -49,40 +56,24 @@ METRICS = {
 ABLATION_METRICS = {"value": ".3f", "cost": "+.3f 95%"}
 
 
-Played = dict[tuple[str, int | None], dict[str, np.ndarray]]
-Values = Callable[[str], np.ndarray]
-
-
-def _of(found: Played, policy: str) -> Values:
-    """Function from the name of a figure to its values (seeds, sessions); "cards" counts all types."""
-
-    def values(name: str) -> np.ndarray:
-        seeds = [sessions for (known, _), sessions in found.items() if known == policy]
-        if name == "cards":
-            return np.stack([sum(v for k, v in s.items() if k.startswith("cards_")) for s in seeds])
-        return np.stack([sessions[name] for sessions in seeds])
-
-    return values
-
-
 def make_rows(true: Played, learned: Played, stale: Played) -> Rows:
     """Rows of all policies, of ablations beside the agent, and of the stale cloud."""
     names = list(dict.fromkeys(name for name, _ in true))
     single = [name for name in names if name in (*SINGLE, INSERT_ONLY, REQUEST_ONLY)]
-    best = max(single, key=lambda name: _of(true, name)("value").mean(), default=None)
+    best = max(single, key=lambda name: values_of(true, name)("value").mean(), default=None)
     found: Rows = []
     for name in names:
         figures = _figures(name, true, learned)
         if best is not None and name in (TOGETHER, JOINT, JOINT_PLANS, PPO):
-            figures["gain_over_best_single"] = _difference(_of(true, name), _of(true, best))
+            figures["gain_over_best_single"] = _difference(true, name, true, best)
         if name in (*ABLATIONS, NO_PAGE_VIEWS, JOINT_PLANS, TOGETHER) and JOINT in names:
-            figures["cost"] = _difference(_of(true, JOINT), _of(true, name))
-        found += _rows(name, figures, _of(true, name), {"gain_over_best_single": {"single": best}})
+            figures["cost"] = _difference(true, JOINT, true, name)
+        found += _rows(name, figures, values_of(true, name), {"gain_over_best_single": {"single": best}})
     for name in dict.fromkeys(name for name, _ in stale):
-        figures = {"value": _mean(_of(stale, name)("value"))}
+        figures = {"value": mean(values_of(stale, name)("value"))}
         if name in names:
-            figures["cost"] = _difference(_of(true, name), _of(stale, name))
-        found += _rows(name + STALE, figures, _of(stale, name), {})
+            figures["cost"] = _difference(true, name, stale, name)
+        found += _rows(name + STALE, figures, values_of(stale, name), {})
     return found
 
 
@@ -95,36 +86,27 @@ def _rows(name: str, figures: dict[str, Interval], own: Values, more: dict[str, 
     ]
 
 
-def _mean(values: np.ndarray) -> Interval:
-    return seeds_interval([values], lambda m: m[..., 0])
-
-
-def _difference(one: Values, other: Values) -> Interval:
-    return seeds_interval([one("value"), other("value")], lambda m: m[..., 0] - m[..., 1])
+def _difference(one: Played, name: str, other: Played, other_name: str) -> Interval:
+    return difference(values_of(one, name)("value"), values_of(other, other_name)("value"))
 
 
 def _figures(name: str, true: Played, learned: Played) -> dict[str, Interval]:
-    own, keep, oracle = _of(true, name), _of(true, KEEP), _of(true, ORACLE)
+    own, keep, oracle = values_of(true, name), values_of(true, KEEP), values_of(true, ORACLE)
     names = {"clicks": "expected_clicks", "purchases": "expected_purchases", "length": "exposures"}
-    figures = {metric: _mean(own(key)) for metric, key in (names | {"requests": "requests"}).items()}
-    figures["cards"] = seeds_interval([own("cards"), own("exposures")], lambda m: m[..., 0] / m[..., 1])
-    figures["value"] = _mean(own("value"))
+    figures = {metric: mean(own(key)) for metric, key in (names | {"requests": "requests"}).items()}
+    figures["cards"] = ratio(own("cards"), own("exposures"))
+    figures["value"] = mean(own("value"))
     total = float(own("violations").sum())
     figures["violations"] = {"mean": total, "low": total, "high": total}
     if name == KEEP:
         return figures
-    figures["gain_over_keep"] = _difference(own, keep)
-    figures["gap_closed"] = seeds_interval(
-        [own("value"), keep("value"), oracle("value")],
-        lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1]),
-    )
+    figures["gain_over_keep"] = difference(own("value"), keep("value"))
+    figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
     if any(known == name for known, _ in learned):
-        mine, kept = _of(learned, name)("value"), _of(learned, KEEP)("value")
+        mine, kept = values_of(learned, name)("value"), values_of(learned, KEEP)("value")
         n = mine.shape[1]
-        figures["exploitation_gap"] = seeds_interval(
-            [mine, own("value")[:, :n], kept, keep("value")[:, :n]],
-            lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3],
-        )
+        found = exploitation_gap(mine, own("value")[:, :n], kept, keep("value")[:, :n])
+        figures["exploitation_gap"] = found
     return figures
 
 

@@ -13,17 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import FixedSlot, Keep
 from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.insertion_runs import load_network
 from edgerec_gym.agents.insertion_scores import score
 from edgerec_gym.agents.mix_policies import REPLAN_AFTER, InsertionPlan, policy_of
-from edgerec_gym.agents.mix_share import at_price, cards_seen, find_prices, share_of
+from edgerec_gym.agents.mix_share import at_price, find_prices, share_of
 from edgerec_gym.agents.mix_values import TrueValues, ValueModel
 from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.track_figures import Played, difference, mean, ratio, values_of
 from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, table
@@ -165,16 +164,14 @@ def planner_entries(out: Path, seeds: Sequence[int], names: Sequence[str], price
 
 # --- rows ---------------------------------------------------------------------------------------------
 
-Played = dict[tuple[str, int | None], dict[str, np.ndarray]]
-
 
 def make_rows(true: Played, prices: dict[str, list[float]]) -> Rows:
     """Rows of all policies: share, clicks on cards and value, beside fixed slots."""
     found: Rows = []
     for policy in dict.fromkeys(name for name, _ in true):
-        own = _of(true, policy)
+        own = values_of(true, policy)
         n_seeds, n_sessions = own("value").shape
-        for metric, interval in _figures(own, _of(true, FIXED)).items():
+        for metric, interval in _figures(own, values_of(true, FIXED)).items():
             more = {"by_seed": own("value").mean(axis=1).round(4).tolist()} if metric == "value" else {}
             if metric == "share" and policy in prices:
                 more = {"prices": prices[policy]}
@@ -186,33 +183,18 @@ def make_rows(true: Played, prices: dict[str, list[float]]) -> Rows:
     return found
 
 
-def _of(played: Played, policy: str) -> Any:
-    """Function from the name of a figure to its values (seeds, sessions); "cards" counts all types."""
-
-    def values(name: str) -> np.ndarray:
-        return np.stack(
-            [
-                cards_seen(sessions) if name == "cards" else sessions[name]
-                for (found, _), sessions in played.items()
-                if found == policy
-            ]
-        )
-
-    return values
-
-
 def _figures(own: Any, fixed: Any) -> dict[str, Interval]:
     figures = {
-        "share": seeds_interval([own("cards"), own("exposures")], lambda m: m[..., 0] / m[..., 1]),
-        "value": seeds_interval([own("value")], lambda m: m[..., 0]),
-        "clicks": seeds_interval([own("expected_clicks")], lambda m: m[..., 0]),
-        "length": seeds_interval([own("exposures")], lambda m: m[..., 0]),
-        "gain_over_fixed": seeds_interval([own("value"), fixed("value")], lambda m: m[..., 0] - m[..., 1]),
+        "share": ratio(own("cards"), own("exposures")),
+        "value": mean(own("value")),
+        "clicks": mean(own("expected_clicks")),
+        "length": mean(own("exposures")),
+        "gain_over_fixed": difference(own("value"), fixed("value")),
     }
     if own("cards").any():
         clicks = [own("expected_card_clicks"), own("cards")]
         reference = [fixed("expected_card_clicks"), fixed("cards")]
-        figures["card_click_rate"] = seeds_interval(clicks, lambda m: m[..., 0] / m[..., 1])
+        figures["card_click_rate"] = ratio(*clicks)
         figures["card_click_rate_gain"] = seeds_interval(
             [*clicks, *reference], lambda m: m[..., 0] / m[..., 1] / (m[..., 2] / m[..., 3]) - 1
         )
@@ -252,7 +234,7 @@ def frontier_rows(points: Played) -> Rows:
     rows = []
     for (name, _), sessions in points.items():
         policy, _, knob = name.partition(" @ ")
-        interval = seeds_interval([sessions["value"][None]], lambda m: m[..., 0])
+        interval = mean(sessions["value"][None])
         more = {"share": share_of(sessions), "knob": float(knob)}
         rows.append(row(policy, "frontier", interval, 1, len(sessions["value"]), **more))
     return rows

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.reranker import RerankPolicy
 from edgerec_gym.agents.supervised import load_reranker
+from edgerec_gym.agents.track_figures import Played, difference, exploitation_gap, gap_closed, mean, values_of
 from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, table
@@ -196,14 +195,11 @@ def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry
     return found
 
 
-Played = dict[tuple[str, int | None], dict[str, np.ndarray]]
-
-
 def make_rows(true: Played, learned: Played) -> Rows:
     """Rows of all policies that were played on the ground truth; the gaps of those on learned users, too."""
     found: Rows = []
     for policy in dict.fromkeys(name for name, _ in true):
-        per_seed = _of(true, policy)
+        per_seed = values_of(true, policy)
         n_seeds, n_sessions = per_seed("value").shape
         more = {"by_seed": per_seed("value").mean(axis=1).round(4).tolist()}
         for metric, interval in _figures(policy, true, learned).items():
@@ -222,34 +218,22 @@ def make_rows(true: Played, learned: Played) -> Rows:
     return found
 
 
-def _of(played: Played, policy: str) -> Any:
-    """Function from the name of a figure to its values (seeds, sessions)."""
-    return lambda name: np.stack(
-        [sessions[name] for (found, _), sessions in played.items() if found == policy]
-    )
-
-
 def _figures(policy: str, true: Played, learned: Played) -> dict[str, Interval]:
-    own, keep, oracle = _of(true, policy), _of(true, "keep"), _of(true, "oracle")
+    own, keep, oracle = values_of(true, policy), values_of(true, "keep"), values_of(true, "oracle")
     names = {
         "clicks": "expected_clicks",
         "purchases": "expected_purchases",
         "length": "exposures",
         "value": "value",
     }
-    figures = {metric: seeds_interval([own(name)], lambda m: m[..., 0]) for metric, name in names.items()}
+    figures = {metric: mean(own(name)) for metric, name in names.items()}
     if policy == "keep":
         return figures
-    values = [own("value"), keep("value")]
-    figures["gain_over_keep"] = seeds_interval(values, lambda m: m[..., 0] - m[..., 1])
-    figures["gap_closed"] = seeds_interval(
-        [*values, oracle("value")], lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1])
-    )
+    figures["gain_over_keep"] = difference(own("value"), keep("value"))
+    figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
     if any(name == policy for name, _ in learned):
-        mine, kept = _of(learned, policy)("value"), _of(learned, "keep")("value")
-        figures["exploitation_gap"] = seeds_interval(
-            [mine, own("value"), kept, keep("value")], lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3]
-        )
+        mine, kept = values_of(learned, policy)("value"), values_of(learned, "keep")("value")
+        figures["exploitation_gap"] = exploitation_gap(mine, own("value"), kept, keep("value"))
     return figures
 
 
