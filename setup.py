@@ -67,7 +67,7 @@ setup(
             "py.typed",
             "pages/*.css",
             "pages/*.js",
-            *(f"scenarios/**/*.{kind}" for kind in ("json", "parquet", "onnx", "safetensors")),
+            *(f"scenarios/**/*.{kind}" for kind in ("json", "parquet", "onnx", "safetensors", "toml")),
         ]
     },
     install_requires=[

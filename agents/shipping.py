@@ -23,7 +23,7 @@ def shipped_folder(track: str, scenario: str = SHIPPED_SCENARIO) -> Path:
 def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> list[Path]:
     """Copy the finished runs of the first training seed, and prices, to where `edgerec bench --quick` looks.
 
-    Only what plays is copied: parameters and records, no checkpoints.
+    Only what plays is copied: parameters, records and rules, no checkpoints.
 
     Returns:
         The folders written.
@@ -37,7 +37,7 @@ def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None
         if not is_trained(run):
             raise InputError(f"{run} holds no finished run: run edgerec bench --track {setting.track} first")
         folder = make_folder(target / run.relative_to(setting.runs))
-        for file in (*run.glob("*.safetensors"), *run.glob("*.json")):
+        for file in (*run.glob("*.safetensors"), *run.glob("*.json"), *run.glob("*.toml")):
             shutil.copyfile(file, folder / file.name)
         written.append(folder)
     if setting.track == "mix":
