@@ -1,6 +1,6 @@
 """edgerec_gym: on-device feed recommendation (EdgeRec) as a Gymnasium environment.
 
-Importing registers EdgeFeed-v0, EdgeFeedRerank-v0, EdgeFeedMix-v0 and EdgeFeedRequest-v0.
+Importing registers EdgeFeed-v0, EdgeFeedRerank-v0, EdgeFeedMix-v0, EdgeFeedRequest-v0 and EdgeFeedSlate-v0.
 """
 
 from edgerec_gym.registration import register_envs
