@@ -104,9 +104,7 @@ def _figures(name: str, true: Played, learned: Played) -> dict[str, Interval]:
     figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
     if any(known == name for known, _ in learned):
         mine, kept = values_of(learned, name)("value"), values_of(learned, KEEP)("value")
-        n = mine.shape[1]
-        found = exploitation_gap(mine, own("value")[:, :n], kept, keep("value")[:, :n])
-        figures["exploitation_gap"] = found
+        figures["exploitation_gap"] = exploitation_gap(mine, own("value"), kept, keep("value"))
     return figures
 
 

@@ -103,7 +103,7 @@ FULL = {
         log_sessions=12_000,
         request_sessions=30_000,
         sessions=10_000,
-        learned_sessions=4000,
+        learned_sessions=2000,
         steps=100_000,
         hyper={**{agent: _FITTED for agent in RERANKERS}, ESAN: {"epochs": 5}},
     ),

@@ -67,13 +67,15 @@ class Sizes:
 
     Attributes:
         log_sessions: collected to train on.
-        sessions: that each policy plays on the ground truth, and on learned users.
+        sessions: that each policy plays on the ground truth.
+        learned_sessions: that it plays on learned users, at most.
         steps: slots that policy gradients of MaskablePPO play.
         hyper: hyper-parameters of each agent that differ from its defaults.
     """
 
     log_sessions: int
     sessions: int
+    learned_sessions: int
     steps: int
     hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -85,6 +87,7 @@ def _epochs(epochs: int, **more: Any) -> dict[str, dict[str, Any]]:
 QUICK = Sizes(
     log_sessions=1500,
     sessions=500,
+    learned_sessions=500,
     steps=16_384,
     hyper={
         **_epochs(2),
@@ -104,6 +107,7 @@ FULL = {
     "lite": Sizes(
         log_sessions=12_000,
         sessions=10_000,
+        learned_sessions=2000,
         steps=100_000,
         hyper={
             **_epochs(6, batch_size=256, learning_rate=0.003),
@@ -115,6 +119,7 @@ FULL = {
     "default": Sizes(
         log_sessions=16_000,
         sessions=10_000,
+        learned_sessions=2000,
         steps=50_000,
         hyper={**_epochs(6, per_session=4), **BRIEFLY},
     ),
@@ -273,7 +278,7 @@ def run(
     true_place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, by_position=True)
     true = played(wanted, true_place, out / "played", workers=workers, progress=progress)
     simulated = [entry for entry in wanted if entry.policy in LEARNED]
-    learned_place = Place(ENV_ID, scenario, "learned", sizes.sessions)
+    learned_place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))
     learned = played(simulated, learned_place, out / "played", workers=workers, progress=progress)
     return make_rows(true, learned)
 

@@ -39,7 +39,7 @@ class SearchConfig(Config):
     stability: float = bounded(0.95, 0.0, 1.0)  # t; 1 never stops early
     samples: int = bounded(2, 0, 10_000)  # lists drawn from the generator, beside its greedy one
     seed: int = bounded(0, 0, 2**31 - 1)  # of those draws, which repeat in every search
-    every: int = bounded(1, 1, 1000)  # exposures without a click after which a new list is searched
+    every: int = bounded(3, 1, 1000)  # exposures without a click after which a new list is searched
 
 
 class SearchResult(NamedTuple):

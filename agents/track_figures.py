@@ -43,7 +43,12 @@ def gap_closed(own: np.ndarray, keep: np.ndarray, oracle: np.ndarray) -> Interva
 def exploitation_gap(
     learned: np.ndarray, true: np.ndarray, kept_learned: np.ndarray, kept_true: np.ndarray
 ) -> Interval:
-    """How much more learned users promise of a policy than the ground truth gives, beyond that of keep."""
+    """How much more learned users promise of a policy than the ground truth gives, beyond that of keep.
+
+    All are (seeds, sessions); of the true ones the first sessions, as many as learned users played.
+    """
+    n_sessions = learned.shape[1]
+    true, kept_true = true[:, :n_sessions], kept_true[:, :n_sessions]
     return seeds_interval(
         [learned, true, kept_learned, kept_true], lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3]
     )

@@ -34,7 +34,7 @@ from edgerec_gym.config import SHIFTS
 from edgerec_gym.errors import InputError
 
 NAME = "benchmark"  # of the file of rows
-SHIFTED_SESSIONS = 2000
+FEWER_SESSIONS = 2000  # with shifted users, and on learned ones
 QUICK_SESSIONS = 1000
 SAME = ("track", "scenario", "quick")  # tell runs in a file apart
 ALL = "all"
@@ -114,8 +114,8 @@ def plan(order: Order, base: str | Path) -> list[str]:
             training = f"{len(needed) - missing} shipped runs ({missing} are not shipped), "
         lines.append(
             f"{setting.track} on {setting.scenario}: {training}{entries} policies and seeds play {sessions} "
-            f"sessions of the ground truth and of learned users, {min(sessions, SHIFTED_SESSIONS)} with each "
-            f"of {shifts} shifts"
+            f"sessions of the ground truth, {min(sessions, FEWER_SESSIONS)} with each of {shifts} shifts "
+            "and of learned users"
         )
     return lines
 
@@ -191,18 +191,16 @@ def _run_one(
     rows: Rows = []
     scores = []
     shifts = tuple(SHIFTS) if order.shifts is None else order.shifts
+    fewer = replace(contest.place, sessions=min(contest.place.sessions, FEWER_SESSIONS), by_position=False)
     for shift in (None, *shifts):
-        place = contest.place
-        if shift is not None:
-            fewer = min(place.sessions, SHIFTED_SESSIONS)
-            place = replace(place, sessions=fewer, shift=shift, by_position=False)
+        place = contest.place if shift is None else replace(fewer, shift=shift)
         true = _with_oracle(contest, place, play)
         rows += rows_of.value_rows(contest, true, shift)
         scores.append(rows_of.shares(contest, true))
         if shift is None:
             rows += rows_of.comparison_rows(contest, true)
             rows += _speed(contest, cache)
-            place = replace(place, users="learned", by_position=False)
+            place = replace(fewer, users="learned")
             rows += rows_of.exploitation_rows(contest, true, play(place, _playable(contest, place)))
     rows += rows_of.aggregate_rows(scores, setting.sizes.sessions)
     return rows, scores

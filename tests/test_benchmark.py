@@ -119,7 +119,7 @@ def test_rows_of_other_runs_stay(tmp_path):
 def test_the_track_rerank_runs_through(tmp_path):
     hyper = {agent: {"epochs": 1} for agent in (*rerank_track.RERANKERS, "pointer", "evaluator")}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
-    sizes = Sizes(log_sessions=150, sessions=8, steps=4096, hyper=hyper)
+    sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=4096, hyper=hyper)
     rows = rerank_track.run(tmp_path, sizes=sizes, seeds=1, workers=1)
     policies = {item["policy"] for item in rows}
     assert policies >= {
