@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MATCH_SCALE = 3.0  # brings products of interests and embeddings to order 1
-
 
 def attend(logits: Tensor, value: Tensor, present: Tensor) -> Tensor:
     """Sum of the values (B, L, V) by softmax of logits (B, Q, L) over what is present (B, L): (B, Q, V).
@@ -121,49 +119,6 @@ class BehaviourAttention(nn.Module):
         weight = weight * present.unsqueeze(-1)  # (B, L, heads)
         memory = self.key(items).transpose(1, 2) @ weight  # (B, hidden, heads)
         return torch.cat((found, self.query(query) @ memory / items.shape[2] ** 0.5), -1)
-
-
-class InterestMatch(nn.Module):
-    """How candidates match the interest that behaviour shows, in the space of the shipped embeddings.
-
-    The interest is a sum of the embeddings of past cards, each weighted by what the user did with it and
-    decayed with the events since, shortened to less than 1; the match is its product with the candidate. So
-    this is linear attention that begins as the hand-made rule of
-    :class:`~edgerec_gym.agents.baselines.DeviceGreedy`: that like embeddings are like cards need not be
-    learned from clicks, which are few.
-
-    Args:
-        embedding_size: d.
-        n_action: columns of actions.
-        heads: interests, each with weights and a decay of its own.
-    """
-
-    def __init__(self, embedding_size: int, n_action: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.metric = nn.Parameter(torch.eye(embedding_size))
-        self.weight = nn.Linear(n_action, heads)
-        self.decay = nn.Parameter(torch.linspace(-3.5, -1.0, heads))  # log of the rate per event
-
-    def forward(self, candidates: Tensor, items: Tensor, actions: Tensor, present: Tensor) -> Tensor:
-        """Match.
-
-        Args:
-            candidates: (B, K, d) embeddings.
-            items: (B, L, d) embeddings of past cards, oldest first.
-            actions: (B, L, A) what the user did with them.
-            present: (B, L) bool; what is absent comes last.
-
-        Returns:
-            (B, K, heads) of order 1, zero where there is no behaviour.
-        """
-        events = torch.arange(present.shape[1], device=present.device)
-        age = (present.sum(1, keepdim=True) - 1 - events).clamp(min=0).to(items.dtype)  # (B, L)
-        weight = self.weight(actions) * torch.exp(-age.unsqueeze(-1) * self.decay.exp())
-        interest = items.transpose(1, 2) @ (weight * present.unsqueeze(-1))  # (B, d, heads)
-        # The root of zero has no slope.
-        length = (interest.square().sum(1, keepdim=True) + 1e-12).sqrt()
-        return MATCH_SCALE * candidates @ self.metric @ (interest / (1 + length))
 
 
 class SelfAttentionBlock(nn.Module):

@@ -45,6 +45,7 @@ class Contest:
         oracle: name of the policy that is 1.
         oracle_sessions: that the oracle plays, the first ones of the same; None for all.
         missing: names of policies whose runs are not there.
+        ablations: names of policies that play the ground truth as it is only.
     """
 
     place: Place
@@ -53,6 +54,12 @@ class Contest:
     oracle: str
     oracle_sessions: int | None = None
     missing: tuple[str, ...] = ()
+    ablations: tuple[str, ...] = ()
+
+    @property
+    def contestants(self) -> tuple[Entry, ...]:
+        """Entries that also play shifted and learned users."""
+        return tuple(entry for entry in self.entries if entry.policy not in self.ablations)
 
 
 def track_module(track: str) -> Any:
@@ -215,7 +222,8 @@ def make_contest(setting: Setting, *, workers: int = 2, progress: Progress | Non
         entries = _priced(setting, place, entries, workers, progress)
     entries += [own_entry(name) for name in setting.policies if is_own(name)]
     fewer = getattr(setting.sizes, "oracle_sessions", None)
-    return Contest(place, tuple(entries), found[0].policy, oracle, fewer, tuple(missing))
+    ablations = (*module.ABLATIONS, module.NO_PAGE_VIEWS) if setting.track == "joint" else ()
+    return Contest(place, tuple(entries), found[0].policy, oracle, fewer, tuple(missing), ablations)
 
 
 def _listed(setting: Setting, names: Sequence[str]) -> list[Entry]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.attention import AdditiveAttention, InterestMatch
+from edgerec_gym.agents.attention import AdditiveAttention
+from edgerec_gym.agents.interest_match import BehaviourMatch
 from edgerec_gym.agents.perception import (
     SEQUENCES,
     Perception,
     candidate_cards,
     card_features,
-    compact,
     take,
     to_front,
 )
@@ -24,9 +24,7 @@ from edgerec_gym.agents.reranker import (
     pool_present,
 )
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
-ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}
 GROUP = 64  # sessions whose behaviour is encoded together
 
 
@@ -65,7 +63,7 @@ class CRBAN(ListScorer):
     what the user did with it. So a candidate finds the cards like it, and reads how they were received. The
     settings `exposures`, `page_views` and `actions` leave parts out, as in the paper's Table 2. The setting
     `match`, which the paper does not have, adds the match with the interest that behaviour shows
-    (:class:`~edgerec_gym.agents.attention.InterestMatch`).
+    (:class:`~edgerec_gym.agents.interest_match.InterestMatch`).
     """
 
     objective = staticmethod(log_loss)
@@ -80,9 +78,8 @@ class CRBAN(ListScorer):
         self.inputs = ListInputs(config) if settings.raw_inputs else None
         width = len(used) * hidden * (2 if settings.actions else 1) + 2 * hidden
         width += 0 if self.inputs is None else self.inputs.size
-        matches = {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in used}
-        self.match = nn.ModuleDict(matches if settings.match else {})
-        width += sum(matches[name].heads for name in self.match)
+        self.match = BehaviourMatch(config, used if settings.match else (), bool(settings.actions))
+        width += self.match.size
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def logits(self, observation: TensorObservation, rows: Tensor) -> Tensor:
@@ -93,7 +90,8 @@ class CRBAN(ListScorer):
         parts += [query, final.unsqueeze(1).expand(-1, rows.shape[1], -1)]
         if self.inputs is not None:
             parts.append(self.inputs(observation, rows))
-        parts += [self._matched(name, observation, rows) for name in self.match]
+        if self.match:
+            parts.append(self.match(observation, take(observation["pool"], rows)))
         return self.head(torch.cat(parts, -1)).squeeze(-1)
 
     def _attended(self, name: str, history: Tensor, query: Tensor) -> Tensor:
@@ -107,12 +105,3 @@ class CRBAN(ListScorer):
             found = self.perception.encoder(name)(history[group])
             parts.append(self.attention[name](query[group], found.items, found.values, found.present))
         return torch.cat(parts)[order.argsort()]
-
-    def _matched(self, name: str, observation: TensorObservation, rows: Tensor) -> Tensor:
-        """Match of the pool rows (B, K) with one history, (B, K, heads)."""
-        history, present = compact(observation[name])
-        actions = history[..., -ACTION_COLUMNS[name] :]
-        d = self.config.embedding_size
-        candidates = take(observation["pool"][..., :d], rows)
-        known = actions if self.settings.actions else torch.zeros_like(actions)
-        return self.match[name](candidates, history[..., :d], known, present)

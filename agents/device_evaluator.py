@@ -21,6 +21,7 @@ from edgerec_gym.agents.device_layers import (
     layer,
     linear,
     logit_column,
+    refuse_match,
 )
 from edgerec_gym.agents.evaluator import (
     CLICK,
@@ -36,6 +37,7 @@ from edgerec_gym.simulator.onnx_graph import OnnxGraph
 
 def evaluator_graphs(network: ListEvaluator) -> dict[str, bytes]:
     """Graphs by name: an event of each sequence, `encode`, `extend` and `judge`."""
+    refuse_match(network.settings.match)
     config, hidden = network.config, network.settings.hidden
     n_card = config.n_item_features + config.n_types
     _, *of_behaviour, _ = columns(array(network.card.weight), n_card, 2 * hidden, 2 * hidden, hidden)

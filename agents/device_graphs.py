@@ -25,12 +25,12 @@ from edgerec_gym.agents.device_layers import (
     gru_weights,
     layer,
     linear,
+    refuse_match,
     stacked_gru,
 )
 from edgerec_gym.agents.perception import Perception
 from edgerec_gym.agents.pointer_net import PRIOR, PointerNet
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, context_size
 
@@ -112,8 +112,7 @@ def events(
 
 def crban_graphs(network: CRBAN) -> dict[str, bytes]:
     """Graphs by name: an event of each sequence, and `scores` -> (n, 1)."""
-    if network.match:
-        raise InputError("CRBAN with match = 1 cannot be exported; train it with match = 0")
+    refuse_match(network.settings.match)
     config, hidden = network.config, network.settings.hidden
     first, last = network.head[0], network.head[2]
     assert isinstance(first, nn.Linear)
@@ -160,6 +159,7 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
         noise: (S, K, N) float32 added to the logits of each list, place and pool row: nothing for the greedy
             list, Gumbel noise for those drawn.
     """
+    refuse_match(network.settings.match)
     config, hidden = network.config, network.settings.hidden
     n_card = config.n_item_features + config.n_types
     n_session = config.n_user_features + context_size(config)
@@ -219,7 +219,8 @@ def _decoder(g: ListGraph, network: PointerNet, codes: str, noise: np.ndarray) -
     keys = np.hstack([array(part.key.weight).T for part in (network.glimpse, network.pointer)])
     key1, key2 = g.split(linear(g, codes, keys), [hidden, hidden])
     prior = g("Transpose", g.base)  # (1, n)
-    prior = g("Mul", prior, g.floats(PRIOR * network.settings.residual))
+    sharpness = array(network.sharpness)
+    prior = g("Mul", prior, g.floats(sharpness * PRIOR * network.settings.residual))
     count = g("Shape", rows)  # (n,)
     taken = g("ConstantOfShape", g("Concat", g.integers([n_lists]), count, axis=0))
     if noise.any():
@@ -250,7 +251,7 @@ def _decoder(g: ListGraph, network: PointerNet, codes: str, noise: np.ndarray) -
     logits = body("Add", _compared(body, query1, key1, array(network.glimpse.score.weight)), used)
     seen = body("MatMul", body("Softmax", logits, axis=1), codes)
     query2 = body("Add", query2, linear(body, seen, of_seen.T))
-    logits = _compared(body, query2, key2, array(network.pointer.score.weight))
+    logits = _compared(body, query2, key2, sharpness * array(network.pointer.score.weight))
     terms = [logits, prior, used]
     if noise.any():
         terms.append(body("Gather", drawn, step, axis=0))

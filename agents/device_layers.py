@@ -14,9 +14,16 @@ import numpy as np
 from torch import nn
 
 from edgerec_gym.agents.perception import BASE_CTR, LOGIT_SCALE, SequenceEncoder
+from edgerec_gym.errors import InputError
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
 
 CLIPPED = 1e-4  # least base ctr that the logit tells apart, as in perception.base_logit
+
+
+def refuse_match(match: int) -> None:
+    """Raise InputError for a network with a part that no graph has."""
+    if match:
+        raise InputError("a network with match = 1 cannot be exported; train it with match = 0")
 
 
 def array(parameter: Any) -> np.ndarray:

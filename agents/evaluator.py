@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch
+from edgerec_gym.agents.interest_match import BehaviourMatch
 from edgerec_gym.agents.perception import (
     BASE_CVR,
     SEQUENCES,
@@ -65,6 +66,7 @@ class EvaluatorConfig(Config):
     per_session: int = bounded(8, 1, 10_000)  # lists of one session at most
     hidden: int = bounded(32, 2, 4096)  # width of every layer
     layers: int = bounded(1, 1, 10)  # of the perception's GRUs
+    match: int = bounded(0, 0, 1)  # 1 adds the match of embeddings with live interest
     click_weight: float = bounded(1.0, 0.0, 1e3)  # in the value of a list
     purchase_weight: float = bounded(5.0, 0.0, 1e3)
     long_page_view_weight: float = bounded(0.0, 0.0, 1e3)
@@ -127,7 +129,8 @@ class ListEvaluator(nn.Module):
             {name: AdditiveAttention(hidden, hidden, hidden) for name in SEQUENCES}
         )
         self.session = nn.Linear(config.n_user_features + context_size(config), hidden)
-        self.card = nn.Linear(n_card + 5 * hidden, hidden)
+        self.match = BehaviourMatch(config, SEQUENCES if settings.match else ())
+        self.card = nn.Linear(n_card + 5 * hidden + self.match.size, hidden)
         self.screen = nn.Linear(n_card, hidden)
         self.place = nn.Embedding(settings.horizon, hidden)
         self.above = nn.GRU(hidden, hidden, batch_first=True)
@@ -138,7 +141,7 @@ class ListEvaluator(nn.Module):
         with torch.no_grad():  # start at rare events: a click is left to the base ctr
             last.bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
         self.alone = nn.Sequential(
-            nn.Linear(n_card + config.n_user_features + context_size(config), 2 * hidden),
+            nn.Linear(n_card + config.n_user_features + context_size(config) + self.match.size, 2 * hidden),
             nn.ReLU(),
             nn.Linear(2 * hidden, hidden),
             nn.ReLU(),
@@ -165,6 +168,10 @@ class ListEvaluator(nn.Module):
         session = torch.cat((observation["user"], observation["context"]), -1)
         alone = torch.cat((features, session.unsqueeze(1).expand(-1, cards.shape[1], -1)), -1)
         parts.append(self.session(session).unsqueeze(1).expand(-1, cards.shape[1], -1))
+        if self.match:
+            matched = self.match(observation, cards)
+            parts.append(matched)
+            alone = torch.cat((alone, matched), -1)
         conversion = self.conversion * torch.logit(cards[..., d + BASE_CVR], LEAST_CVR)
         base = torch.stack((base_logit(cards, d), conversion), -1) + self.alone(alone)
         screen = torch.tanh(self.screen(card_features(observation["screen"], d)))

@@ -29,6 +29,7 @@ from edgerec_gym.agents.epochs import Report, request_settings, sizes
 from edgerec_gym.agents.evaluator import ListEvaluator
 from edgerec_gym.agents.generator_runs import (
     AGENTS,
+    GENERATOR,
     SEARCH,
     describe,
     find_parts,
@@ -155,6 +156,8 @@ def train(
         trainer = GeneratorTrainer(record, settings, generator, evaluator, reader, env)
         if start is not None:
             trainer.restore(start)
+        elif GENERATOR in parts and agent != "pointer-distilled":
+            generator.sharpen(settings.sharpness)
         while (done := trainer.record["steps"]) < settings.updates:
             trainer.update()
             done += 1

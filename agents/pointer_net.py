@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention, SelfAttentionBlock, attend
+from edgerec_gym.agents.interest_match import BehaviourMatch
 from edgerec_gym.agents.perception import (
     SEQUENCES,
     Perception,
@@ -93,7 +94,8 @@ class PointerNet(ListEmitter):
             {name: AdditiveAttention(hidden, hidden, hidden) for name in SEQUENCES}
         )
         self.inputs = ListInputs(config)
-        self.project = nn.Linear(self.inputs.size + 4 * hidden, hidden)
+        self.match = BehaviourMatch(config, SEQUENCES if settings.match else ())
+        self.project = nn.Linear(self.inputs.size + 4 * hidden + self.match.size, hidden)
         self.blocks = nn.ModuleList(
             SelfAttentionBlock(hidden, settings.heads) for _ in range(settings.layers)
         )
@@ -103,6 +105,11 @@ class PointerNet(ListEmitter):
         self.glimpse = AdditiveAttention(hidden, hidden, hidden)
         self.pointer = AdditiveAttention(2 * hidden, hidden, hidden)
         nn.init.zeros_(self.pointer.score.weight)
+        self.sharpness = nn.Parameter(torch.ones(()), requires_grad=False)  # of logits; saved, not trained
+
+    def sharpen(self, factor: float) -> None:
+        """Multiply all logits by a factor: greedy lists stay as they are, draws come closer to them."""
+        self.sharpness.mul_(factor)
 
     def encode(self, observation: TensorObservation) -> Candidates:
         """Encode the pool."""
@@ -113,6 +120,8 @@ class PointerNet(ListEmitter):
         for name, behaviour in self.perception(observation).items():
             attended = self.attention[name](query, behaviour.items, behaviour.values, behaviour.present)
             parts.append(attended)
+        if self.match:
+            parts.append(self.match(observation, pool))
         codes = self.project(torch.cat(parts, -1))
         for block in self.blocks:
             codes = block(codes, safe_mask(present))
@@ -151,7 +160,8 @@ class PointerNet(ListEmitter):
         query = state.unsqueeze(1)
         seen = attend(self.glimpse.compare(query, candidates.glimpsed), candidates.codes, left)
         logits = self.pointer.compare(torch.cat((query, seen), -1), candidates.pointed).squeeze(1)
-        log_p = (logits + candidates.prior).masked_fill(~left, ABSENT).log_softmax(-1)
+        logits = self.sharpness * (logits + candidates.prior)
+        log_p = logits.masked_fill(~left, ABSENT).log_softmax(-1)
         return state, log_p.masked_fill(~left, ABSENT)
 
     def greedy(self, candidates: Candidates, k: int) -> Decoded:

@@ -27,6 +27,7 @@ class PolicyGradientConfig(Config):
     updates: int = bounded(300, 1, 1_000_000)
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)  # of Adam
     final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last update; falls linearly
+    sharpness: float = bounded(4.0, 0.01, 1000.0)  # times the logits of the start: draws near its greedy list
     batch_size: int = bounded(64, 1, 1_000_000)  # moments in an update: requests, or sessions that are played
     samples: int = bounded(4, 1, 1000)  # lists drawn in each moment
     self_critical: int = bounded(0, 0, 1)  # baseline: 1 the greedy list, 0 the mean of the other lists

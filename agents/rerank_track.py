@@ -102,7 +102,11 @@ SHORT: dict[str, Any] = {
     "batch_size": 256,
     "learning_rate": 0.003,
 }
-BRIEFLY: dict[str, dict[str, Any]] = {**dict.fromkeys(RERANKERS, SHORT), "crban": {**SHORT, "match": 1}}
+BRIEFLY: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(RERANKERS, SHORT),
+    **dict.fromkeys(("crban", POINTER), {**SHORT, "match": 1}),
+    EVALUATOR: {"epochs": 2, "per_session": 4, "match": 1},
+}
 FULL = {
     "lite": Sizes(
         log_sessions=12_000,
@@ -121,7 +125,7 @@ FULL = {
         sessions=10_000,
         learned_sessions=2000,
         steps=50_000,
-        hyper={**_epochs(6, per_session=4), **BRIEFLY},
+        hyper=BRIEFLY,
     ),
 }
 

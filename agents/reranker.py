@@ -53,7 +53,7 @@ class RerankerConfig(Config):
     exposures: int = bounded(1, 0, 1)  # 0 leaves the exposures out (CRBAN)
     page_views: int = bounded(1, 0, 1)  # 0 leaves the page views out (CRBAN)
     actions: int = bounded(1, 0, 1)  # 0 leaves the actions out (CRBAN)
-    match: int = bounded(0, 0, 1)  # 1 adds the match of embeddings with live interest (CRBAN)
+    match: int = bounded(0, 0, 1)  # 1 adds the match of embeddings with live interest (CRBAN, pointer)
     raw_inputs: int = bounded(1, 0, 1)  # 1 shows the head candidate, user and context as they are (CRBAN)
 
     def __post_init__(self) -> None:

@@ -194,7 +194,7 @@ def _run_one(
     fewer = replace(contest.place, sessions=min(contest.place.sessions, FEWER_SESSIONS), by_position=False)
     for shift in (None, *shifts):
         place = contest.place if shift is None else replace(fewer, shift=shift)
-        true = _with_oracle(contest, place, play)
+        true = _with_oracle(contest, place, contest.entries if shift is None else contest.contestants, play)
         rows += rows_of.value_rows(contest, true, shift)
         scores.append(rows_of.shares(contest, true))
         if shift is None:
@@ -222,11 +222,13 @@ def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any
         train(setting, **options)
 
 
-def _with_oracle(contest: Contest, place: Place, play: Callable[..., rows_of.Played]) -> rows_of.Played:
+def _with_oracle(
+    contest: Contest, place: Place, entries: Sequence[Entry], play: Callable[..., rows_of.Played]
+) -> rows_of.Played:
     """Play all; the oracle perhaps fewer sessions, the first ones of the same."""
     fewer = min(place.sessions, contest.oracle_sessions or place.sessions)
-    oracle = [entry for entry in contest.entries if entry.policy == contest.oracle]
-    others = [entry for entry in contest.entries if entry.policy != contest.oracle]
+    oracle = [entry for entry in entries if entry.policy == contest.oracle]
+    others = [entry for entry in entries if entry.policy != contest.oracle]
     return play(place, others) | play(replace(place, sessions=fewer), oracle)
 
 
@@ -240,7 +242,7 @@ def _playable(contest: Contest, place: Place) -> list[Entry]:
             and hasattr(entry.make(place, **entry.arguments), "bind")
         )
 
-    return [entry for entry in contest.entries if not reads(entry)]
+    return [entry for entry in contest.contestants if not reads(entry)]
 
 
 def _speed(contest: Contest, cache: Path) -> Rows:

@@ -78,6 +78,13 @@ def test_a_run_is_loaded_back_and_played(runs: Path, lite: Scenario, tmp_path: P
 
 
 @pytest.mark.parametrize("agent", GENERATORS)
+def test_rewards_start_from_a_sharpened_generator(runs: Path, tmp_path: Path, agent: str) -> None:
+    train(runs, agent, tmp_path, updates=1, sharpness=3.0)
+    expected = 1.0 if agent == "pointer-distilled" else 3.0
+    assert load_file(tmp_path / "policy.safetensors")["sharpness"] == expected
+
+
+@pytest.mark.parametrize("agent", GENERATORS)
 def test_a_killed_run_ends_as_if_it_had_not_been(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:

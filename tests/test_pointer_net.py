@@ -128,6 +128,41 @@ def test_greedy_lists_and_seeded_draws_repeat(network: PointerNet) -> None:
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
+def test_sharper_draws_come_closer_to_the_same_greedy_list() -> None:
+    observation, network = moments(200), stir(make())
+    with torch.no_grad():
+        greedy = network.emit(observation, 3)
+        agreed = []
+        for _ in range(3):
+            drawn = network.sample(network.encode(observation), 3, torch.Generator().manual_seed(0))
+            agreed.append((drawn.rows == greedy).float().mean().item())
+            network.sharpen(10.0)
+            assert torch.equal(network.emit(observation, 3), greedy)
+    assert agreed[0] < agreed[1] < agreed[2] and agreed[2] > 0.9, agreed
+
+
+@pytest.mark.parametrize("column", ["exposures", "page_views"])
+def test_with_match_only_similar_behaviour_lifts_a_card(column: str) -> None:
+    """The rest of the network is switched off: what is left is the match with each history."""
+    config = Scenario.load("lite").config
+    network = build("pointer", config, RerankerConfig(hidden=8, match=1))
+    assert isinstance(network, PointerNet)
+    observation, d = moments(1), config.embedding_size
+    observation[column] = torch.zeros_like(observation[column])
+    observation[column][:, -1] = 1.0
+    found = []
+    for sign in (1.0, -1.0):
+        observation[column][:, -1, :d] = sign * observation["pool"][:, 3, :d]
+        with torch.no_grad():
+            found.append(network.match(observation, observation["pool"])[0])
+    assert found[0].shape == (config.pool_size, network.match.size)
+    changed = (found[0] - found[1])[3].abs() > 1e-3
+    heads = network.match.size // 2
+    expected = torch.zeros(2, heads, dtype=torch.bool)
+    expected[["exposures", "page_views"].index(column)] = True
+    assert torch.equal(changed.view(2, heads), expected)
+
+
 def test_an_untrained_pointer_follows_the_base_ctr() -> None:
     observation, network = moments(4), make()
     base = observation["pool"][..., network.config.embedding_size + 1]

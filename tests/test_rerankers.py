@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents import crban
-from edgerec_gym.agents.attention import MATCH_SCALE, InterestMatch
 from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.diversity import (
     DeterminantalPointProcess,
@@ -18,6 +17,7 @@ from edgerec_gym.agents.diversity import (
     base_ctr_score,
 )
 from edgerec_gym.agents.gauc import gauc, request_auc
+from edgerec_gym.agents.interest_match import MATCH_SCALE, InterestMatch
 from edgerec_gym.agents.ranking_losses import attention_rank_loss, list_softmax_loss, log_loss
 from edgerec_gym.agents.reranker import (
     ABSENT,
