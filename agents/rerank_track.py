@@ -106,6 +106,15 @@ BRIEFLY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(RERANKERS, SHORT),
     **dict.fromkeys(("crban", POINTER), {**SHORT, "match": 1}),
     EVALUATOR: {"epochs": 2, "per_session": 4, "match": 1},
+    "pointer-evaluator": {"updates": 100, "demonstrations": 0.0},
+    "pointer-users": {
+        "updates": 40,
+        "batch_size": 16,
+        "ppo_epochs": 3,
+        "discount": 0.9,
+        "entropy": 0.0,
+        "checkpoint_every": 10,
+    },
 }
 FULL = {
     "lite": Sizes(
@@ -123,7 +132,7 @@ FULL = {
     "default": Sizes(
         log_sessions=16_000,
         sessions=10_000,
-        learned_sessions=2000,
+        learned_sessions=1000,
         steps=50_000,
         hyper=BRIEFLY,
     ),
