@@ -35,18 +35,27 @@ class KeptCodes:
         hidden: (states, 1, H) float32 of the GRUs.
         keys: (L, A) float32 of the last L events; event number n stands at n mod L.
         values: (L, V) float32.
+        interests: (L, W) float32 of the match with live interest, if the network has one.
         count: events so far.
     """
 
     hidden: np.ndarray
     keys: np.ndarray
     values: np.ndarray
+    interests: np.ndarray
     count: int = 0
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys and values of the last events; where there are none, a row of zeros, which changes nothing."""
-        kept = max(1, min(self.count, len(self.keys)))
-        return self.keys[:kept], self.values[:kept]
+    def read(self) -> Arrays:
+        """What is kept of the last events; where there are none, a row of zeros, which changes nothing."""
+        length = len(self.keys)
+        kept = max(1, min(self.count, length))
+        ages = (self.count - 1 - np.arange(kept)) % length  # events that have come after each
+        return {
+            "keys": self.keys[:kept],
+            "values": self.values[:kept],
+            "interests": self.interests[:kept],
+            "ages": ages.astype(np.float32),
+        }
 
 
 class DeviceSession:
@@ -70,6 +79,7 @@ class DeviceSession:
                         np.zeros(graphs[name].inputs["hidden"], np.float32),
                         np.zeros((length, outputs["key"][1]), np.float32),
                         np.zeros((length, outputs["value"][1]), np.float32),
+                        np.zeros((length, outputs.get("interest", (1, 0))[1]), np.float32),
                     )
         self.count = dict.fromkeys(SEQUENCES, 0)
 
@@ -95,6 +105,7 @@ class DeviceSession:
                 out = graph({"row": row[None], "hidden": kept.hidden})
                 at = kept.count % len(kept.keys)
                 kept.keys[at], kept.values[at], kept.hidden = out["key"], out["value"], out["new_hidden"]
+                kept.interests[at] = out.get("interest", 0.0)
                 kept.count += 1
 
     def scores(self, observation: Observation) -> np.ndarray:
@@ -181,7 +192,7 @@ class DeviceSession:
             inputs["screen"] = observation["screen"]
         for name in SEQUENCES:
             if (network, name) in self.kept:
-                inputs[f"{name}.keys"], inputs[f"{name}.values"] = self.kept[network, name].read()
+                inputs |= {f"{name}.{key}": kept for key, kept in self.kept[network, name].read().items()}
         return self.model.graphs[network][graph](inputs)
 
     def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
@@ -237,7 +248,7 @@ class DeviceSession:
             if not np.isfinite(tensors[key]).all() or (key.endswith(".count") and tensors[key] < 0):
                 raise InputError(f"{path}: {key!r} holds values that are not finite or negative counts")
         for (network, name), kept in self.kept.items():
-            for field in ("hidden", "keys", "values"):
+            for field in ("hidden", "keys", "values", "interests"):
                 setattr(kept, field, tensors[f"{network}.{name}.{field}"])
             kept.count = self.count[name] = int(tensors[f"{network}.{name}.count"])
 
@@ -261,7 +272,7 @@ def load(folder: str | Path) -> DeviceModel:
     for name in SEQUENCES:
         session.append(name, np.full(model.sizes[name][1], 0.5, np.float32))
     for (network, name), kept in session.kept.items():
-        for values in (kept.keys, kept.values, kept.hidden):
+        for values in (kept.keys, kept.values, kept.hidden, kept.interests):
             _check_output(model, f"{network}.{name}", values)
     shapes = {key: model.sizes[key] for key in READ if key in model.sizes}
     for name, values in session.run({key: np.full(shape, 0.5) for key, shape in shapes.items()}).items():

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from edgerec_gym.agents.device_graphs import ListGraph, columns, events
+from edgerec_gym.agents.device_events import events
+from edgerec_gym.agents.device_graphs import ListGraph, columns
 from edgerec_gym.agents.device_layers import (
     array,
     base_logit_column,
@@ -21,8 +22,8 @@ from edgerec_gym.agents.device_layers import (
     layer,
     linear,
     logit_column,
-    refuse_match,
 )
+from edgerec_gym.agents.device_match import matched
 from edgerec_gym.agents.evaluator import (
     CLICK,
     LEAST_CVR,
@@ -33,17 +34,15 @@ from edgerec_gym.agents.evaluator import (
 )
 from edgerec_gym.agents.perception import BASE_CVR
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
+from edgerec_gym.spaces import context_size
 
 
 def evaluator_graphs(network: ListEvaluator) -> dict[str, bytes]:
     """Graphs by name: an event of each sequence, `encode`, `extend` and `judge`."""
-    refuse_match(network.settings.match)
-    config, hidden = network.config, network.settings.hidden
-    n_card = config.n_item_features + config.n_types
-    _, *of_behaviour, _ = columns(array(network.card.weight), n_card, 2 * hidden, 2 * hidden, hidden)
+    _, *of_behaviour, _, _ = _of_cards(network)
     values = dict(zip(network.perception.sequences, of_behaviour, strict=True))
     return {
-        **events(network.perception, network.attention, values),
+        **events(network.perception, network.attention, values, network.match),
         "encode": _encode_graph(network),
         "extend": _extend_graph(network),
         "judge": _judge_graph(network),
@@ -78,12 +77,15 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     """
     config, hidden, d = network.config, network.settings.hidden, network.config.embedding_size
     n_card, lookahead = config.n_item_features + config.n_types, config.lookahead
-    of_cards, _, _, of_session = columns(array(network.card.weight), n_card, 2 * hidden, 2 * hidden, hidden)
+    of_cards, _, _, of_session, of_match = _of_cards(network)
     g = ListGraph(config)
     terms = g.behaviour(network.perception, network.attention, g.behind(network.query))
     bias = array(network.card.bias) + of_session @ array(network.session.bias)
     terms.append(g.of_cards(of_cards, bias))
     terms.append(linear(g, g.session, (of_session @ array(network.session.weight)).T))
+    found = matched(g, g.candidates, network.match) if network.match else None
+    if found is not None:
+        terms.append(linear(g, found, of_match.T))
     codes = g("Relu", g("Sum", *terms), name="codes")
     weight_ih = array(network.above.weight_ih_l0)
     linear(g, codes, weight_ih.T, array(network.above.bias_ih_l0), name="gates")
@@ -91,7 +93,7 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     conversion = g(
         "Mul", logit_column(g, g.cards, d + BASE_CVR, LEAST_CVR), g.floats(network.conversion.item())
     )
-    g("Add", g("Concat", g.base, conversion, axis=1), _alone(g, network, n_card), name="base")
+    g("Add", g("Concat", g.base, conversion, axis=1), _alone(g, network, found), name="base")
     if lookahead:
         screen = g.input("screen", [lookahead, n_card])
         present = g("Sign", g("ReduceMax", g("Abs", screen), g.integers([1])))  # (lookahead, 1)
@@ -113,12 +115,26 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     return g.serialise("encode")
 
 
-def _alone(g: ListGraph, network: ListEvaluator, n_card: int) -> str:
-    """Logits of click and purchase that the card by itself adds, (n, 2)."""
+def _of_cards(network: ListEvaluator) -> list[np.ndarray]:
+    """Weights of the cards' layer: features, what is found in each sequence, session, match."""
+    config, hidden = network.config, network.settings.hidden
+    n_card = config.n_item_features + config.n_types
+    sizes = (n_card, 2 * hidden, 2 * hidden, hidden, network.match.size)
+    return columns(array(network.card.weight), *sizes)
+
+
+def _alone(g: ListGraph, network: ListEvaluator, found: str | None) -> str:
+    """Logits of click and purchase that the card by itself, and its match if there is one, add, (n, 2)."""
     first, second, last = network.alone[0], network.alone[2], network.alone[4]
     assert isinstance(first, nn.Linear)
-    of_cards, of_session = np.split(array(first.weight), [n_card], axis=1)
-    inner = g("Add", g.of_cards(of_cards, array(first.bias)), linear(g, g.session, of_session.T))
+    config = network.config
+    n_card, n_session = config.n_item_features + config.n_types, config.n_user_features + context_size(config)
+    sizes = (n_card, n_session, network.match.size)
+    of_cards, of_session, of_match = columns(array(first.weight), *sizes)
+    terms = [g.of_cards(of_cards, array(first.bias)), linear(g, g.session, of_session.T)]
+    if found is not None:
+        terms.append(linear(g, found, of_match.T))
+    inner = g("Sum", *terms)
     return layer(g, g("Relu", layer(g, g("Relu", inner), second)), last)
 
 

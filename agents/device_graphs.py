@@ -15,27 +15,26 @@ from torch import nn
 
 from edgerec_gym.agents.attention import AdditiveAttention, SelfAttentionBlock
 from edgerec_gym.agents.crban import CRBAN
+from edgerec_gym.agents.device_events import events
 from edgerec_gym.agents.device_layers import (
     affine,
     array,
     attend,
     base_logit_column,
     candidate_weight,
-    event_graph,
     gru_weights,
     layer,
     linear,
-    refuse_match,
     stacked_gru,
 )
+from edgerec_gym.agents.device_match import matched
 from edgerec_gym.agents.perception import Perception
 from edgerec_gym.agents.pointer_net import PRIOR, PointerNet
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, context_size
+from edgerec_gym.spaces import context_size
 
 MASKED = -1e9  # added to the logit of a card that is taken
-ACTIONS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}
 
 
 class ListGraph(OnnxGraph):
@@ -45,6 +44,7 @@ class ListGraph(OnnxGraph):
         config: gives the sizes.
 
     Attributes:
+        candidates: (n, F) pool rows that are left.
         base: (n, 1) logit of the candidates' base ctr.
         cards: (n, F + 1) candidates and that logit.
         session: (1, U + C).
@@ -54,7 +54,7 @@ class ListGraph(OnnxGraph):
         super().__init__()
         self.config = config
         candidates = self.input("candidates", ["n", config.n_item_features])
-        self.base = base_logit_column(self, candidates, config.embedding_size)
+        self.candidates, self.base = candidates, base_logit_column(self, candidates, config.embedding_size)
         self.cards = self("Concat", candidates, self.base, axis=1)
         user = self.input("user", [1, config.n_user_features])
         context = self.input("context", [1, context_size(config)])
@@ -96,23 +96,8 @@ def columns(weight: np.ndarray, *sizes: int) -> list[np.ndarray]:
     return [weight[:, a:b] for a, b in pairwise(ends)]
 
 
-def events(
-    perception: Perception, attention: nn.ModuleDict, values: dict[str, np.ndarray]
-) -> dict[str, bytes]:
-    """The graphs of an event of each sequence; `values` (V, .) are weights of the layer behind attention."""
-    graphs = {}
-    for name in perception.sequences:
-        part = attention[name]
-        assert isinstance(part, AdditiveAttention)
-        graphs[name] = event_graph(
-            perception.encoder(name), ACTIONS[name], array(part.key.weight), values[name]
-        )
-    return graphs
-
-
 def crban_graphs(network: CRBAN) -> dict[str, bytes]:
     """Graphs by name: an event of each sequence, and `scores` -> (n, 1)."""
-    refuse_match(network.settings.match)
     config, hidden = network.config, network.settings.hidden
     first, last = network.head[0], network.head[2]
     assert isinstance(first, nn.Linear)
@@ -121,9 +106,9 @@ def crban_graphs(network: CRBAN) -> dict[str, bytes]:
     n_card = config.n_item_features + config.n_types
     n_session = config.n_user_features + context_size(config)
     raw = [n_card, n_session] if network.inputs is not None else []
-    parts = columns(array(first.weight), *widths, hidden, hidden, *raw)
+    parts = columns(array(first.weight), *widths, hidden, hidden, *raw, network.match.size)
     values = dict(zip(names, parts, strict=False))
-    of_code, of_final, *of_raw = parts[len(names) :]
+    of_code, of_final, *of_raw, of_match = parts[len(names) :]
 
     g = ListGraph(config)
     gru = network.candidates.gru
@@ -141,10 +126,13 @@ def crban_graphs(network: CRBAN) -> dict[str, bytes]:
     if of_raw:
         terms.append(g.of_cards(of_raw[0], np.zeros(hidden, np.float32)))
         terms.append(linear(g, g.session, of_raw[1].T))
+    if network.match:
+        terms.append(linear(g, matched(g, g.candidates, network.match), of_match.T))
     score = layer(g, g("Relu", g("Sum", *terms)), last)
     g("Add", score, g("Mul", g.base, g.floats(network.settings.residual)), name="scores")
     g.output("scores", ["n", 1])
-    return {**events(network.perception, network.attention, values), "scores": g.serialise("scores")}
+    behaviour = events(network.perception, network.attention, values, network.match)
+    return {**behaviour, "scores": g.serialise("scores")}
 
 
 def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]:
@@ -159,17 +147,19 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
         noise: (S, K, N) float32 added to the logits of each list, place and pool row: nothing for the greedy
             list, Gumbel noise for those drawn.
     """
-    refuse_match(network.settings.match)
     config, hidden = network.config, network.settings.hidden
     n_card = config.n_item_features + config.n_types
     n_session = config.n_user_features + context_size(config)
     weight = array(network.project.weight)
-    of_cards, of_session, *of_values = columns(weight, n_card, n_session, 2 * hidden, 2 * hidden)
+    sizes = (n_card, n_session, 2 * hidden, 2 * hidden, network.match.size)
+    of_cards, of_session, *of_values, of_match = columns(weight, *sizes)
     values = dict(zip(network.perception.sequences, of_values, strict=True))
 
     g = ListGraph(config)
     terms = g.behaviour(network.perception, network.attention, g.behind(network.query))
     terms.append(g.of_cards(of_cards, array(network.project.bias)))
+    if network.match:
+        terms.append(linear(g, matched(g, g.candidates, network.match), of_match.T))
     codes = g("Sum", *terms, linear(g, g.session, of_session.T))
     for block in network.blocks:
         assert isinstance(block, SelfAttentionBlock)
@@ -177,7 +167,8 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
     codes = g("Identity", codes, name="codes")
     g.output("codes", ["n", hidden])
     _decoder(g, network, codes, noise)
-    return {**events(network.perception, network.attention, values), "lists": g.serialise("lists")}
+    behaviour = events(network.perception, network.attention, values, network.match)
+    return {**behaviour, "lists": g.serialise("lists")}
 
 
 def _self_attention(g: OnnxGraph, block: SelfAttentionBlock, x: str) -> str:

@@ -13,17 +13,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from edgerec_gym.agents.perception import BASE_CTR, LOGIT_SCALE, SequenceEncoder
-from edgerec_gym.errors import InputError
+from edgerec_gym.agents.perception import BASE_CTR, LOGIT_SCALE
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
 
 CLIPPED = 1e-4  # least base ctr that the logit tells apart, as in perception.base_logit
-
-
-def refuse_match(match: int) -> None:
-    """Raise InputError for a network with a part that no graph has."""
-    if match:
-        raise InputError("a network with match = 1 cannot be exported; train it with match = 0")
 
 
 def array(parameter: Any) -> np.ndarray:
@@ -153,39 +146,3 @@ def attend(g: OnnxGraph, query: str, keys: str, values: str, score: np.ndarray) 
     both = g("Add", g("Unsqueeze", query, g.integers([1])), keys)  # (n, L, H)
     logits = g("Squeeze", g("MatMul", g("Tanh", both), g.floats(score.reshape(-1, 1))), g.integers([2]))
     return g("MatMul", g("Softmax", logits, axis=1), values)
-
-
-def event_graph(
-    encoder: SequenceEncoder, n_actions: int, key_weight: np.ndarray, value_weight: np.ndarray
-) -> bytes:
-    """The graph of one event: `row` (1, W) and `hidden` (states, 1, H) -> `key`, `value`, `new_hidden`.
-
-    Args:
-        encoder: of the sequence.
-        n_actions: columns of actions.
-        key_weight: (A, H) of the attention's comparison.
-        value_weight: (V, H or 2 H) of the layer behind the attention.
-    """
-    d, hidden, n_card = encoder.embedding_size, encoder.hidden, encoder.n_card
-    grus = [encoder.cards] if encoder.actions is None else [encoder.cards, encoder.actions]
-    g = OnnxGraph()
-    n_states = encoder.layers * len(grus)
-    row, state = g.input("row", [1, n_card + n_actions]), g.input("hidden", [n_states, 1, hidden])
-    starts = g.split(state, [1] * n_states, axis=0)
-    card, actions = g.split(row, [n_card, n_actions])
-    cards = g("Concat", card, base_logit_column(g, card, d), axis=1)
-    codes, lasts = [], []
-    for k, (gru, x) in enumerate(zip(grus, (cards, actions), strict=False)):
-        first = array(gru.weight_ih_l0)
-        first = card_weight(first, d).T if k == 0 else first
-        own = starts[k * encoder.layers : (k + 1) * encoder.layers]
-        code, last = stacked_gru(g, g("Unsqueeze", x, g.integers([1])), gru, first, starts=own)
-        codes.append(g("Squeeze", code, g.integers([1])))
-        lasts += last
-    linear(g, codes[0], key_weight.T, name="key")
-    linear(g, codes[0] if len(codes) == 1 else g("Concat", *codes, axis=1), value_weight.T, name="value")
-    g("Concat", *lasts, name="new_hidden", axis=0)
-    g.output("key", [1, len(key_weight)])
-    g.output("value", [1, len(value_weight)])
-    g.output("new_hidden", [n_states, 1, hidden])
-    return g.serialise("event")

@@ -71,7 +71,8 @@ class BehaviourMatch(nn.ModuleDict):
         super().__init__(
             {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in sequences}
         )
-        self.embedding_size, self.actions = config.embedding_size, actions
+        self.embedding_size, self.n_features = config.embedding_size, config.n_item_features
+        self.actions = actions
 
     @property
     def size(self) -> int:

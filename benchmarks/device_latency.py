@@ -138,7 +138,7 @@ def rows_of(
         for sequence, calls in events.items()
     ]
     reference = [torch_call(network, moment) for moment in moments]
-    about["codes"] = float(np.mean([len(part.read()[0]) for s in sessions for part in s.kept.values()]))
+    about["codes"] = float(np.mean([len(part.read()["keys"]) for s in sessions for part in s.kept.values()]))
     return [
         {"call": "re-rank", **about, **measure(device, count)},
         {"call": "re-rank in torch", "model": name, **measure(reference, max(20, count // 20))},

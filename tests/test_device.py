@@ -55,11 +55,12 @@ def evaluator(
 
 
 def search(
-    identified: tuple[bool, ...] = EVERYTHING, generator: bool = True, **settings: Any
+    identified: tuple[bool, ...] = EVERYTHING, generator: bool = True, match: int = 0, **settings: Any
 ) -> SequenceSearch:
     config = Scenario.load("lite").config
-    proposes = pointer() if generator else None
-    return SequenceSearch(config, evaluator(config, identified), proposes, SearchConfig(**settings)).eval()
+    proposes = pointer(match=match) if generator else None
+    judge = evaluator(config, identified, match=match)
+    return SequenceSearch(config, judge, proposes, SearchConfig(**settings)).eval()
 
 
 def exported(
@@ -93,6 +94,8 @@ def followed(model: DeviceModel, observation: dict[str, np.ndarray]) -> DeviceSe
         {"exposures": 0, "raw_inputs": 0, "residual": 0},
         {"page_views": 0, "layers": 3},
         {"exposures": 0, "page_views": 0},
+        {"match": 1},
+        {"match": 1, "exposures": 0, "actions": 0},
     ],
 )
 def test_crban_scores_as_in_torch(tmp_path: Path, settings: dict[str, int]) -> None:
@@ -110,7 +113,7 @@ def test_crban_scores_as_in_torch(tmp_path: Path, settings: dict[str, int]) -> N
             assert session.rerank(one(observation, k)).tolist() == order.tolist()
 
 
-@pytest.mark.parametrize("settings", [{}, {"layers": 2, "residual": 0}])
+@pytest.mark.parametrize("settings", [{}, {"layers": 2, "residual": 0}, {"match": 1}])
 def test_the_generator_writes_the_same_lists(tmp_path: Path, settings: dict[str, int]) -> None:
     network = pointer(**settings)
     model = exported(network, tmp_path, 15)
@@ -136,6 +139,7 @@ def test_the_generator_writes_the_same_lists(tmp_path: Path, settings: dict[str,
         {"beams": 30, "candidates": 20, "stability": 1.0, "seed": 3},
         {"identified": (True, False, True, False), "stability": 0.8},
         {"identified": (True, True, False, True)},
+        {"match": 1},
     ],
 )
 def test_the_search_finds_the_same_lists(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -196,6 +200,23 @@ def test_it_goes_on_after_a_restart_of_the_app(tmp_path: Path, make: Any) -> Non
     key = next(iter(whole.kept))
     ring = np.roll(whole.kept[key].keys, -(60 % len(whole.kept[key].keys)), axis=0)
     assert not np.allclose(fresh.kept[key].keys, ring, atol=1e-4), "the older events are remembered"
+
+
+def test_interest_ages_with_the_events_since(tmp_path: Path) -> None:
+    """Also when the ring has gone round: the last L events are those that a shorter session would keep."""
+    model = exported(crban(match=1), tmp_path)
+    length, width = model.sizes["exposures"]
+    rows = np.random.default_rng(0).uniform(0.1, 0.9, (length + 7, width)).astype(np.float32)
+    kept = []
+    for start in (0, 7):
+        session = DeviceSession(model)
+        for row in rows[start:]:
+            session.append("exposures", row)
+        read = session.kept["crban", "exposures"].read()
+        assert sorted(read["ages"]) == list(range(length))
+        kept.append(read["interests"][np.argsort(read["ages"])])
+    np.testing.assert_allclose(kept[0], kept[1], rtol=1e-6)
+    assert not np.allclose(kept[0][0], kept[0][1])
 
 
 def test_codes_are_those_of_the_incremental_perception(tmp_path: Path) -> None:
