@@ -71,12 +71,12 @@ def page_arrivals(scenario: Scenario, wanted: int) -> list[Observation]:
 
 
 def networks(config: FeedConfig) -> dict[str, Reranker]:
-    """The re-rankers at their default sizes, every parameter moved by noise."""
-    generator = build("pointer", config, RerankerConfig())
+    """The re-rankers at their default sizes and with all their parts, every parameter moved by noise."""
+    generator = build("pointer", config, RerankerConfig(match=1))
     assert isinstance(generator, PointerNet)
-    evaluator = evaluator_training.build(config, EvaluatorConfig(), (True,) * len(OUTCOMES))
+    evaluator = evaluator_training.build(config, EvaluatorConfig(match=1), (True,) * len(OUTCOMES))
     draws = torch.Generator().manual_seed(0)
-    crban = build("crban", config, RerankerConfig())
+    crban = build("crban", config, RerankerConfig(match=1))
     with torch.no_grad():
         for network in (crban, generator, evaluator):
             for parameter in network.parameters():
