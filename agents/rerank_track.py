@@ -130,7 +130,7 @@ FULL = {
     "default": Sizes(
         log_sessions=16_000,
         sessions=10_000,
-        learned_sessions=1000,
+        learned_sessions=500,
         steps=50_000,
         hyper={**BRIEFLY, **REWARDED},
     ),
