@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec_gym.agents.generator_training import distillation_loss, evaluator_decisions
+from edgerec_gym.agents.generator_trainer import distillation_loss, evaluator_decisions
 from edgerec_gym.agents.pointer_net import PointerNet, demonstration_loss
 from edgerec_gym.agents.policy_gradient import (
     Decisions,
