@@ -1,6 +1,6 @@
 """PointerPolicy beside MultiInputPolicy in MaskablePPO, at equal environment steps, on the ground truth.
 
-    python -m benchmarks.pointer_policy [--scenario lite] [--steps 50000] [--seeds 3] [--quick]
+    python -m benchmarks.pointer_policy [--scenario lite] [--id ID ...] [--steps 50000] [--quick]
 
 Both networks are tuned alike: for every id one training a setting of GRID, with a seed of its own, and the
 best value on held-out *learned* users wins. The trainings that are reported follow, one a seed, on learned
@@ -199,6 +199,9 @@ def main() -> None:
     """Tune, train, score, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenario", default="lite")
+    parser.add_argument(
+        "--id", action="append", choices=SLOT_IDS, help="only this one; several times for more"
+    )
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--sessions", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
@@ -212,11 +215,12 @@ def main() -> None:
     seeds = range(1 if quick else given.seeds)
     study = Study(given.scenario, work, 4096 if quick else given.steps, 50 if quick else given.sessions)
     rows: list[dict[str, Any]] = []
+    ids = tuple(given.id or SLOT_IDS)
     with progress_bar("pointer policy") as progress:
-        for done, env_id in enumerate(SLOT_IDS):
-            progress(done, len(SLOT_IDS))
+        for done, env_id in enumerate(ids):
+            progress(done, len(ids))
             rows += rows_of(study, env_id, seeds)
-        progress(len(SLOT_IDS), len(SLOT_IDS))
+        progress(len(ids), len(ids))
     show(rows, f"{study.scenario.name}, {study.steps:,} slots, ground truth, {study.sessions} sessions")
     about = {
         "edgerec_gym": edgerec_gym.__version__,
