@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from edgerec_gym.agents.contest_rows import leaderboards
 from edgerec_gym.agents.whole_benchmark import ALL, NAME
@@ -25,20 +26,25 @@ START, END = (
 
 
 def published(results: Path) -> tuple[Rows, Rows]:
-    """Rows and runs of the last full benchmark; quick ones are not published."""
+    """Rows and runs of the last full benchmark; of tracks and scenarios without one, those of a quick run."""
     file = results / f"{NAME}.json"
     if not file.is_file():
         return [], []
     content = read_json(file)
-    rows, runs = ([item for item in content[name] if not item["quick"]] for name in ("rows", "runs"))
-    return [item for item in rows if item["track"] != ALL], runs
+    full = {(run["track"], run["scenario"]) for run in content["runs"] if not run["quick"]}
+
+    def shown(item: dict[str, Any]) -> bool:
+        return item["track"] != ALL and item["quick"] != ((item["track"], item["scenario"]) in full)
+
+    rows, runs = (list(filter(shown, content[name])) for name in ("rows", "runs"))
+    return rows, runs
 
 
 def leaderboard(results: Path) -> str:
     """Return the tables in Markdown, with what they come from; one line if there are no results."""
     rows, runs = published(results)
     if not rows:
-        return "No full run of the benchmark is published yet."
+        return "No run of the benchmark is published yet."
     lines = []
     about = {(run["track"], run["scenario"]): run for run in runs}
     for (track, scenario), (header, body) in zip(
@@ -47,7 +53,12 @@ def leaderboard(results: Path) -> str:
         strict=True,
     ):
         run = about[track, scenario]
-        title = f"**{track}**, `{scenario}`, {run['sessions']:,} sessions, {run['seeds']} training seeds"
+        size = (
+            "`--quick`: shipped runs of one training seed"
+            if run["quick"]
+            else f"{run['seeds']} training seeds"
+        )
+        title = f"**{track}**, `{scenario}`, {run['sessions']:,} sessions, {size}"
         lines += [f"{title} ({run['versions']['edgerec_gym']}, {run['machine']}):", ""]
         lines += [*markdown_table(header, body), ""]
     return "\n".join(lines).rstrip()
