@@ -53,11 +53,7 @@ def leaderboard(results: Path) -> str:
         strict=True,
     ):
         run = about[track, scenario]
-        size = (
-            "`--quick`: shipped runs of one training seed"
-            if run["quick"]
-            else f"{run['seeds']} training seeds"
-        )
+        size = "`--quick`, shipped runs" if run["quick"] else f"{run['seeds']} training seeds"
         title = f"**{track}**, `{scenario}`, {run['sessions']:,} sessions, {size}"
         lines += [f"{title} ({run['versions']['edgerec_gym']}, {run['machine']}):", ""]
         lines += [*markdown_table(header, body), ""]

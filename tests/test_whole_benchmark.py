@@ -217,8 +217,8 @@ def test_the_readme_shows_what_the_results_say() -> None:
     assert text == leaderboard.replaced(text, wanted), "run python -m benchmarks.leaderboard"
 
 
-def test_the_leaderboard_ranks_and_leaves_quick_runs_out(tmp_path: Path) -> None:
-    assert "No full run" in leaderboard.leaderboard(tmp_path)
+def test_the_leaderboard_ranks_and_prefers_full_runs(tmp_path: Path) -> None:
+    assert "No run" in leaderboard.leaderboard(tmp_path)
 
     def made(policy: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:
         interval = {"mean": mean, "low": mean - 1, "high": mean + 1}
@@ -228,10 +228,12 @@ def test_the_leaderboard_ranks_and_leaves_quick_runs_out(tmp_path: Path) -> None
     rows += [made("good", "difference", 2, against="keep", p=0.001, p_holm=0.002, shift="none")]
     rows += [made("good", "difference", 1, against="mid", p=0.1, p_holm=0.1, shift="none")]
     rows += [made("keep", "value", 99, shift=SHIFT)]
-    for quick in (False, True):
-        about = {"track": "rerank", "scenario": "lite", "quick": quick, "seeds": 3, "sessions": 10_000}
+    for track, quick in (("rerank", False), ("rerank", True), ("mix", True)):
+        about = {"track": track, "scenario": "lite", "quick": quick, "seeds": 3, "sessions": 10_000}
         save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, whole_benchmark.SAME)
     lines = leaderboard.leaderboard(tmp_path).splitlines()
     assert lines[0].startswith("**rerank**, `lite`, 10,000 sessions, 3 training seeds")
-    assert [line.split(" | ")[0] for line in lines[4:]] == ["| good", "| mid", "| keep"]
+    assert [line.split(" | ")[0] for line in lines[4:7]] == ["| good", "| mid", "| keep"]
+    assert lines[8].startswith("**mix**, `lite`, 10,000 sessions, `--quick`, shipped runs")
+    assert [line.split(" | ")[0] for line in lines[12:]] == ["| keep"]
     assert lines[4] == "| good | 4.000 | 1 |"
