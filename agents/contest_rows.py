@@ -164,10 +164,11 @@ def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
         own = [item for item in rows if (item["track"], item["scenario"]) == (track, scenario)]
         own = [item for item in own if item.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
         values = {item["policy"]: item["mean"] for item in own if item["metric"] == "value"}
-        wins = dict.fromkeys(values, 0)
-        for item in own:
-            if item["metric"] == "difference" and item["p_holm"] < SIGNIFICANT:
-                wins[item["policy"]] += 1
+        compared = [item for item in own if item["metric"] == "difference"]
+        taking_part = {name for item in compared for name in (item["policy"], item["against"])}
+        wins = {policy: 0 for policy in values if policy in taking_part}  # not the oracle
+        for item in compared:
+            wins[item["policy"]] += item["p_holm"] < SIGNIFICANT
         own += [
             {"policy": policy, "metric": "better_than", "mean": n, "low": n, "high": n}
             for policy, n in wins.items()
