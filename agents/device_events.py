@@ -9,11 +9,8 @@ from edgerec_gym.agents.attention import AdditiveAttention
 from edgerec_gym.agents.device_layers import array, base_logit_column, card_weight, linear, stacked_gru
 from edgerec_gym.agents.device_match import event_interest
 from edgerec_gym.agents.interest_match import BehaviourMatch, InterestMatch
-from edgerec_gym.agents.perception import Perception, SequenceEncoder
+from edgerec_gym.agents.perception import ACTION_COLUMNS, Perception, SequenceEncoder
 from edgerec_gym.simulator.onnx_graph import OnnxGraph
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
-
-ACTIONS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}
 
 
 def events(
@@ -26,7 +23,7 @@ def events(
         assert isinstance(compared, AdditiveAttention) and isinstance(matches, InterestMatch | None)
         graphs[name] = event_graph(
             perception.encoder(name),
-            ACTIONS[name],
+            ACTION_COLUMNS[name],
             array(compared.key.weight),
             values[name],
             matches,

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.perception import compact
+from edgerec_gym.agents.perception import ACTION_COLUMNS, compact
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
-ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}
 MATCH_SCALE = 3.0  # brings products of interests and embeddings to order 1
 
 
@@ -63,7 +61,7 @@ class BehaviourMatch(nn.ModuleDict):
 
     Args:
         config: gives the sizes.
-        sequences: histories to read, of :data:`ACTION_COLUMNS`; none: no columns.
+        sequences: histories to read; with none it is empty, and must not be called.
         actions: whether to read what the user did, not only with which cards.
     """
 
@@ -81,7 +79,7 @@ class BehaviourMatch(nn.ModuleDict):
 
     def forward(self, observation: dict[str, Tensor], cards: Tensor) -> Tensor:
         """Match of cards (B, K, at least d), embeddings first, (B, K, size)."""
-        d, parts = self.embedding_size, [cards[..., :0]]
+        d, parts = self.embedding_size, []
         for name, match in self.items():
             history, present = compact(observation[name])
             actions = history[..., -ACTION_COLUMNS[name] :]

@@ -23,7 +23,8 @@ from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
 LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
 BASE_CTR, BASE_CVR = 1, 2  # item scalars, after the embedding
-SEQUENCES = ("exposures", "page_views")
+ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}  # last of a row
+SEQUENCES = tuple(ACTION_COLUMNS)
 
 
 def base_logit(items: Tensor, embedding_size: int) -> Tensor:
@@ -208,13 +209,12 @@ class Perception(nn.Module):
         with_actions: bool = True,
     ) -> None:
         super().__init__()
-        columns = dict(zip(SEQUENCES, (N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS), strict=True))
         lengths = dict(zip(SEQUENCES, (config.exposure_history, config.page_view_history), strict=True))
         self.encoders = nn.ModuleDict(
             {
                 name: SequenceEncoder(
                     config.n_item_features + config.n_types,
-                    columns[name],
+                    ACTION_COLUMNS[name],
                     config.embedding_size,
                     lengths[name],
                     hidden,

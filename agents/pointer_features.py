@@ -9,7 +9,6 @@ up the cards like it and read how they were received. The *newest codes* are the
 from __future__ import annotations
 
 from edgerec_gym.errors import MissingExtraError
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
 try:
     import torch
@@ -25,7 +24,6 @@ MATCH_SCALE = 10.0  # on matches with the interest vectors: a larger unit learns
 SHARPNESS = 3.0  # logits per unit of likeness, by which attention starts to look up similar cards
 DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item
 EVIDENCE = {"exposures": (1.0, -DWELL_CENTRE), "page_views": (2.0, 1.0 - 2 * DWELL_CENTRE)}
-COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}
 
 
 class BehaviourReader(nn.Module):

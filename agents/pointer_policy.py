@@ -28,6 +28,7 @@ except ImportError:
     raise MissingExtraError("PointerPolicy", "train") from None
 
 from edgerec_gym.agents.perception import (
+    ACTION_COLUMNS,
     LOGIT_SCALE,
     BehaviourCodes,
     Perception,
@@ -36,7 +37,7 @@ from edgerec_gym.agents.perception import (
     compact,
     take,
 )
-from edgerec_gym.agents.pointer_features import COLUMNS, EVIDENCE, MATCH_SCALE, BehaviourReader, Scorer
+from edgerec_gym.agents.pointer_features import EVIDENCE, MATCH_SCALE, BehaviourReader, Scorer
 from edgerec_gym.agents.sizes import N_SCALARS, ObservationSizes
 
 ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
@@ -114,7 +115,7 @@ class PointerNetwork(BaseFeaturesExtractor):
         self.readers = nn.ModuleDict(
             {
                 name: BehaviourReader(sizes, columns, hidden, heads, width, *EVIDENCE[name])
-                for name, columns in COLUMNS.items()
+                for name, columns in ACTION_COLUMNS.items()
             }
         )
         n_matches = 2 * heads + 1 + sizes.lookahead  # one a query vector
