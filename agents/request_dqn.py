@@ -24,7 +24,7 @@ from edgerec_gym.agents.epochs import sizes
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
 from edgerec_gym.agents.supervised import check_sizes
-from edgerec_gym.agents.training import private_randomness
+from edgerec_gym.agents.trained_policy import private_randomness
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError

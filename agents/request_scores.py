@@ -16,7 +16,7 @@ from edgerec_gym.agents.uplift_training import effects_alone, uplift
 from edgerec_gym.config import FeedConfig
 
 if TYPE_CHECKING:
-    from edgerec_gym.agents.training import TrainedPolicy
+    from edgerec_gym.agents.trained_policy import TrainedPolicy
 
 Score = Callable[[Observation], np.ndarray]  # of an observation (R, ...): (R,), larger = rather request
 

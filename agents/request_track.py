@@ -40,7 +40,7 @@ from edgerec_gym.agents.request_waiting import (
     plan_waiting,
     replay_pages,
 )
-from edgerec_gym.agents.training import load_policy as load_trained
+from edgerec_gym.agents.trained_policy import load_policy as load_trained
 from edgerec_gym.agents.uplift_data import split_decisions
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.agents.uplift_training import load_model, uplift

@@ -1,4 +1,4 @@
-"""Train a policy on the feed with MaskablePPO, and load it back to play.
+"""Train a policy on the feed with MaskablePPO.
 
 A run is a folder:
 
@@ -17,70 +17,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgerec_gym import __version__
-from edgerec_gym.agents.base import Explanation, Observation, check_observation
 from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.config import SCHEMA_VERSION, Config, bounded
+from edgerec_gym.config import SCHEMA_VERSION
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import IDS, track_of
 from edgerec_gym.scenario import Scenario
 
 try:
-    import torch
     from sb3_contrib import MaskablePPO
-    from sb3_contrib.common.maskable.policies import MaskableMultiInputActorCriticPolicy
     from stable_baselines3.common.callbacks import BaseCallback
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.pointer_policy import PointerPolicy
 from edgerec_gym.agents.reranker import torch_threads
+from edgerec_gym.agents.trained_policy import (
+    AGENTS,
+    POINTER,
+    PPOConfig,
+    policy_class,
+    policy_kwargs,
+    private_randomness,
+    sizes_of,
+)
 from edgerec_gym.sb3 import make_vec_env
 
-POINTER, FLAT = AGENTS = ("pointer-ppo", "flat-ppo")
 FIXED = (  # in a resumed run
     "agent", "id", "scenario", "users", "members", "seed", "num_envs", "hyper", "sizes",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PPOConfig(Config):
-    """Hyper-parameters of MaskablePPO and of the policy network."""
-
-    learning_rate: float = bounded(3e-3, 1e-7, 1.0)
-    final_learning_rate: float = bounded(3e-4, 0.0, 1.0)  # reached linearly at the last step
-    n_steps: int = bounded(32, 2, 100_000)  # slots per environment and update
-    batch_size: int = bounded(512, 2, 1_000_000)  # slots per gradient step
-    n_epochs: int = bounded(2, 1, 100)  # passes over each update's slots
-    gamma: float = bounded(0.95, 0.0, 1.0)  # discount per slot
-    gae_lambda: float = bounded(0.95, 0.0, 1.0)
-    clip_range: float = bounded(0.2, 0.01, 1.0)
-    ent_coef: float = bounded(0.01, 0.0, 10.0)
-    vf_coef: float = bounded(0.5, 0.0, 10.0)
-    max_grad_norm: float = bounded(0.5, 1e-3, 1e3)
-    uncertainty_penalty: float = bounded(0.0, 0.0, 1e3)  # per unit of the ensemble's disagreement (MOPO)
-    hidden: int = bounded(32, 2, 4096)  # width of the hidden layers
-    heads: int = bounded(2, 1, 64)  # interest vectors per history (pointer-ppo)
-
-    def schedule(self, progress_remaining: float) -> float:
-        """Learning rate while 1..0 of the training remains."""
-        return self.final_learning_rate + progress_remaining * (self.learning_rate - self.final_learning_rate)
 
 
 def train(
@@ -169,7 +144,7 @@ def train(
         "seed": seed,
         "num_envs": num_envs,
         "hyper": settings.to_dict(),
-        "sizes": _sizes(env),
+        "sizes": sizes_of(env),
         "steps": 0,
         "updates": 0,
         "versions": _versions(),
@@ -217,37 +192,9 @@ def _versions() -> dict[str, str]:
     return {"edgerec_gym": __version__} | {name: version(name) for name in names}
 
 
-def _feed(env: Any) -> Any:
-    """The package's environment under a wrapper or a stable-baselines3 VecEnv."""
-    return getattr(env, "venv", getattr(env, "unwrapped", env))
-
-
-def _spaces(env: Any) -> tuple[spaces.Dict, spaces.Discrete]:
-    """Observation and action space of one environment of a single or vector one."""
-    if isinstance(env, VectorEnv):
-        return env.single_observation_space, env.single_action_space  # type: ignore[return-value]
-    return env.observation_space, env.action_space
-
-
-def _sizes(env: Any) -> dict[str, Any]:
-    observations, actions = _spaces(_feed(env))
-    shapes = {key: list(space.shape or ()) for key, space in observations.items() if key != "action_mask"}
-    return shapes | {"actions": int(actions.n)}
-
-
-def _policy_kwargs(agent: str, track: str, settings: PPOConfig) -> dict[str, Any]:
-    if agent == POINTER:
-        return {"track": track, "hidden": settings.hidden, "heads": settings.heads}
-    return {"net_arch": [settings.hidden, settings.hidden]}
-
-
-def _policy_class(agent: str) -> type[Any]:
-    return PointerPolicy if agent == POINTER else MaskableMultiInputActorCriticPolicy
-
-
 def _build(env: Any, agent: str, settings: PPOConfig, seed: int, log: Path | None) -> MaskablePPO:
     return MaskablePPO(
-        _policy_class(agent),
+        policy_class(agent),
         env,
         learning_rate=settings.schedule,
         n_steps=settings.n_steps,
@@ -260,7 +207,7 @@ def _build(env: Any, agent: str, settings: PPOConfig, seed: int, log: Path | Non
         vf_coef=settings.vf_coef,
         max_grad_norm=settings.max_grad_norm,
         tensorboard_log=None if log is None else str(log),
-        policy_kwargs=_policy_kwargs(agent, env.venv.track, settings),
+        policy_kwargs=policy_kwargs(agent, env.venv.track, settings),
         seed=seed,
         device="cpu",  # networks this small gain nothing elsewhere
     )
@@ -268,18 +215,6 @@ def _build(env: Any, agent: str, settings: PPOConfig, seed: int, log: Path | Non
 
 def _now(record: dict[str, Any], model: Any) -> dict[str, Any]:
     return record | {"steps": int(model.num_timesteps), "updates": int(model._n_updates)}
-
-
-@contextmanager
-def private_randomness() -> Iterator[None]:
-    """Put back the global generators, which stable-baselines3 seeds and uses."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 class _Callback(BaseCallback):
@@ -306,82 +241,3 @@ class _Callback(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-class TrainedPolicy:
-    """A trained network as a Policy: the most probable legal action, batched."""
-
-    stateless = True
-
-    def __init__(self, name: str, network: Any, threads: int = 1) -> None:
-        self.name, self.network, self.threads = name, network, threads
-        self._seen: Observation = {}
-
-    def reset(self, mask: np.ndarray) -> None:
-        """Do nothing: the network has no state."""
-
-    def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64, legal under the mask; InputError if the observation is not finite."""
-        check_observation(observation)
-        self._seen = observation
-        with torch_threads(self.threads):
-            actions, _ = self.network.predict(
-                observation, deterministic=True, action_masks=observation["action_mask"]
-            )
-        return np.asarray(actions, np.int64)
-
-    def log_probabilities(self, observation: Observation) -> np.ndarray:
-        """Return (B, A) float32 of all actions; InputError if the observation is not finite."""
-        check_observation(observation)
-        with torch_threads(self.threads), torch.inference_mode():
-            tensors, _ = self.network.obs_to_tensor(observation)
-            drawn = self.network.get_distribution(tensors, action_masks=observation["action_mask"])
-            return drawn.distribution.logits.numpy()
-
-    def explain(self, row: int) -> Explanation | None:
-        """Tell the logarithms of the probabilities of the pool rows, where they are actions of the track.
-
-        Computed when asked for, so ask before the observation of the last call changes.
-        """
-        seen = {key: values[row : row + 1] for key, values in self._seen.items()}
-        n_pool = seen["pool"].shape[1]
-        if seen["action_mask"].shape[1] < n_pool:
-            return None
-        with torch_threads(self.threads), torch.inference_mode():
-            tensors, _ = self.network.obs_to_tensor(seen)
-            spread = self.network.get_distribution(tensors, action_masks=seen["action_mask"])
-        return Explanation(scores=spread.distribution.logits[0, :n_pool].numpy())
-
-
-def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPolicy:
-    """Load what :func:`train` wrote.
-
-    Args:
-        folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
-        env: the environment that it will play: any of the package's environments.
-        threads: torch threads while it acts.
-
-    Raises:
-        InputError: nothing there, broken files, or a policy of another id or of other sizes.
-    """
-    folder, record = checkpoint.read_run(folder)
-    agent, feed = record["agent"], _feed(env)
-    if agent not in AGENTS:
-        raise InputError(f"{folder} holds the agent {agent!r}, of another version; train {AGENTS[0]} anew")
-    if record["track"] != feed.track:
-        raise InputError(
-            f"{folder} was trained for the track {record['track']!r}; this environment is {feed.track!r}"
-        )
-    for key, size in _sizes(feed).items():
-        if record["sizes"].get(key) != size:
-            raise InputError(
-                f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
-            )
-    settings = PPOConfig.from_dict(record["hyper"])
-    with private_randomness():
-        network = _policy_class(agent)(
-            *_spaces(feed), settings.schedule, **_policy_kwargs(agent, feed.track, settings)
-        )
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
-    network.set_training_mode(False)
-    return TrainedPolicy(agent, network, threads)

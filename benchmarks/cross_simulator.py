@@ -33,7 +33,8 @@ from benchmarks.click_trees import fit_trees
 from benchmarks.ground_truth import interval
 from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.training import load_policy, train
+from edgerec_gym.agents.trained_policy import load_policy
+from edgerec_gym.agents.training import train
 from edgerec_gym.atomic import atomic_path, make_folder, write_json
 from edgerec_gym.evaluate import KEEP, play
 from edgerec_gym.logs.ebnerd import convert_ebnerd

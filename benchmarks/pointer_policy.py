@@ -26,7 +26,8 @@ import edgerec_gym
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.baselines import Keep, make_policy
 from edgerec_gym.agents.pointer_policy import PointerPolicy
-from edgerec_gym.agents.training import AGENTS, FLAT, POINTER, TrainedPolicy, load_policy, train
+from edgerec_gym.agents.trained_policy import AGENTS, FLAT, POINTER, TrainedPolicy, load_policy
+from edgerec_gym.agents.training import train
 from edgerec_gym.atomic import atomic_path, make_folder, write_json
 from edgerec_gym.console import progress_bar
 from edgerec_gym.evaluate import Policy, play

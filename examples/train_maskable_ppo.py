@@ -9,7 +9,7 @@ from sb3_contrib import MaskablePPO
 
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.pointer_policy import PointerPolicy
-from edgerec_gym.agents.training import TrainedPolicy
+from edgerec_gym.agents.trained_policy import TrainedPolicy
 from edgerec_gym.evaluate import evaluate
 from edgerec_gym.sb3 import make_vec_env
 

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.base import Policy
-from edgerec_gym.agents.training import AGENTS, PPOConfig, load_policy, train
+from edgerec_gym.agents.trained_policy import AGENTS, PPOConfig, load_policy
+from edgerec_gym.agents.training import train
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import track_of
