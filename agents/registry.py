@@ -17,6 +17,7 @@ from edgerec_gym.agents import (
     insertion_runs,
     request_dqn,
     supervised,
+    trained_policy,
     training,
     uplift_training,
 )
@@ -26,7 +27,7 @@ from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.errors import InputError
 
 AGENTS = (
-    *training.AGENTS,
+    *trained_policy.AGENTS,
     *supervised.RERANKERS,
     evaluator_training.AGENT,
     *generator_runs.AGENTS,
@@ -92,12 +93,12 @@ def train_agent(
         return esan_gradient.train(out, based_on=based_on, progress=progress, **place, **common)
     if based_on:
         raise InputError(f"agent {agent!r} is based on no other run; leave --based-on out")
-    if agent in (*training.AGENTS, request_dqn.AGENT) and logs is not None:
+    if agent in (*trained_policy.AGENTS, request_dqn.AGENT) and logs is not None:
         raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
     if agent == request_dqn.AGENT:
         playing = {name: play[name] for name in ("scenario", "users", "steps") if name in play}
         return request_dqn.train(out, **playing, **common)
-    if agent in training.AGENTS:
+    if agent in trained_policy.AGENTS:
         return training.train(out=out, agent=agent, progress=progress is not None, **play, **common)
     if logs is None:
         raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
@@ -126,4 +127,4 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
         return load_planner(folder, env)
     if agent == request_dqn.AGENT:
         return load_learner(folder, env)
-    return (supervised if agent in supervised.RERANKERS else training).load_policy(folder, env)
+    return (supervised if agent in supervised.RERANKERS else trained_policy).load_policy(folder, env)

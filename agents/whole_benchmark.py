@@ -34,7 +34,7 @@ from edgerec_gym.config import SHIFTS
 from edgerec_gym.errors import InputError
 
 NAME = "benchmark"  # of the file of rows
-FEWER_SESSIONS = 2000  # with shifted users, and on learned ones
+SHIFTED_SESSIONS = 2000  # with each kind of shifted users
 QUICK_SESSIONS = 1000
 SAME = ("track", "scenario", "quick")  # tell runs in a file apart
 ALL = "all"
@@ -114,8 +114,8 @@ def plan(order: Order, base: str | Path) -> list[str]:
             training = f"{len(needed) - missing} shipped runs ({missing} are not shipped), "
         lines.append(
             f"{setting.track} on {setting.scenario}: {training}{entries} policies and seeds play {sessions} "
-            f"sessions of the ground truth, {min(sessions, FEWER_SESSIONS)} with each of {shifts} shifts "
-            "and of learned users"
+            f"sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of {shifts} shifts, "
+            f"and {_learned_sessions(setting)} of learned users"
         )
     return lines
 
@@ -191,7 +191,8 @@ def _run_one(
     rows: Rows = []
     scores = []
     shifts = tuple(SHIFTS) if order.shifts is None else order.shifts
-    fewer = replace(contest.place, sessions=min(contest.place.sessions, FEWER_SESSIONS), by_position=False)
+    sessions = min(contest.place.sessions, SHIFTED_SESSIONS)
+    fewer = replace(contest.place, sessions=sessions, by_position=False)
     for shift in (None, *shifts):
         place = contest.place if shift is None else replace(fewer, shift=shift)
         true = _with_oracle(contest, place, contest.entries if shift is None else contest.contestants, play)
@@ -200,10 +201,15 @@ def _run_one(
         if shift is None:
             rows += rows_of.comparison_rows(contest, true)
             rows += _speed(contest, cache)
-            place = replace(fewer, users="learned")
+            place = replace(fewer, users="learned", sessions=_learned_sessions(setting))
             rows += rows_of.exploitation_rows(contest, true, play(place, _playable(contest, place)))
     rows += rows_of.aggregate_rows(scores, setting.sizes.sessions)
     return rows, scores
+
+
+def _learned_sessions(setting: Setting) -> int:
+    """Sessions of learned users: as many as the track plays itself, whose cache then serves both."""
+    return min(setting.sizes.sessions, getattr(setting.sizes, "learned_sessions", SHIFTED_SESSIONS))
 
 
 def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any]) -> None:

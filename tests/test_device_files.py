@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from command_line import fails_with, run_well
 from onnx import numpy_helper
-from typer.testing import CliRunner
 
 from edgerec_gym.agents.device import DeviceSession, load
 from edgerec_gym.agents.device_export import export, export_network
@@ -24,7 +24,6 @@ from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.reranker import RerankerConfig
 from edgerec_gym.agents.supervised import build
-from edgerec_gym.cli import app
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
 from edgerec_gym.logs.collect import collect
@@ -67,18 +66,12 @@ def device_copy(device: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(device, tmp_path / "copy"))
 
 
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.mark.parametrize("agent", ["crban", "pointer", "search"])
 def test_the_command_exports_what_evaluate_plays(
     runs: Path, lite: Scenario, tmp_path: Path, agent: str
 ) -> None:
     out = tmp_path / "device"
-    result = run("export", runs / agent, "--out", out, "--scenario", "lite", "--json")
-    assert result.exit_code == 0, result.output
-    described = json.loads(result.stdout)
+    described = json.loads(run_well("export", runs / agent, "--out", out, "--scenario", "lite", "--json"))
     assert described["places"] == lite.config.slate_size and described["scenario"] == "lite"
     assert described["bytes"] == sum(path.stat().st_size for path in out.glob("*.onnx")) < 3e6
     assert sorted(described["sha256"]) == sorted(path.name for path in out.glob("*.onnx"))
@@ -97,8 +90,8 @@ def test_the_command_exports_what_evaluate_plays(
 def test_an_earlier_export_is_replaced_and_nothing_else(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "device"
     export(runs / "search", out, scenario="lite")
-    result = run("export", runs / "crban", "--out", out, "--scenario", "lite", "--places", 4)
-    assert result.exit_code == 0 and "crban, 3 graphs, 0." in result.stdout, result.output
+    told = run_well("export", runs / "crban", "--out", out, "--scenario", "lite", "--places", 4)
+    assert "crban, 3 graphs, 0." in told
     assert load(out).places == 4
     assert [path.name for path in tmp_path.iterdir()] == ["device"] and len(list(out.iterdir())) == 4
     (tmp_path / "mine").mkdir()
@@ -149,8 +142,7 @@ def test_a_device_needs_no_torch(device: Path) -> None:
 def test_what_cannot_be_exported(
     runs: Path, tmp_path: Path, agent: str, options: list[str], message: str
 ) -> None:
-    result = run("export", runs / agent, "--out", tmp_path / "out", *options)
-    assert result.exit_code == 2 and result.stdout == "" and message in result.stderr, result.output
+    fails_with(message, "export", runs / agent, "--out", tmp_path / "out", *options)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from command_line import fails_with, run_well
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from edgerec_gym.agents.zoo import policy_zoo
-from edgerec_gym.cli import app
 from edgerec_gym.errors import InputError
 from edgerec_gym.fidelity_report import fidelity_report, rank_policies
 from edgerec_gym.logs.collect import collect
@@ -195,22 +194,16 @@ def test_a_ranking_needs_policies(folder, scenario):
         fidelity_report(scenario, folder / "logs", policies=zoo[1:])
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["fidelity", *(str(argument) for argument in arguments)])
-
-
 def test_the_command_writes_a_report(folder, tmp_path):
-    arguments = folder / "scenario", folder / "logs", "--quick", "--policy-sessions", 10
-    result = run(*arguments, "--out", tmp_path / "out", "--json")
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    arguments = "fidelity", folder / "scenario", folder / "logs", "--quick", "--policy-sessions", 10
+    report = json.loads(run_well(*arguments, "--out", tmp_path / "out", "--json"))
     assert report == json.loads((tmp_path / "out" / "fidelity.json").read_text())
     for key in ("click_ece", "two_sample_auc", "kendall_tau", "policies", "exploitation_gap"):
         assert report[key] is not None
     files = {"fidelity.json", "reliability.png", "click_rate.png", "policies.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
-    shown = run(*arguments)
-    assert "Kendall tau" in shown.stdout and "weak:" in shown.stdout and "two-sample AUC" in shown.stdout
+    shown = run_well(*arguments)
+    assert "Kendall tau" in shown and "weak:" in shown and "two-sample AUC" in shown
 
 
 @pytest.mark.parametrize(
@@ -223,9 +216,8 @@ def test_the_command_writes_a_report(folder, tmp_path):
     ],
 )
 def test_errors_are_one_line(message, scenario, logs, folder):
-    result = run(folder / scenario if (folder / scenario).exists() else scenario, folder / logs)
-    assert result.exit_code == 2 and result.stdout == "", result.output
-    assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
+    scenario = folder / scenario if (folder / scenario).exists() else scenario
+    fails_with(message, "fidelity", scenario, folder / logs)
 
 
 def test_too_few_sessions_are_named(scenario, tmp_path):

@@ -10,10 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 import small_table as small
+from command_line import fails_with, run, run_well
 from small_table import Place
-from typer.testing import CliRunner
 
-from edgerec_gym.cli import app
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.logs.table_items import PRIOR_RATE, PRIOR_SHARE
@@ -302,35 +301,24 @@ def test_long_sessions_continue_as_new_ones(place):
 # The command
 
 
-def command(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def test_import_then_fit(place):
     table = small.save(small.table(), place.folder / "table.csv")
     mapping = small.save_mapping(place.folder / "mapping.json")
     out = place.folder / "logs"
-    result = command("import", table, "--mapping", mapping, "--out", out, "--json")
-    assert result.exit_code == 0, result.output
-    values = json.loads(result.stdout)
+    values = json.loads(run_well("import", table, "--mapping", mapping, "--out", out, "--json"))
     assert values["counts"]["slots"] == 1200 and values["out"] == str(out)
-    again = command("import", table, "--mapping", mapping, "--out", out)
+    again = run("import", table, "--mapping", mapping, "--out", out)
     assert again.exit_code == 0 and "slots: 1200" in again.stdout and "note: " in again.stderr
     pytest.importorskip("torch")
     scenario = place.folder / "scenario"
-    fitted = command("fit", out, "--out", scenario, "--ensemble", 1, "--epochs", 1, "--json")
-    assert fitted.exit_code == 0, fitted.output
-    assert json.loads(fitted.stdout)["sessions"] == 12
-    wrong = command("import", table, "--mapping", place.folder / "none.json", "--out", out)
-    assert wrong.exit_code == 2 and wrong.stdout == "" and len(wrong.stderr.splitlines()) == 1
+    fitted = run_well("fit", out, "--out", scenario, "--ensemble", 1, "--epochs", 1, "--json")
+    assert json.loads(fitted)["sessions"] == 12
+    fails_with("none.json", "import", table, "--mapping", place.folder / "none.json", "--out", out)
 
 
 def test_a_log_of_clicks_only_fits_with_figures_left_empty(place):
     pytest.importorskip("torch")
     place.run(small.table().filter(pl.col("clicked") == 1))
-    result = command(
-        "fit", place.out, "--out", place.folder / "scenario", "--ensemble", 1, "--epochs", 1, "--json"
-    )
-    assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout)
+    small_fit = ("--ensemble", 1, "--epochs", 1, "--json")
+    figures = json.loads(run_well("fit", place.out, "--out", place.folder / "scenario", *small_fit))
     assert figures["click_rate"] == 1.0 and figures["click_auc"] is figures["impression_auc"] is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from command_line import fails_with, run_well
 
 from benchmarks.off_policy import HalfPage, part
 from benchmarks.open_bandit import CAMPAIGNS, load_open_bandit, open_bandit_rows, random_decisions
@@ -15,7 +15,6 @@ from edgerec_gym.agents.baselines import FixedInterval, Keep, Random
 from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_decisions import read_decisions
 from edgerec_gym.agents.request_moments import AtMoments
-from edgerec_gym.cli import app
 from edgerec_gym.config import preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
@@ -119,13 +118,10 @@ def test_moments_need_requests_alone(decisions, moments):
 
 
 def test_the_commands(logs, tmp_path):
-    def run(*arguments):
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
     judge = ["off-policy", logs / "few", "--policy", "keep", "--policy", "fixed-interval"]
-    shown = run(*judge, "--at-moments")
-    assert shown.exit_code == 0 and "effective sessions" in shown.stdout and "fixed-interval" in shown.stdout
-    rows = json.loads(run(*judge, "--at-moments", "--json").stdout)
+    shown = run_well(*judge, "--at-moments")
+    assert "effective sessions" in shown and "fixed-interval" in shown
+    rows = json.loads(run_well(*judge, "--at-moments", "--json"))
     assert [row["policy"] for row in rows] == ["keep", "fixed-interval"]
     assert {*ESTIMATORS, "logged", "effective_sessions"} <= set(rows[0]) and rows[0]["sessions"] == SESSIONS
     for arguments, message in (
@@ -135,15 +131,12 @@ def test_the_commands(logs, tmp_path):
         (["off-policy", tmp_path, "--policy", "keep"], "logs.json does not exist"),
         (["export-logs", logs / "few", "--out", tmp_path / "bad"], "names the data set"),
     ):
-        result = run(*arguments)
-        assert result.exit_code == 2 and result.stdout == "" and message in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+        fails_with(message, *arguments)
     pytest.importorskip("minari")
     out = tmp_path / "feed-v0"
-    done = run(
-        "export-logs", logs / "few", "--out", out, "--id", "EdgeFeedRequest-v0", "--sessions", 3, "--json"
-    )
-    assert json.loads(done.stdout)["episodes"] == 3 and (out / "data" / "main_data.hdf5").is_file()
+    options = ("--id", "EdgeFeedRequest-v0", "--sessions", 3, "--json")
+    done = json.loads(run_well("export-logs", logs / "few", "--out", out, *options))
+    assert done["episodes"] == 3 and (out / "data" / "main_data.hdf5").is_file()
 
 
 @pytest.mark.skipif(not OPEN_BANDIT.is_dir(), reason="no Open Bandit data")

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import command_line
 import gymnasium as gym
 import numpy as np
 import pytest
 import small_track
 from scipy.stats import trim_mean
-from typer.testing import CliRunner
 
 from benchmarks import leaderboard
 from edgerec_gym.agents import contests, mix_share, mix_track, shipping, whole_benchmark
@@ -20,7 +20,6 @@ from edgerec_gym.agents.contests import chosen, names_of, track_module, tracks
 from edgerec_gym.agents.shipping import ship
 from edgerec_gym.agents.whole_benchmark import Order, plan, run, settings_of
 from edgerec_gym.benchmark import save_rows
-from edgerec_gym.cli import app
 from edgerec_gym.config import SHIFTS, SyntheticUserConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
@@ -119,7 +118,7 @@ def test_ones_own_policy_joins(small: Path, tmp_path: Path, monkeypatch: pytest.
     file.write_text(MINE)
     own, told = "module_of_mine:Last", []
     options = ("--track", "rerank", "--shift", "none", "--sessions", "20", "--workers", "1", "--json")
-    result = CliRunner().invoke(app, ["bench", "--policy", own, "--policy", "greedy", *options])
+    result = command_line.run("bench", "--policy", own, "--policy", "greedy", *options)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
     assert set(figures(rows, "value")) == {"keep", "greedy", own, "oracle"}
@@ -145,9 +144,7 @@ def test_ones_own_policy_joins(small: Path, tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_bad_input_ends_in_one_line(options: tuple[str, ...], message: str) -> None:
-    result = CliRunner().invoke(app, ["bench", *options])
-    assert result.exit_code == 2 and result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1 and message in result.stderr
+    command_line.fails_with(message, "bench", *options)
 
 
 def test_every_track_names_its_contest(tmp_path: Path) -> None:

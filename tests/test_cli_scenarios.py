@@ -1,0 +1,151 @@
+"""The command line: scenarios are fitted and shown, and the demo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import small_ebnerd
+from command_line import fails_with, run, run_well
+
+import edgerec_gym
+from edgerec_gym import demo
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.scenario import Scenario
+
+ROOT = Path(edgerec_gym.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> Path:
+    """A tiny log folder."""
+    out = tmp_path_factory.mktemp("cli") / "logs"
+    run_well("collect", "--preset", "lite", "--sessions", 30, "--out", out)
+    return out
+
+
+def test_info_shows_sizes_provenance_and_fidelity(lite):
+    text = run_well("info", "lite")
+    assert "pool_size: 20" in text and "provenance" in text
+    content = json.loads(run_well("info", "lite", "--json"))
+    assert content["config"] == json.loads(json.dumps(lite.config.to_dict()))
+    assert content["items"] == len(lite.catalog)
+
+
+@pytest.fixture(scope="module")
+def fitted(logs, tmp_path_factory) -> Path:
+    """Users fitted on the tiny log."""
+    pytest.importorskip("torch")
+    out = tmp_path_factory.mktemp("cli") / "scenario"
+    run_well("fit", logs, "--out", out, "--ensemble", 1, "--epochs", 1)
+    return out
+
+
+def test_fit_writes_a_scenario_and_keeps_a_finished_one(logs, fitted):
+    written = {path: path.stat().st_mtime_ns for path in fitted.iterdir()}
+    arguments = ("fit", logs, "--out", fitted, "--ensemble", 1, "--epochs", 1)
+    figures = json.loads(run_well(*arguments, "--json"))
+    assert 0 < figures["click_auc"] <= 1 and figures["out"] == str(fitted)
+    assert f"click_auc: {figures['click_auc']:.4g}" in run_well(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in fitted.iterdir()} == written
+    assert json.loads(run_well("info", fitted, "--json"))["fidelity"]["click_auc"] == figures["click_auc"]
+    rows = json.loads(run_well("evaluate", "keep", "--scenario", fitted, "--sessions", 4, "--json"))
+    assert [(row["policy"], row["users"]) for row in rows] == [
+        ("keep", "learned"),
+        ("keep", "synthetic"),
+        ("oracle", "synthetic"),
+    ]
+
+
+def test_fit_on_real_logs_compares_with_references(tmp_path):
+    pytest.importorskip("lightgbm")
+    source = small_ebnerd.save(small_ebnerd.bundle(), tmp_path / "bundle")
+    arguments = ("fit", source, "--out", tmp_path / "scenario", "--ensemble", 1, "--epochs", 1)
+    text = run_well(*arguments)
+    for name in (
+        "item popularity",
+        "200 boosted trees on 7 streaming features",
+        "lambdarank",
+        "learned users",
+    ):
+        assert name in text
+    answer = json.loads(run_well(*arguments, "--json"))
+    assert {"popularity", "boosted_trees", "lambdarank_trees"} < set(answer["reference"])
+    assert LogReader(tmp_path / "scenario" / "logs").complete
+    evaluation = ("evaluate", "keep", "--scenario", tmp_path / "scenario", "--users", "synthetic")
+    fails_with("was fitted on real logs and has no synthetic users", *evaluation)
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch):
+    pytest.importorskip("sb3_contrib")
+    sizes = demo.Sizes(
+        collect_sessions=40, ensemble=1, epochs=1, train_steps=64, evaluate_sessions=5, curve_sessions=4
+    )
+    monkeypatch.setattr(demo, "QUICK", sizes)
+
+
+def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
+    arguments = ("demo", "--quick", "--out", tmp_path, "--json")
+    monkeypatch.setattr("edgerec_gym.evaluate.evaluate", interrupt)
+    stopped = run(*arguments)
+    assert stopped.exit_code == 130 and stopped.stdout == ""
+    kept = f"interrupted: finished stages and checkpoints in {tmp_path} are kept; the same command resumes"
+    assert stopped.stderr.splitlines()[-1] == kept
+    monkeypatch.undo()
+    monkeypatch.setattr(demo, "QUICK", demo.Sizes(40, 1, 1, 64, 5, 4))
+    made = [*(tmp_path / "logs").glob("*.parquet"), *(tmp_path / "scenario").iterdir()]
+    made += [
+        *(tmp_path / "policy" / "checkpoints").rglob("*.*"),
+        *(tmp_path / "policy" / "tensorboard").rglob("*.*"),
+    ]
+    written = {path: path.stat().st_mtime_ns for path in made}
+    answer = json.loads(run_well(*arguments))
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was done again
+    played = {row["policy"] for row in answer["results"]}
+    assert played == {*demo.POLICIES, "pointer-ppo", "edgerec", "oracle"}
+    report = tmp_path / "report"
+    assert answer["report"] == str(report) and (report / "training.png").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert answer["page"] == str(tmp_path / "report.html")
+    for title in ("Evaluation: EdgeFeed-v0", "Learning curves", "Training: pointer-ppo"):
+        assert title in page
+    assert "ground truth, best actions" in page  # the learning curve on the ground truth
+    assert f"Session {demo.REPLAYED}: edgerec" in (tmp_path / "replay.html").read_text()
+    monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)  # a finished demo does nothing
+    assert run_well(*arguments[:-1]).rstrip().endswith(f"open in a browser: {tmp_path / 'report.html'}")
+    fails_with("holds a demo with other arguments", *arguments, "--seed", 1)
+    stopped = run(*arguments, "--seed", 1, "--fresh")
+    assert stopped.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
+
+
+def interrupt(*arguments, **keywords):
+    raise KeyboardInterrupt
+
+
+def test_the_shipped_scenarios_record_their_command(fitted, tmp_path, monkeypatch):
+    def fit(logs, out, **settings):
+        assert settings["seed"] == 3 and settings["ensemble"] == 2 and LogReader(logs).sessions == 30
+        shutil.copytree(fitted, out)
+        return {"click_auc": 0.5}
+
+    monkeypatch.setattr("edgerec_gym.simulator.fit.fit", fit)
+    options = "--name lite --sessions 30 --ensemble 2 --epochs 1 --seed 3"
+    folders = ("--out", tmp_path / "out", "--work", tmp_path / "work")
+    assert json.loads(run_well("scenario", *options.split(), *folders, "--json")) == {
+        "lite": {"click_auc": 0.5}
+    }
+    assert not (tmp_path / "work" / "lite").exists()
+    shipped = tmp_path / "out" / "lite"
+    content = json.loads(run_well("info", shipped, "--json"))
+    assert content["name"] == "lite" and content["provenance"]["command"] == f"edgerec scenario {options}"
+    assert {path.name for path in shipped.iterdir()} == {
+        "scenario.json",
+        "catalog.parquet",
+        "simulator.onnx",
+        "simulator.safetensors",
+    }
+    assert Scenario.load(shipped).simulator_files()[0] == shipped / "simulator.onnx"
