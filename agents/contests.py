@@ -93,7 +93,7 @@ def names_of(track: str) -> tuple[str, ...]:
             ("keep", "one-extra", "interval", "chance", "intent"),
             ("pointer-ppo", "request-dqn"),
         )
-        return (*rules, *module.ESTIMATORS, *learners, "oracle")
+        return (*rules, *module.ESTIMATORS, module.WAITING, *learners, "oracle")
     others = [name for name in module.POLICIES if name not in ("keep", "oracle")]
     return ("keep", *others, "oracle")
 
@@ -207,7 +207,7 @@ def make_contest(setting: Setting, *, workers: int = 2, progress: Progress | Non
     """
     module, found = track_module(setting.track), setting.entries()
     oracle = found[-1].policy
-    entries = [entry for entry in found if all(map(is_trained, entry.files))]
+    entries = [entry for entry in found if _is_ready(entry)]
     missing = dict.fromkeys(entry.policy for entry in found if entry not in entries)
     place = Place(
         module.ENV_ID,
@@ -224,6 +224,11 @@ def make_contest(setting: Setting, *, workers: int = 2, progress: Progress | Non
     fewer = getattr(setting.sizes, "oracle_sessions", None)
     ablations = (*module.ABLATIONS, module.NO_PAGE_VIEWS) if setting.track == "joint" else ()
     return Contest(place, tuple(entries), found[0].policy, oracle, fewer, tuple(missing), ablations)
+
+
+def _is_ready(entry: Entry) -> bool:
+    """Whether its runs are finished, and its price is known if it has one."""
+    return all(map(is_trained, entry.files)) and entry.arguments.get("price", 0.0) is not None
 
 
 def _listed(setting: Setting, names: Sequence[str]) -> list[Entry]:
@@ -268,11 +273,14 @@ def _request(setting: Setting, names: Sequence[str]) -> list[Entry]:
         if name == "oracle":
             found.append(Entry(f"true-effect {TRUE_EFFECT:g}", track.make_oracle, {"price": TRUE_EFFECT}))
         elif name in track.ESTIMATORS:
-            runs = [run_folder(setting.runs, name, seed) for seed in seeds
-                    if name in setting.sizes.agents(seed)]  # fmt: skip
-            for seed, run in enumerate(runs):
+            for seed in seeds:
+                run = run_folder(setting.runs, name, seed)
                 arguments = {"run": str(run), "price": _price_of(track, run, rate)}
                 found.append(Entry(f"{name} {rate:g}", track.make_planner, arguments, (run,), seed))
+        elif name == track.WAITING:
+            for seed in seeds:
+                run = run_folder(setting.runs, track.PLANNER, seed)
+                found += track.waiting_entries(run, [setting.sizes.waiting_rates[RATE]], seed)
         elif name in (track.PPO, track.request_dqn.AGENT):
             for seed in seeds:
                 run = run_folder(setting.runs, name, seed)

@@ -24,7 +24,17 @@ from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
 from edgerec_gym.agents.request_rows import audit_rows, fleet_rows, quality_rows
 from edgerec_gym.agents.request_rows import tables as tables  # of `edgerec bench`
-from edgerec_gym.agents.request_runs import ENV_ID, FULL, PPO, Sizes, run_folder, train_all
+from edgerec_gym.agents.request_runs import (
+    ENV_ID,
+    FULL,
+    HORIZON,
+    PLANNER,
+    PPO,
+    Sizes,
+    run_folder,
+    train_all,
+    waiting_plans,
+)
 from edgerec_gym.agents.request_runs import QUICK as QUICK  # of `edgerec bench`
 from edgerec_gym.agents.request_scores import (
     ChanceScore,
@@ -34,27 +44,18 @@ from edgerec_gym.agents.request_scores import (
     UpliftScore,
     readable,
 )
-from edgerec_gym.agents.request_waiting import (
-    Waiting,
-    WaitingScore,
-    plan_waiting,
-    replay_pages,
-)
+from edgerec_gym.agents.request_waiting import Waiting, WaitingScore
 from edgerec_gym.agents.trained_policy import load_policy as load_trained
-from edgerec_gym.agents.uplift_data import split_decisions
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.agents.uplift_training import load_model, uplift
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 
-PLANNER = "uplift-x"  # that the headline is about
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting
 AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # beside planners
-HORIZON = 15  # slots, of effects that policies and figures are about
 SEED = 1  # of the sessions that are scored; 0 was looked at while this was built
 
 
@@ -147,7 +148,7 @@ def entries(
         found += [Entry(f"{kind} {x:g}", make_baseline, {"kind": kind, "number": x}) for x in numbers]
     observation = readable(sample.observation)
     for seed in seeds:
-        for agent in filter(ESTIMATORS.__contains__, sizes.agents(seed)):
+        for agent in ESTIMATORS:
             run = run_folder(out, agent, seed)
             quantiles = np.array(checkpoint.read_run(run)[1]["quantiles"])
             for rate in sizes.rates:
@@ -160,7 +161,7 @@ def entries(
             for rate in sizes.rates:
                 arguments = {"run": str(run), "price": float(np.quantile(scores, 1 - rate))}
                 found.append(Entry(f"{agent} {rate:g}", make_learner_at, arguments, (run,), seed))
-        found += waiting_entries(out, scenario, sizes, seed)
+        found += waiting_entries(run_folder(out, PLANNER, seed), sizes.waiting_rates, seed)
     for seed in seeds[:1]:
         run = run_folder(out, "uplift-t", seed)
         outcome = uplift(load_model(run, scenario.config), observation).mu1.double().numpy()
@@ -170,18 +171,13 @@ def entries(
     return found
 
 
-def waiting_entries(out: Path, scenario: Scenario, sizes: Sizes, seed: int) -> list[Entry]:
-    """Planners that wait, at several budgets; planned on the log's sessions that decided when to stop."""
-    run = run_folder(out, PLANNER, seed)
-    reader = LogReader(out / "logs")
-    _, stopping, _ = split_decisions(reader, horizon=HORIZON, controls=1.0, surrogate=False, seed=seed)
-    pages = replay_pages(load_model(run, scenario.config), stopping)
-    found = []
-    for rate in sizes.waiting_rates:
-        plan = plan_waiting(pages, rate)
-        arguments = {"run": str(run), "price": plan.price, "later": plan.later.tolist()}
-        found.append(Entry(f"{WAITING} {rate:g}", make_waiting, arguments, (run,), seed))
-    return found
+def waiting_entries(run: Path, rates: Sequence[float], seed: int) -> list[Entry]:
+    """Planners that wait, at several budgets; with the price None where nothing is planned yet."""
+    plans, none = waiting_plans(run), {"price": None, "later": None}
+    return [
+        Entry(f"{WAITING} {rate:g}", make_waiting, {"run": str(run), **plans.get(rate, none)}, (run,), seed)
+        for rate in rates
+    ]
 
 
 def run(
@@ -227,11 +223,7 @@ def run(
     short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=SEED)
     best = played(oracle, short, out / "played", workers=workers, progress=progress)
     models = {
-        agent: [
-            load_model(run_folder(out, agent, seed), loaded.config)
-            for seed in range(seeds)
-            if agent in sizes.agents(seed)
-        ]
+        agent: [load_model(run_folder(out, agent, seed), loaded.config) for seed in range(seeds)]
         for agent in ESTIMATORS
     }
     rows = curve_rows(scored, best, loaded.config.reward)
