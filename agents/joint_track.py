@@ -43,7 +43,7 @@ from edgerec_gym.agents.joint_rows import (
 from edgerec_gym.agents.joint_rows import tables as tables  # of `edgerec bench`
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.request_track import make_planner
-from edgerec_gym.agents.rerank_track import make_diverse, make_policy
+from edgerec_gym.agents.rerank_track import BRIEFLY, make_diverse, make_policy
 from edgerec_gym.agents.track_runs import run_folder, train_missing
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
@@ -113,7 +113,7 @@ FULL = {
         sessions=2000,
         learned_sessions=1000,
         steps=50_000,
-        hyper={agent: {"epochs": 6, "per_session": 4} for agent in (*RERANKERS, ESAN)},
+        hyper={**{agent: BRIEFLY[agent] for agent in RERANKERS}, ESAN: {"epochs": 6, "per_session": 4}},
     ),
 }
 
