@@ -168,7 +168,7 @@ class Setting:
     def entries(self) -> list[Entry]:
         """All that should play but one's own, the oracle last; those whose runs are missing, too."""
         names = [name for name in chosen(self.track, self.policies) if not is_own(name)]
-        find = {"mix": _mix, "request": _request}.get(self.track, _listed)
+        find = {"mix": _mix, "request": _request, "joint": _joint}.get(self.track, _listed)
         return find(self, names)
 
     def run_folders(self) -> list[Path]:
@@ -187,7 +187,9 @@ def train(setting: Setting, workers: int, progress: Progress | None) -> None:
     if setting.track == "joint":
         agents = dict.fromkeys(run.name.rpartition("-")[0] for run in setting.run_folders())
         needed = dict.fromkeys(
-            [*module.PARTS, *agents] if {module.JOINT, module.BLIND} & set(agents) else agents
+            [*module.PARTS[setting.scenario], *agents]
+            if {module.JOINT, module.BLIND} & set(agents)
+            else agents
         )
         module.train_all(*place, range(setting.seeds), tuple(needed), workers, progress)
     elif setting.track == "rerank":
@@ -233,6 +235,11 @@ def _is_ready(entry: Entry) -> bool:
 
 def _listed(setting: Setting, names: Sequence[str]) -> list[Entry]:
     return list(track_module(setting.track).entries(setting.runs, range(setting.seeds), names))
+
+
+def _joint(setting: Setting, names: Sequence[str]) -> list[Entry]:
+    track = track_module(setting.track)
+    return list(track.entries(setting.runs, range(setting.seeds), names, setting.scenario))
 
 
 def _mix(setting: Setting, names: Sequence[str]) -> list[Entry]:

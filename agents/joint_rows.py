@@ -21,7 +21,10 @@ from edgerec_gym.metrics import Interval
 ENV_ID = "EdgeFeed-v0"
 KEEP, ORACLE = "keep", "oracle"
 RERANKERS, ESAN, UPLIFT, PPO = ("dnn", "crban"), "esan", "uplift-x", "pointer-ppo"
-PARTS = (RERANKERS[0], ESAN, UPLIFT)  # that the agent is made of
+PARTS = {  # that the agent is made of, by scenario; first the re-ranker that ranks held-out days best
+    "lite": ("dnn", ESAN, UPLIFT),
+    "default": ("crban", ESAN, UPLIFT),
+}
 JOINT, BLIND = edgerec_runs.AGENT, "edgerec-no-page-views"
 SINGLE = ("greedy", "device-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn")
 INSERT_ONLY, REQUEST_ONLY = "esan + exact, cards only", "uplift-x, requests only"

@@ -149,7 +149,7 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
         JOINT if joint else agent,
         run_folder(Path(out), agent, seed),
         logs=logs,
-        based_on=[run_folder(Path(out), part, seed) for part in PARTS] if joint else (),
+        based_on=[run_folder(Path(out), part, seed) for part in PARTS[scenario]] if joint else (),
         seed=seed,
         resume=True,
         threads=1,
@@ -180,21 +180,22 @@ def make_requests(place: Place, run: str) -> Policy:
     return make_planner(place, run, -float(Scenario.load(place.scenario).config.reward.request))
 
 
-def _agents_of(name: str) -> tuple[str, ...]:
+def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
     """Runs that a policy needs, itself last."""
+    parts = PARTS[scenario]
     if name in (TOGETHER, INSERT_ONLY):
-        return PARTS
+        return parts
     if name in (JOINT, JOINT_PLANS, *ABLATIONS):
-        return (*PARTS, JOINT)
-    special = {NO_PAGE_VIEWS: (*PARTS, BLIND), REQUEST_ONLY: (UPLIFT,), "dpp on dnn": ("dnn",)}
+        return (*parts, JOINT)
+    special = {NO_PAGE_VIEWS: (*parts, BLIND), REQUEST_ONLY: (UPLIFT,), "dpp on dnn": ("dnn",)}
     return special.get(name, (name,) if name in (*RERANKERS, PPO) else ())
 
 
-def entry(out: Path, name: str, seed: int | None) -> Entry:
+def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
     """One policy of :data:`POLICIES`, or one's own as module:Class (seed None)."""
     if seed is None:
         return Entry(name, make_policy, {"name": name})
-    runs = tuple(run_folder(out, agent, seed) for agent in _agents_of(name))
+    runs = tuple(run_folder(out, agent, seed) for agent in _agents_of(name, scenario))
     last = str(runs[-1])
     if name in (TOGETHER, INSERT_ONLY):
         rules = {} if name == TOGETHER else {"decide": {"order": False, "request": False}}
@@ -209,12 +210,16 @@ def entry(out: Path, name: str, seed: int | None) -> Entry:
     return Entry(name, make_policy, {"name": last}, runs, seed)
 
 
-def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str], scenario: str = "lite") -> list[Entry]:
     """Entries of some policies, one for each training seed where there is something to train."""
     for name in names:
         if name not in POLICIES and ":" not in name:
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
-    return [entry(out, name, seed) for name in names for seed in (seeds if _agents_of(name) else (None,))]
+    return [
+        entry(out, name, seed, scenario)
+        for name in names
+        for seed in (seeds if _agents_of(name, scenario) else (None,))
+    ]
 
 
 def run(
@@ -248,8 +253,8 @@ def run(
         )
     out, sizes = make_folder(out), sizes or FULL[scenario]
     names = tuple(dict.fromkeys((KEEP, ORACLE, *(policies or POLICIES))))
-    wanted = entries(out, range(seeds), names)
-    agents = tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name)))
+    wanted = entries(out, range(seeds), names, scenario)
+    agents = tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name, scenario)))
     train_all(out, scenario, sizes, range(seeds), agents, workers, progress)
     options: dict[str, Any] = {"workers": workers, "progress": progress}
     true = played(wanted, Place(ENV_ID, scenario, "synthetic", sizes.sessions), out / "played", **options)
