@@ -20,6 +20,7 @@ from edgerec_gym.comparisons import (
     probability_of_improvement,
     stratified_interval,
 )
+from edgerec_gym.config import SHIFTS
 from edgerec_gym.evaluate import Times
 from edgerec_gym.metrics import Interval
 
@@ -36,6 +37,7 @@ COLUMNS = {
     "value": ".3f",
     "gain_over_keep": "+.3f 95%",
     "gap_closed": ".1%",
+    **{f"gap_closed_{shift}": ".1%" for shift in SHIFTS},
     "interquartile_mean": ".1% 95%",
     "exploitation_gap": "+.1%",
     "better_than": ".0f",
@@ -157,12 +159,13 @@ def comparison_rows(contest: Contest, played: Played) -> Rows:
 def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Header and body of the table of each track and scenario, best policy first, by title.
 
-    `better_than` counts the policies that one is significantly better than, after correction.
+    `better_than` counts the policies that one is significantly better than, after correction; the
+    interquartile mean is that of the shares of the gap with users as they are and with all that are shifted.
     """
     found = {}
     for track, scenario in dict.fromkeys((item["track"], item["scenario"]) for item in rows):
-        own = [item for item in rows if (item["track"], item["scenario"]) == (track, scenario)]
-        own = [item for item in own if item.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
+        all_users = [item for item in rows if (item["track"], item["scenario"]) == (track, scenario)]
+        own = [item for item in all_users if item.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
         values = {item["policy"]: item["mean"] for item in own if item["metric"] == "value"}
         compared = [item for item in own if item["metric"] == "difference"]
         taking_part = {name for item in compared for name in (item["policy"], item["against"])}
@@ -172,6 +175,11 @@ def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
         own += [
             {"policy": policy, "metric": "better_than", "mean": n, "low": n, "high": n}
             for policy, n in wins.items()
+        ]
+        own += [
+            {**item, "metric": f"gap_closed_{item['shift']}"}
+            for item in all_users
+            if item["metric"] == "gap_closed" and item.get("shift") in SHIFTS
         ]
         order = sorted(own, key=lambda item: -values.get(item["policy"], 0.0))
         shown = [item for item in order if item["metric"] in COLUMNS]
