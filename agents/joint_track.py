@@ -113,9 +113,19 @@ FULL = {
         sessions=2000,
         learned_sessions=1000,
         steps=50_000,
-        hyper={**{agent: BRIEFLY[agent] for agent in RERANKERS}, ESAN: {"epochs": 6, "per_session": 4}},
+        hyper={
+            **{agent: BRIEFLY[agent] for agent in RERANKERS},
+            ESAN: {"epochs": 6, "per_session": 4},
+            **{
+                agent: {
+                    "match": 1.0, "teach_sessions": 192, "batch_size": 32, "select_sessions": 512,
+                    "compare_sessions": 256,
+                }
+                for agent in (JOINT, BLIND)
+            },
+        },
     ),
-}
+}  # fmt: skip
 
 
 # --- training -----------------------------------------------------------------------------------------
