@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents.contest_rows import leaderboards
+from edgerec_gym.agents.contests import TRACKS
 from edgerec_gym.agents.whole_benchmark import ALL, NAME
 from edgerec_gym.atomic import atomic_path, read_json
 from edgerec_gym.benchmark import Rows
@@ -26,7 +27,7 @@ START, END = (
 
 
 def published(results: Path) -> tuple[Rows, Rows]:
-    """Rows and runs of the last full benchmark; of tracks and scenarios without one, those of a quick run."""
+    """Rows and runs of the last full benchmark, or of a quick run where there is no full one; joint first."""
     file = results / f"{NAME}.json"
     if not file.is_file():
         return [], []
@@ -36,7 +37,10 @@ def published(results: Path) -> tuple[Rows, Rows]:
     def shown(item: dict[str, Any]) -> bool:
         return item["track"] != ALL and item["quick"] != ((item["track"], item["scenario"]) in full)
 
-    rows, runs = (list(filter(shown, content[name])) for name in ("rows", "runs"))
+    rows, runs = (
+        sorted(filter(shown, content[name]), key=lambda item: -TRACKS.index(item["track"]))
+        for name in ("rows", "runs")
+    )
     return rows, runs
 
 
