@@ -224,13 +224,14 @@ def test_the_leaderboard_ranks_and_prefers_full_runs(tmp_path: Path) -> None:
     rows = [made(name, "value", mean, shift="none") for name, mean in (("keep", 2), ("good", 4), ("mid", 3))]
     rows += [made("good", "difference", 2, against="keep", p=0.001, p_holm=0.002, shift="none")]
     rows += [made("good", "difference", 1, against="mid", p=0.1, p_holm=0.1, shift="none")]
-    rows += [made("keep", "value", 99, shift=SHIFT)]
-    for track, quick in (("rerank", False), ("rerank", True), ("mix", True)):
+    rows += [made("keep", "value", 99, shift=SHIFT), made("good", "gap_closed", 0.25, shift=SHIFT)]
+    for track, quick in (("rerank", False), ("rerank", True), ("joint", True)):
         about = {"track": track, "scenario": "lite", "quick": quick, "seeds": 3, "sessions": 10_000}
         save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, whole_benchmark.SAME)
     lines = leaderboard.leaderboard(tmp_path).splitlines()
-    assert lines[0].startswith("**rerank**, `lite`, 10,000 sessions, 3 training seeds")
-    assert [line.split(" | ")[0] for line in lines[4:7]] == ["| good", "| mid", "| keep"]
-    assert lines[8].startswith("**mix**, `lite`, 10,000 sessions, `--quick`, shipped runs")
-    assert [line.split(" | ")[0] for line in lines[12:]] == ["| keep"]
-    assert lines[4] == "| good | 4.000 | 1 |"
+    assert lines[0].startswith("**joint**, `lite`, 10,000 sessions, `--quick`, shipped runs")
+    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| keep", ""]
+    assert lines[6].startswith("**rerank**, `lite`, 10,000 sessions, 3 training seeds")
+    assert lines[8] == f"| policy | value | gap closed {SHIFT} | better than |"
+    assert [line.split(" | ")[0] for line in lines[10:]] == ["| good", "| mid", "| keep"]
+    assert lines[10] == "| good | 4.000 | 25.0% | 1 |"
