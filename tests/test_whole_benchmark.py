@@ -16,7 +16,7 @@ from scipy.stats import trim_mean
 
 from benchmarks import leaderboard
 from edgerec_gym.agents import contests, mix_share, mix_track, shipping, whole_benchmark
-from edgerec_gym.agents.contests import chosen, names_of, track_module, tracks
+from edgerec_gym.agents.contests import chosen, make_contest, names_of, track_module, tracks
 from edgerec_gym.agents.shipping import ship
 from edgerec_gym.agents.whole_benchmark import Order, plan, run, settings_of
 from edgerec_gym.benchmark import save_rows
@@ -159,6 +159,15 @@ def test_every_track_names_its_contest(tmp_path: Path) -> None:
         assert entries[-1].seed is None and not entries[-1].files, "the oracle is the last"
         assert setting.run_folders()
     assert len(names_of("rerank")) >= 12
+
+
+@pytest.mark.parametrize("track", tracks())
+def test_all_that_quick_plays_is_shipped(track: str, tmp_path: Path) -> None:
+    [setting] = settings_of(Order(tracks=(track,), quick=True), tmp_path)
+    contest = make_contest(setting)
+    assert not contest.missing
+    assert list(dict.fromkeys(entry.policy for entry in contest.entries))[0] == contest.keep
+    assert len({entry.policy for entry in contest.entries}) == len(names_of(track))
 
 
 def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
