@@ -184,16 +184,11 @@ def is_trained(run: Path) -> bool:
 def train(setting: Setting, workers: int, progress: Progress | None) -> None:
     """Train what is missing, and as little else as the track allows."""
     module, place = track_module(setting.track), (setting.runs, setting.scenario, setting.sizes)
+    names = [name for name in chosen(setting.track, setting.policies) if not is_own(name)]
     if setting.track == "joint":
-        agents = dict.fromkeys(run.name.rpartition("-")[0] for run in setting.run_folders())
-        needed = dict.fromkeys(
-            [*module.PARTS[setting.scenario], *agents]
-            if {module.JOINT, module.BLIND} & set(agents)
-            else agents
-        )
-        module.train_all(*place, range(setting.seeds), tuple(needed), workers, progress)
+        needed = module.needed(names, setting.scenario)
+        module.train_all(*place, range(setting.seeds), needed, workers, progress)
     elif setting.track == "rerank":
-        names = [name for name in chosen(setting.track, setting.policies) if not is_own(name)]
         module.train_all(*place, module.needed(names), range(setting.seeds), workers, progress)
     else:
         module.train_all(*place, range(setting.seeds), workers, progress)

@@ -201,6 +201,11 @@ def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
     return special.get(name, (name,) if name in (*RERANKERS, PPO) else ())
 
 
+def needed(names: Sequence[str], scenario: str) -> tuple[str, ...]:
+    """Runs that some policies need, and those that these start from."""
+    return tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name, scenario)))
+
+
 def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
     """One policy of :data:`POLICIES`, or one's own as module:Class (seed None)."""
     if seed is None:
@@ -220,7 +225,7 @@ def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
     return Entry(name, make_policy, {"name": last}, runs, seed)
 
 
-def entries(out: Path, seeds: Sequence[int], names: Sequence[str], scenario: str = "lite") -> list[Entry]:
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str], scenario: str) -> list[Entry]:
     """Entries of some policies, one for each training seed where there is something to train."""
     for name in names:
         if name not in POLICIES and ":" not in name:
@@ -264,8 +269,7 @@ def run(
     out, sizes = make_folder(out), sizes or FULL[scenario]
     names = tuple(dict.fromkeys((KEEP, ORACLE, *(policies or POLICIES))))
     wanted = entries(out, range(seeds), names, scenario)
-    agents = tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name, scenario)))
-    train_all(out, scenario, sizes, range(seeds), agents, workers, progress)
+    train_all(out, scenario, sizes, range(seeds), needed(names, scenario), workers, progress)
     options: dict[str, Any] = {"workers": workers, "progress": progress}
     true = played(wanted, Place(ENV_ID, scenario, "synthetic", sizes.sessions), out / "played", **options)
     place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from typer.testing import CliRunner, Result
 
 from edgerec_gym.cli import app
@@ -25,3 +27,9 @@ def fails_with(message: str, *arguments: object) -> None:
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert result.stderr.startswith("error: ") and message in result.stderr, result.stderr
+
+
+def tiny_logs(out: Path) -> Path:
+    """Collect 30 sessions of lite."""
+    run_well("collect", "--preset", "lite", "--sessions", 30, "--out", out)
+    return out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import fails_with, run_well
+from command_line import fails_with, run_well, tiny_logs
 
 import edgerec_gym
 from edgerec_gym.logs import collect as collect_module
@@ -23,10 +23,7 @@ ROOT = Path(edgerec_gym.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> Path:
-    """A tiny log folder."""
-    out = tmp_path_factory.mktemp("cli") / "logs"
-    run_well("collect", "--preset", "lite", "--sessions", 30, "--out", out)
-    return out
+    return tiny_logs(tmp_path_factory.mktemp("cli") / "logs")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import small_ebnerd
-from command_line import fails_with, run, run_well
+from command_line import fails_with, run, run_well, tiny_logs
 
 import edgerec_gym
 from edgerec_gym import demo
@@ -20,10 +20,7 @@ ROOT = Path(edgerec_gym.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> Path:
-    """A tiny log folder."""
-    out = tmp_path_factory.mktemp("cli") / "logs"
-    run_well("collect", "--preset", "lite", "--sessions", 30, "--out", out)
-    return out
+    return tiny_logs(tmp_path_factory.mktemp("cli") / "logs")
 
 
 def test_info_shows_sizes_provenance_and_fidelity(lite):

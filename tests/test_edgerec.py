@@ -26,11 +26,6 @@ from tests.small_pools import stir
 
 
 @pytest.fixture(scope="module")
-def lite() -> Scenario:
-    return Scenario.load("lite")
-
-
-@pytest.fixture(scope="module")
 def network(lite: Scenario) -> EdgeRecNetwork:
     return stirred_network(lite)
 

@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from edgerec_gym.agents import checkpoint, edgerec_runs, edgerec_training, joint_rows, joint_track
 from edgerec_gym.agents.edgerec import EdgeRec
 from edgerec_gym.agents.edgerec_judges import load_parts
-from edgerec_gym.agents.edgerec_network import EdgeRecNetwork
 from edgerec_gym.agents.edgerec_rollouts import Explorer, play_sessions
 from edgerec_gym.agents.edgerec_rules import rules_from
 from edgerec_gym.agents.lookup import find_policy
@@ -29,16 +28,6 @@ TINY: dict[str, Any] = {
     "hidden": 8, "teach_sessions": 12, "teach_epochs": 2, "batch_size": 4, "samples": 2, "moments": 40,
     "select_every": 1, "select_sessions": 8, "compare_sessions": 6,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lite() -> Scenario:
-    return Scenario.load("lite")
-
-
-@pytest.fixture(scope="module")
-def network(lite: Scenario) -> EdgeRecNetwork:
-    return stirred_network(lite)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +88,8 @@ def test_a_run_plays_by_the_rules_in_its_folder(parts: list[Path], lite: Scenari
         find_policy(str(out), "EdgeFeedMix-v0", lite, "synthetic")
 
 
-def test_noise_pulls_the_heads_toward_what_was_better(network: EdgeRecNetwork, lite: Scenario) -> None:
+def test_noise_pulls_the_heads_toward_what_was_better(lite: Scenario) -> None:
+    network = stirred_network(lite)
     generator = np.random.default_rng(0)
     judge = Explorer(network, generator, (0.3, 0.04, 0.05))
     env = make_feeds("joint", 16, scenario=lite, users="synthetic", split="train", copy=False)
@@ -162,7 +152,7 @@ def test_rows_of_the_track() -> None:
 
 def test_policies_of_the_track(tmp_path: Path) -> None:
     assert len(joint_track.POLICIES) - len(joint_rows.ABLATIONS) >= 12
-    found = joint_track.entries(tmp_path, range(2), joint_track.POLICIES)
+    found = joint_track.entries(tmp_path, range(2), joint_track.POLICIES, "lite")
     assert {entry.seed for entry in found if entry.policy == "edgerec"} == {0, 1}
     with pytest.raises(InputError, match="unknown policy"):
-        joint_track.entries(tmp_path, range(2), ["nobody"])
+        joint_track.entries(tmp_path, range(2), ["nobody"], "lite")
