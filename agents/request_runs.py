@@ -119,7 +119,7 @@ def _plan_waiting(out: Path, scenario: str, rates: Sequence[float], seed: int) -
         LogReader(out / "logs"), horizon=HORIZON, controls=1.0, surrogate=False, seed=seed
     )
     pages = replay_pages(network, stopping)
-    plans = {f"{rate:g}": plan_waiting(pages, rate) for rate in rates}
+    plans = {str(rate): plan_waiting(pages, rate) for rate in rates}
     told = {rate: {"price": plan.price, "later": plan.later.tolist()} for rate, plan in plans.items()}
     write_json(run / WAITING_PLANS, told)
 
