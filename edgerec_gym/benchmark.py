@@ -27,7 +27,7 @@ from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.config import SCHEMA_VERSION, SHIFTS
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import Policy, Sessions, Times, play
-from edgerec_gym.jit import SOURCE_DIGEST
+from edgerec_gym.jit import dynamics_digest
 from edgerec_gym.metrics import Interval
 from edgerec_gym.report import json_ready
 from edgerec_gym.scenario import Scenario
@@ -98,7 +98,7 @@ def played(
     """Play every entry, or read what it has played before.
 
     A result is found again by what it depends on: the place, the entry's arguments, the content of its files,
-    and the package's version and kernels. Delete the folder to play everything anew.
+    and the package's version and what its kernels compute. Delete the folder to play everything anew.
 
     Args:
         entries: policies.
@@ -192,8 +192,8 @@ def content_key(entry: Entry, place: Place) -> str:
     scenario = Scenario.load(place.scenario)
     paths = [str(path) for path in entry.files]
     told = {
-        "version": [__version__, SOURCE_DIGEST],
-        "make": f"{entry.make.__module__}.{entry.make.__qualname__}",
+        "version": [__version__, dynamics_digest()],
+        "make": _stable_name(entry.make),
         # A file counts by its content, wherever it lies.
         "arguments": {key: None if value in paths else value for key, value in entry.arguments.items()},
         "place": {
@@ -207,6 +207,13 @@ def content_key(entry: Entry, place: Place) -> str:
         "files": [_digest(path) for path in entry.files],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _stable_name(make: Callable[..., Policy]) -> str:
+    """Name of a function that stays as modules of this package are moved; others' count with their module."""
+    package = __name__.partition(".")[0]
+    own = make.__module__.partition(".")[0] == package
+    return make.__qualname__ if own else f"{make.__module__}.{make.__qualname__}"
 
 
 def _digest(path: Path) -> str:

@@ -6,15 +6,19 @@ objects, no allocation, no exceptions, so that the same source can be compiled f
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
 
 _ROOT = Path(__file__).parent
+_OWN = "jit.py"
+_KERNELS = {"kernel", "product_kernel", "entry_point"}
 _SOURCES = (
     "arrays.py",
     "batch.py",
@@ -51,6 +55,28 @@ def source_digest(folder: Path, names: Iterable[str]) -> str:
 # Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. An entry
 # point that closes over the digest gets the source of every kernel into its cache key.
 SOURCE_DIGEST = source_digest(_ROOT, _SOURCES)
+
+
+@cache
+def dynamics_digest() -> str:
+    """Hash what the kernels compute, wherever they stand: their functions and constants, without imports.
+
+    Sessions that were played before a kernel has only moved to another file are still those that it would
+    play now; :data:`SOURCE_DIGEST` changes with every byte, as a compiler's cache must.
+    """
+    parts = set()
+    for name in _SOURCES:
+        tree = ast.parse((_ROOT / name).read_text(encoding="utf-8"))
+        constants = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        kernels = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and _KERNELS & {ast.unparse(d) for d in node.decorator_list}
+        ]
+        if name != _OWN:  # its constants are paths
+            parts |= {ast.unparse(node) for node in constants}
+        parts |= {ast.unparse(node) for node in kernels}
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 
 _OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management

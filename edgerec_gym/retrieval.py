@@ -22,8 +22,8 @@ from edgerec_gym.random_stream import (
     fast_normal,
 )
 from edgerec_gym.selection import best_first
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.state import NO_ITEM, UNUSED
-from edgerec_gym.users.learned_layout import LEAST_CTR
 
 WAS_SHOWN, LEFT_BY_QUOTA, TAKEN = range(3)
 PRICE_LEVEL, BASE_LOGIT, BASE_CVR, FRESHNESS = range(4)  # columns of an item's scalars, after the embedding

@@ -22,12 +22,26 @@ from edgerec_gym.atomic import make_folder, read_json, write_json
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig, preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.schema import UNIDENTIFIED
 
 SHIPPED = PRESETS  # names of the scenarios in the package
 SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
 SIMULATOR_FILES = ("simulator.onnx", "simulator.safetensors")
 KIND = "edgerec_gym scenario"
+
+# What a data set may be unable to tell; `logs.json` lists those that apply. The simulator then keeps
+# the matching inputs at zero and does not fit the matching heads.
+UNIDENTIFIED = (
+    "position",  # the order within a page is not the order on screen
+    "neighbours",  # nor are the cards beside a card known
+    "exposure_actions",  # no dwell, scroll or delete on exposed cards
+    "page_view_duration",
+    "page_view_actions",  # no cart, buy, ...
+    "leave",  # the end of a session is not the user's decision
+    "categories",
+    "cards",  # goods only
+    "order_within_page",  # answers of one page are simultaneous: state moves between pages only
+)
+
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # of scenario.json: type, and its name in messages
     "kind": (str, "text"),
     "schema_version": (int, "a number"),
@@ -50,7 +64,7 @@ class Scenario:
         config: the feed; environments may override single fields.
         catalog: the items.
         synthetic: the ground truth that the logs came from; None for real logs.
-        unidentified: what the logs could not tell (:data:`edgerec_gym.logs.schema.UNIDENTIFIED`).
+        unidentified: what the logs could not tell (:data:`UNIDENTIFIED`).
         provenance: where the logs came from, command and seed.
         fidelity: figures of the fitted users on held-out sessions.
         path: the folder; None for a scenario without learned users.

@@ -53,20 +53,6 @@ SCHEMA = pa.schema(
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 
-# What a data set may be unable to tell; `logs.json` lists those that apply. The simulator then keeps
-# the matching inputs at zero and does not fit the matching heads.
-UNIDENTIFIED = (
-    "position",  # the order within a page is not the order on screen
-    "neighbours",  # nor are the cards beside a card known
-    "exposure_actions",  # no dwell, scroll or delete on exposed cards
-    "page_view_duration",
-    "page_view_actions",  # no cart, buy, ...
-    "leave",  # the end of a session is not the user's decision
-    "categories",
-    "cards",  # goods only
-    "order_within_page",  # answers of one page are simultaneous: state moves between pages only
-)
-
 
 def list_column(values: np.ndarray, present: np.ndarray) -> pa.Array:
     """Turn (n, k) numbers into a list column of float32; null where not `present` (n,)."""

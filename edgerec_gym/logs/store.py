@@ -21,7 +21,8 @@ from edgerec_gym.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
-from edgerec_gym.logs.schema import SCHEMA, UNIDENTIFIED
+from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.scenario import UNIDENTIFIED
 
 KIND = "edgerec_gym logs"
 ROW_GROUP = 2**17  # slots that are read at once
@@ -36,7 +37,7 @@ class LogWriter:
         config: the feed that was logged.
         catalog: what `item` points into.
         provenance: JSON-ready facts on where the log comes from.
-        unidentified: what the data cannot tell, of :data:`edgerec_gym.logs.schema.UNIDENTIFIED`.
+        unidentified: what the data cannot tell, of :data:`edgerec_gym.scenario.UNIDENTIFIED`.
 
     Attributes:
         parts, sessions, slots: what is complete on disk.

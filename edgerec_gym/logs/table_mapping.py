@@ -68,7 +68,7 @@ class Mapping(Config):
 
     @property
     def unidentified(self) -> tuple[str, ...]:
-        """What a table with these columns cannot tell (:data:`edgerec_gym.logs.schema.UNIDENTIFIED`)."""
+        """What a table with these columns cannot tell (:data:`edgerec_gym.scenario.UNIDENTIFIED`)."""
         lacking = {
             "position": ("position", "neighbours", "order_within_page"),
             "dwell_seconds": ("exposure_actions",),

@@ -23,6 +23,7 @@ except ImportError:
 
 from edgerec_gym.simulator.inputs import N_ACTIONS, SessionBatch
 from edgerec_gym.simulator.model import LEVELS
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.base import (
     CLICK,
     CONTEXT_SIZE,
@@ -43,7 +44,6 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
-from edgerec_gym.users.learned_layout import LEAST_CTR
 
 SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
 COLUMNS = [

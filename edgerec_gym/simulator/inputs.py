@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.base import (
     CLICK,
     CONTEXT_SIZE,
@@ -32,7 +33,7 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
-from edgerec_gym.users.learned_layout import LEAST_CTR, N_ACTIONS, N_SIGNS, N_WAVES
+from edgerec_gym.users.learned_layout import N_ACTIONS, N_SIGNS, N_WAVES
 
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
 AGES = (

@@ -9,7 +9,7 @@ import torch
 
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.inputs import LEAST_CTR
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.base import HOUR
 
 MOST_STARTS = 2000  # rows of the table of session starts

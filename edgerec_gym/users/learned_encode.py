@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from edgerec_gym.jit import kernel, product_kernel
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.base import (
     CONTEXT_SIZE,
     FOCUSED,
@@ -19,7 +20,6 @@ from edgerec_gym.users.base import (
     WINDOW,
 )
 from edgerec_gym.users.learned_layout import (
-    LEAST_CTR,
     N_ANSWER,
     N_WAVES,
 )

@@ -36,7 +36,6 @@ OPENED = DWELL_BUCKETS + N_ACTIONS  # first column of the one-hot page-view dura
 LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
 MOST_LEVELS = max(LEVELS)
 N_WAVES = 2  # last columns of the context code, waves of the hour; those before them fade with an age
-LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
 
 # Columns of the logits.
 DWELL_AT = 0
