@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.request_log import RequestLog
+from edgerec_gym.logs.sessions import LoggedSessions, split_sessions
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import Sessions
-from edgerec_gym.simulator.fit import split_sessions
 
 CHUNK_SLOTS = 200_000  # read and shuffled together; about 100 MB with the paper's sizes
 
@@ -52,7 +51,7 @@ class LogStream(Generic[Chunk]):
         kept: list[Chunk] = []
         slots, config = 0, self.reader.config
         for table in log_tables(self.reader, self.days, self.keep, self.columns):
-            log = RequestLog(table, Sessions.from_table(table, config, self.reader.catalog), config)
+            log = RequestLog(table, LoggedSessions.from_table(table, config, self.reader.catalog), config)
             rng = np.random.default_rng([self.seed, int(log.sessions.session[0])])
             chunk = self._chunk(table, log, rng)
             slots += table.num_rows
@@ -89,7 +88,7 @@ def split_stream(
 ) -> tuple[Stream, Stream, Stream]:
     """Streams to train on, to decide when to stop, and held out, the last by day.
 
-    The split is that of learned users (:func:`~edgerec_gym.simulator.fit.split_sessions`).
+    The split is that of learned users (:func:`~edgerec_gym.logs.sessions.split_sessions`).
 
     Args:
         make: called as make(reader, days, keep, **settings).

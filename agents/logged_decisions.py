@@ -15,9 +15,9 @@ from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards
 from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.off_policy import LoggedDecisions
-from edgerec_gym.simulator.dataset import Sessions
 
 TRACK = "request"
 BLOCK = 4096  # observations that a policy without memory sees at once
@@ -106,7 +106,7 @@ def _check_support(decisions: LoggedDecisions, policy: Policy) -> None:
 def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool) -> dict[str, np.ndarray]:
     """Fields of LoggedDecisions of some sessions."""
     config = reader.config
-    sessions = Sessions.from_table(table, config, reader.catalog)
+    sessions = LoggedSessions.from_table(table, config, reader.catalog)
     log = ObservedLog(table, sessions, config, TRACK)
     logging = _logging(reader, table)
     length = np.diff(sessions.starts)

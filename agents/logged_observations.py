@@ -21,7 +21,7 @@ from edgerec_gym.agents.logged_pages import cloud_scores
 from edgerec_gym.agents.request_log import RequestLog
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.schema import SCHEMA
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.spaces import CONTEXT, TRACKS, n_actions, observation_keys
 from edgerec_gym.users.base import BUY, CLICK, LEAVE
 
@@ -41,7 +41,7 @@ class ObservedLog(RequestLog):
         track: whose mask of legal actions observations have; the rest is the same for all.
     """
 
-    def __init__(self, table: pa.Table, sessions: Sessions, config: FeedConfig, track: str) -> None:
+    def __init__(self, table: pa.Table, sessions: LoggedSessions, config: FeedConfig, track: str) -> None:
         super().__init__(table, sessions, config)
         self.track = track
         self.cards = _cards(table, self, config)
@@ -121,7 +121,7 @@ def _cards(table: pa.Table, log: RequestLog, config: FeedConfig) -> np.ndarray:
     return cards
 
 
-def step_rewards(table: pa.Table, sessions: Sessions, config: FeedConfig) -> np.ndarray:
+def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> np.ndarray:
     """Reward of each step, (P,) float64: its request, and the answer to the slot `lookahead` above.
 
     What a log does not tell counts 0: illegal actions and the disagreement of learned users.

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.kernels import DWELL_CENTRE
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.users.base import CLICK, PAGE_VIEW
 
 NOT_IN_POOL = -1
@@ -38,7 +38,7 @@ class LoggedPages:
     sent: np.ndarray
 
     @classmethod
-    def from_table(cls, table: pa.Table, sessions: Sessions, config: FeedConfig) -> LoggedPages:
+    def from_table(cls, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> LoggedPages:
         """Read the pages of a table of the log schema and of the sessions made from it.
 
         A page without logged candidates (imported logs) consists of the goods that it showed. The base ctr of
@@ -68,7 +68,7 @@ class LoggedPages:
 
 
 def _candidates(
-    table: pa.Table, sessions: Sessions, first: np.ndarray, of_slot: np.ndarray, config: FeedConfig
+    table: pa.Table, sessions: LoggedSessions, first: np.ndarray, of_slot: np.ndarray, config: FeedConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates (G, N), -1 where absent, and whether each page's were logged (G,)."""
     column = table["candidates"].combine_chunks().take(pa.array(first))
@@ -95,7 +95,11 @@ def _pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> n
 
 
 def cloud_scores(
-    sessions: Sessions, candidates: np.ndarray, first: np.ndarray, of_slot: np.ndarray, config: FeedConfig
+    sessions: LoggedSessions,
+    candidates: np.ndarray,
+    first: np.ndarray,
+    of_slot: np.ndarray,
+    config: FeedConfig,
 ) -> np.ndarray:
     """Base ctr that the cloud ships with every page, (G, N) float32."""
     cloud, d = config.cloud, config.embedding_size
@@ -111,7 +115,7 @@ def cloud_scores(
 
 
 def _synchronised(
-    sessions: Sessions, session: np.ndarray, slot: np.ndarray, config: FeedConfig
+    sessions: LoggedSessions, session: np.ndarray, slot: np.ndarray, config: FeedConfig
 ) -> np.ndarray:
     """Answers (G,) that had reached the cloud when the pages that arrived at `slot` (G,) were requested."""
     sent = slot - config.request_latency
@@ -120,7 +124,9 @@ def _synchronised(
     return np.where(slot > 0, np.clip(sent - config.lookahead, 0, sessions.answered[session]), 0)
 
 
-def _interests(sessions: Sessions, begin: np.ndarray, count: np.ndarray, config: FeedConfig) -> np.ndarray:
+def _interests(
+    sessions: LoggedSessions, begin: np.ndarray, count: np.ndarray, config: FeedConfig
+) -> np.ndarray:
     """Decayed evidence (G, d) in the first `count` (G,) answers of sessions that begin at `begin` (G,)."""
     cloud, actions = config.cloud, sessions.actions
     evidence = cloud.dwell_weight * (actions[:, 0] - DWELL_CENTRE) + actions[:, CLICK] * (

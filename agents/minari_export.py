@@ -25,10 +25,10 @@ from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards, tr
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import IDS, SLATE, track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.users.base import LEAVE
 
@@ -166,7 +166,7 @@ def _episodes(reader: LogReader, track: str, wanted: int, progress: Progress | N
 def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
     """Episodes of some sessions, in the order of the log."""
     config, table = reader.config, with_last(plain)
-    sessions = Sessions.from_table(table, config, reader.catalog)
+    sessions = LoggedSessions.from_table(table, config, reader.catalog)
     log = ObservedLog(table, sessions, config, track)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts)  # with the row behind the last slot

@@ -8,7 +8,7 @@ import pyarrow as pa
 from edgerec_gym.agents.base import NOT_SHOWN, Observation
 from edgerec_gym.agents.logged_pages import LoggedPages
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.simulator.dataset import COLUMNS, Sessions
+from edgerec_gym.logs.sessions import COLUMNS, LoggedSessions
 from edgerec_gym.spaces import CONTEXT, context_size
 from edgerec_gym.users.base import (
     CLICK,
@@ -32,7 +32,7 @@ class RequestLog:
         config: of the logged feed.
     """
 
-    def __init__(self, table: pa.Table, sessions: Sessions, config: FeedConfig) -> None:
+    def __init__(self, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> None:
         self.sessions, self.config = sessions, config
         self.pages = LoggedPages.from_table(table, sessions, config)
         first = sessions.starts[:-1]

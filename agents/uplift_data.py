@@ -18,8 +18,8 @@ from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.log_stream import Keep, LogStream, split_stream
 from edgerec_gym.agents.request_log import REQUEST_COLUMNS, RequestLog
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.users.base import BUY, CLICK, PAGE_VIEW, PAGE_VIEW_BUCKETS
 
 
@@ -91,7 +91,7 @@ class Decisions:
 
 
 def _outcomes(
-    sessions: Sessions, rows: np.ndarray, session: np.ndarray, horizon: int, rates: np.ndarray | None
+    sessions: LoggedSessions, rows: np.ndarray, session: np.ndarray, horizon: int, rates: np.ndarray | None
 ) -> np.ndarray:
     """Clicks and purchases (R, 2) float32 in the `horizon` answered slots from `rows` (R,) on."""
     clicks = sessions.actions[:, CLICK] > 0
@@ -102,11 +102,11 @@ def _outcomes(
     return (total[np.maximum(end, rows)] - total[rows]).astype(np.float32)
 
 
-def _view_levels(sessions: Sessions) -> np.ndarray:
+def _view_levels(sessions: LoggedSessions) -> np.ndarray:
     return np.rint(sessions.actions[:, PAGE_VIEW] * (PAGE_VIEW_BUCKETS - 1)).astype(np.int64)
 
 
-def purchase_rates(sessions: Sessions) -> np.ndarray:
+def purchase_rates(sessions: LoggedSessions) -> np.ndarray:
     """Purchases per page view of each length, (8,) float64: what a page view is worth before luck decides.
 
     A purchase follows one page view in twenty, so effects on purchases drown in luck. How long a page was

@@ -17,8 +17,8 @@ from edgerec_gym.atomic import atomic_path
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.logs.reference import impression_auc
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.random_stream import uniform
-from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.users.base import (
     CLICK,
     CLICK_PROBABILITY,
@@ -84,7 +84,7 @@ class TreeUsers:
     name = "trees"
     uncertainty: np.ndarray | None = None
 
-    def __init__(self, trees: lightgbm.Booster | None, sessions: Sessions) -> None:
+    def __init__(self, trees: lightgbm.Booster | None, sessions: LoggedSessions) -> None:
         self.trees, self.sessions = trees, sessions
         placed = sessions.answered_rows(np.arange(len(sessions)))
         clicked = placed[sessions.actions[placed, CLICK] > 0]
@@ -150,7 +150,9 @@ class TreeUsers:
         response[active, LEAVE] = slot + 1 >= self.length[active]
 
 
-def logged_features(sessions: Sessions, config: FeedConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def logged_features(
+    sessions: LoggedSessions, config: FeedConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Let the users follow logged sessions.
 
     Returns:
@@ -182,7 +184,7 @@ def logged_features(sessions: Sessions, config: FeedConfig) -> tuple[np.ndarray,
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
-def fit_trees(sessions: Sessions, config: FeedConfig, path: Path) -> tuple[TreeUsers, dict[str, float]]:
+def fit_trees(sessions: LoggedSessions, config: FeedConfig, path: Path) -> tuple[TreeUsers, dict[str, float]]:
     """Fit users on logged sessions, or load those that `path` holds (LightGBM's text format).
 
     Returns:

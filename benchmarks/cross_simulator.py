@@ -38,11 +38,11 @@ from edgerec_gym.agents.training import train
 from edgerec_gym.atomic import atomic_path, make_folder, write_json
 from edgerec_gym.evaluate import KEEP, play
 from edgerec_gym.logs.ebnerd import convert_ebnerd
+from edgerec_gym.logs.sessions import SessionStream
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.metrics import exploitation_interval, mean_interval
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.simulator.dataset import SessionStream
 from edgerec_gym.simulator.fit import fit
 from edgerec_gym.users.base import UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks.user_features import own_answers, slot_features
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.inputs import InputEncoder
 from edgerec_gym.simulator.replay import LONG_LOOK
 from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_AGE, SLOT
@@ -68,7 +68,7 @@ class Parts(NamedTuple):
     held_out: Slots
 
 
-def answered_slots(sessions: Sessions, encoder: InputEncoder, frozen_pages: bool) -> Slots:
+def answered_slots(sessions: LoggedSessions, encoder: InputEncoder, frozen_pages: bool) -> Slots:
     """Take the answered slots of sessions, in turn; see slot_features for the arguments."""
     rows = sessions.answered_rows(np.arange(len(sessions)))
     position = sessions.context[rows][:, [SLOT, PAGE_AGE]].astype(np.int64)
@@ -76,7 +76,7 @@ def answered_slots(sessions: Sessions, encoder: InputEncoder, frozen_pages: bool
     return Slots(position, features, own_answers(sessions), events_of(sessions))
 
 
-def events_of(sessions: Sessions) -> dict[str, np.ndarray]:
+def events_of(sessions: LoggedSessions) -> dict[str, np.ndarray]:
     """Which events happened at the answered slots of sessions, in turn, (N,) bool each."""
     actions = sessions.actions[sessions.answered_rows(np.arange(len(sessions)))]
     return {

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym.simulator.dataset import SCALAR_COLUMNS, Sessions
+from edgerec_gym.logs.sessions import SCALAR_COLUMNS, LoggedSessions
+from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.inputs import N_ACTIONS, InputEncoder, SessionBatch, answer_code
 from edgerec_gym.simulator.model import DECAYS, page_starts
 from edgerec_gym.users.base import CLICK, FOCUSED, PAGE_VIEW, WINDOW
@@ -20,7 +21,7 @@ SIGNALS = 4  # what the sums weigh embeddings by: shown, dwell, click, duration 
 
 
 @torch.no_grad()
-def slot_features(sessions: Sessions, encoder: InputEncoder, frozen_pages: bool) -> np.ndarray:
+def slot_features(sessions: LoggedSessions, encoder: InputEncoder, frozen_pages: bool) -> np.ndarray:
     """Features of every answered slot.
 
     Args:
@@ -37,12 +38,12 @@ def slot_features(sessions: Sessions, encoder: InputEncoder, frozen_pages: bool)
     index = np.flatnonzero(sessions.answered > 0)
     blocks = [index[at : at + BLOCK] for at in range(0, len(index), BLOCK)]
     return np.concatenate(
-        [_block(sessions.batch(b, np.ones(len(b))), encoder, frozen_pages).numpy() for b in blocks]
+        [_block(padded(sessions, b, np.ones(len(b))), encoder, frozen_pages).numpy() for b in blocks]
     )
 
 
 @torch.no_grad()
-def own_answers(sessions: Sessions) -> np.ndarray:
+def own_answers(sessions: LoggedSessions) -> np.ndarray:
     """What was done at every answered slot, durations as one-hot levels, (N, k) float32.
 
     For models of leaving, which comes after the rest of the slot's answer.

@@ -35,7 +35,8 @@ from benchmarks.user_study import QUICK, Design, Effort, Study, open_study
 from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.console import note, progress_bar
 from edgerec_gym.errors import InputError
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fit import run_trainers
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.replay import LONG_LOOK
@@ -95,13 +96,13 @@ def network_predictions(
 
 
 @torch.no_grad()
-def mean_prediction(networks: list[UserNetwork], sessions: Sessions) -> Predictions:
+def mean_prediction(networks: list[UserNetwork], sessions: LoggedSessions) -> Predictions:
     """Mean over networks of the probabilities of the events at all answered slots, in turn."""
     index = np.flatnonzero(sessions.answered > 0)
     parts: dict[str, list[np.ndarray]] = {event: [] for event in EVENTS}
     for first in range(0, len(index), BLOCK):
         block = index[first : first + BLOCK]
-        batch = sessions.batch(block, np.ones(len(block)))
+        batch = padded(sessions, block, np.ones(len(block)))
         by_network: dict[str, list[torch.Tensor]] = {event: [] for event in EVENTS}
         for network in networks:
             logits, _ = network.forward_sequence(batch)

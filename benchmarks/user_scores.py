@@ -9,8 +9,8 @@ from scipy.stats import t as student
 from sklearn.metrics import log_loss
 
 from edgerec_gym.logs.reference import impression_auc
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.metrics import CHUNK, LEVEL, RESAMPLES
-from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.simulator.fidelity import auc, calibration_error, reliability
 
 Predictions = dict[str, np.ndarray]  # (N,) probability by event
@@ -30,7 +30,7 @@ class Truth(NamedTuple):
     session: np.ndarray
 
 
-def held_out_truth(sessions: Sessions, happened: dict[str, np.ndarray]) -> Truth:
+def held_out_truth(sessions: LoggedSessions, happened: dict[str, np.ndarray]) -> Truth:
     """Number the sessions and pages of the answered slots."""
     index = np.flatnonzero(sessions.answered > 0)
     session = np.repeat(np.arange(len(index)), sessions.answered[index])

@@ -12,10 +12,10 @@ import numpy as np
 from benchmarks.user_baselines import EVENTS, Parts, answered_slots, events_of
 from benchmarks.user_scores import Truth, held_out_truth
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, split_sessions
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import Sessions, SessionStream
 from edgerec_gym.simulator.fidelity import fitted_heads
-from edgerec_gym.simulator.fit import new_network, split_sessions, stopping_sessions, work_folder
+from edgerec_gym.simulator.fit import new_network, stopping_sessions, work_folder
 from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import Trainer
 
@@ -47,8 +47,8 @@ class Study:
 
     reader: LogReader
     train: SessionStream
-    stop: Sessions
-    held_out: Sessions
+    stop: LoggedSessions
+    held_out: LoggedSessions
     seen: LogStatistics
     truth: Truth
     effort: Effort
@@ -84,13 +84,13 @@ class Study:
         )
 
 
-def gather(stream: SessionStream, most: int) -> Sessions:
+def gather(stream: SessionStream, most: int) -> LoggedSessions:
     """Sessions of a stream, evenly thinned if they have more than `most` answered slots."""
     total = sum(chunk.slots for chunk in stream.chunks())
     if not total:
         raise InputError("the log has too few answered slots to train on and to hold out")
     every = -(-total // most)
-    return Sessions.concatenate([c.select(np.arange(0, len(c), every)) for c in stream.chunks()])
+    return LoggedSessions.concatenate([c.select(np.arange(0, len(c), every)) for c in stream.chunks()])
 
 
 def open_study(log_folder: str | Path, work: Path, effort: Effort) -> Study:

@@ -17,14 +17,14 @@ pytest.importorskip("torch")
 pytest.importorskip("lightgbm")
 
 from benchmarks.click_trees import fit_trees, logged_features
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.random_stream import SPLITS
-from edgerec_gym.simulator.dataset import Sessions, SessionStream
 from edgerec_gym.users.base import PAGE_SUMMARY, RESPONSE_SIZE, WINDOW, Focus
 from edgerec_gym.workers import Workers
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[LogReader, Sessions]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[LogReader, LoggedSessions]:
     folder = tmp_path_factory.mktemp("trees")
     convert(bundle(), folder)
     reader = LogReader(folder / "log")
@@ -32,7 +32,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[LogReader, Sessions]:
     return reader, sessions
 
 
-def test_features_do_not_know_the_clicks_of_their_page(log: tuple[LogReader, Sessions]) -> None:
+def test_features_do_not_know_the_clicks_of_their_page(log: tuple[LogReader, LoggedSessions]) -> None:
     reader, sessions = log
     pages = np.repeat(sessions.page[sessions.starts[1:] - 1], np.diff(sessions.starts))  # of the session
     for last in (True, False):
@@ -45,7 +45,7 @@ def test_features_do_not_know_the_clicks_of_their_page(log: tuple[LogReader, Ses
         assert np.array_equal(found, wanted) == last  # clicks of the first page count on the next
 
 
-def test_sessions_start_and_end_as_in_the_log(log: tuple[LogReader, Sessions], tmp_path: Path) -> None:
+def test_sessions_start_and_end_as_in_the_log(log: tuple[LogReader, LoggedSessions], tmp_path: Path) -> None:
     reader, sessions = log
     users, figures = fit_trees(sessions, reader.config, tmp_path / "trees.txt")
     assert figures["impression_auc"] > 0.5 and abs(figures["click_rate_predicted"] - 0.2) < 0.05

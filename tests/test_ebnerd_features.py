@@ -153,7 +153,8 @@ def _shuffle_after(time: pl.Series, moment: datetime, rng: np.random.Generator) 
 def model_inputs(frames: Frames, folder: Path, rows: pl.DataFrame) -> pl.DataFrame:
     """What a network makes of every slot before its answer, by user, second and article."""
     torch = pytest.importorskip("torch")
-    from edgerec_gym.simulator.dataset import SessionStream
+    from edgerec_gym.logs.sessions import SessionStream
+    from edgerec_gym.simulator.dataset import padded
     from edgerec_gym.simulator.model import UserNetwork
 
     reader = LogReader(folder / "log")
@@ -162,7 +163,7 @@ def model_inputs(frames: Frames, folder: Path, rows: pl.DataFrame) -> pl.DataFra
         torch.manual_seed(0)
         network = UserNetwork(reader.config, reader.unidentified, hidden=12)
         network.heads.weight.mul_(30)
-        batch = sessions.batch(np.arange(len(sessions)), np.ones(len(sessions)))
+        batch = padded(sessions, np.arange(len(sessions)), np.ones(len(sessions)))
         probability = network.forward_sequence(batch)[0]["click_probability"].double().numpy()
     placed = sessions.answered_rows(np.arange(len(sessions)))
     return rows.select("user", "article", *FEATURES[1:]).with_columns(

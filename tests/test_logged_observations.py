@@ -11,7 +11,7 @@ from edgerec_gym.config import RewardConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import log_batch
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS = 16
@@ -38,7 +38,7 @@ def test_a_log_is_the_environment_step_by_step(track, changes):
     batch = make_batch("joint", config)
     plain = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(TRACKS[track]), None)
     table, catalog = with_last(plain), batch.users.world.catalog
-    sessions = Sessions.from_table(table, config, catalog)
+    sessions = LoggedSessions.from_table(table, config, catalog)
     log = ObservedLog(table, sessions, config, track)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts) - 1  # the row behind the last slot is no step
@@ -77,7 +77,7 @@ def test_an_action_of_another_track_is_named():
     config = preset("lite")[0]
     batch = make_batch("joint", config)
     table = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(), None)
-    sessions = Sessions.from_table(table, config, batch.users.world.catalog)
+    sessions = LoggedSessions.from_table(table, config, batch.users.world.catalog)
     log = ObservedLog(table, sessions, config, "request")
     rows = np.arange(table.num_rows)
     session = np.repeat(np.arange(SESSIONS), np.diff(sessions.starts))

@@ -17,8 +17,8 @@ from edgerec_gym.config import CloudConfig, FeedConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect, log_batch
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.users.base import CLICK
 from edgerec_gym.users.synthetic import SyntheticUsers
 
@@ -36,7 +36,7 @@ def logged(config: FeedConfig) -> tuple[pa.Table, RequestLog]:
     batch = make_batch(config)
     table = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(), None)
     catalog = batch.users.world.catalog  # type: ignore[attr-defined]
-    return table, RequestLog(table, Sessions.from_table(table, config, catalog), config)
+    return table, RequestLog(table, LoggedSessions.from_table(table, config, catalog), config)
 
 
 @pytest.fixture(scope="module")

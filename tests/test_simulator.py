@@ -13,8 +13,9 @@ from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
+from edgerec_gym.logs.sessions import SessionStream
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import SessionStream, plan_batches
+from edgerec_gym.simulator.dataset import padded, plan_batches
 from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.fidelity import fitted_heads, log_losses
 from edgerec_gym.simulator.inputs import SessionBatch, hat
@@ -287,7 +288,7 @@ def test_sessions_from_logs_are_what_the_users_saw(logs):
         done = done | batch.arrays.terminated | batch.arrays.truncated
     [sessions] = SessionStream(LogReader(logs), None).chunks()
     index = np.flatnonzero(sessions.answered > 0)
-    found = sessions.batch(index, np.ones(len(index)))
+    found = padded(sessions, index, np.ones(len(index)))
     assert sessions.answered.sum() == sum(active.sum() for active, *_ in spy.seen)
     for j, row in enumerate(index):
         shown = [seen for seen in spy.seen if seen[0][row]]
@@ -335,7 +336,7 @@ def test_a_log_that_does_not_fit_is_streamed(tmp_path):
     [some] = SessionStream(reader, [1, 2], keep=lambda session: session != 2).chunks()
     assert some.session.tolist() == [1, 5, 6]
     np.testing.assert_array_equal(
-        some.batch(np.array([1]), np.ones(1)).cards, whole.batch(np.array([5]), np.ones(1)).cards
+        padded(some, np.array([1]), np.ones(1)).cards, padded(whole, np.array([5]), np.ones(1)).cards
     )
 
 

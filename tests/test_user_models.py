@@ -16,9 +16,10 @@ from benchmarks.user_baselines import BASELINES
 from benchmarks.user_features import slot_features
 from benchmarks.user_scores import Truth, auc_differences, over_seeds, resampled_auc
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.metrics import RESAMPLES
-from edgerec_gym.simulator.dataset import Sessions, SessionStream
+from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fidelity import auc
 from edgerec_gym.simulator.fit import new_network
 from edgerec_gym.simulator.model import UserNetwork
@@ -41,7 +42,7 @@ def permute(table: dict[str, Any], names: tuple[str, ...], first: int, last: int
         table[name] = [table[name][k] for k in source]
 
 
-def read_sessions(folder: Path, table: dict[str, Any]) -> Sessions:
+def read_sessions(folder: Path, table: dict[str, Any]) -> LoggedSessions:
     w = writer(folder, unidentified=())
     w.write(table)
     w.finish()
@@ -49,27 +50,29 @@ def read_sessions(folder: Path, table: dict[str, Any]) -> Sessions:
     return sessions
 
 
-def network_of(sessions: Sessions, unidentified: tuple[str, ...] = (), behaviour: bool = True) -> UserNetwork:
+def network_of(
+    sessions: LoggedSessions, unidentified: tuple[str, ...] = (), behaviour: bool = True
+) -> UserNetwork:
     seen = LogStatistics(CONFIG, 0)
     seen.add(sessions)
     return new_network(CONFIG, unidentified, seen, seed=0, behaviour=behaviour).eval()
 
 
 @torch.no_grad()
-def click_logits(network: UserNetwork, sessions: Sessions) -> np.ndarray:
+def click_logits(network: UserNetwork, sessions: LoggedSessions) -> np.ndarray:
     """Of every answered slot before its dwell is known, (S, slots)."""
     every = np.arange(len(sessions))
-    logits, _ = network.forward_sequence(sessions.batch(every, np.ones(len(every))))
+    logits, _ = network.forward_sequence(padded(sessions, every, np.ones(len(every))))
     return torch.logit(logits["click_probability"]).view(len(every), -1).numpy()
 
 
 @pytest.fixture
-def original(tmp_path: Path) -> Sessions:
+def original(tmp_path: Path) -> LoggedSessions:
     return read_sessions(tmp_path / "original", columns([SLOTS] * 40))
 
 
 @pytest.fixture
-def other_answers(tmp_path: Path) -> Sessions:
+def other_answers(tmp_path: Path) -> LoggedSessions:
     """The same cards, answered otherwise."""
     table = columns([SLOTS] * 40)
     permute(table, ANSWERS, 0, SLOTS - 2)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgerec_gym.logs.reference import impression_auc
-from edgerec_gym.simulator.dataset import Sessions, SessionStream, plan_batches
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
+from edgerec_gym.simulator.dataset import padded, plan_batches
 from edgerec_gym.simulator.inputs import N_ACTIONS
 from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
 from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
@@ -103,17 +104,17 @@ def objective(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(network: UserNetwork, sessions: Sessions, heads: list[str]) -> float:
+def held_out_loss(network: UserNetwork, sessions: LoggedSessions, heads: list[str]) -> float:
     """Objective on held-out sessions, each slot with the same weight."""
     total, slots = 0.0, 0
     for index in _fixed_batches(sessions):
-        logits, rows = network.forward_sequence(sessions.batch(index, np.ones(len(index))))
+        logits, rows = network.forward_sequence(padded(sessions, index, np.ones(len(index))))
         total += float(objective(log_losses(logits, rows, heads), torch.ones(len(rows)))) * len(rows)
         slots += len(rows)
     return total / slots
 
 
-def _fixed_batches(sessions: Sessions) -> Iterator[np.ndarray]:
+def _fixed_batches(sessions: LoggedSessions) -> Iterator[np.ndarray]:
     yield from plan_batches(sessions.answered, BATCH_SLOTS, np.random.default_rng(0))
 
 
@@ -131,7 +132,7 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("click", "page", "base", "probability")}
     n_sessions = slots = pages = 0
     for chunk, index in _held_out_batches(stream):
-        batch = chunk.batch(index, np.ones(len(index)))
+        batch = padded(chunk, index, np.ones(len(index)))
         probability = []
         for network in networks:
             logits, rows = network.forward_sequence(batch)
@@ -167,7 +168,7 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in figures.items()}
 
 
-def _held_out_batches(stream: SessionStream) -> Iterator[tuple[Sessions, np.ndarray]]:
+def _held_out_batches(stream: SessionStream) -> Iterator[tuple[LoggedSessions, np.ndarray]]:
     """Batches of all sessions, or of enough of them."""
     slots = 0
     for chunk in stream.chunks():

@@ -23,7 +23,7 @@ try:
 except ImportError:
     raise MissingExtraError("fitting users", "train") from None
 
-from edgerec_gym.simulator.dataset import Sessions, SessionStream
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, split_sessions
 from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.fidelity import fitted_heads, held_out_figures
 from edgerec_gym.simulator.model import UserNetwork
@@ -31,8 +31,6 @@ from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import Trainer, batch_slots
 
 CHECKPOINTS = "fit"  # folder inside the scenario's, removed at the end
-HELD_OUT_SHARE = 7  # one day in so many is held out, the last ones; of a single day, one session in so many
-STOPPING_SHARE = 10  # one session in so many of the others decides when to stop, and is not trained on
 STOPPING_SESSIONS = 3000  # at most
 
 Report = Callable[[int, int, str], None]
@@ -174,36 +172,7 @@ def work_folder(out: Path, settings: dict[str, Any], resume: bool = True) -> Pat
     return work
 
 
-def split_sessions(
-    reader: LogReader, held_out_from: int | None
-) -> tuple[SessionStream, SessionStream, SessionStream]:
-    """Sessions to train on, sessions that decide when to stop, and sessions held out, the last by day."""
-    days = sorted({int(d) for table in reader.batches(["day"]) for d in np.unique(table["day"].to_numpy())})
-    if len(days) == 1 and held_out_from is None:
-        early, late, share = None, None, HELD_OUT_SHARE
-    else:
-        if held_out_from is None:
-            held_out_from = days[-max(1, round(len(days) / HELD_OUT_SHARE))]
-        early, late = [d for d in days if d < held_out_from], [d for d in days if d >= held_out_from]
-        share = 1
-        if not early or not late:
-            raise InputError(
-                f"held_out_from = {held_out_from} leaves no days on one side; "
-                f"the log has days {days[0]} to {days[-1]}"
-            )
-
-    def stream(days: list[int] | None, part: str) -> SessionStream:
-        def keep(session: np.ndarray) -> np.ndarray:
-            held_out = session % share == 0 if early is None else np.full(len(session), part == "held out")
-            stopping = ~held_out & (session // share % STOPPING_SHARE == 0)
-            return {"train": ~held_out & ~stopping, "stop": stopping, "held out": held_out}[part]
-
-        return SessionStream(reader, days, keep=keep)
-
-    return stream(early, "train"), stream(early, "stop"), stream(late, "held out")
-
-
-def stopping_sessions(stream: SessionStream) -> Sessions | None:
+def stopping_sessions(stream: SessionStream) -> LoggedSessions | None:
     """Up to STOPPING_SESSIONS sessions of the first chunk, evenly spread; None if nothing was answered."""
     for chunk in stream.chunks():
         index = np.flatnonzero(chunk.answered > 0)

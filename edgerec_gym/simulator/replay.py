@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fidelity import FLOOR_LEVEL, auc, calibration_error, reliability
 from edgerec_gym.users.base import (
     BUY,
@@ -85,7 +86,7 @@ class _Followers(LearnedUsers):
         self.logits[member, :n] = self._blocks[worker].logits[:n]
 
 
-def replay(scenario: Scenario, sessions: Sessions) -> dict[str, np.ndarray]:
+def replay(scenario: Scenario, sessions: LoggedSessions) -> dict[str, np.ndarray]:
     """Let the learned users follow logged sessions; each slot is expected given what was done before it.
 
     Returns:
@@ -102,7 +103,7 @@ def replay(scenario: Scenario, sessions: Sessions) -> dict[str, np.ndarray]:
 
 
 def _replay_block(
-    users: _Followers, scenario: Scenario, sessions: Sessions, index: np.ndarray
+    users: _Followers, scenario: Scenario, sessions: LoggedSessions, index: np.ndarray
 ) -> dict[str, np.ndarray]:
     size, length = len(index), sessions.answered[index]
     users.allocate(size, scenario.config, Workers(size, 1))
@@ -110,7 +111,7 @@ def _replay_block(
     expected = {event: np.zeros((size, length.max(initial=0))) for event in EVENTS}
     if length.max(initial=0) == 0:
         return {event: np.zeros(0) for event in EVENTS}
-    batch = sessions.batch(index, np.ones(size))
+    batch = padded(sessions, index, np.ones(size))
     cards, context, actions = batch.cards.numpy(), batch.context.numpy(), batch.actions.numpy()
     response, items = np.zeros((size, RESPONSE_SIZE), np.float32), np.zeros((size, WINDOW), np.int32)
     keys = np.arange(size, dtype=np.uint64)
@@ -142,7 +143,7 @@ def _replay_block(
 
 
 def event_figures(
-    scenario: Scenario, sessions: Sessions, unidentified: frozenset[str], seed: int = 0
+    scenario: Scenario, sessions: LoggedSessions, unidentified: frozenset[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """How well learned users tell what happened in logged sessions.
 

@@ -16,12 +16,11 @@ from edgerec_gym.batch import FeedBatch
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import SESSIONS_PER_PART, log_batch
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
+from edgerec_gym.logs.sessions import LoggedSessions, split_sessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.simulator.dataset import Sessions
 from edgerec_gym.simulator.fidelity import FLOOR_LEVEL
-from edgerec_gym.simulator.fit import split_sessions
 from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, PAGE_AGE, SLOT
 from edgerec_gym.users.learned import LearnedUsers
 
@@ -44,7 +43,7 @@ NOMINAL = ("card_type",)
 class Played(NamedTuple):
     """Sessions as arrays, and the table of the log schema that they come from, row by row the same slots."""
 
-    sessions: Sessions
+    sessions: LoggedSessions
     table: pa.Table
 
 
@@ -88,7 +87,7 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
 
 
 def _played(table: pa.Table, scenario: Scenario) -> Played:
-    return Played(Sessions.from_table(table, scenario.config, scenario.catalog), table)
+    return Played(LoggedSessions.from_table(table, scenario.config, scenario.catalog), table)
 
 
 def simulate(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.base import HOUR
 
@@ -34,7 +34,7 @@ class LogStatistics:
         self._moments: dict[str, list[Any]] = {}
         self._starts = (np.zeros(0), np.zeros((0, config.n_user_features), np.float32), np.zeros(0, np.int32))
 
-    def add(self, chunk: Sessions) -> None:
+    def add(self, chunk: LoggedSessions) -> None:
         """Take in a chunk."""
         ctr = np.clip(chunk.scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
         types = np.eye(chunk.n_types)[chunk.catalog.card_type[chunk.item]]
@@ -88,7 +88,7 @@ class LogStatistics:
         """Probability per answered slot that a session ends by itself."""
         return min(0.5, max(self.ended, 1) / self.slots)
 
-    def _sample_starts(self, chunk: Sessions) -> None:
+    def _sample_starts(self, chunk: LoggedSessions) -> None:
         """Keep the sessions with the lowest random numbers: a sample without replacement, in one pass."""
         draw = np.random.default_rng([self.seed, 3, int(chunk.session[0])]).random(len(chunk))
         hour = chunk.context[chunk.starts[:-1], HOUR].astype(np.int32)

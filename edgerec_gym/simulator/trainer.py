@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import InputError
-from edgerec_gym.simulator.dataset import Sessions, SessionStream, plan_batches
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
+from edgerec_gym.simulator.dataset import padded, plan_batches
 from edgerec_gym.simulator.fidelity import held_out_loss, log_losses, objective
 from edgerec_gym.simulator.model import UserNetwork
 
@@ -61,7 +62,7 @@ class Trainer:
         self,
         network: UserNetwork,
         train: SessionStream,
-        held_out: Sessions,
+        held_out: LoggedSessions,
         heads: list[str],
         *,
         bootstrap: list[int] | None,
@@ -99,15 +100,15 @@ class Trainer:
             self.network.load_state_dict(self.best)
         self._save()
 
-    def _weights(self, chunk: Sessions) -> np.ndarray:
+    def _weights(self, chunk: LoggedSessions) -> np.ndarray:
         """How often each session counts: a bootstrap that is the same in every epoch."""
         if self.bootstrap is None:
             return np.ones(len(chunk))
         rng = np.random.default_rng([*self.bootstrap, int(chunk.session[0])])
         return rng.poisson(1.0, len(chunk)).astype(np.float64)
 
-    def _step(self, chunk: Sessions, index: np.ndarray, weight: np.ndarray, steps: int) -> None:
-        batch = chunk.batch(index, weight)
+    def _step(self, chunk: LoggedSessions, index: np.ndarray, weight: np.ndarray, steps: int) -> None:
+        batch = padded(chunk, index, weight)
         logits, rows = self.network.forward_sequence(batch)
         loss = objective(log_losses(logits, rows, self.heads), batch.weight.repeat_interleave(batch.length))
         for group in self.optimizer.param_groups:

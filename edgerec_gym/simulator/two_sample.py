@@ -9,14 +9,14 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
-from edgerec_gym.simulator.dataset import Sessions
+from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.fidelity import FLOOR_LEVEL, auc
 from edgerec_gym.users.base import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
 
 FOLDS = 5
 
 
-def session_features(sessions: Sessions) -> tuple[np.ndarray, list[str]]:
+def session_features(sessions: LoggedSessions) -> tuple[np.ndarray, list[str]]:
     """Return what a session looks like, (S, k) float64 (NaN where it does not apply), and the names of it."""
     index = np.arange(len(sessions))
     rows = sessions.answered_rows(index)
@@ -55,7 +55,9 @@ def session_features(sessions: Sessions) -> tuple[np.ndarray, list[str]]:
     return np.column_stack(list(columns.values())), list(columns)
 
 
-def two_sample(log: Sessions, simulated: Sessions, *, repeats: int = 10, seed: int = 0) -> dict[str, Any]:
+def two_sample(
+    log: LoggedSessions, simulated: LoggedSessions, *, repeats: int = 10, seed: int = 0
+) -> dict[str, Any]:
     """Cross-validated AUC of boosted trees that tell simulated sessions from logged ones.
 
     Args:
