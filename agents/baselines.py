@@ -1,4 +1,4 @@
-"""Simple policies that every learned one must beat. All follow :class:`~edgerec_gym.agents.base.Policy`.
+"""Simple policies that every learned one must beat. All follow :class:`~edgerec_gym.policy.Policy`.
 
 | name | decides | tracks |
 | --- | --- | --- |
@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.registration import SLATE, track_of
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, TRACKS
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.track_runs import run_folder
 from edgerec_gym.atomic import read_json
 from edgerec_gym.benchmark import Entry, Place, Progress
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 
 MODULES = "edgerec_gym.agents"

@@ -15,11 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from edgerec_gym.agents.base import NOT_SHOWN, Observation, check_finite
 from edgerec_gym.agents.device_files import CRBAN, EVALUATOR, GENERATOR, SEQUENCES, DeviceModel
 from edgerec_gym.agents.device_search import Arrays, Found
 from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import NOT_SHOWN, Observation, check_finite
 from edgerec_gym.spaces import CONTEXT
 
 PAGE_AGE = CONTEXT.index("page_age")

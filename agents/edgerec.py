@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from edgerec_gym.agents.base import NOT_SHOWN, Explanation, Observation
 from edgerec_gym.agents.edgerec_rules import Rules
 from edgerec_gym.agents.edgerec_values import Candidate, PlanValues, candidates, features
 from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
@@ -22,6 +21,7 @@ from edgerec_gym.agents.mix_policies import insertions, net_gains, solve
 from edgerec_gym.agents.mix_values import SlotValues
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import NOT_SHOWN, Explanation, Observation
 from edgerec_gym.slate import Plan, check_plan
 
 NAME = "edgerec"

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.edgerec import Judgement
 from edgerec_gym.agents.edgerec_network import READ, Behaviour, Coded, EdgeRecNetwork
 from edgerec_gym.agents.edgerec_values import PlanValues
@@ -34,6 +33,7 @@ from edgerec_gym.agents.uplift_models import ESTIMATORS, UpliftModel
 from edgerec_gym.agents.uplift_training import load_model
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation
 
 
 def pool_order(observation: Observation, scores: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.esan import ESAN, Candidates
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals, interest, squash
@@ -29,6 +28,7 @@ from edgerec_gym.agents.perception import (
 )
 from edgerec_gym.agents.reranker import ABSENT, KEYS, TensorObservation
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
 SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.edgerec import Judgement
 from edgerec_gym.agents.edgerec_judges import JointNetwork, Parts, pool_order
 from edgerec_gym.agents.edgerec_network import Behaviour, EdgeRecNetwork
@@ -17,6 +16,7 @@ from edgerec_gym.agents.esan_gradient import perturbation
 from edgerec_gym.agents.list_policy import SLOT
 from edgerec_gym.agents.perception import BehaviourCodes
 from edgerec_gym.agents.reranker import ABSENT, TensorObservation
+from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY
 from edgerec_gym.users.base import SLOT as FOCUS_SLOT
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.edgerec import EdgeRec
 from edgerec_gym.agents.edgerec_judges import JointNetwork, Parts, load_parts
 from edgerec_gym.agents.edgerec_network import EdgeRecNetwork
@@ -44,6 +43,7 @@ from edgerec_gym.agents.reranker import ABSENT, torch_threads
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgerec_gym.agents.base import NOT_SHOWN, Observation
 from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.list_policy import PAGE_AGE
+from edgerec_gym.policy import NOT_SHOWN, Observation
 
 FEATURES = (
     "request",

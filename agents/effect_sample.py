@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.request_effects import HORIZONS, Effects, Futures
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario

@@ -273,6 +273,5 @@ class ESAN(nn.Module):
 
     def values(self, probabilities: Tensor, cards: bool) -> Tensor:
         """Reward that is expected of probabilities (..., 4): (...)."""
-        reward = self.config.reward
-        click = reward.click + (reward.insert_click if cards else 0.0)
-        return click * probabilities[..., CLICK] + reward.purchase * probabilities[..., PURCHASE]
+        click, purchase = probabilities[..., CLICK], probabilities[..., PURCHASE]
+        return self.config.reward.value(click, purchase, card=float(cards))

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.epochs import Report, sizes
 from edgerec_gym.agents.esan import ESAN
 from edgerec_gym.agents.esan_values import NetworkValues, predict_values
@@ -42,6 +41,7 @@ from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, bounded
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv

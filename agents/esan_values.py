@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.esan import ESAN
 from edgerec_gym.agents.mix_values import SlotValues, slots_left
 from edgerec_gym.agents.perception import candidate_cards
 from edgerec_gym.agents.reranker import PLAY_BATCH, to_tensors, torch_threads
+from edgerec_gym.policy import Observation
 
 
 class NetworkValues:

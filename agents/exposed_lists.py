@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.rerank_data import Requests
+from edgerec_gym.policy import Observation
 from edgerec_gym.users.base import BUY, CLICK, LEAVE, PAGE_VIEW
 
 LONG_PAGE_VIEW = 0.5  # page-view duration, of 0..1, from which a click is no pseudo-click: about 20 s

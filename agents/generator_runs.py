@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents import checkpoint, evaluator_training, supervised
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.evaluator import EvaluatorConfig, ListEvaluator
 from edgerec_gym.agents.pointer_net import PointerNet
 from edgerec_gym.agents.reranker import Reranker, RerankerConfig
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 
 GENERATORS = ("pointer-evaluator", "pointer-users", "pointer-distilled")
 SEARCH = "sequence-search"

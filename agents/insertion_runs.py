@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents import checkpoint, esan_gradient, evaluator_training
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.mix_policies import TRACKS, InsertionPlan, policy_of
 from edgerec_gym.agents.supervised import check_sizes
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 
 AGENTS = (evaluator_training.INSERTER, esan_gradient.AGENT)
 

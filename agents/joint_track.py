@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents import edgerec_runs
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.edgerec import EdgeRec
 from edgerec_gym.agents.edgerec_judges import load_parts
 from edgerec_gym.agents.edgerec_rules import rules_from
@@ -49,6 +48,7 @@ from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 

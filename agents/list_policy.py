@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerec_gym.agents.base import Explanation, Observation, check_observation, draw_legal
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Explanation, Observation, check_observation, draw_legal
 from edgerec_gym.slate import Plan, check_plan
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
 from edgerec_gym.users.base import EXPOSURE_ACTIONS
@@ -167,7 +167,7 @@ class RandomList:
 
 
 class SlateBySlate:
-    """Plays a list policy in EdgeFeedSlate-v0; follows :class:`~edgerec_gym.agents.base.Policy`.
+    """Plays a list policy in EdgeFeedSlate-v0; follows :class:`~edgerec_gym.policy.Policy`.
 
     Args:
         list_policy: plans.

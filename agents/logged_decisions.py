@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards
@@ -18,6 +17,7 @@ from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.off_policy import LoggedDecisions
+from edgerec_gym.policy import Observation, Policy
 
 TRACK = "request"
 BLOCK = 4096  # observations that a policy without memory sees at once

@@ -16,12 +16,12 @@ try:
 except ImportError:
     raise MissingExtraError("reading observations from logs", "train") from None
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.logged_pages import cloud_scores
 from edgerec_gym.agents.request_log import RequestLog
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, TRACKS, n_actions, observation_keys
 from edgerec_gym.users.base import BUY, CLICK, LEAVE
 
@@ -126,14 +126,14 @@ def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) 
 
     What a log does not tell counts 0: illegal actions and the disagreement of learned users.
     """
-    weights, actions = config.reward, sessions.actions
+    reward, actions = config.reward, sessions.actions
     is_card = sessions.catalog.card_type[sessions.item] > 0
-    answer = weights.click * actions[:, CLICK].astype(np.float64) + weights.purchase * actions[:, BUY]
-    answer += weights.insert_click * actions[:, CLICK] * is_card + weights.leave * actions[:, LEAVE]
+    click = actions[:, CLICK].astype(np.float64)
+    answer = reward.value(click, actions[:, BUY], card=is_card, leave=actions[:, LEAVE])
     rows, begin = np.arange(len(is_card)), np.repeat(sessions.starts[:-1], np.diff(sessions.starts))
     shown = rows - config.lookahead
-    reward = np.where(shown >= begin, answer[np.maximum(shown, 0)], 0.0)
-    return reward + weights.request * table["request"].to_numpy()
+    earned = np.where(shown >= begin, answer[np.maximum(shown, 0)], 0.0)
+    return earned + reward.cost(table["request"].to_numpy())
 
 
 def track_actions(

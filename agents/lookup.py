@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import BASELINES, make_policy
 from edgerec_gym.agents.device_files import DESCRIPTION
 from edgerec_gym.agents.device_policy import load_policy as load_device_policy
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 

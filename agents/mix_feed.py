@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.mix_problem import MixBatch
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT
 
 SLOT_COLUMN = CONTEXT.index("slot")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.agents.base import Explanation, Observation, Policy
 from edgerec_gym.agents.list_policy import Scorer, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.mix_feed import InsertionState, feed_problems
 from edgerec_gym.agents.mix_planner import SOLVERS, DualPrices, plan_batch
@@ -20,6 +19,7 @@ from edgerec_gym.agents.mix_problem import insertions as planned_insertions
 from edgerec_gym.agents.mix_values import SlotValues, ValueModel, cloud_order, displaced
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Explanation, Observation, Policy
 from edgerec_gym.registration import SLATE
 
 TRACKS = ("mix", "joint", SLATE)  # that insertion policies play

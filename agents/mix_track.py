@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import FixedSlot, Keep
 from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.insertion_runs import load_network
@@ -29,6 +28,7 @@ from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, tab
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import Interval, seeds_interval
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.state import NO_ITEM
 from edgerec_gym.users.base import FOCUSED, WINDOW
@@ -101,9 +101,8 @@ class TrueValues:
         rows = order[:, :needed]
         listed[:, : rows.shape[1]] = np.take_along_axis(feed.pool_items, rows, axis=1)
         probabilities, leave = self._users.true_place_values(feed, listed)
-        reward = config.reward
-        values = reward.click * probabilities[..., 0] + reward.purchase * probabilities[..., 1]
-        values[:, :-1] += reward.insert_click * probabilities[:, :-1, :, 0]
+        is_card = np.arange(probabilities.shape[1])[:, None] < probabilities.shape[1] - 1
+        values = config.reward.value(probabilities[..., 0], probabilities[..., 1], card=is_card)
         lasts = (1 - self._users.config.intent_switch) ** np.arange(n_slots)
         cards, goods = values[:, :-1], values[:, -1]
         there = cards > 0

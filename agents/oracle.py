@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Explanation, Observation, Policy
 from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
 from edgerec_gym.agents.mix_values import TrueValues
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Explanation, Observation, Policy
 from edgerec_gym.registration import SLATE
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
@@ -125,8 +125,10 @@ class OraclePolicy:
         """True value of every candidate at the next slot, (B, N + M) in reward units; -1 where empty."""
         assert self._env is not None
         env, reward = self._env, self._env.config.reward
+        n_pool = env.config.pool_size
         probabilities = self._users.true_values(env.batch.arrays)
-        value = reward.click * probabilities[..., 0] + reward.purchase * probabilities[..., 1]
+        is_card = np.arange(probabilities.shape[1]) >= n_pool
+        value = reward.value(probabilities[..., 0], probabilities[..., 1], card=is_card)
         return np.where(probabilities[..., 0] > 0, value, -1.0)
 
     def _wants_page(self) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.list_policy import order_of
 from edgerec_gym.agents.pointer_net import Decoded, PointerNet
 from edgerec_gym.agents.policy_gradient import Decisions
 from edgerec_gym.agents.reranker import to_tensors
+from edgerec_gym.policy import Observation
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 from edgerec_gym.state import NO_ITEM
 
@@ -117,8 +117,7 @@ def play_plans(env: EdgeFeedSlateVectorEnv, planner: Planner) -> tuple[np.ndarra
         answered = (position >= 0) & (slates.answered_item[live] != NO_ITEM)
         click = slates.click_probability[live].astype(np.float64)
         card = types[np.where(answered, slates.answered_item[live], 0)] > 0
-        value = reward.click * click + reward.purchase * slates.purchase_probability[live]
-        value += card * reward.insert_click * click
+        value = reward.value(click, slates.purchase_probability[live], card=card)
         row, place = np.nonzero(answered)
         earned[live[row], position[row, place]] = value[row, place]
         cards[live[row], position[row, place]] = card[row, place]

@@ -21,10 +21,10 @@ from edgerec_gym.agents import (
     training,
     uplift_training,
 )
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.request_planner import load_learner, load_planner
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 
 AGENTS = (
     *trained_policy.AGENTS,

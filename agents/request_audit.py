@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy, bind
 from edgerec_gym.agents.request_effects import HORIZONS, Effects, Futures
 from edgerec_gym.evaluate import play
+from edgerec_gym.policy import Observation, Policy, bind
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 

@@ -92,9 +92,7 @@ def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> n
     """One figure of a policy, (seeds, sessions) float64."""
     sessions = [s for (found, _), s in played.items() if found == policy]
     if figure == "benefit":
-        parts = [
-            reward.click * s["expected_clicks"] + reward.purchase * s["expected_purchases"] for s in sessions
-        ]
+        parts = [reward.value(s["expected_clicks"], s["expected_purchases"]) for s in sessions]
     else:
         parts = [s[FIGURES[figure]] for s in sessions]
     return np.stack(parts).astype(np.float64)

@@ -19,7 +19,6 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.epochs import sizes
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
@@ -28,6 +27,7 @@ from edgerec_gym.agents.trained_policy import private_randomness
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.scenario import Scenario

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.batch import FeedBatch
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.synthetic import SyntheticUsers

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.base import NOT_SHOWN, Observation
 from edgerec_gym.agents.logged_pages import LoggedPages
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.sessions import COLUMNS, LoggedSessions
+from edgerec_gym.policy import NOT_SHOWN, Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 from edgerec_gym.users.base import (
     CLICK,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.logging_policy import moment_age
+from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.spaces import CONTEXT
 
 SLOT, PAGE_AGE = CONTEXT.index("slot"), CONTEXT.index("page_age")

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.base import Explanation, Observation
 from edgerec_gym.agents.checkpoint import read_run
 from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_effects import TRACKS, Futures
 from edgerec_gym.agents.request_scores import Score, UpliftScore
 from edgerec_gym.agents.uplift_training import load_model
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Explanation, Observation
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -216,7 +216,7 @@ class TrueEffectPlanner(RequestPlanner):
         feed = env.unwrapped
         # Keys of its own: under the session's key it would know the luck to come, which nobody can know.
         self._futures = Futures(feed.batch, (self.horizon,), self.continuations, own_key=False)
-        self._weights = np.array([feed.config.reward.click, feed.config.reward.purchase])
+        self._weights = np.array(feed.config.reward.outcome_weights)
 
     def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
         if self._futures is None:

@@ -71,9 +71,9 @@ def quality_rows(
     models: dict[str, list[UpliftModel]], sample: EffectSample, horizon: int, reward: RewardConfig
 ) -> Rows:
     """Qini, AUUC, PEHE, calibration and AUC of estimators, one network a training seed."""
-    kept, requested, drawn = sample.values(horizon, reward.click, reward.purchase)
+    kept, requested, drawn = sample.values(horizon, *reward.outcome_weights)
     tau, h = requested - kept, sample.horizons.index(horizon)
-    error = np.sqrt(sample.effects.error[:, h] ** 2 @ np.array([reward.click, reward.purchase]) ** 2)
+    error = np.sqrt(sample.effects.error[:, h] ** 2 @ np.array(reward.outcome_weights) ** 2)
     bought = sample.effects.drawn[:, h, 1] > 0
     observation = readable(sample.observation)
     rows: Rows = []
@@ -176,7 +176,7 @@ def _audit_rows(policy: str, found: Audit, sample: EffectSample, reward: RewardC
     """One figure a horizon for purchases, and the effect in reward units."""
     n = len(found.slot)
     rows: Rows = []
-    ones, weights = np.ones(n), np.array([reward.click, reward.purchase])
+    ones, weights = np.ones(n), np.array(reward.outcome_weights)
     tau = (found.requested - found.kept) @ weights
     at = HORIZONS.index(horizon)
     rows.append(row(policy, "true_effect", ratio_interval(tau[:, at], ones), 1, n))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import effects_alone, uplift
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.policy import Observation
 
 if TYPE_CHECKING:
     from edgerec_gym.agents.trained_policy import TrainedPolicy

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from edgerec_gym.agents import checkpoint, request_dqn
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.contests import is_own, own_entry
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
@@ -51,6 +50,7 @@ from edgerec_gym.agents.uplift_training import load_model, uplift
 from edgerec_gym.atomic import make_folder
 from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 

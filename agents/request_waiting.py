@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.request_log import RequestLog
 from edgerec_gym.agents.request_scores import Score
 from edgerec_gym.agents.uplift_data import DecisionStream
 from edgerec_gym.agents.uplift_models import UpliftModel
 from edgerec_gym.agents.uplift_training import effects_alone
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT
 
 PAGE_AGE, IN_FLIGHT = CONTEXT.index("page_age"), CONTEXT.index("in_flight")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.log_stream import Keep, LogStream, split_stream
 from edgerec_gym.agents.request_log import NOT_SHOWN, REQUEST_COLUMNS, RequestLog
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.policy import Observation
 
 
 @dataclass(frozen=True)

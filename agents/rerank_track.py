@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import train_agent
@@ -24,6 +23,7 @@ from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played, row, tab
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import Interval, seeds_interval
+from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 
 ENV_ID = "EdgeFeedRerank-v0"

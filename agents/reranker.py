@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.base import Explanation, Observation, best_legal, check_observation
 from edgerec_gym.agents.perception import base_logit, candidate_cards, card_features, take
 from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Explanation, Observation, best_legal, check_observation
 from edgerec_gym.spaces import CONTEXT, context_size, observation_layout
 
 TensorObservation = dict[str, Tensor]

@@ -34,7 +34,6 @@ except ImportError:
     raise MissingExtraError("training", "train") from None
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.crban import CRBAN
 from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
@@ -56,6 +55,7 @@ from edgerec_gym.agents.reranker import (
 from edgerec_gym.agents.seq2slate import Seq2Slate
 from edgerec_gym.agents.sequence_search import SequenceSearch
 from edgerec_gym.agents.set_rank import SetRank
+from edgerec_gym.policy import Policy
 
 RERANKERS: dict[str, type[Reranker]] = {
     "crban": CRBAN,

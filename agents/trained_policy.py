@@ -13,9 +13,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from edgerec_gym.agents.base import Explanation, Observation, check_observation
 from edgerec_gym.config import Config, bounded
 from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.policy import Explanation, Observation, check_observation
 
 try:
     import torch

@@ -14,12 +14,12 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.log_stream import Keep, LogStream, split_stream
 from edgerec_gym.agents.request_log import REQUEST_COLUMNS, RequestLog
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.policy import Observation
 from edgerec_gym.users.base import BUY, CLICK, PAGE_VIEW, PAGE_VIEW_BUCKETS
 
 

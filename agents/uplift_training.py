@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Observation, check_observation
 from edgerec_gym.agents.epochs import EpochTrainer, Report, Stream, new_record
 from edgerec_gym.agents.feed_encoder import FeedEncoder
 from edgerec_gym.agents.reranker import torch_threads
@@ -35,6 +34,7 @@ from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.policy import Observation, check_observation
 
 MOST_HELD = 20_000  # decisions kept in memory to decide when to stop
 SCORE_BATCH = 1024  # decisions scored at once

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.baselines import DeviceGreedy, FixedInterval, FixedSlot, Greedy, Keep, Random
+from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.spaces import TRACKS
 
 

@@ -31,7 +31,6 @@ from rich.table import Table
 import edgerec_gym
 from benchmarks.click_trees import fit_trees
 from benchmarks.ground_truth import interval
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.trained_policy import load_policy
 from edgerec_gym.agents.training import train
@@ -41,6 +40,7 @@ from edgerec_gym.logs.ebnerd import convert_ebnerd
 from edgerec_gym.logs.sessions import SessionStream
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.metrics import exploitation_interval, mean_interval
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.fit import fit

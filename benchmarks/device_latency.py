@@ -31,7 +31,6 @@ from rich.table import Table
 
 import edgerec_gym
 from edgerec_gym.agents import evaluator_training
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.device import DeviceSession, load
 from edgerec_gym.agents.device_export import export_network
 from edgerec_gym.agents.device_files import SEQUENCES
@@ -43,6 +42,7 @@ from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.agents.supervised import build
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import CONTEXT

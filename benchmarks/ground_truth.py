@@ -18,11 +18,11 @@ from rich.table import Table
 
 import edgerec_gym
 from benchmarks.phenomena import PHENOMENA, effects
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import FixedInterval, FixedSlot, Keep
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.evaluate import evaluate
+from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 
 RESULTS = Path(__file__).parent / "results"

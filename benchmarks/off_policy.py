@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks.open_bandit import open_bandit_rows
 from edgerec_gym import __version__, console
-from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.baselines import Keep
 from edgerec_gym.agents.logged_decisions import read_decisions
 from edgerec_gym.agents.request_moments import AtMoments
@@ -34,6 +33,7 @@ from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.metrics import mean_interval
 from edgerec_gym.off_policy import ESTIMATORS, LoggedDecisions, off_policy_estimates
+from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.report import json_ready
 
 SCENARIO, ENV_ID, MOMENTS = "lite", "EdgeFeedRequest-v0", 3

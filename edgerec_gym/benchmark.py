@@ -26,9 +26,10 @@ from edgerec_gym import __version__
 from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.config import SCHEMA_VERSION, SHIFTS
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import Policy, Sessions, Times, play
+from edgerec_gym.evaluate import Sessions, Times, play
 from edgerec_gym.jit import dynamics_digest
 from edgerec_gym.metrics import Interval
+from edgerec_gym.policy import Policy
 from edgerec_gym.report import json_ready
 from edgerec_gym.scenario import Scenario
 

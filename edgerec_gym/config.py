@@ -125,6 +125,32 @@ class RewardConfig(Config):
     leave: float = bounded(0.0, -1e3, 1e3)  # when the user leaves
     uncertainty: float = bounded(0.0, -1e3, 1e3)  # per unit of disagreement of learned users (MOPO: < 0)
 
+    def value(self, click: Any, purchase: Any, card: Any = 0.0, leave: Any = 0.0) -> Any:
+        """Reward of what users do: the terms that an answer brings, weighted and summed.
+
+        The arguments are arrays or tensors of one shape (or that broadcast): what happened, 0 or 1, or the
+        probability or number of it.
+
+        Args:
+            click: clicks.
+            purchase: purchases.
+            card: 1 where the card is a mix-in card, whose clicks pay `insert_click`, too.
+            leave: users who leave.
+        """
+        return (
+            self.click * click + self.purchase * purchase + self.insert_click * click * card
+            + self.leave * leave
+        )  # fmt: skip
+
+    def cost(self, request: Any, invalid: Any = 0.0) -> Any:
+        """Reward, mostly below 0, of what a policy does: its requests and its illegal actions."""
+        return self.request * request + self.invalid * invalid
+
+    @property
+    def outcome_weights(self) -> tuple[float, float]:
+        """Weights of (click, purchase), for arrays whose last axis holds the two."""
+        return self.click, self.purchase
+
 
 @dataclass(frozen=True)
 class CloudConfig(Config):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from edgerec_gym.metrics import (
     mean_interval,
     ratio_interval,
 )
+from edgerec_gym.policy import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
@@ -59,22 +60,6 @@ class Times:
     def add(self, steps: int, policy: float, env: float) -> None:
         """Add one step of a batch."""
         self.steps, self.policy, self.env = self.steps + steps, self.policy + policy, self.env + env
-
-
-class Policy(Protocol):
-    """What the evaluator needs of a policy (see edgerec_gym.agents.base).
-
-    A policy with an attribute `stateless` that is True decides each row from its observation alone: it is
-    asked for the sessions that go on only.
-    """
-
-    name: str
-
-    def reset(self, mask: np.ndarray) -> None:
-        """Forget the rows where `mask` is True."""
-
-    def act(self, observation: dict[str, np.ndarray]) -> Any:
-        """Return (B,) actions; in EdgeFeedSlate-v0 plans, a dict of arrays with B rows."""
 
 
 def play(
@@ -180,9 +165,8 @@ def _play_batch(
         answered = live[:, None] & (last.answered_item != NO_ITEM)
         card_type = np.where(answered, types[last.answered_item], 0)
         probability = last.click_probability.astype(np.float64)
-        expected = reward.click * probability + reward.purchase * last.purchase_probability
-        expected = expected + reward.insert_click * probability * (card_type > 0)
-        paid = reward.request * last.requested + reward.invalid * last.invalid
+        expected = reward.value(probability, last.purchase_probability, card=card_type > 0)
+        paid = reward.cost(last.requested, last.invalid)
         sums["reward"] += np.where(live, batch.reward, 0)
         sums["value"] += np.where(live, paid, 0) + np.where(answered, expected, 0).sum(axis=1)
         sums["clicks"] += (answered & last.clicked).sum(axis=1)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.evaluate import Policy, Sessions, evaluate
+from edgerec_gym.evaluate import Sessions, evaluate
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.metrics import mean_interval
+from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 
 try:

@@ -11,9 +11,9 @@ import numpy as np
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecExtractDictObs
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.evaluate import evaluate
+from edgerec_gym.policy import Observation
 from edgerec_gym.sb3 import make_vec_env
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -17,7 +17,6 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.modules import QValueActor
 from torchrl.objectives import DiscreteCQLLoss, SoftUpdate
 
-from edgerec_gym.agents.base import Observation
 from edgerec_gym.agents.baselines import Keep
 from edgerec_gym.agents.logged_decisions import read_decisions
 from edgerec_gym.agents.minari_export import export_minari
@@ -26,6 +25,7 @@ from edgerec_gym.evaluate import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.off_policy import off_policy_estimates
+from edgerec_gym.policy import Observation
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("runs/offline"))

@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MultipleLocator
 
-from edgerec_gym.agents.base import bind
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.effect_sample import true_effects
 from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
@@ -25,6 +24,7 @@ from edgerec_gym.atomic import make_folder
 from edgerec_gym.evaluate import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.metrics import mean_interval
+from edgerec_gym.policy import bind
 from edgerec_gym.scenario import Scenario
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.base import best_legal, check_finite, check_observation
 from edgerec_gym.agents.baselines import DeviceGreedy, Greedy
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.reranker import ABSENT, RerankerConfig, RerankPolicy
 from edgerec_gym.agents.supervised import RERANKERS, build
 from edgerec_gym.agents.trained_policy import TrainedPolicy
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import best_legal, check_finite, check_observation
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.baselines import BASELINES, DeviceGreedy, baselines_of, make_policy
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import IDS, SLATE, make_feeds, track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

@@ -12,7 +12,6 @@ import torch
 from safetensors.numpy import load_file
 
 from edgerec_gym.agents import esan_gradient, evaluator_training, mix_track
-from edgerec_gym.agents.base import bind
 from edgerec_gym.agents.baselines import DeviceGreedy, FixedSlot, Keep
 from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.esan_gradient import ESANGradient, ESANGradientConfig, at_equal_share
@@ -32,6 +31,7 @@ from edgerec_gym.benchmark import Entry, Place
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
 from edgerec_gym.logs.collect import collect
+from edgerec_gym.policy import bind
 from edgerec_gym.registration import IDS, make_feeds, track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.base import Explanation
 from edgerec_gym.agents.baselines import Keep, Random
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
@@ -19,6 +18,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
 from edgerec_gym.pages.replay import write_replay
 from edgerec_gym.pages.session import record_session
+from edgerec_gym.policy import Explanation
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 

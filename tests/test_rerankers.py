@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents import crban
-from edgerec_gym.agents.base import Observation, Policy
 from edgerec_gym.agents.diversity import (
     DeterminantalPointProcess,
     MaximalMarginalRelevance,
@@ -30,6 +29,7 @@ from edgerec_gym.agents.reranker import (
 )
 from edgerec_gym.agents.supervised import RERANKERS, build
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

@@ -17,11 +17,11 @@ import torch
 from safetensors.numpy import load_file
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.trained_policy import AGENTS, PPOConfig, load_policy
 from edgerec_gym.agents.training import train
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from edgerec_gym.agents.base import Policy
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals, interest
 from edgerec_gym.agents.registry import load_policy, train_agent
 from edgerec_gym.agents.reranker import to_tensors
@@ -22,6 +21,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.base import BUY, CLICK

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.logs.logging_policy import DECISIONS, RandomisedPolicy
 from edgerec_gym.logs.schema import SCHEMA, list_column
 from edgerec_gym.logs.store import LogWriter
+from edgerec_gym.policy import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users import make_users
@@ -29,18 +30,6 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 SESSIONS_PER_PART = 500
 DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle of each exposure bucket
 PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])
-
-
-class Policy(Protocol):
-    """What collect needs of a policy (see edgerec_gym.agents.base)."""
-
-    name: str
-
-    def reset(self, mask: np.ndarray) -> None:
-        """Forget the rows where `mask` is True."""
-
-    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """Return (B,) actions."""
 
 
 def collect(

@@ -11,7 +11,7 @@ from edgerec_gym.batch import BEGIN, FeedBatch
 from edgerec_gym.catalog import Catalog
 from edgerec_gym.colours import category_colours
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import Policy
+from edgerec_gym.policy import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import SLATE, make_feeds, track_of
 from edgerec_gym.scenario import Scenario

@@ -1,4 +1,4 @@
-"""The Policy protocol: what every agent, baseline and oracle looks like to the evaluator."""
+"""Policy, observation and explanation: what every agent, baseline and oracle looks like to the rest."""
 
 from __future__ import annotations
 
