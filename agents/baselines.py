@@ -24,12 +24,13 @@ import numpy as np
 
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
+from edgerec_gym.agents.live_interest import LiveInterest
 from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.registration import SLATE, track_of
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, TRACKS
+from edgerec_gym.spaces import CONTEXT, TRACKS
 
 SLOT_COLUMN, EXPOSURES_COLUMN = CONTEXT.index("slot"), CONTEXT.index("exposures")
 PAGE_AGE_COLUMN = CONTEXT.index("page_age")  # in pages
@@ -92,38 +93,11 @@ class Greedy:
         return observation["pool"][:, :, 1 - N_SCALARS]
 
 
-class DeviceGreedy:
-    """Re-rank by base ctr plus the match with what the user did on this device.
-
-    The interest is the decayed sum of embeddings, weighted by dwell on exposed cards, clicks and dwell on
-    opened pages, as the cloud does it (:class:`~edgerec_gym.config.CloudConfig`), but never stale.
-
-    Args:
-        strength: logits per unit of match.
-        decay: of the evidence, per slot.
-        dwell_weight: evidence of a long look at an exposed card.
-        click_weight: evidence of a click.
-        page_view_weight: evidence of a long page view.
-    """
+class DeviceGreedy(LiveInterest):
+    """Re-rank by base ctr plus the match with what the user did on this device; takes its parent's options."""
 
     name = "device-greedy"
     stateless = True
-    dwell_centre = 0.4  # looks shorter than this (of 0..1) speak against the item
-
-    def __init__(
-        self,
-        strength: float = 4.0,
-        decay: float = 0.92,
-        dwell_weight: float = 1.0,
-        click_weight: float = 1.0,
-        page_view_weight: float = 2.0,
-    ) -> None:
-        self.strength, self.decay = strength, decay
-        self.dwell_weight, self.click_weight, self.page_view_weight = (
-            dwell_weight,
-            click_weight,
-            page_view_weight,
-        )
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: there is no state."""
@@ -131,37 +105,6 @@ class DeviceGreedy:
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
         return best_legal(self.scores(observation), observation["action_mask"])
-
-    def scores(self, observation: Observation) -> np.ndarray:
-        """Return (B, N) logits."""
-        interest = self.interest(observation)
-        pool, d = observation["pool"], interest.shape[1]
-        match = (pool[:, :, :d] @ interest[:, :, None])[:, :, 0] / (
-            1 + np.linalg.norm(interest, axis=1, keepdims=True)
-        )
-        ctr = np.clip(pool[:, :, d + 1], 1e-6, 1 - 1e-6)
-        return np.log(ctr / (1 - ctr)) + self.strength * match
-
-    def interest(self, observation: Observation) -> np.ndarray:
-        """Decayed evidence in the embedding space, (B, d)."""
-        d = observation["pool"].shape[2] - N_SCALARS
-        exposures, page_views = observation["exposures"], observation["page_views"]
-        dwell = exposures[:, :, -N_EXPOSURE_COLUMNS] - self.dwell_centre
-        view = page_views[:, :, -N_PAGE_VIEW_COLUMNS] - self.dwell_centre
-        context = observation["context"]
-        now = context[:, SLOT_COLUMN]  # slot / max_slots, the unit of the rows' last column
-        # Cards are answered slot by slot: one slot is what the count is ahead of the newest row.
-        one_slot = context[:, EXPOSURES_COLUMN] - exposures[:, :, -1].max(axis=1)
-        max_slots = np.rint(1 / np.maximum(one_slot, 1e-9, dtype=np.float64))
-        interest = np.zeros((len(now), d))
-        for rows, evidence in (
-            (exposures, self.dwell_weight * dwell),
-            (page_views, self.click_weight + self.page_view_weight * view),
-        ):
-            age = (now[:, None] - rows[:, :, -1]) * max_slots[:, None]
-            weight = evidence * self.decay**age  # padding has an embedding of zero
-            interest += (weight[:, None, :] @ rows[:, :, :d])[:, 0]
-        return interest
 
 
 class FixedSlot:

@@ -1,17 +1,17 @@
-"""A trained model as a folder of JSON and safetensors: written whole or not at all, and never pickled."""
+"""Parameters of a model and its optimizer as safetensors: written whole or not at all, and never pickled."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from edgerec_gym.atomic import atomic_path, read_json, write_json
+from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.runs import CHECKPOINTS, PARAMETERS, checkpoints, write_record
 
 try:
     import torch
@@ -19,18 +19,9 @@ try:
 except ImportError:
     raise MissingExtraError("a trained policy", "train") from None
 
-RECORD = "policy.json"
-PARAMETERS = "policy.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TRAINING = "training.safetensors"
-CHECKPOINTS = "checkpoints"
 KEEP_LAST = 2  # checkpoints, by default; the one before last is there while the last is looked at
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError unless a run can be seeded so."""
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
 
 
 def save_parameters(path: Path, policy: torch.nn.Module) -> None:
@@ -108,7 +99,7 @@ def save_checkpoint(
     _save_optimizer(temporary / OPTIMIZER, optimizer)
     if training is not None:
         save_parameters(temporary / TRAINING, training)
-    write_json(temporary / RECORD, record)
+    write_record(temporary, record)
     temporary.rename(final)
     for old in [*checkpoints(run)[:-keep], *_left_behind(run)]:
         shutil.rmtree(old, ignore_errors=True)
@@ -127,52 +118,6 @@ def restore_checkpoint(
         load_parameters(folder / TRAINING, training)
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if (path / RECORD).is_file())
-
-
 def _left_behind(run: Path) -> list[Path]:
     """Half-written checkpoints of killed processes."""
     return list((run / CHECKPOINTS).glob(".step-*.tmp"))
-
-
-def read_run(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return (folder of the parameters, its policy.json): the finished run, else the last checkpoint."""
-    run = Path(folder)
-    if not (run / RECORD).is_file():
-        complete = checkpoints(run)
-        if not complete:
-            raise InputError(f"{run} holds no trained policy: no {RECORD} and no complete checkpoint")
-        run = complete[-1]
-    record = read_json(run / RECORD)
-    for key in ("agent", "track", "hyper", "sizes", "steps"):
-        if key not in record:
-            raise InputError(f"{run / RECORD}: {key!r} is missing")
-    return run, record
-
-
-def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[str]) -> Path | None:
-    """Return the checkpoint to resume from, if there is one.
-
-    Args:
-        run: the run's folder.
-        record: of the run to come.
-        resume: False refuses a folder that holds a run.
-        fixed: keys of the record that a resumed run must share.
-
-    Raises:
-        InputError: `run` holds another run, or would be overwritten.
-    """
-    complete = checkpoints(run)
-    if not resume:
-        if complete or (run / RECORD).exists():
-            raise InputError(f"{run} already holds a training run: resume it, or choose another folder")
-        return None
-    if not complete:
-        return None
-    _, earlier = read_run(complete[-1])
-    for key in fixed:
-        if earlier.get(key) != record[key]:
-            raise InputError(f"cannot resume {run}: {key} was {earlier.get(key)}, now it is {record[key]}")
-    return complete[-1]

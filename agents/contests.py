@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.track_runs import run_folder
 from edgerec_gym.atomic import read_json
 from edgerec_gym.benchmark import Entry, Place, Progress
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
+from edgerec_gym.runs import is_finished, read_run
 from edgerec_gym.scenario import Scenario
 
 MODULES = "edgerec_gym.agents"
@@ -178,7 +178,7 @@ class Setting:
 
 def is_trained(run: Path) -> bool:
     """Whether a run has been finished."""
-    return (run / checkpoint.RECORD).is_file()
+    return is_finished(run)
 
 
 def train(setting: Setting, workers: int, progress: Progress | None) -> None:
@@ -299,4 +299,4 @@ def _price_of(track: Any, run: Path, rate: float) -> float | None:
     """Price at which an estimator spends a share of the moments; None while it is not trained."""
     if not is_trained(run):
         return None
-    return track.price_of(np.array(checkpoint.read_run(run)[1]["quantiles"]), rate)
+    return track.price_of(np.array(read_run(run).record["quantiles"]), rate)

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgerec_gym import __version__
 from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.runs import read_run
 
 try:
     import onnx  # noqa: F401
@@ -20,7 +21,7 @@ try:
 except ImportError:
     raise MissingExtraError("an export", "train") from None
 
-from edgerec_gym.agents import checkpoint, generator_runs, supervised
+from edgerec_gym.agents import generator_runs, supervised
 from edgerec_gym.agents.crban import CRBAN
 from edgerec_gym.agents.device import load
 from edgerec_gym.agents.device_evaluator import evaluator_graphs
@@ -57,7 +58,7 @@ def export(
         InputError: a run of another agent, of other sizes, or broken; `out` holds something else.
     """
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
-    folder, record = checkpoint.read_run(run)
+    folder, record = read_run(run)
     agent = record["agent"]
     if agent not in AGENTS:
         raise InputError(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.edgerec import Judgement
 from edgerec_gym.agents.edgerec_network import READ, Behaviour, Coded, EdgeRecNetwork
 from edgerec_gym.agents.edgerec_values import PlanValues
@@ -34,6 +33,7 @@ from edgerec_gym.agents.uplift_training import load_model
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
+from edgerec_gym.runs import read_run
 
 
 def pool_order(observation: Observation, scores: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def load_parts(folders: list[Path], config: FeedConfig, threads: int = 1) -> Par
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        agent = checkpoint.read_run(folder)[1]["agent"]
+        agent = read_run(folder).agent
         kinds = {"re-ranker": RERANKERS, "esan": INSERTERS, "uplift": ESTIMATORS}
         kind = next((name for name, agents in kinds.items() if agent in agents), None)
         if kind is None or kind in found:

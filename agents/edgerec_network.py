@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.attention import AdditiveAttention
-from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.esan import ESAN, Candidates
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals, interest, squash
+from edgerec_gym.agents.live_interest import LiveInterest
 from edgerec_gym.agents.perception import (
     SEQUENCES,
     BehaviourCodes,
@@ -26,14 +26,14 @@ from edgerec_gym.agents.perception import (
     card_features,
     take,
 )
-from edgerec_gym.agents.reranker import ABSENT, KEYS, TensorObservation
+from edgerec_gym.agents.reranker import ABSENT, MODEL_KEYS, TensorObservation
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
 SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")
-READ = (*KEYS, "cards")  # keys of the observation that the agent reads
-STRENGTH = DeviceGreedy().strength  # logits per unit of match
+READ = (*MODEL_KEYS, "cards")  # keys of the observation that the agent reads
+STRENGTH = LiveInterest().strength  # logits per unit of match
 Behaviour = dict[str, BehaviourCodes]
 
 

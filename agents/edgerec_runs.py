@@ -14,9 +14,9 @@ from edgerec_gym.agents.edgerec_rules import FILE, Rules, load_rules
 from edgerec_gym.agents.edgerec_values import FEATURES
 from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.evaluator_training import build
-from edgerec_gym.agents.supervised import check_sizes
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
+from edgerec_gym.runs import check_sizes, read_run
 
 AGENT = NAME
 
@@ -58,13 +58,13 @@ def make_network(esan: ESAN, settings: EdgeRecConfig) -> EdgeRecNetwork:
 
 def load_network(folder: str | Path, config: FeedConfig) -> EdgeRecNetwork:
     """Load what :func:`train` wrote; InputError if files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] != AGENT:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}, not {AGENT!r}")
-    check_sizes(folder, record, config)
-    esan = build(config, ESANConfig.from_dict(record["network"]), tuple(record["identified"]))
-    network = make_network(esan, EdgeRecConfig.from_dict(record["hyper"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    run = read_run(folder)
+    if run.agent != AGENT:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}, not {AGENT!r}")
+    check_sizes(run, config)
+    esan = build(config, ESANConfig.from_dict(run.record["network"]), tuple(run.record["identified"]))
+    network = make_network(esan, EdgeRecConfig.from_dict(run.record["hyper"]))
+    checkpoint.load_parameters(run.parameters, network)
     return network.eval()
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.edgerec import EdgeRec
 from edgerec_gym.agents.edgerec_judges import JointNetwork, Parts, load_parts
@@ -37,15 +35,23 @@ from edgerec_gym.agents.edgerec_rules import FILE, Rules, load_rules
 from edgerec_gym.agents.edgerec_runs import AGENT, EdgeRecConfig, make_network
 from edgerec_gym.agents.edgerec_teaching import teach
 from edgerec_gym.agents.edgerec_values import FEATURES, N_CANDIDATES, Branch, PlanValues, fit
-from edgerec_gym.agents.epochs import Report, sizes
+from edgerec_gym.agents.epochs import Report
 from edgerec_gym.agents.plan_rollouts import advantages, discounted
 from edgerec_gym.agents.reranker import ABSENT, torch_threads
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.config import SCHEMA_VERSION
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import make_feeds
+from edgerec_gym.runs import (
+    PARAMETERS,
+    check_seed,
+    find_start,
+    model_sizes,
+    new_record,
+    read_run,
+    write_record,
+)
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -92,7 +98,7 @@ def train(
         InputError: unknown names, values out of range, parts that are missing or do not fit, bad rules, `out`
             not writable or in use by another run.
     """
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = EdgeRecConfig.from_dict(hyper)
     rules = load_rules(rules) if isinstance(rules, (str, Path)) else rules or Rules()
     if rules.decide.joint:
@@ -103,26 +109,23 @@ def train(
     if not parts.esan.settings.behaviour:
         raise InputError("agent 'edgerec' takes its perception from an esan with behaviour = 1")
     run = make_folder(out)
-    earlier = [checkpoint.read_run(folder)[1] for folder in based_on]
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "agent": AGENT,
-        "track": "joint",
-        "based_on": [{key: part[key] for key in ("agent", "seed", "steps", "hyper")} for part in earlier],
-        "scenario": loaded.name,
-        "users": users,
-        "seed": seed,
-        "hyper": settings.to_dict(),
-        "network": parts.esan.settings.to_dict(),
-        "identified": list(parts.esan.identified),
-        "rules": rules.to_toml(),
-        "sizes": sizes(loaded.config),
-        "steps": 0,
-        "reward": [],
-        "held_out": [],
-        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
-    }
-    start = checkpoint.find_start(run, record, resume, FIXED)
+    earlier = [read_run(folder).record for folder in based_on]
+    record = new_record(
+        AGENT,
+        "joint",
+        seed=seed,
+        settings=settings,
+        sizes=model_sizes(loaded.config),
+        based_on=[{key: part[key] for key in ("agent", "seed", "steps", "hyper")} for part in earlier],
+        scenario=loaded.name,
+        users=users,
+        network=parts.esan.settings.to_dict(),
+        identified=list(parts.esan.identified),
+        rules=rules.to_toml(),
+        reward=[],
+        held_out=[],
+    )
+    start = find_start(run, record, resume, FIXED)
     with torch_threads(threads):
         trainer = EdgeRecTrainer(parts, record, settings, loaded, rules)
         if start is None:
@@ -143,9 +146,9 @@ def train(
                 best = max(figures["value"] for figures in trainer.record["held_out"])
                 progress(done, settings.updates, f"reward {best:.3f} on held-out sessions")
         trainer.compare()
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
+    checkpoint.save_parameters(run / PARAMETERS, trainer.best)
     rules.save(run / FILE)
-    write_json(run / checkpoint.RECORD, trainer.record)
+    write_record(run, trainer.record)
     return trainer.record
 
 
@@ -193,7 +196,7 @@ class EdgeRecTrainer:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         checkpoint.restore_checkpoint(folder, self.best, self.optimizer, self.both())
-        _, earlier = checkpoint.read_run(folder)
+        earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in RESULTS}
 
     def agent(self, judge: Any, **options: Any) -> EdgeRec:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.list_policy import PAGE_AGE
+from edgerec_gym.agents.live_interest import LiveInterest
 from edgerec_gym.policy import NOT_SHOWN, Observation
 
 FEATURES = (
@@ -72,7 +72,7 @@ def candidates(
         first._replace(slots=none, asks=other),
     ]
     if reorder:
-        live = DeviceGreedy().scores(observation).astype(np.float32)
+        live = LiveInterest().scores(observation).astype(np.float32)
         found += [first._replace(scores=live, live=True), first._replace(scores=live, live=True, asks=other)]
     return found
 
@@ -89,7 +89,7 @@ def features(
         observation: of the moments.
     """
     age = observation["context"][:, PAGE_AGE].astype(np.float64)
-    interest = DeviceGreedy().interest(observation)
+    interest = LiveInterest().interest(observation)
     length = np.linalg.norm(interest, axis=1)
     evidence = length / (1 + length)
     told = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.reranker import KEYS
-from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig
+from edgerec_gym.config import Config
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.spaces import observation_layout
+from edgerec_gym.runs import model_sizes, new_record, read_run
 
 Report = Callable[[int, int, str], None]
 Network = TypeVar("Network", bound=nn.Module)
@@ -35,24 +32,11 @@ def request_settings(settings: Any, seed: int) -> dict[str, int]:
     return {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")} | {"seed": seed}
 
 
-def sizes(config: FeedConfig) -> dict[str, list[int]]:
-    """Shapes of what a re-ranker reads."""
-    return {key: list(v.shape) for key, v in observation_layout(config, "joint").items() if key in KEYS}
-
-
-def new_record(agent: str, reader: LogReader, seed: int, settings: Config) -> dict[str, Any]:
+def log_record(agent: str, track: str, reader: LogReader, seed: int, settings: Config) -> dict[str, Any]:
     """Content of policy.json before the first epoch, but for the figure of every epoch."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "agent": agent,
-        "track": "rerank",
-        "logs": {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots},
-        "seed": seed,
-        "hyper": settings.to_dict(),
-        "sizes": sizes(reader.config),
-        "steps": 0,
-        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
-    }
+    logs = {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots}
+    sizes = model_sizes(reader.config)
+    return new_record(agent, track, seed=seed, settings=settings, sizes=sizes, logs=logs)
 
 
 class EpochTrainer(Generic[Network]):
@@ -134,7 +118,7 @@ class EpochTrainer(Generic[Network]):
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         checkpoint.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
-        _, earlier = checkpoint.read_run(folder)
+        earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in ("steps", self.figure)}
 
     def run(self, folder: Path, start: Path | None, label: str, progress: Report | None) -> None:

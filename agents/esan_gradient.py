@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.epochs import Report, sizes
+from edgerec_gym.agents.epochs import Report
 from edgerec_gym.agents.esan import ESAN
 from edgerec_gym.agents.esan_values import NetworkValues, predict_values
 from edgerec_gym.agents.evaluator_training import INSERTER, load_esan
@@ -38,11 +36,20 @@ from edgerec_gym.agents.mix_policies import InsertionPlan, insertions, net_gains
 from edgerec_gym.agents.mix_values import cloud_order
 from edgerec_gym.agents.plan_rollouts import advantages, play_plans
 from edgerec_gym.agents.reranker import torch_threads
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.config import SCHEMA_VERSION, Config, bounded
+from edgerec_gym.atomic import make_folder
+from edgerec_gym.config import Config, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.runs import (
+    PARAMETERS,
+    check_seed,
+    find_start,
+    model_sizes,
+    new_record,
+    read_run,
+    write_record,
+)
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 
@@ -118,32 +125,29 @@ def train(
         InputError: unknown names, values out of range, no such run or one that does not fit, `out` not
             writable or in use by another run.
     """
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = ESANGradientConfig.from_dict(hyper)
     if len(based_on) != 1:
         raise InputError(f"agent {AGENT!r} starts from one run of {INSERTER!r}: give it with --based-on")
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     network = load_esan(based_on[0], loaded.config)
-    _, earlier = checkpoint.read_run(based_on[0])
+    earlier = read_run(based_on[0]).record
     run = make_folder(out)
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "agent": AGENT,
-        "track": "mix",
-        "based_on": {key: earlier[key] for key in ("agent", "seed", "steps", "logs")},
-        "scenario": loaded.name,
-        "users": users,
-        "seed": seed,
-        "hyper": settings.to_dict(),
-        "network": earlier["hyper"],
-        "identified": earlier["identified"],
-        "sizes": sizes(loaded.config),
-        "steps": 0,
-        "price": settings.price,
-        "reward": [],
-        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
-    }
-    start = checkpoint.find_start(run, record, resume, FIXED)
+    record = new_record(
+        AGENT,
+        "mix",
+        seed=seed,
+        settings=settings,
+        sizes=model_sizes(loaded.config),
+        based_on={key: earlier[key] for key in ("agent", "seed", "steps", "logs")},
+        scenario=loaded.name,
+        users=users,
+        network=earlier["hyper"],
+        identified=earlier["identified"],
+        price=settings.price,
+        reward=[],
+    )
+    start = find_start(run, record, resume, FIXED)
     n_rows = settings.batch_size * settings.samples
     env = EdgeFeedSlateVectorEnv(n_rows, scenario=loaded, users=users, split="train", copy=False)
     with torch_threads(threads):
@@ -157,8 +161,8 @@ def train(
                 checkpoint.save_checkpoint(run, network, trainer.record, trainer.optimizer)
             if progress:
                 progress(done, settings.updates, f"reward {np.mean(trainer.record['reward'][-20:]):.3f}")
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, network)
-    write_json(run / checkpoint.RECORD, trainer.record)
+    checkpoint.save_parameters(run / PARAMETERS, network)
+    write_record(run, trainer.record)
     return trainer.record
 
 
@@ -255,7 +259,7 @@ class ESANGradient:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         checkpoint.restore_checkpoint(folder, self.network, self.optimizer)
-        _, earlier = checkpoint.read_run(folder)
+        earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in ("steps", "reward", "price")}
 
 

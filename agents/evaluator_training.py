@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings
+from edgerec_gym.agents.epochs import EpochTrainer, Report, log_record, request_settings
 from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.evaluator import (
     CLICK,
@@ -27,12 +27,13 @@ from edgerec_gym.agents.evaluator import (
 from edgerec_gym.agents.exposed_lists import OUTCOMES, ListBatch, exposed_lists
 from edgerec_gym.agents.rerank_data import Requests, RequestStream, split_requests
 from edgerec_gym.agents.reranker import torch_threads
-from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH, check_sizes
+from edgerec_gym.agents.supervised import FIXED, SCORE_BATCH
 from edgerec_gym.agents.surrogate import PurchaseSurrogate, logged_actions
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.runs import PARAMETERS, check_seed, check_sizes, find_start, read_run, write_record
 
 AGENT, INSERTER = "evaluator", "esan"
 AGENTS = (AGENT, INSERTER)
@@ -83,7 +84,7 @@ def train(
     """
     if agent not in AGENTS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings: Settings = (ESANConfig if agent == INSERTER else EvaluatorConfig).from_dict(hyper)
     reader = LogReader(logs)
     if "order_within_page" in reader.unidentified:
@@ -91,18 +92,17 @@ def train(
     if agent == INSERTER and "cards" in reader.unidentified:
         raise InputError(f"{reader.folder} has no mix-in cards, whose insertion {agent} learns")
     run = make_folder(out)
-    record = new_record(agent, reader, seed, settings) | {
-        "track": "mix" if agent == INSERTER else "rerank",
+    record = log_record(agent, "mix" if agent == INSERTER else "rerank", reader, seed, settings) | {
         "identified": [not set(NEEDED[name]) & set(reader.unidentified) for name in OUTCOMES],
         "loss": [],
     }
-    start = checkpoint.find_start(run, record, resume, (*FIXED, "identified"))
+    start = find_start(run, record, resume, (*FIXED, "identified"))
     with torch_threads(threads):
         trainer = EvaluatorTrainer(reader, record, settings)
         trainer.run(run, start, "loss", progress)
         record = trainer.record | {"figures": trainer.calibrate()}
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
-    write_json(run / checkpoint.RECORD, record)
+    checkpoint.save_parameters(run / PARAMETERS, trainer.best)
+    write_record(run, record)
     return record
 
 
@@ -260,7 +260,7 @@ def load_evaluator(folder: str | Path, config: FeedConfig) -> ListEvaluator:
     """Load an evaluator that :func:`train` wrote; InputError if files are broken or made for other sizes."""
     folder, record = _read(folder, AGENT, config)
     network = build(config, EvaluatorConfig.from_dict(record["hyper"]), tuple(record["identified"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    checkpoint.load_parameters(folder / PARAMETERS, network)
     return network.eval()
 
 
@@ -268,13 +268,13 @@ def load_esan(folder: str | Path, config: FeedConfig) -> ESAN:
     """Load an ESAN that :func:`train` wrote, as :func:`load_evaluator` does."""
     folder, record = _read(folder, INSERTER, config)
     network = build(config, ESANConfig.from_dict(record["hyper"]), tuple(record["identified"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    checkpoint.load_parameters(folder / PARAMETERS, network)
     return network.eval()
 
 
 def _read(folder: str | Path, agent: str, config: FeedConfig) -> tuple[Path, dict[str, Any]]:
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] != agent:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}, not an {agent}")
-    check_sizes(folder, record, config)
-    return folder, record
+    run = read_run(folder)
+    if run.agent != agent:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}, not an {agent}")
+    check_sizes(run, config)
+    return run

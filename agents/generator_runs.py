@@ -14,6 +14,7 @@ from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
+from edgerec_gym.runs import check_sizes, read_run
 
 GENERATORS = ("pointer-evaluator", "pointer-users", "pointer-distilled")
 SEARCH = "sequence-search"
@@ -34,7 +35,7 @@ def find_parts(agent: str, based_on: Sequence[str | Path]) -> dict[str, Path]:
     """
     parts: dict[str, Path] = {}
     for folder in based_on:
-        kind = checkpoint.read_run(folder)[1]["agent"]
+        kind = read_run(folder).agent
         if kind == evaluator_training.AGENT:
             part = EVALUATOR
         elif kind in ("pointer", *GENERATORS):
@@ -55,7 +56,7 @@ def network_settings(parts: Parts) -> RerankerConfig:
     """Sizes of a generator: those of the one that it starts from, else the defaults."""
     if GENERATOR not in parts:
         return RerankerConfig()
-    _, record = checkpoint.read_run(parts[GENERATOR])
+    _, record = read_run(parts[GENERATOR])
     return RerankerConfig.from_dict(record["hyper"] if record["agent"] == "pointer" else record["network"])
 
 
@@ -65,9 +66,9 @@ def make_generator(parts: Parts, config: FeedConfig, seed: int) -> PointerNet:
     network = supervised.build("pointer", config, settings, seed)
     assert isinstance(network, PointerNet)
     if GENERATOR in parts:
-        folder, record = checkpoint.read_run(parts[GENERATOR])
-        supervised.check_sizes(folder, record, config)
-        checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+        run = read_run(parts[GENERATOR])
+        check_sizes(run, config)
+        checkpoint.load_parameters(run.parameters, network)
     return network
 
 
@@ -82,7 +83,7 @@ def describe(parts: Parts) -> dict[str, Any]:
     """Return what a record tells of the runs that it is based on; equal only for equal runs."""
     described = {}
     for name, folder in parts.items():
-        _, record = checkpoint.read_run(folder)
+        record = read_run(folder).record
         told = ("agent", "seed", "hyper", "steps", "network", "identified")
         described[name] = {key: record[key] for key in told if key in record}
     return described
@@ -90,28 +91,28 @@ def describe(parts: Parts) -> dict[str, Any]:
 
 def load_network(folder: str | Path, config: FeedConfig) -> Reranker:
     """Load a generator or a sequence search; InputError if files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] not in AGENTS:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}; allowed: {', '.join(AGENTS)}")
-    supervised.check_sizes(folder, record, config)
-    settings = RerankerConfig.from_dict(record["network"])
+    run = read_run(folder)
+    if run.agent not in AGENTS:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}; allowed: {', '.join(AGENTS)}")
+    check_sizes(run, config)
+    settings = RerankerConfig.from_dict(run.record["network"])
     network = supervised.build("pointer", config, settings)
-    if record["agent"] == SEARCH:
+    if run.agent == SEARCH:
         assert isinstance(network, PointerNet)
-        told = record["based_on"][EVALUATOR]
+        told = run.record["based_on"][EVALUATOR]
         evaluator = evaluator_training.build(
             config, EvaluatorConfig.from_dict(told["hyper"]), tuple(told["identified"])
         )
-        generator = network if GENERATOR in record["based_on"] else None
-        network = SequenceSearch(config, evaluator, generator, SearchConfig.from_dict(record["hyper"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+        generator = network if GENERATOR in run.record["based_on"] else None
+        network = SequenceSearch(config, evaluator, generator, SearchConfig.from_dict(run.record["hyper"]))
+    checkpoint.load_parameters(run.parameters, network)
     return network.eval()
 
 
 def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> Policy:
     """Load a run to play an environment of the tracks joint, rerank or slate; as supervised.load_policy."""
     feed = getattr(env, "unwrapped", env)
-    _, record = checkpoint.read_run(folder)
+    record = read_run(folder).record
     supervised.check_track(folder, feed.track)
     network = load_network(folder, feed.config)
     return supervised.policy_of(record["agent"], network, feed, threads)

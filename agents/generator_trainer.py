@@ -29,6 +29,7 @@ from edgerec_gym.agents.sequence_search import SequenceSearch
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.runs import read_run
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 
 MOMENTS_AT_ONCE = 256  # in one pass of a gradient step, to bound memory
@@ -146,7 +147,7 @@ class GeneratorTrainer:
     def restore(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         checkpoint.restore_checkpoint(folder, self.network, self.optimizer)
-        _, earlier = checkpoint.read_run(folder)
+        earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in ("steps", "reward")}
 
 

@@ -15,15 +15,13 @@ parameters as one that was not interrupted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgerec_gym import __version__
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.epochs import Report, sizes
+from edgerec_gym.agents.epochs import Report
 from edgerec_gym.agents.generator_runs import (
     AGENTS,
     GENERATOR,
@@ -38,10 +36,10 @@ from edgerec_gym.agents.generator_trainer import GeneratorTrainer
 from edgerec_gym.agents.policy_gradient import PolicyGradientConfig
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.config import SCHEMA_VERSION
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
+from edgerec_gym.runs import PARAMETERS, check_seed, find_start, model_sizes, new_record, write_record
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 
@@ -87,7 +85,7 @@ def train(
     """
     if agent not in AGENTS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     plays = agent in ("pointer-users", SEARCH)
     if agent == SEARCH and logs is not None:
         raise InputError(f"agent {agent!r} reads no logs; leave --logs out")
@@ -104,32 +102,29 @@ def train(
         assert reader is not None
         config = reader.config
     run = make_folder(out)
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "agent": agent,
-        "track": "rerank",
-        "based_on": describe(parts),
-        "logs": None if reader is None else {"provenance": reader.provenance, "slots": reader.slots},
-        "scenario": None if place is None else place.name,
-        "users": users if agent == "pointer-users" else None,
-        "seed": seed,
-        "hyper": settings.to_dict(),
-        "network": network_settings(parts).to_dict(),
-        "sizes": sizes(config),
-        "steps": 0,
-        "reward": [],
-        "versions": {"edgerec_gym": __version__, "torch": version("torch"), "numpy": version("numpy")},
-    }
-    if place is not None and reader is not None and sizes(reader.config) != record["sizes"]:
+    record = new_record(
+        agent,
+        "rerank",
+        seed=seed,
+        settings=settings,
+        sizes=model_sizes(config),
+        based_on=describe(parts),
+        logs=None if reader is None else {"provenance": reader.provenance, "slots": reader.slots},
+        scenario=None if place is None else place.name,
+        users=users if agent == "pointer-users" else None,
+        network=network_settings(parts).to_dict(),
+        reward=[],
+    )
+    if place is not None and reader is not None and model_sizes(reader.config) != record["sizes"]:
         raise InputError(f"{reader.folder} was logged with other sizes than those of scenario {place.name!r}")
-    start = checkpoint.find_start(run, record, resume, FIXED)
+    start = find_start(run, record, resume, FIXED)
     evaluator, generator = make_evaluator(parts, config), make_generator(parts, config, seed)
     if isinstance(settings, SearchConfig):
         assert evaluator is not None
         found = generator if "generator" in parts else None
         search = SequenceSearch(config, evaluator, found, settings)
-        checkpoint.save_parameters(run / checkpoint.PARAMETERS, search)
-        write_json(run / checkpoint.RECORD, record)
+        checkpoint.save_parameters(run / PARAMETERS, search)
+        write_record(run, record)
         return record
     env = None if place is None else _environment(place, users, settings)
     with torch_threads(threads):
@@ -145,8 +140,8 @@ def train(
                 checkpoint.save_checkpoint(run, generator, trainer.record, trainer.optimizer)
             if progress:
                 progress(done, settings.updates, f"reward {np.mean(trainer.record['reward'][-20:]):.3f}")
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, generator)
-    write_json(run / checkpoint.RECORD, trainer.record)
+    checkpoint.save_parameters(run / PARAMETERS, generator)
+    write_record(run, trainer.record)
     return trainer.record
 
 

@@ -9,23 +9,23 @@ from edgerec_gym.agents import checkpoint, esan_gradient, evaluator_training
 from edgerec_gym.agents.esan import ESAN, ESANConfig
 from edgerec_gym.agents.esan_values import NetworkValues
 from edgerec_gym.agents.mix_policies import TRACKS, InsertionPlan, policy_of
-from edgerec_gym.agents.supervised import check_sizes
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
+from edgerec_gym.runs import check_sizes, read_run
 
 AGENTS = (evaluator_training.INSERTER, esan_gradient.AGENT)
 
 
 def load_network(folder: str | Path, config: FeedConfig) -> ESAN:
     """Load ESAN from a run of :data:`AGENTS`; InputError if files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] not in AGENTS:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}; allowed: {', '.join(AGENTS)}")
-    check_sizes(folder, record, config)
-    settings = ESANConfig.from_dict(record.get("network", record["hyper"]))
-    network = evaluator_training.build(config, settings, tuple(record["identified"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    run = read_run(folder)
+    if run.agent not in AGENTS:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}; allowed: {', '.join(AGENTS)}")
+    check_sizes(run, config)
+    settings = ESANConfig.from_dict(run.record.get("network", run.record["hyper"]))
+    network = evaluator_training.build(config, settings, tuple(run.record["identified"]))
+    checkpoint.load_parameters(run.parameters, network)
     return network.eval()
 
 
@@ -38,7 +38,7 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> Policy:
         InputError: nothing there, broken files, or an environment of another track or of other sizes.
     """
     feed = getattr(env, "unwrapped", env)
-    _, record = checkpoint.read_run(folder)
+    record = read_run(folder).record
     if feed.track not in TRACKS:
         raise InputError(
             f"{folder} inserts cards; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.training import digest
 from edgerec_gym.atomic import read_json, write_json
@@ -15,6 +14,7 @@ from edgerec_gym.evaluate import play
 from edgerec_gym.metrics import mean_interval
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.report import read_training_curve
+from edgerec_gym.runs import checkpoints, read_run
 from edgerec_gym.scenario import SHIPPED, Scenario
 
 FILE = "learning_curve.json"
@@ -23,7 +23,7 @@ Progress = Callable[[int, int, str], None]
 
 def scenario_of(run: str | Path) -> Scenario | None:
     """The shipped scenario that a run was trained in; None if it is another one."""
-    _, record = checkpoint.read_run(run)
+    record = read_run(run).record
     trained = record.get("scenario")
     for name in SHIPPED:
         scenario = Scenario.load(name)
@@ -61,7 +61,7 @@ def learning_curve(
     """
     run = Path(run)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
-    _, record = checkpoint.read_run(run)
+    record = read_run(run).record
     if "id" not in record:
         raise InputError(f"{run} holds the agent {record['agent']!r}, which did not learn by playing an id")
     told = {"sessions": sessions, "seed": seed, "scenario": scenario.name}
@@ -69,9 +69,9 @@ def learning_curve(
     known = earlier.get("checkpoints", []) if all(earlier.get(k) == v for k, v in told.items()) else []
     done = {point["slots"]: point for point in known}
     kinds = ("learned",) if scenario.synthetic is None else ("learned", "synthetic")
-    folders = checkpoint.checkpoints(run)
+    folders = checkpoints(run)
     for k, folder in enumerate(folders):
-        slots = checkpoint.read_run(folder)[1]["steps"]
+        slots = read_run(folder).record["steps"]
         if slots not in done:
             if progress:
                 progress(k, len(folders), f"checkpoint at {slots:,} slots")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.baselines import DeviceGreedy
+from edgerec_gym.agents.live_interest import LiveInterest
 from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards
 from edgerec_gym.agents.sizes import N_SCALARS
@@ -40,7 +40,7 @@ def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray
 
 def decision_features(observation: Observation) -> np.ndarray:
     """What a request's value may depend on, (B, d) float64: context, user, pool, match with behaviour."""
-    score = DeviceGreedy().scores(observation)
+    score = LiveInterest().scores(observation)
     left = (observation["pool"] != 0).any(axis=2)
     ctr = observation["pool"][:, :, 1 - N_SCALARS]
     count = np.maximum(left.sum(axis=1), 1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents import (
-    checkpoint,
     edgerec_runs,
     edgerec_training,
     esan_gradient,
@@ -25,6 +24,7 @@ from edgerec_gym.agents.request_planner import load_learner, load_planner
 from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
+from edgerec_gym.runs import read_run
 
 AGENTS = (
     *trained_policy.AGENTS,
@@ -110,7 +110,7 @@ def train_agent(
 
 def load_policy(folder: str | Path, env: Any) -> Policy:
     """Load any agent's run to play an environment; InputError if it does not fit or does not play."""
-    _, record = checkpoint.read_run(folder)
+    record = read_run(folder).record
     agent = record["agent"]
     if agent == evaluator_training.AGENT:
         raise InputError(

@@ -19,16 +19,23 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.epochs import sizes
 from edgerec_gym.agents.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.reranker import to_tensors, torch_threads
-from edgerec_gym.agents.supervised import check_sizes
 from edgerec_gym.agents.trained_policy import private_randomness
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.runs import (
+    PARAMETERS,
+    check_seed,
+    check_sizes,
+    is_finished,
+    model_sizes,
+    read_run,
+    write_record,
+)
 from edgerec_gym.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import context_size
@@ -118,7 +125,7 @@ def train(
     """
     if steps < 1 or num_envs < 1:
         raise InputError(f"steps = {steps} and num_envs = {num_envs} must be at least 1")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = DQNConfig.from_dict(hyper)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     run = make_folder(out)
@@ -131,11 +138,11 @@ def train(
         "seed": seed,
         "num_envs": num_envs,
         "hyper": settings.to_dict(),
-        "sizes": sizes(scenario.config),
+        "sizes": model_sizes(scenario.config),
         "steps": steps,
     }
-    if (run / checkpoint.RECORD).is_file():
-        _, earlier = checkpoint.read_run(run)
+    if is_finished(run):
+        earlier = read_run(run).record
         if resume and earlier == record:
             return earlier
         raise InputError(f"{run} already holds a training run of other settings: choose another folder")
@@ -145,8 +152,8 @@ def train(
         model = _model(env, settings, seed)
         model.learn(steps)
     feeds.close()
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, model.q_net)
-    write_json(run / checkpoint.RECORD, record)
+    checkpoint.save_parameters(run / PARAMETERS, model.q_net)
+    write_record(run, record)
     return record
 
 
@@ -182,9 +189,9 @@ class DQNScore:
     """
 
     def __init__(self, folder: str | Path, config: FeedConfig, threads: int = 1) -> None:
-        folder, record = checkpoint.read_run(folder)
-        check_sizes(folder, record, config)
-        hidden = DQNConfig.from_dict(record["hyper"]).hidden
+        run = read_run(folder)
+        check_sizes(run, config)
+        hidden = DQNConfig.from_dict(run.record["hyper"]).hidden
         self.config, self.threads = config, threads
         self.network = torch.nn.Module()
         with torch.random.fork_rng(devices=[]):
@@ -195,7 +202,7 @@ class DQNScore:
                 torch.nn.ReLU(),
                 torch.nn.Linear(hidden, 2),
             )
-        checkpoint.load_parameters(folder / checkpoint.PARAMETERS, self.network)
+        checkpoint.load_parameters(run.parameters, self.network)
 
     def __call__(self, observation: Observation) -> np.ndarray:
         """Score (R,) float32."""

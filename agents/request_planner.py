@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.checkpoint import read_run
 from edgerec_gym.agents.request_dqn import DQNScore
 from edgerec_gym.agents.request_effects import TRACKS, Futures
 from edgerec_gym.agents.request_scores import Score, UpliftScore
 from edgerec_gym.agents.uplift_training import load_model
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Explanation, Observation
+from edgerec_gym.runs import read_run
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -272,4 +272,4 @@ def _fitting(folder: str | Path, env: Any) -> tuple[Any, dict[str, Any]]:
         raise InputError(
             f"{folder} requests pages; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}"
         )
-    return feed, read_run(folder)[1]
+    return feed, read_run(folder).record

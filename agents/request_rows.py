@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from edgerec_gym.agents.checkpoint import read_run
 from edgerec_gym.agents.effect_sample import EffectSample
 from edgerec_gym.agents.request_audit import Audit, audit
 from edgerec_gym.agents.request_effects import HORIZONS
@@ -23,6 +22,7 @@ from edgerec_gym.atomic import atomic_path, make_folder
 from edgerec_gym.benchmark import Entry, Place, Rows, content_key, row, table
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.metrics import ratio_interval
+from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.fidelity import auc
 
@@ -205,7 +205,7 @@ def fleet_rows(runs: dict[int, Path], scenario: str, *, concurrent: int, ticks: 
     for doubles in (False, True):
         ratios, halves = [], []
         for seed, run in runs.items():
-            quantiles = np.array(read_run(run)[1]["quantiles"])
+            quantiles = np.array(read_run(run).record["quantiles"])
             controller = PriceController(FLEET_RATE * concurrent, quantiles)
             planner = RequestPlanner(
                 "fleet", UpliftScore(load_model(run, config)), controller, cool_down=cool_down

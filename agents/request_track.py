@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgerec_gym.agents import checkpoint, request_dqn
+from edgerec_gym.agents import request_dqn
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.contests import is_own, own_entry
 from edgerec_gym.agents.effect_sample import EffectSample, true_effects
@@ -52,6 +52,7 @@ from edgerec_gym.benchmark import Entry, Place, Progress, Rows, played
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
+from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
 
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting
@@ -116,7 +117,7 @@ def make_learner_at(place: Place, run: str, price: float) -> Policy:
 
 def learner_score(run: str | Path, scenario: Scenario) -> Score:
     """Values of DQN, or log-odds of PPO, as a score of a request."""
-    if checkpoint.read_run(run)[1]["agent"] == request_dqn.AGENT:
+    if read_run(run).agent == request_dqn.AGENT:
         return DQNScore(run, scenario.config)
     env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")
     return PolicyScore(load_trained(run, env))
@@ -150,7 +151,7 @@ def entries(
     for seed in seeds:
         for agent in ESTIMATORS:
             run = run_folder(out, agent, seed)
-            quantiles = np.array(checkpoint.read_run(run)[1]["quantiles"])
+            quantiles = np.array(read_run(run).record["quantiles"])
             for rate in sizes.rates:
                 arguments = {"run": str(run), "price": price_of(quantiles, rate)}
                 found.append(Entry(f"{agent} {rate:g}", make_planner, arguments, (run,), seed))

@@ -23,10 +23,9 @@ from edgerec_gym.agents.request_log import NOT_SHOWN
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Explanation, Observation, best_legal, check_observation
-from edgerec_gym.spaces import CONTEXT, context_size, observation_layout
+from edgerec_gym.spaces import CONTEXT, MODEL_KEYS, context_size, observation_layout
 
 TensorObservation = dict[str, Tensor]
-KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
 ABSENT = -1e9  # score of a pool row that is used up: below any other, still finite
 PAGE_AGE = CONTEXT.index("page_age")
 PLAY_BATCH = 128  # sessions scored at once, to bound the memory of attention
@@ -182,7 +181,7 @@ def to_tensors(observation: Observation, rows: slice = slice(None)) -> TensorObs
     """Turn some rows of an observation into tensors, float32; other keys are left out."""
     return {
         key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))
-        for key in KEYS
+        for key in MODEL_KEYS
         if key in observation
     }
 
@@ -252,7 +251,7 @@ class RerankPolicy:
         """Return the number of sessions; InputError names a key of other sizes, or that is not finite."""
         for key, part in observation_layout(self.reranker.config, "joint").items():
             found = observation[key].shape[1:] if key in observation else None
-            if key in KEYS and found != part.shape:
+            if key in MODEL_KEYS and found != part.shape:
                 raise InputError(
                     f"observation {key!r} has the shape {found} a session; {self.name!r} reads {part.shape}"
                 )

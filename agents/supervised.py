@@ -21,11 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import SLATE
+from edgerec_gym.runs import (
+    PARAMETERS,
+    check_seed,
+    check_sizes,
+    find_start,
+    is_finished,
+    read_run,
+    write_record,
+)
 
 try:
     import torch
@@ -37,7 +46,7 @@ from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.crban import CRBAN
 from edgerec_gym.agents.dlcm import DLCM
 from edgerec_gym.agents.dnn import DNN
-from edgerec_gym.agents.epochs import EpochTrainer, Report, new_record, request_settings, sizes
+from edgerec_gym.agents.epochs import EpochTrainer, Report, log_record, request_settings
 from edgerec_gym.agents.gauc import gauc
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.pointer_net import PointerNet
@@ -107,19 +116,19 @@ def train(
     """
     if agent not in RERANKERS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(RERANKERS)}")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = RerankerConfig.from_dict(hyper)
     reader = LogReader(logs)
     run = make_folder(out)
-    record = new_record(agent, reader, seed, settings) | {"gauc": []}
-    start = checkpoint.find_start(run, record, resume, FIXED)
-    if start is not None and (run / checkpoint.RECORD).is_file():
-        return checkpoint.read_run(run)[1]  # finished: the settings, and so its end, are the same
+    record = log_record(agent, "rerank", reader, seed, settings) | {"gauc": []}
+    start = find_start(run, record, resume, FIXED)
+    if start is not None and is_finished(run):
+        return read_run(run).record  # finished: the settings, and so its end, are the same
     with torch_threads(threads):
         trainer = Trainer(reader, record, settings)
         trainer.run(run, start, "GAUC", progress)
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
-    write_json(run / checkpoint.RECORD, trainer.record)
+    checkpoint.save_parameters(run / PARAMETERS, trainer.best)
+    write_record(run, trainer.record)
     return trainer.record
 
 
@@ -226,23 +235,14 @@ def build(agent: str, config: FeedConfig, settings: RerankerConfig, seed: int = 
         return RERANKERS[agent](config, settings)
 
 
-def check_sizes(folder: Path, record: dict[str, Any], config: FeedConfig) -> None:
-    """Raise InputError if a run was trained for observations of other sizes."""
-    for key, size in sizes(config).items():
-        if record["sizes"].get(key) != size:
-            raise InputError(
-                f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
-            )
-
-
 def load_reranker(folder: str | Path, config: FeedConfig) -> Reranker:
     """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] not in RERANKERS:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}; re-rankers: {', '.join(RERANKERS)}")
-    check_sizes(folder, record, config)
-    network = build(record["agent"], config, RerankerConfig.from_dict(record["hyper"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    run = read_run(folder)
+    if run.agent not in RERANKERS:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}; re-rankers: {', '.join(RERANKERS)}")
+    check_sizes(run, config)
+    network = build(run.agent, config, RerankerConfig.from_dict(run.record["hyper"]))
+    checkpoint.load_parameters(run.parameters, network)
     return network.eval()
 
 
@@ -258,7 +258,7 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> Policy:
         InputError: nothing there, broken files, or an environment of another track or of other sizes.
     """
     feed = getattr(env, "unwrapped", env)
-    _, record = checkpoint.read_run(folder)
+    record = read_run(folder).record
     check_track(folder, feed.track)
     return policy_of(record["agent"], load_reranker(folder, feed.config), feed, threads)
 

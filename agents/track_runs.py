@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.benchmark import Progress, run_jobs
+from edgerec_gym.runs import is_finished
 
 Job = tuple[str, int]  # name of a run, training seed
 
@@ -40,7 +40,7 @@ def train_missing(
     """
     done, total = 0, sum(map(len, stages))
     for jobs in stages:
-        waiting = [job for job in jobs if not (run_folder(out, *job) / checkpoint.RECORD).is_file()]
+        waiting = [job for job in jobs if not is_finished(run_folder(out, *job))]
         done += len(jobs) - len(waiting)
         arguments = [(str(out), scenario, name, seed, sizes) for name, seed in waiting]
         for index in run_jobs(train_one, arguments, workers):

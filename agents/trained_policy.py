@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 from edgerec_gym.config import Config, bounded
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.policy import Explanation, Observation, check_observation
+from edgerec_gym.runs import check_sizes, read_run
 
 try:
     import torch
@@ -153,24 +154,23 @@ def load_policy(folder: str | Path, env: Any, *, threads: int = 1) -> TrainedPol
     Raises:
         InputError: nothing there, broken files, or a policy of another id or of other sizes.
     """
-    folder, record = checkpoint.read_run(folder)
-    agent, feed = record["agent"], _feed(env)
+    run = read_run(folder)
+    agent, feed = run.agent, _feed(env)
     if agent not in AGENTS:
-        raise InputError(f"{folder} holds the agent {agent!r}, of another version; train {AGENTS[0]} anew")
-    if record["track"] != feed.track:
         raise InputError(
-            f"{folder} was trained for the track {record['track']!r}; this environment is {feed.track!r}"
+            f"{run.folder} holds the agent {agent!r}, of another version; train {AGENTS[0]} anew"
         )
-    for key, size in sizes_of(feed).items():
-        if record["sizes"].get(key) != size:
-            raise InputError(
-                f"{folder} was trained with {key} {record['sizes'].get(key)}; this environment has {size}"
-            )
-    settings = PPOConfig.from_dict(record["hyper"])
+    track = run.record["track"]
+    if track != feed.track:
+        raise InputError(
+            f"{run.folder} was trained for the track {track!r}; this environment is {feed.track!r}"
+        )
+    check_sizes(run, sizes_of(feed))
+    settings = PPOConfig.from_dict(run.record["hyper"])
     with private_randomness():
         network = policy_class(agent)(
             *_spaces(feed), settings.schedule, **policy_kwargs(agent, feed.track, settings)
         )
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    checkpoint.load_parameters(run.parameters, network)
     network.set_training_mode(False)
     return TrainedPolicy(agent, network, threads)

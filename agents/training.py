@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgerec_gym import __version__
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.config import SCHEMA_VERSION
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import IDS, track_of
+from edgerec_gym.runs import PARAMETERS, check_seed, find_start, read_run, write_record
 from edgerec_gym.scenario import Scenario
 
 try:
@@ -118,7 +119,7 @@ def train(
     ):
         if value < 1:
             raise InputError(f"{name} = {value} must be at least 1")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = PPOConfig.from_dict(hyper)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     run = make_folder(out)
@@ -149,7 +150,7 @@ def train(
         "updates": 0,
         "versions": _versions(),
     }
-    start = checkpoint.find_start(run, record, resume, FIXED)
+    start = find_start(run, record, resume, FIXED)
     with torch_threads(threads), private_randomness(), Progress(
         TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(), console=Console(stderr=True), disable=not progress,
@@ -157,7 +158,7 @@ def train(
         model = _build(env, agent, settings, seed, run / "tensorboard" if tensorboard else None)
         if start is not None:
             checkpoint.restore_checkpoint(start, model.policy, model.policy.optimizer)
-            _, earlier = checkpoint.read_run(start)
+            earlier = read_run(start).record
             record |= {key: earlier[key] for key in ("steps", "updates")}
             model.num_timesteps, model._n_updates = record["steps"], record["updates"]
             model.set_random_seed(seed + record["steps"])
@@ -172,8 +173,8 @@ def train(
         record = _now(record, model)
         # So that a finished run can be extended.
         checkpoint.save_checkpoint(run, model.policy, record, model.policy.optimizer, keep=keep_checkpoints)
-        checkpoint.save_parameters(run / checkpoint.PARAMETERS, model.policy)
-        write_json(run / checkpoint.RECORD, record)
+        checkpoint.save_parameters(run / PARAMETERS, model.policy)
+        write_record(run, record)
     env.close()
     return record
 

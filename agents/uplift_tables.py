@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.reranker import torch_threads
 from edgerec_gym.agents.uplift_data import DecisionBatch
 from edgerec_gym.agents.uplift_metrics import check_experiment
 from edgerec_gym.agents.uplift_models import ESTIMATORS, TableEncoder, UpliftModel
 from edgerec_gym.agents.uplift_training import UpliftConfig, UpliftTrainer, make_model
 from edgerec_gym.errors import InputError
+from edgerec_gym.runs import check_seed
 
 STOPPING_SHARE = 10  # one row in so many decides when to stop
 
@@ -77,7 +77,7 @@ def fit_table(
     """
     if agent not in ESTIMATORS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(ESTIMATORS)}")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = UpliftConfig.from_dict(hyper)
     if features.ndim != 2 or len(features) < 2 * STOPPING_SHARE or not np.isfinite(features).all():
         raise InputError(f"table: features must be {2 * STOPPING_SHARE} rows or more of finite numbers")

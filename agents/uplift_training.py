@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents import checkpoint
-from edgerec_gym.agents.epochs import EpochTrainer, Report, Stream, new_record
+from edgerec_gym.agents.epochs import EpochTrainer, Report, Stream, log_record
 from edgerec_gym.agents.feed_encoder import FeedEncoder
 from edgerec_gym.agents.reranker import torch_threads
-from edgerec_gym.agents.supervised import FIXED, check_sizes
+from edgerec_gym.agents.supervised import FIXED
 from edgerec_gym.agents.uplift_data import DecisionBatch, DecisionStream, split_decisions
 from edgerec_gym.agents.uplift_models import (
     ESTIMATORS,
@@ -30,11 +30,20 @@ from edgerec_gym.agents.uplift_models import (
     UpliftModel,
     residual_loss,
 )
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.atomic import make_folder
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, check_observation
+from edgerec_gym.runs import (
+    PARAMETERS,
+    check_seed,
+    check_sizes,
+    find_start,
+    is_finished,
+    read_run,
+    write_record,
+)
 
 MOST_HELD = 20_000  # decisions kept in memory to decide when to stop
 SCORE_BATCH = 1024  # decisions scored at once
@@ -104,16 +113,16 @@ def train(
     """
     if agent not in ESTIMATORS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(ESTIMATORS)}")
-    checkpoint.check_seed(seed)
+    check_seed(seed)
     settings = UpliftConfig.from_dict(hyper)
     if settings.click == settings.purchase == 0:
         raise InputError("click = 0 and purchase = 0 leave no outcome; give one of them a weight")
     reader = LogReader(logs)
     run = make_folder(out)
-    record = new_record(agent, reader, seed, settings) | {"track": "request", "residual_loss": []}
-    start = checkpoint.find_start(run, record, resume, FIXED)
-    if start is not None and (run / checkpoint.RECORD).is_file():
-        return checkpoint.read_run(run)[1]  # finished: the settings, and so its end, are the same
+    record = log_record(agent, "request", reader, seed, settings) | {"residual_loss": []}
+    start = find_start(run, record, resume, FIXED)
+    if start is not None and is_finished(run):
+        return read_run(run).record  # finished: the settings, and so its end, are the same
     with torch_threads(threads):
         drawn = {name: getattr(settings, name) for name in ("horizon", "controls")}
         stream, stop, _ = split_decisions(reader, surrogate=bool(settings.surrogate), seed=seed, **drawn)
@@ -123,8 +132,8 @@ def train(
         trainer = UpliftTrainer(network, record, settings, stream, held_decisions(stop), weights)
         trainer.run(run, start, "residual loss", progress)
         record = trainer.record | {"quantiles": trainer.quantiles()}
-    checkpoint.save_parameters(run / checkpoint.PARAMETERS, trainer.best)
-    write_json(run / checkpoint.RECORD, record)
+    checkpoint.save_parameters(run / PARAMETERS, trainer.best)
+    write_record(run, record)
     return record
 
 
@@ -244,12 +253,12 @@ def build(agent: str, config: FeedConfig, settings: UpliftConfig, seed: int = 0)
 
 def load_model(folder: str | Path, config: FeedConfig) -> UpliftModel:
     """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
-    folder, record = checkpoint.read_run(folder)
-    if record["agent"] not in ESTIMATORS:
-        raise InputError(f"{folder} holds the agent {record['agent']!r}; estimators: {', '.join(ESTIMATORS)}")
-    check_sizes(folder, record, config)
-    network = build(record["agent"], config, UpliftConfig.from_dict(record["hyper"]))
-    checkpoint.load_parameters(folder / checkpoint.PARAMETERS, network)
+    run = read_run(folder)
+    if run.agent not in ESTIMATORS:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}; estimators: {', '.join(ESTIMATORS)}")
+    check_sizes(run, config)
+    network = build(run.agent, config, UpliftConfig.from_dict(run.record["hyper"]))
+    checkpoint.load_parameters(run.parameters, network)
     return network.eval()
 
 

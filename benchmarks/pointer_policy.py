@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 import edgerec_gym
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.baselines import Keep, make_policy
 from edgerec_gym.agents.pointer_policy import PointerPolicy
 from edgerec_gym.agents.trained_policy import AGENTS, FLAT, POINTER, TrainedPolicy, load_policy
@@ -33,6 +32,7 @@ from edgerec_gym.console import progress_bar
 from edgerec_gym.evaluate import Policy, play
 from edgerec_gym.metrics import mean_interval
 from edgerec_gym.registration import IDS, SLATE, make_feeds, track_of
+from edgerec_gym.runs import checkpoints, is_finished, read_run
 from edgerec_gym.scenario import Scenario
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +67,7 @@ class Study:
         """Train if that is not done yet; the run's folder."""
         rate, hidden = setting
         run = self.work / f"{track_of(env_id)}-{agent}-{rate:g}-{hidden}-{seed}"
-        if not (run / checkpoint.RECORD).is_file():
+        if not is_finished(run):
             train(
                 env_id,
                 run,
@@ -118,8 +118,8 @@ class Study:
         """Steps of a training's checkpoints, and the true values of their sessions (points, sessions)."""
         run = self.run(env_id, agent, setting, seed)
         steps, values = [], []
-        for folder in checkpoint.checkpoints(run):
-            steps.append(checkpoint.read_run(folder)[1]["steps"])
+        for folder in checkpoints(run):
+            steps.append(read_run(folder).record["steps"])
             values.append(self.values(env_id, f"{run.name}-{steps[-1]}", folder))
         return steps, np.stack(values)
 

@@ -20,6 +20,7 @@ JOINT, RERANK, MIX, REQUEST = range(4)
 
 N_EXPOSURE_COLUMNS = 7  # e1..e7
 N_PAGE_VIEW_COLUMNS = 12  # d1..d12
+MODEL_KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
 LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
 
 # Columns of `context`; share used and slots since the last card follow, one column a card type each.

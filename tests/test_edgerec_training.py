@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgerec_gym.agents import checkpoint, edgerec_runs, edgerec_training, joint_rows, joint_track
+from edgerec_gym.agents import edgerec_runs, edgerec_training, joint_rows, joint_track
 from edgerec_gym.agents.edgerec import EdgeRec
 from edgerec_gym.agents.edgerec_judges import load_parts
 from edgerec_gym.agents.edgerec_rollouts import Explorer, play_sessions
@@ -21,6 +21,7 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
+from edgerec_gym.runs import PARAMETERS
 from edgerec_gym.scenario import Scenario
 from tests.small_edgerec import ID, results, stirred_network
 
@@ -65,7 +66,7 @@ def test_training_resumes_to_the_same_parameters(
         patched.setattr(edgerec_training.EdgeRecTrainer, "update", killed)
         train(tmp_path / "killed", parts, 2)
     assert train(tmp_path / "killed", parts, 2) == record
-    whole, resumed = (load_file(tmp_path / n / checkpoint.PARAMETERS) for n in ("whole", "killed"))
+    whole, resumed = (load_file(tmp_path / n / PARAMETERS) for n in ("whole", "killed"))
     for name, values in whole.items():
         np.testing.assert_array_equal(values, resumed[name])
     with pytest.raises(InputError, match="rules"):

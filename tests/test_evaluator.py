@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from edgerec_gym.agents import evaluator_training
-from edgerec_gym.agents.epochs import new_record
+from edgerec_gym.agents.epochs import log_record
 from edgerec_gym.agents.evaluator import (
     CLICK,
     CONVERSION,
@@ -201,7 +201,10 @@ def test_expected_purchases_stand_in_for_those_that_were_made() -> None:
 
 def test_the_learning_rate_falls(logs: Path) -> None:
     settings = EvaluatorConfig(learning_rate=0.01, epochs=5, final_rate=0.2, hidden=8)
-    record = new_record("evaluator", LogReader(logs), 0, settings) | {"identified": [True] * 4, "loss": []}
+    record = log_record("evaluator", "rerank", LogReader(logs), 0, settings) | {
+        "identified": [True] * 4,
+        "loss": [],
+    }
     trainer = EvaluatorTrainer(LogReader(logs), record, settings)
     rates = [trainer._learning_rate(epoch) for epoch in range(5)]
     np.testing.assert_allclose(rates, [0.01, 0.008, 0.006, 0.004, 0.002])

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.agents import supervised
 from edgerec_gym.agents.checkpoint import checkpoints
-from edgerec_gym.agents.epochs import new_record, request_settings
+from edgerec_gym.agents.epochs import log_record, request_settings
 from edgerec_gym.agents.lookup import find_policy
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.rerank_data import Requests, split_requests
@@ -81,7 +81,9 @@ def test_a_run_is_loaded_back_and_played(logs: Path, lite: Scenario, tmp_path: P
 def test_some_misses_stand_for_all(logs: Path) -> None:
     def loss(misses: float, chunk: Requests, index: np.ndarray) -> float:
         reader, settings = LogReader(logs), RerankerConfig(hidden=8, misses=misses)
-        trainer = supervised.Trainer(reader, new_record("dnn", reader, 0, settings) | {"gauc": []}, settings)
+        trainer = supervised.Trainer(
+            reader, log_record("dnn", "rerank", reader, 0, settings) | {"gauc": []}, settings
+        )
         return float(trainer.loss(chunk, index, torch.Generator()).detach())
 
     reader = LogReader(logs)

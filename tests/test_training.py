@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgerec_gym.agents import checkpoint
 from edgerec_gym.agents.trained_policy import AGENTS, PPOConfig, load_policy
 from edgerec_gym.agents.training import train
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
+from edgerec_gym.runs import checkpoints, read_run
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -102,7 +102,7 @@ def test_leaves_global_generators_and_threads_alone(lite: Scenario, tmp_path: Pa
 
 def test_resumes_from_the_last_complete_checkpoint(lite: Scenario, tmp_path: Path) -> None:
     quick(lite, tmp_path, checkpoint_every=UPDATE)
-    kept = checkpoint.checkpoints(tmp_path)
+    kept = checkpoints(tmp_path)
     assert [path.name for path in kept] == [f"step-{n * UPDATE:012d}" for n in (3, 4)]
     before = load_file(kept[-1] / "optimizer.safetensors")
     # A killed writer's leftovers: no final model, and a half-written checkpoint.
@@ -115,7 +115,7 @@ def test_resumes_from_the_last_complete_checkpoint(lite: Scenario, tmp_path: Pat
     assert record["steps"] == 6 * UPDATE
     assert record["updates"] == 6
     assert not half.exists()
-    after = load_file(checkpoint.checkpoints(tmp_path)[-1] / "optimizer.safetensors")
+    after = load_file(checkpoints(tmp_path)[-1] / "optimizer.safetensors")
     assert after["0.step"] == before["0.step"] * 6 / 4, "the optimizer went on, it did not start over"
 
 
@@ -134,12 +134,12 @@ train("EdgeFeed-v0", {str(tmp_path)!r}, scenario="lite", users="synthetic", step
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 120
-    while len(checkpoint.checkpoints(tmp_path)) < 2 and time.monotonic() < deadline:
+    while len(checkpoints(tmp_path)) < 2 and time.monotonic() < deadline:
         assert process.poll() is None, "training ended by itself"
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    reached = checkpoint.read_run(tmp_path)[1]["steps"]
+    reached = read_run(tmp_path).record["steps"]
     assert reached > 0
     load_policy(tmp_path, make_env(lite))
     assert quick(lite, tmp_path, steps=reached + UPDATE, resume=True)["steps"] == reached + UPDATE

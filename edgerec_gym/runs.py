@@ -1,0 +1,172 @@
+"""Run folders: what a training has left, read and written without torch.
+
+| file | content |
+| --- | --- |
+| policy.json | agent, track, sizes, hyper-parameters, steps, seed, versions: the *record* |
+| policy.safetensors | the parameters |
+| checkpoints/step-N/ | the same two files, and how to go on from there |
+
+The record is written last, so a folder with one holds a finished run. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgerec_gym import __version__
+from edgerec_gym.atomic import read_json, write_json
+from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.spaces import MODEL_KEYS, observation_layout
+
+RECORD = "policy.json"
+PARAMETERS = "policy.safetensors"
+CHECKPOINTS = "checkpoints"
+NEEDED = ("agent", "track", "hyper", "sizes", "steps")  # keys of every record
+
+
+class Run(NamedTuple):
+    """A run that can be loaded.
+
+    Attributes:
+        folder: of the parameters: the run's own if it is finished, else its last checkpoint.
+        record: the content of policy.json.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def agent(self) -> str:
+        """Name of the agent that was trained."""
+        return str(self.record["agent"])
+
+    @property
+    def parameters(self) -> Path:
+        """File of the parameters."""
+        return self.folder / PARAMETERS
+
+    @property
+    def root(self) -> Path:
+        """The run's own folder, also of a checkpoint."""
+        return self.folder.parent.parent if self.folder.parent.name == CHECKPOINTS else self.folder
+
+
+def read_run(folder: str | Path | Run) -> Run:
+    """Read a run: the finished one, else its last checkpoint; a run that is read already is returned.
+
+    Raises:
+        InputError: no run there, or a record that lacks what every record holds.
+    """
+    if isinstance(folder, Run):
+        return folder
+    run = Path(folder)
+    if not is_finished(run):
+        complete = checkpoints(run)
+        if not complete:
+            raise InputError(f"{run} holds no trained policy: no {RECORD} and no complete checkpoint")
+        run = complete[-1]
+    record = read_json(run / RECORD)
+    for key in NEEDED:
+        if key not in record:
+            raise InputError(f"{run / RECORD}: {key!r} is missing")
+    return Run(run, record)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return is_finished(run)
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Write policy.json, after the parameters: it says that the run is finished."""
+    write_json(run / RECORD, record)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if is_finished(path))
+
+
+def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[str]) -> Path | None:
+    """Return the checkpoint to resume from, if there is one.
+
+    Args:
+        run: the run's folder.
+        record: of the run to come.
+        resume: False refuses a folder that holds a run.
+        fixed: keys of the record that a resumed run must share.
+
+    Raises:
+        InputError: `run` holds another run, or would be overwritten.
+    """
+    complete = checkpoints(run)
+    if not resume:
+        if complete or is_finished(run):
+            raise InputError(f"{run} already holds a training run: resume it, or choose another folder")
+        return None
+    if not complete:
+        return None
+    earlier = read_run(complete[-1]).record
+    for key in fixed:
+        if earlier.get(key) != record[key]:
+            raise InputError(f"cannot resume {run}: {key} was {earlier.get(key)}, now it is {record[key]}")
+    return complete[-1]
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless a run can be seeded so."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
+
+
+def new_record(
+    agent: str, track: str, *, seed: int, settings: Config, sizes: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Content of policy.json before the first step; `more` are further keys."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "agent": agent,
+        "track": track,
+        **more,
+        "seed": seed,
+        "hyper": settings.to_dict(),
+        "sizes": sizes,
+        "steps": 0,
+        "versions": versions("torch", "numpy"),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of this package and of others, for records."""
+    return {"edgerec_gym": __version__} | {name: version(name) for name in packages}
+
+
+def model_sizes(config: FeedConfig) -> dict[str, list[int]]:
+    """Shapes of what a model reads of an observation, by key: a run fits observations of its own sizes."""
+    layout = observation_layout(config, "joint")
+    return {key: list(part.shape) for key, part in layout.items() if key in MODEL_KEYS}
+
+
+def check_sizes(run: Run, sizes: FeedConfig | dict[str, Any]) -> None:
+    """Raise InputError if a run was trained for observations of other sizes than those of a feed.
+
+    Args:
+        run: what was trained.
+        sizes: the feed's config, or what its record holds under `sizes`.
+    """
+    trained = run.record["sizes"]
+    for key, size in (model_sizes(sizes) if isinstance(sizes, FeedConfig) else sizes).items():
+        if trained.get(key) != size:
+            raise InputError(
+                f"{run.folder} was trained with {key} {trained.get(key)}; this environment has {size}"
+            )
+
+
+def check_agent(run: Run, allowed: Sequence[str]) -> None:
+    """Raise InputError if a folder holds another agent's run."""
+    if run.agent not in allowed:
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}; allowed: {', '.join(allowed)}")
