@@ -94,7 +94,7 @@ class Greedy:
 
 
 class DeviceGreedy(LiveInterest):
-    """Re-rank by base ctr plus the match with what the user did on this device; takes its parent's options."""
+    """Re-rank by base ctr plus the match with what the user did on this device (options: its parent's)."""
 
     name = "device-greedy"
     stateless = True

@@ -23,7 +23,7 @@ from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.evaluate import evaluate
 from edgerec_gym.policy import Policy
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.users import ground_truth
 
 RESULTS = Path(__file__).parent / "results"
 # Every track: keep, the same means at fixed moments, the oracle's moments.
@@ -61,7 +61,7 @@ def main() -> None:
     console.print(table)
 
     rows: list[dict[str, Any]] = []
-    world = Scenario.from_preset("default")
+    world = ground_truth("default")
     for env_id, policies in TRACKS.items():
         rows += evaluate(policies, env_id=env_id, scenario=world, users=["synthetic"], sessions=sessions)
     table = Table("id", "policy", *COLUMNS, title=f"{sessions} sessions of the ground truth, default preset")

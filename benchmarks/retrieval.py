@@ -21,7 +21,7 @@ from rich.table import Table
 
 from edgerec_gym.atomic import make_folder, write_json
 from edgerec_gym.batch import FeedBatch
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.users import ground_truth
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -49,7 +49,7 @@ print(np.median(times) * 1e6)
 def main() -> None:
     """Measure, print, write."""
     python = interpreter("faiss-cpu==1.13.2")
-    base = Scenario.from_preset("default")
+    base = ground_truth("default")
     assert base.synthetic is not None
     rows = []
     for n_items in SIZES:

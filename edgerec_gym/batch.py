@@ -19,7 +19,7 @@ from edgerec_gym.random_stream import SPLITS
 from edgerec_gym.spaces import n_actions, observation_layout
 from edgerec_gym.state import FeedArrays, allocate
 from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, Focus, UserModel
-from edgerec_gym.users.synthetic import SyntheticUsers, read_users
+from edgerec_gym.users.synthetic import read_users
 from edgerec_gym.users.synthetic_kernels import answer, start_user
 from edgerec_gym.workers import Workers
 
@@ -137,6 +137,7 @@ class FeedBatch:
         ranking = cloud_ranking(cloud, config, n_workers)
         self.arrays = a = allocate(config, track, num_envs, self.split, ranking)
         users.allocate(num_envs, config, self._workers)
+        self._compiled_users: Table | None = getattr(users, "kernel_state", None)
         self._feed, self._cloud = Table(a), Table(cloud)
         self._focus = Focus(
             a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key, a.window_page
@@ -197,8 +198,8 @@ class FeedBatch:
         answer: bool = True,
     ) -> None:
         feed, cloud = self._feed.address, self._cloud.address
-        if isinstance(self.users, SyntheticUsers):
-            users = self.users.table.address
+        if self._compiled_users is not None:
+            users = self._compiled_users.address
             self._workers.run(_step_synthetic, feed, cloud, users, actions, modes, copies)
         else:
             self._advance_apart(actions, modes, copies, begun, answer)

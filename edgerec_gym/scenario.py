@@ -20,7 +20,7 @@ from typing import Any
 
 from edgerec_gym.atomic import make_folder, read_json, write_json
 from edgerec_gym.catalog import Catalog
-from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig, preset
+from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig
 from edgerec_gym.errors import InputError
 
 SHIPPED = PRESETS  # names of the scenarios in the package
@@ -96,16 +96,6 @@ class Scenario:
         file = folder / "scenario.json"
         stamp = file.stat().st_mtime_ns if file.exists() else 0
         return _load(folder.resolve(), stamp)
-
-    @classmethod
-    def from_preset(cls, name: str, **synthetic: Any) -> Scenario:
-        """Make the ground truth of a preset, without learned users; keywords change SyntheticUserConfig."""
-        from edgerec_gym.users.synthetic import world_feed
-        from edgerec_gym.users.world import make_world
-
-        feed, users = preset(name)
-        users = users.replace(**synthetic)
-        return cls(name, feed, make_world(users, world_feed(feed)).catalog, synthetic=users)
 
     def shifted(self, shift: str) -> Scenario:
         """Return the same feed with other synthetic users, see :data:`~edgerec_gym.config.SHIFTS`.

@@ -23,7 +23,7 @@ from edgerec_gym.slate import (
     record_slot,
 )
 from edgerec_gym.users.base import UserModel
-from edgerec_gym.users.synthetic import SyntheticUsers, read_users
+from edgerec_gym.users.synthetic import read_users
 from edgerec_gym.users.synthetic_kernels import answer
 
 _NO_ROWS = np.zeros(0, np.int64)
@@ -155,8 +155,8 @@ class SlateBatch(FeedBatch):
         begun: np.ndarray = _NO_ROWS,
         answer: bool = True,
     ) -> None:
-        if isinstance(self.users, SyntheticUsers) and self.watcher is None:
-            feed, cloud, users = self._feed.address, self._cloud.address, self.users.table.address
+        if self._compiled_users is not None and self.watcher is None:
+            feed, cloud, users = self._feed.address, self._cloud.address, self._compiled_users.address
             self._workers.run(
                 _play_synthetic, feed, cloud, users, self._slates.address, *actions, modes, copies
             )

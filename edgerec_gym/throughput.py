@@ -29,6 +29,7 @@ from edgerec_gym.jit import SOURCE_DIGEST
 from edgerec_gym.registration import IDS, SLATE, make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_batch import SlateBatch
+from edgerec_gym.users import ground_truth
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -223,7 +224,7 @@ def _start(users: str, cache: str) -> list[float]:
 
 def catalogue_sizes(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), seconds: float = 4.0) -> list[Row]:
     """Steps per second of a batch of 256 over catalogues of several sizes, in alternating windows."""
-    scenario = Scenario.from_preset("default")
+    scenario = ground_truth("default")
     assert scenario.synthetic is not None
     runs = []
     for n_items in sizes:

@@ -11,7 +11,7 @@ from edgerec_gym.config import SyntheticUserConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluate import evaluate, play
 from edgerec_gym.registration import make_feeds
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.users import ground_truth
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 SESSIONS = 1000
@@ -56,7 +56,7 @@ def test_every_switch_is_measured():
 
 @pytest.fixture(scope="module")
 def world():
-    return Scenario.from_preset("default")
+    return ground_truth("default")
 
 
 def scores(world, env_id, policies):
@@ -112,7 +112,7 @@ def test_sampled_reward_and_true_value_agree(world):
 
 def test_held_out_users_and_days():
     feed, synthetic = preset("lite")
-    scenario = Scenario.from_preset("lite")
+    scenario = ground_truth("lite")
     seen = {}
     for split in ("log", "train", "eval"):
         env = EdgeFeedVectorEnv(2000, scenario=scenario, users="synthetic", split=split)
@@ -130,7 +130,7 @@ def test_oracle_refuses_learned_users():
 @pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
 def test_fused_step_equals_the_protocol(env_id):
     """The synthetic users answer the same through `respond` as inside the fused kernel."""
-    scenario = Scenario.from_preset("lite")
+    scenario = ground_truth("lite")
     fused, apart = (make_feeds(env_id, 20, scenario=scenario, users="synthetic") for _ in range(2))
 
     class Protocol:

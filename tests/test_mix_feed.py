@@ -11,10 +11,10 @@ from edgerec_gym.agents.mix_feed import InsertionState, feed_problems
 from edgerec_gym.agents.mix_planner import DualPrices, plan_batch
 from edgerec_gym.agents.mix_problem import insertions
 from edgerec_gym.registration import make_feeds
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.users import ground_truth
 
 ROWS, TYPES = 4, 4
-SCENARIO = Scenario.from_preset("lite")
+SCENARIO = ground_truth("lite")
 
 
 def rules():
@@ -68,7 +68,7 @@ def test_plans_are_legal_slot_by_slot(changes, seed, solver):
 
 @pytest.mark.parametrize("preset", ["default", "lite"])
 def test_slates_are_played_without_a_violation(preset):
-    scenario = Scenario.from_preset(preset)
+    scenario = ground_truth(preset)
     env = make_feeds("EdgeFeedSlate-v0", 8, scenario=scenario, users="synthetic")
     config, rng, inserted = env.unwrapped.config, np.random.default_rng(0), 0
     observation, _ = env.reset(seed=1)

@@ -6,10 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgerec_gym.batch import FeedBatch
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.users import ground_truth
 from edgerec_gym.users.synthetic import SyntheticUsers
 
-SCENARIO = Scenario.from_preset("lite")
+SCENARIO = ground_truth("lite")
 TYPES = 4
 
 

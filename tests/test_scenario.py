@@ -14,6 +14,7 @@ import pytest
 from edgerec_gym.config import preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import SIMULATOR_FILES, Scenario
+from edgerec_gym.users import ground_truth
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_the_shipped_scenarios_are_whole():
 
 
 def test_the_ground_truth_of_a_preset_needs_no_folder():
-    scenario = Scenario.from_preset("lite", n_items=400, intent=0.0)
+    scenario = ground_truth("lite", n_items=400, intent=0.0)
     assert scenario.path is None and scenario.synthetic is not None
     assert len(scenario.catalog) == 400 and scenario.synthetic.intent == 0
     with pytest.raises(InputError, match="scenario 'lite' has no learned users"):

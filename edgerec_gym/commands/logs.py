@@ -9,6 +9,7 @@ import typer
 
 from edgerec_gym import console
 from edgerec_gym.commands.options import AsJson, Seed
+from edgerec_gym.errors import InputError
 
 
 def collect(
@@ -64,19 +65,38 @@ def collect(
 
 
 def import_logs(
-    table: Annotated[Path, typer.Argument(help="A .parquet or .csv file, a row for each item shown.")],
-    mapping: Annotated[Path, typer.Option(help="JSON file that names the table's columns; see the README.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A .parquet or .csv file, a row for each item shown; or an EB-NeRD bundle."),
+    ],
     out: Annotated[Path, typer.Option(help="Log folder; one that a killed import left is continued.")],
+    mapping: Annotated[
+        Path | None,
+        typer.Option(help="JSON file that names the table's columns; an EB-NeRD bundle needs none."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a table of shown items into a log folder, for `edgerec fit`."""
+    """Turn a table of shown items, or an EB-NeRD bundle, into a log folder for `edgerec fit`."""
+    from edgerec_gym.logs.ebnerd import is_ebnerd
     from edgerec_gym.logs.table import import_table
 
+    if is_ebnerd(source):
+        if mapping is not None:
+            raise InputError(f"{source} is an EB-NeRD bundle, whose columns are known; leave --mapping out")
+        reference = import_ebnerd(source, out)
+        if as_json:
+            console.print_json({"reference": reference, "out": str(out)})
+            return
+        print_reference(reference)
+        print(f"logs: {out}")
+        return
+    if mapping is None:
+        raise InputError(f"{source} needs --mapping, a JSON file that names its columns")
     with (
         console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),
         console.progress_bar("import") as progress,
     ):
-        result = import_table(table, mapping, out, progress=progress)
+        result = import_table(source, mapping, out, progress=progress)
     if as_json:
         console.print_json(result | {"out": str(out)})
         return
@@ -85,3 +105,32 @@ def import_logs(
     console.print_nested(result["counts"])
     print(f"cannot tell: {', '.join(result['unidentified']) or 'nothing'}")
     print(f"logs: {out}")
+
+
+def import_ebnerd(bundle: Path, out: Path) -> dict[str, dict[str, float]]:
+    """Convert an EB-NeRD bundle to a log folder; returns the figures of simple rankers on its last week."""
+    from edgerec_gym.logs.ebnerd import convert_ebnerd
+    from edgerec_gym.logs.reference import ebnerd_reference
+
+    with (
+        console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),
+        console.progress_bar("import") as progress,
+    ):
+        convert_ebnerd(bundle, out, progress=progress)
+        return ebnerd_reference(out)
+
+
+def print_reference(reference: dict[str, dict[str, float]], learned: dict[str, float] | None = None) -> None:
+    """Print how simple rankers, and learned users if there are any, rank the validation week."""
+    rankers = {
+        "item popularity": reference["popularity"],
+        "200 boosted trees on 7 streaming features": reference["boosted_trees"],
+        "the same, lambdarank objective": reference["lambdarank_trees"],
+        "the same, with means over the impression": reference["lambdarank_trees_page"],
+        **({} if learned is None else {"learned users": learned}),
+    }
+    console.print_table(
+        "validation week: click AUC within an impression (mean over impressions) and over all slots",
+        ["ranked by", "within", "all"],
+        [[label, f"{f['impression_auc']:.3f}", f"{f['click_auc']:.3f}"] for label, f in rankers.items()],
+    )

@@ -9,6 +9,7 @@ import typer
 
 from edgerec_gym import console
 from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands.logs import import_ebnerd, print_reference
 from edgerec_gym.commands.options import AsJson, Seed
 
 
@@ -22,40 +23,25 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Learn users from logs and write a scenario."""
-    from edgerec_gym.logs.ebnerd import convert_ebnerd, is_ebnerd
-    from edgerec_gym.logs.reference import ebnerd_reference
+    from edgerec_gym.logs.ebnerd import is_ebnerd
     from edgerec_gym.simulator.fit import fit
 
-    real = is_ebnerd(logs)
-    reference: dict[str, dict[str, float]] = {}
-    with console.interruptible(f"what is finished in {out} is kept; the same command resumes"):
-        if real:
-            with console.progress_bar("convert") as progress:
-                convert_ebnerd(logs, out / "logs", progress=progress)
-            reference = ebnerd_reference(out / "logs")
-            logs = out / "logs"
-        with console.progress_bar("fit") as progress:
-            metrics = fit(
-                logs, out, seed=seed, ensemble=ensemble, epochs=epochs, threads=threads, progress=progress
-            )
-    if as_json:
-        console.print_json(metrics | ({"reference": reference} if real else {}) | {"out": str(out)})
-        return
-    if real:
-        console.print_table(
-            "validation week: click AUC within an impression (mean over impressions) and over all slots",
-            ["ranked by", "within", "all"],
-            [
-                [label, f"{found['impression_auc']:.3f}", f"{found['click_auc']:.3f}"]
-                for label, found in (
-                    ("item popularity", reference["popularity"]),
-                    ("200 boosted trees on 7 streaming features", reference["boosted_trees"]),
-                    ("the same, lambdarank objective", reference["lambdarank_trees"]),
-                    ("the same, with means over the impression", reference["lambdarank_trees_page"]),
-                    ("learned users", metrics),
-                )
-            ],
+    reference: dict[str, dict[str, float]] | None = None
+    if is_ebnerd(logs):  # a bundle may be given as it is: it is imported first
+        bundle, logs = logs, out / "logs"
+        reference = import_ebnerd(bundle, logs)
+    with (
+        console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
+        console.progress_bar("fit") as progress,
+    ):
+        metrics = fit(
+            logs, out, seed=seed, ensemble=ensemble, epochs=epochs, threads=threads, progress=progress
         )
+    if as_json:
+        console.print_json(metrics | ({"reference": reference} if reference else {}) | {"out": str(out)})
+        return
+    if reference is not None:
+        print_reference(reference, metrics)
     print("fidelity on held-out sessions:")
     console.print_nested(metrics, 1)
     print(f"peak memory: {console.peak_memory():,.0f} MB")

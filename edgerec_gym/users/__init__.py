@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgerec_gym.config import FeedConfig
+from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.users.base import UserModel
 
@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from edgerec_gym.scenario import Scenario
 
 USERS = ("learned", "synthetic")
+
+
+def ground_truth(name: str, **synthetic: Any) -> Scenario:
+    """Return a scenario with the ground truth of a preset, and without learned users.
+
+    Args:
+        name: "default" or "lite".
+        **synthetic: fields of SyntheticUserConfig that differ from the preset's.
+    """
+    from edgerec_gym.scenario import Scenario
+    from edgerec_gym.users.synthetic import world_feed
+    from edgerec_gym.users.world import make_world
+
+    feed, users = preset(name)
+    users = users.replace(**synthetic)
+    return Scenario(name, feed, make_world(users, world_feed(feed)).catalog, synthetic=users)
 
 
 def make_users(

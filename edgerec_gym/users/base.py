@@ -106,7 +106,11 @@ class UserStart(NamedTuple):
 
 
 class UserModel(Protocol):
-    """Users of the feed: the hidden ground truth, or a simulator learned from logs."""
+    """Users of the feed: the hidden ground truth, or a simulator learned from logs.
+
+    Users that the feed's own kernel can step have an attribute `kernel_state`, the table of their arrays
+    (:class:`~edgerec_gym.users.synthetic.SyntheticArrays`); all others answer through :meth:`respond`.
+    """
 
     name: str
     uncertainty: np.ndarray | None  # (B,) float32 of the answer given last; None if not told

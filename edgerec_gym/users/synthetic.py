@@ -164,7 +164,7 @@ class SyntheticUsers:
     Attributes:
         world: latent factors, fixed by the config.
         arrays: per-session latent state; oracles may read it, nothing else may.
-        table: the same for kernels.
+        kernel_state: the same for kernels: the feed steps these users in one call.
     """
 
     name = "synthetic"
@@ -205,17 +205,17 @@ class SyntheticUsers:
             boredom=np.zeros(num_envs),
             refresh_now=np.zeros(num_envs),
         )
-        self.table = Table(self.arrays)
+        self.kernel_state = Table(self.arrays)
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.users.base.UserModel`."""
-        _start(self.table.address, rows, keys, split)
+        _start(self.kernel_state.address, rows, keys, split)
         user = self.arrays.user[rows]
         return UserStart(self._shipped[user], self.arrays.hour[rows])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.users.base.UserModel`."""
-        _respond(self.table.address, focus.active, focus.items, focus.context, response)
+        _respond(self.kernel_state.address, focus.active, focus.items, focus.context, response)
 
     def true_values(self, feed: FeedArrays) -> np.ndarray:
         """For oracles: what each candidate would earn at the next slot, in the user's present state.
@@ -230,7 +230,9 @@ class SyntheticUsers:
         candidates = np.concatenate([feed.pool_items, feed.card_items], axis=1)
         values = np.empty((*candidates.shape, 2))
         window = np.full((1, WINDOW), NO_ITEM, np.int32)  # what follows is not known yet
-        _foresee(self.table.address, feed.newest, feed.slot, feed.window_items, candidates, window, values)
+        _foresee(
+            self.kernel_state.address, feed.newest, feed.slot, feed.window_items, candidates, window, values
+        )
         return values
 
     def true_place_values(self, feed: FeedArrays, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,13 +252,13 @@ class SyntheticUsers:
         values = np.empty((n_sessions, n_cards + 1, listed.shape[1] - 2, 2))
         leave = np.empty(n_sessions)
         window = np.full((1, WINDOW), NO_ITEM, np.int32)
-        _foresee_places(self.table.address, feed.slot, stream, feed.card_items, window, values, leave)
+        _foresee_places(self.kernel_state.address, feed.slot, stream, feed.card_items, window, values, leave)
         return values, leave
 
     def intent_moved(self) -> np.ndarray:
         """For oracles: 1 - cosine between the intent now and at the current page's first card, (B,)."""
         values = np.zeros(len(self.arrays.user))
-        _moved(self.table.address, values)
+        _moved(self.kernel_state.address, values)
         return values
 
 
