@@ -25,12 +25,11 @@ import numpy as np
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.live_interest import LiveInterest
-from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.registration import SLATE, track_of
-from edgerec_gym.spaces import CONTEXT, TRACKS
+from edgerec_gym.spaces import CONTEXT, N_SCALARS, TRACKS
 
 SLOT_COLUMN, EXPOSURES_COLUMN = CONTEXT.index("slot"), CONTEXT.index("exposures")
 PAGE_AGE_COLUMN = CONTEXT.index("page_age")  # in pages

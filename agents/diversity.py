@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
+from edgerec_gym.spaces import N_SCALARS
 
 BASE_CTR = 1
 LEAST_VARIANCE = 1e-9  # below that, a card is a combination of those before it

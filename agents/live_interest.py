@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.policy import Observation
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
+from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, N_SCALARS
 
 SLOT, EXPOSURES = CONTEXT.index("slot"), CONTEXT.index("exposures")
 DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item

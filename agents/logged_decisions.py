@@ -11,13 +11,13 @@ import pyarrow as pa
 from edgerec_gym.agents.live_interest import LiveInterest
 from edgerec_gym.agents.log_stream import log_tables
 from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards
-from edgerec_gym.agents.sizes import N_SCALARS
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.off_policy import LoggedDecisions
 from edgerec_gym.policy import Observation, Policy
+from edgerec_gym.spaces import N_SCALARS
 
 TRACK = "request"
 BLOCK = 4096  # observations that a policy without memory sees at once

@@ -16,10 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgerec_gym.agents.sizes import FeedSizes
 from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import InputError
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
+from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, FeedSizes
 
 LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
 BASE_CTR, BASE_CVR = 1, 2  # item scalars, after the embedding

@@ -18,7 +18,7 @@ except ImportError:
 
 from edgerec_gym.agents.attention import DotProductAttention
 from edgerec_gym.agents.perception import BehaviourCodes, card_features
-from edgerec_gym.agents.sizes import N_SCALARS, ObservationSizes
+from edgerec_gym.spaces import N_SCALARS, ObservationSizes
 
 MATCH_SCALE = 10.0  # on matches with the interest vectors: a larger unit learns faster
 SHARPNESS = 3.0  # logits per unit of likeness, by which attention starts to look up similar cards

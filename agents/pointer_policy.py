@@ -38,7 +38,7 @@ from edgerec_gym.agents.perception import (
     take,
 )
 from edgerec_gym.agents.pointer_features import EVIDENCE, MATCH_SCALE, BehaviourReader, Scorer
-from edgerec_gym.agents.sizes import N_SCALARS, ObservationSizes
+from edgerec_gym.spaces import N_SCALARS, ObservationSizes
 
 ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
 POOL_PRIOR = 1.0  # an untrained policy samples pool rows by the odds of their base ctr,

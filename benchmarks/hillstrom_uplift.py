@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.uplift_tables import fit_table
 from edgerec_gym.agents.uplift_metrics import RankedSample, interval
 from edgerec_gym.agents.uplift_models import ESTIMATORS
-from edgerec_gym.agents.uplift_tables import fit_table
 from edgerec_gym.agents.uplift_training import uplift
 from edgerec_gym.benchmark import row, save_rows
 

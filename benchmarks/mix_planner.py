@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import edgerec_gym
-from edgerec_gym.agents.mix_ilp import solve_ilp
+from benchmarks.mix_ilp import solve_ilp
 from edgerec_gym.agents.mix_planner import plan, plan_batch
 from edgerec_gym.agents.mix_problem import MixProblem, Plan
 from edgerec_gym.atomic import atomic_path, make_folder, write_json

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.uplift_tables import fit_table
 from edgerec_gym.agents.uplift_models import ESTIMATORS, Effect, residual_loss
-from edgerec_gym.agents.uplift_tables import fit_table
 from edgerec_gym.agents.uplift_training import uplift
 from edgerec_gym.errors import InputError
 
