@@ -24,7 +24,7 @@ import numpy as np
 
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
-from edgerec_gym.agents.live_interest import LiveInterest
+from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.device import DeviceSession, load
-from edgerec_gym.agents.device_files import CRBAN, SEQUENCES, DeviceModel
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
+from edgerec_gym.device.files import CRBAN, SEQUENCES, DeviceModel
+from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, check_observation
 from edgerec_gym.registration import SLATE

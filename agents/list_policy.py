@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edgerec_gym.answers import EXPOSURE_ACTIONS
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.slate import Plan, check_plan
 from edgerec_gym.policy import Explanation, Observation, check_observation, draw_legal
-from edgerec_gym.slate import Plan, check_plan
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
-from edgerec_gym.users.base import EXPOSURE_ACTIONS
 
 SLOT, EXPOSURES, PAGE_VIEWS, PAGE_AGE = (
     CONTEXT.index(name) for name in ("slot", "exposures", "page_views", "page_age")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
-from edgerec_gym.agents.mix_values import TrueValues
+from edgerec_gym.agents.insertion.policies import InsertionPlan, policy_of
+from edgerec_gym.agents.insertion.values import TrueValues
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Explanation, Observation, Policy
 from edgerec_gym.registration import SLATE

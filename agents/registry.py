@@ -1,70 +1,313 @@
-"""The agents that `edgerec train` trains and `edgerec evaluate` loads, by name."""
+"""The table of agents: what each learns from, what it starts from, and the code that trains and loads it.
+
+Code is named as Gymnasium names an entry point, "module:attribute", and imported when it is used, so the table can
+be read without torch. An installed package adds agents of its own through entry points of the group
+`edgerec_gym.agents`, whose objects are :class:`Agent`; `edgerec train --agent my_module:AGENT` takes one without an
+installation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from edgerec_gym.agents import (
-    edgerec_runs,
-    edgerec_training,
-    esan_gradient,
-    evaluator_training,
-    generator_runs,
-    generator_training,
-    insertion_runs,
-    request_dqn,
-    supervised,
-    trained_policy,
-    training,
-    uplift_training,
-)
-from edgerec_gym.agents.request_planner import load_learner, load_planner
-from edgerec_gym.agents.uplift_models import ESTIMATORS
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
-from edgerec_gym.runs import read_run
+from edgerec_gym.runs import Run, read_run
 
-AGENTS = (
-    *trained_policy.AGENTS,
-    *supervised.RERANKERS,
-    evaluator_training.AGENT,
-    *generator_runs.AGENTS,
-    *insertion_runs.AGENTS,
-    *ESTIMATORS,
-    request_dqn.AGENT,
-    edgerec_runs.AGENT,
+GROUP = "edgerec_gym.agents"  # of entry points
+LOGS, PLAY = "logs", "play"
+SCENARIO = ("scenario", "users")  # arguments of agents that play
+Progress = Callable[[int, int, str], None]
+Code = str | Callable[..., Any]  # "module:attribute", or the object itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """One agent.
+
+    Attributes:
+        name: as `edgerec train --agent` takes it; also in the record of its runs.
+        summary: one line for help texts.
+        family: what kind it is: "re-ranker", "generator", "estimator", ...
+        learns_from: of "logs" and "play". With both it plays, and logs may be given, too.
+        starts_from: names of agents whose runs it may be based on.
+        takes: further arguments of :attr:`train`: "env_id", "scenario", "users", "steps", "num_envs", "rules".
+        config: its hyper-parameters, a :class:`~edgerec_gym.config.Config`.
+        train: called as `train(out, agent=..., seed=..., resume=..., threads=..., progress=..., **hyper)`, with
+            `logs` if it learns from logs, `based_on` if it starts from runs, and what `takes` names; returns the
+            content of policy.json.
+        load: called as `load(run, env)` with a :class:`~edgerec_gym.runs.Run`; returns the policy that plays it.
+            None for agents that do not play.
+        network: class of the network, where `train` and `load` serve several agents; `train` gets it as
+            `network`.
+        graphs: the network as ONNX graphs, called as `graphs(network, places)`; None without a form for a device.
+        load_network: called as `load_network(run, config)`, for :attr:`graphs` and for agents that start from it.
+    """
+
+    name: str
+    summary: str
+    family: str
+    train: Code
+    config: Code
+    learns_from: tuple[str, ...] = (LOGS,)
+    starts_from: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    load: Code | None = None
+    network: Code | None = None
+    graphs: Code | None = None
+    load_network: Code | None = None
+
+    def code(self, name: str) -> Any:
+        """Return the object that an attribute names, e.g. "train"; its module is imported now."""
+        value = getattr(self, name)
+        return resolve_name(value) if isinstance(value, str) else value
+
+
+RERANK, LISTS = "edgerec_gym.agents.rerank", "edgerec_gym.agents.lists"
+INSERTION, REQUESTS = "edgerec_gym.agents.insertion", "edgerec_gym.agents.requests"
+PPO, EDGEREC = "edgerec_gym.agents.ppo", "edgerec_gym.agents.edgerec"
+GRAPHS = "edgerec_gym.agents.export.export"
+RERANKER, GENERATOR, EVALUATOR, ESTIMATOR = "re-ranker", "generator", "list evaluator", "uplift estimator"
+INSERTER, GRADIENT, WHOLE = "insertion", "policy gradient", "whole agent"
+
+
+def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
+    """Return a re-ranker that learns from logs: a network, and one line of what it is.
+
+    Args:
+        name: of the agent.
+        network: a :class:`~edgerec_gym.agents.rerank.reranker.ListScorer` or `ListEmitter`, or "module:Class".
+        summary: one line for help texts.
+        **more: further fields of :class:`Agent`.
+    """
+    return Agent(
+        name=name,
+        summary=summary,
+        network=network,
+        train=f"{RERANK}.train:train",
+        config=f"{RERANK}.reranker:RerankerConfig",
+        load=f"{RERANK}.train:load_policy",
+        load_network=f"{RERANK}.train:load_reranker",
+        **{"family": RERANKER, **more},
+    )
+
+
+def _generator(name: str, summary: str, **more: Any) -> Agent:
+    return Agent(
+        name=name,
+        summary=summary,
+        **{
+            "family": GENERATOR,
+            "train": f"{LISTS}.generator:train",
+            "config": f"{LISTS}.policy_gradient:PolicyGradientConfig",
+            "load": f"{LISTS}.generator:load_policy",
+            "load_network": f"{LISTS}.generator:load_network",
+            "graphs": f"{GRAPHS}:pointer_parts",
+            "starts_from": ("evaluator", "pointer", *GENERATORS),
+            **more,
+        },
+    )
+
+
+def _estimator(name: str, summary: str) -> Agent:
+    return Agent(
+        name=name,
+        summary=summary,
+        family=ESTIMATOR,
+        train=f"{REQUESTS}.train:train",
+        config=f"{REQUESTS}.train:UpliftConfig",
+        load=f"{REQUESTS}.planner:load_planner",
+        load_network=f"{REQUESTS}.train:load_model",
+    )
+
+
+def _ppo(name: str, summary: str) -> Agent:
+    return Agent(
+        name=name,
+        summary=summary,
+        family=GRADIENT,
+        learns_from=(PLAY,),
+        takes=("env_id", *SCENARIO, "steps", "num_envs"),
+        train=f"{PPO}.train:train",
+        config=f"{PPO}.trained_policy:PPOConfig",
+        load=f"{PPO}.trained_policy:load_policy",
+    )
+
+
+GENERATORS = ("pointer-evaluator", "pointer-users", "pointer-distilled")
+_ALL = (
+    _ppo("pointer-ppo", "MaskablePPO with the pointer policy, on every id"),
+    _ppo("flat-ppo", "MaskablePPO with a plain network over everything"),
+    reranker("dnn", f"{RERANK}.dnn:DNN", "a pointwise network"),
+    reranker("dlcm", f"{RERANK}.dlcm:DLCM", "deep listwise context model (Ai et al., 2018)"),
+    reranker("prm", f"{RERANK}.prm:PRM", "personalised re-ranking by self-attention (Pei et al., 2019)"),
+    reranker(
+        "setrank", f"{RERANK}.set_rank:SetRank", "permutation-equivariant self-attention (Pang et al., 2020)"
+    ),
+    reranker(
+        "seq2slate", f"{RERANK}.seq2slate:Seq2Slate", "a pointer network from clicks (Bello et al., 2018)"
+    ),
+    reranker(
+        "crban",
+        f"{RERANK}.crban:CRBAN",
+        "EdgeRec's re-ranker: four behaviour encoders, candidates attend to them (Gong et al., 2020)",
+        graphs=f"{GRAPHS}:crban_parts",
+    ),
+    reranker(
+        "pointer",
+        f"{LISTS}.pointer_net:PointerNet",
+        "writes lists, learned from clicks",
+        family=GENERATOR,
+        graphs=f"{GRAPHS}:pointer_parts",
+    ),
+    Agent(
+        name="evaluator",
+        summary="judges whole lists: what each place of a list is worth",
+        family=EVALUATOR,
+        train=f"{LISTS}.evaluator_training:train",
+        config=f"{LISTS}.evaluator:EvaluatorConfig",
+        load_network=f"{LISTS}.evaluator_training:load_evaluator",
+    ),
+    _generator("pointer-evaluator", "pointer by policy gradient on the evaluator"),
+    _generator(
+        "pointer-users",
+        "pointer by policy gradient on whole sessions of learned users",
+        learns_from=(PLAY, LOGS),
+        takes=SCENARIO,
+    ),
+    _generator("pointer-distilled", "pointer that learns the lists which the sequence search picks"),
+    _generator(
+        "sequence-search",
+        "beam search, judged by the evaluator; nothing is trained",
+        learns_from=(),
+        takes=("scenario",),
+        config=f"{LISTS}.sequence_search:SearchConfig",
+        graphs=f"{GRAPHS}:search_parts",
+    ),
+    Agent(
+        name="esan",
+        summary="what a mix-in card is worth at every slot, among its neighbours",
+        family=INSERTER,
+        train=f"{INSERTION}.train:train",
+        config=f"{INSERTION}.esan:ESANConfig",
+        load=f"{INSERTION}.train:load_policy",
+        load_network=f"{INSERTION}.train:load_network",
+    ),
+    Agent(
+        name="esan-pg",
+        summary="esan, fine-tuned by policy gradient on learned users",
+        family=INSERTER,
+        learns_from=(PLAY,),
+        starts_from=("esan",),
+        takes=SCENARIO,
+        train=f"{INSERTION}.gradient:train",
+        config=f"{INSERTION}.gradient:ESANGradientConfig",
+        load=f"{INSERTION}.train:load_policy",
+        load_network=f"{INSERTION}.train:load_network",
+    ),
+    _estimator("uplift-t", "gain of a request: one model a treatment arm"),
+    _estimator("uplift-x", "gain of a request: X-learner (Künzel et al., 2019)"),
+    _estimator("uplift-class", "gain of a request: class transformation"),
+    _estimator("uplift-dragon", "gain of a request: DragonNet (Shi et al., 2019)"),
+    Agent(
+        name="request-dqn",
+        summary="requests by deep Q-learning",
+        family=GRADIENT,
+        learns_from=(PLAY,),
+        takes=(*SCENARIO, "steps"),
+        train=f"{REQUESTS}.dqn:train",
+        config=f"{REQUESTS}.dqn:DQNConfig",
+        load=f"{REQUESTS}.planner:load_learner",
+    ),
+    Agent(
+        name="edgerec",
+        summary="the three decisions together, from a re-ranker, esan and an uplift estimator",
+        family=WHOLE,
+        learns_from=(PLAY,),
+        starts_from=("a re-ranker that scores", "esan", "an uplift estimator"),
+        takes=(*SCENARIO, "rules"),
+        train=f"{EDGEREC}.train:train",
+        config=f"{EDGEREC}.load:EdgeRecConfig",
+        load=f"{EDGEREC}.load:load_policy",
+    ),
 )
+AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # of this package, by name
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in AGENTS}
+
+
+def agent_names() -> tuple[str, ...]:
+    """Names of all agents, those of installed packages last; nothing is imported."""
+    return (*AGENTS, *_installed())
+
+
+def find_agent(name: str) -> Agent:
+    """Return an agent by name.
+
+    Args:
+        name: of this package's agents, of an installed package's, or "module:attribute" of an :class:`Agent`.
+
+    Raises:
+        InputError: no such agent, or code that is no agent.
+    """
+    if name in AGENTS:
+        return AGENTS[name]
+    if name not in _installed() and ":" not in name:
+        raise InputError(f"unknown agent {name!r}; allowed: {', '.join(agent_names())}, or module:AGENT")
+    try:
+        found = _installed()[name].load() if name in _installed() else resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"agent {name!r} cannot be imported: {error}") from None
+    if not isinstance(found, Agent):
+        raise InputError(
+            f"agent {name!r} is a {type(found).__name__}, not an edgerec_gym.agents.registry.Agent"
+        )
+    return found
+
+
+def family(*families: str) -> tuple[str, ...]:
+    """Names of this package's agents of some families, in the order of the table."""
+    return tuple(name for name, agent in AGENTS.items() if agent.family in families)
 
 
 def train_agent(
     agent: str,
     out: str | Path,
     *,
-    logs: str | Path | None,
-    seed: int,
-    resume: bool,
-    threads: int,
-    hyper: dict[str, Any],
+    logs: str | Path | None = None,
     based_on: Sequence[str | Path] = (),
-    progress: Callable[[int, int, str], None] | None = None,
-    **play: Any,
+    rules: Any = None,
+    seed: int = 0,
+    resume: bool = False,
+    threads: int = 1,
+    hyper: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    **place: Any,
 ) -> dict[str, Any]:
     """Train any agent.
 
     Args:
-        agent: of :data:`AGENTS`.
+        agent: a name, see :func:`find_agent`.
         out: the run's folder.
         logs: the log folder to learn from; None for agents that learn by playing.
+        based_on: runs that it starts from.
+        rules: of the agent edgerec: a TOML file or :class:`~edgerec_gym.agents.edgerec.rules.Rules`.
         seed: of everything random.
         resume: go on from the last checkpoint in `out`.
         threads: torch threads.
         hyper: hyper-parameters by name.
-        based_on: runs that generators, the sequence search, esan-pg and edgerec start from.
-        progress: called with (epochs or updates done, in all, text); pointer-ppo and flat-ppo show their own.
-        **play: further arguments of :func:`~edgerec_gym.agents.training.train`, which re-rankers do not need;
-            generators, esan-pg and edgerec take scenario and users, edgerec also rules.
+        progress: called with (epochs, updates or slots done, in all, text).
+        **place: where agents play that learn by playing: env_id, scenario, users, steps, num_envs. What an agent
+            does not take is left out.
 
     Returns:
         The content of policy.json.
@@ -72,59 +315,56 @@ def train_agent(
     Raises:
         InputError: unknown agent, logs or runs missing or not used, and what the training itself refuses.
     """
-    if agent not in AGENTS:
-        raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
-    common: dict[str, Any] = {"seed": seed, "resume": resume, "threads": threads, **hyper}
-    place = {name: play[name] for name in ("scenario", "users") if name in play}
-    rules = play.pop("rules", None)
-    if rules is not None and agent != edgerec_runs.AGENT:
-        raise InputError(f"agent {agent!r} has no rules; leave --rules out")
-    if agent in generator_runs.AGENTS:
-        return generator_training.train(
-            out, agent=agent, based_on=based_on, logs=logs, progress=progress, **place, **common
-        )
-    if agent in (esan_gradient.AGENT, edgerec_runs.AGENT):
-        if logs is not None:
-            raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
-        if agent == edgerec_runs.AGENT:
-            return edgerec_training.train(
-                out, based_on=based_on, rules=rules, progress=progress, **place, **common
-            )
-        return esan_gradient.train(out, based_on=based_on, progress=progress, **place, **common)
-    if based_on:
-        raise InputError(f"agent {agent!r} is based on no other run; leave --based-on out")
-    if agent in (*trained_policy.AGENTS, request_dqn.AGENT) and logs is not None:
-        raise InputError(f"agent {agent!r} learns by playing and reads no logs; leave --logs out")
-    if agent == request_dqn.AGENT:
-        playing = {name: play[name] for name in ("scenario", "users", "steps") if name in play}
-        return request_dqn.train(out, **playing, **common)
-    if agent in trained_policy.AGENTS:
-        return training.train(out=out, agent=agent, progress=progress is not None, **play, **common)
-    if logs is None:
-        raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
-    if agent in evaluator_training.AGENTS:
-        return evaluator_training.train(out, logs, agent=agent, progress=progress, **common)
-    learner = uplift_training if agent in ESTIMATORS else supervised
-    return learner.train(out, logs, agent=agent, progress=progress, **common)
+    found = find_agent(agent)
+    arguments = {name: value for name, value in place.items() if name in found.takes}
+    _check_sources(found, logs, based_on, rules)
+    if LOGS in found.learns_from:
+        arguments["logs"] = logs
+    if found.starts_from:
+        arguments["based_on"] = based_on
+    if rules is not None:
+        arguments["rules"] = rules
+    if found.network is not None:
+        arguments["network"] = found.code("network")
+    record: dict[str, Any] = found.code("train")(
+        out,
+        agent=found.name,
+        seed=seed,
+        resume=resume,
+        threads=threads,
+        progress=progress,
+        **arguments,
+        **(hyper or {}),
+    )
+    return record
 
 
-def load_policy(folder: str | Path, env: Any) -> Policy:
-    """Load any agent's run to play an environment; InputError if it does not fit or does not play."""
-    record = read_run(folder).record
-    agent = record["agent"]
-    if agent == evaluator_training.AGENT:
+def _check_sources(agent: Agent, logs: Any, based_on: Sequence[Any], rules: Any) -> None:
+    """Raise InputError where something is given that an agent does not use, or is missing."""
+    told = f"agent {agent.name!r}"
+    if rules is not None and "rules" not in agent.takes:
+        raise InputError(f"{told} has no rules; leave --rules out")
+    if logs is not None and LOGS not in agent.learns_from:
+        how = "learns by playing and reads no logs" if PLAY in agent.learns_from else "reads no logs"
+        raise InputError(f"{told} {how}; leave --logs out")
+    if based_on and not agent.starts_from:
+        raise InputError(f"{told} is based on no other run; leave --based-on out")
+    if logs is None and agent.learns_from == (LOGS,):
+        raise InputError(f"{told} learns from logs: give a log folder with --logs")
+
+
+def load_policy(folder: str | Path | Run, env: Any) -> Policy:
+    """Load any agent's run to play an environment.
+
+    Raises:
+        InputError: no run there, one that does not fit, or an agent that does not play.
+    """
+    run = read_run(folder)
+    agent = find_agent(run.agent)
+    if agent.load is None:
         raise InputError(
-            f"{folder} holds an evaluator, which judges lists and plays none; "
-            f"train a {generator_runs.SEARCH} --based-on it"
+            f"{run.folder} holds an {agent.name}, which judges lists and plays none; "
+            "train a sequence-search --based-on it"
         )
-    if agent in generator_runs.AGENTS:
-        return generator_runs.load_policy(folder, env)
-    if agent == edgerec_runs.AGENT:
-        return edgerec_runs.load_policy(folder, env)
-    if agent in insertion_runs.AGENTS:
-        return insertion_runs.load_policy(folder, env)
-    if agent in ESTIMATORS:
-        return load_planner(folder, env)
-    if agent == request_dqn.AGENT:
-        return load_learner(folder, env)
-    return (supervised if agent in supervised.RERANKERS else trained_policy).load_policy(folder, env)
+    policy: Policy = agent.code("load")(run, env)
+    return policy

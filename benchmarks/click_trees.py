@@ -1,6 +1,6 @@
 """Users of another family than the learned networks: boosted trees of clicks, on hand-made features.
 
-They follow a session through what the feed shows (users/base.py) and nothing else, so the same code makes
+They follow a session through what the feed shows (answers.py) and nothing else, so the same code makes
 the features of logged sessions, to fit on, and of played ones. All cards of a page are answered from what was
 known when it began. Sessions start, and are as long, as those of the log.
 """
@@ -13,13 +13,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from edgerec_gym.atomic import atomic_path
-from edgerec_gym.config import FeedConfig
-from edgerec_gym.jit import SOURCE_DIGEST, entry_point
-from edgerec_gym.logs.reference import impression_auc
-from edgerec_gym.logs.sessions import LoggedSessions
-from edgerec_gym.random_stream import uniform
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CLICK_PROBABILITY,
     FOCUSED,
@@ -35,7 +29,13 @@ from edgerec_gym.users.base import (
     Focus,
     UserStart,
 )
-from edgerec_gym.workers import Workers
+from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
+from edgerec_gym.compiled.random_stream import uniform
+from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.files import atomic_path
+from edgerec_gym.logs.ebnerd_reference import impression_auc
+from edgerec_gym.logs.sessions import LoggedSessions
 
 TREES = 150
 SETTINGS = {
@@ -92,14 +92,14 @@ class TreeUsers:
         self.d = sessions.catalog.embeddings.shape[1]
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Make room; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Make room; see :class:`~edgerec_gym.answers.UserModel`."""
         self.user = np.zeros((num_envs, config.n_user_features), np.float32)
         self.length = np.zeros(num_envs, np.int64)
         self.clicked = np.zeros((num_envs, self.d), np.float32)  # sum of the embeddings clicked so far
         self.at_page = np.zeros((num_envs, self.d + 2), np.float32)  # ditto and counts, when the page began
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
-        """Start new sessions; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
         zero = np.zeros(len(keys), np.int64)
         start = (draws(keys, zero, START_DRAW, zero) * len(self.sessions)).astype(np.int64)
         hours = self.sessions.context[self.sessions.starts[:-1], HOUR].astype(np.int32)
@@ -133,7 +133,7 @@ class TreeUsers:
         self.clicked[active] += focus.cards[active, FOCUSED, : self.d] * click[:, None]
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
-        """Answer the focused cards; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""
         active = np.flatnonzero(focus.active)
         if not len(active):
             return

@@ -32,19 +32,19 @@ import edgerec_gym
 from benchmarks.click_trees import fit_trees
 from benchmarks.ground_truth import interval
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.trained_policy import load_policy
-from edgerec_gym.agents.training import train
-from edgerec_gym.atomic import atomic_path, make_folder, write_json
-from edgerec_gym.evaluate import KEEP, play
+from edgerec_gym.agents.ppo.train import train
+from edgerec_gym.agents.ppo.trained_policy import load_policy
+from edgerec_gym.answers import UserModel
+from edgerec_gym.evaluation.intervals import exploitation_interval, mean_interval
+from edgerec_gym.evaluation.play import KEEP, play
+from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.logs.ebnerd import convert_ebnerd
 from edgerec_gym.logs.sessions import SessionStream
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.metrics import exploitation_interval, mean_interval
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.fit import fit
-from edgerec_gym.users.base import UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,15 @@ def trained(scenario: Scenario, out: Path, settings: dict[str, int]) -> list[Pol
     policies: list[Policy] = []
     for seed in range(settings["seeds"]):
         folder = out / f"ppo{seed}"
-        train(ENV_ID, folder, scenario=scenario, steps=settings["steps"], seed=seed, num_envs=64, resume=True)
+        train(
+            folder,
+            env_id=ENV_ID,
+            scenario=scenario,
+            steps=settings["steps"],
+            seed=seed,
+            num_envs=64,
+            resume=True,
+        )
         env = EdgeFeedVectorEnv(1, track=track_of(ENV_ID), scenario=scenario)
         policy = load_policy(folder, env)
         env.close()

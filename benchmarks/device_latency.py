@@ -30,18 +30,21 @@ from rich.console import Console
 from rich.table import Table
 
 import edgerec_gym
-from edgerec_gym.agents import evaluator_training
-from edgerec_gym.agents.device import DeviceSession, load
-from edgerec_gym.agents.device_export import export_network
-from edgerec_gym.agents.device_files import SEQUENCES
-from edgerec_gym.agents.evaluator import EvaluatorConfig
-from edgerec_gym.agents.exposed_lists import OUTCOMES
-from edgerec_gym.agents.pointer_net import PointerNet
-from edgerec_gym.agents.reranker import ListScorer, Reranker, RerankerConfig, to_tensors
-from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
-from edgerec_gym.agents.supervised import build
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.agents.data.exposed_lists import OUTCOMES
+from edgerec_gym.agents.export.export import export_network
+from edgerec_gym.agents.learning.tensors import to_tensors
+from edgerec_gym.agents.lists import evaluator_training
+from edgerec_gym.agents.lists.evaluator import EvaluatorConfig
+from edgerec_gym.agents.lists.pointer_net import PointerNet
+from edgerec_gym.agents.lists.sequence_search import SearchConfig, SequenceSearch
+from edgerec_gym.agents.registry import find_agent
+from edgerec_gym.agents.rerank.crban import CRBAN
+from edgerec_gym.agents.rerank.reranker import ListScorer, Reranker, RerankerConfig
+from edgerec_gym.agents.rerank.train import build
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.device.files import SEQUENCES
+from edgerec_gym.device.session import DeviceSession, load
+from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
@@ -72,11 +75,11 @@ def page_arrivals(scenario: Scenario, wanted: int) -> list[Observation]:
 
 def networks(config: FeedConfig) -> dict[str, Reranker]:
     """The re-rankers at their default sizes and with all their parts, every parameter moved by noise."""
-    generator = build("pointer", config, RerankerConfig(match=1))
+    generator = build(PointerNet, config, RerankerConfig(match=1))
     assert isinstance(generator, PointerNet)
     evaluator = evaluator_training.build(config, EvaluatorConfig(match=1), (True,) * len(OUTCOMES))
     draws = torch.Generator().manual_seed(0)
-    crban = build("crban", config, RerankerConfig(match=1))
+    crban = build(CRBAN, config, RerankerConfig(match=1))
     with torch.no_grad():
         for network in (crban, generator, evaluator):
             for parameter in network.parameters():
@@ -118,7 +121,7 @@ def rows_of(
     """Measure one re-ranker: a re-ranking on the device and in torch, and the events of both sequences."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "device"
-        export_network(network.eval(), out, name, scenario.name, scenario.config, PLACES)
+        export_network(network.eval(), out, find_agent(name), scenario.name, scenario.config, PLACES)
         model = load(out)
     sessions = [DeviceSession(model) for _ in moments]
     events: dict[str, list[Callable[[], Any]]] = {sequence: [] for sequence in SEQUENCES}

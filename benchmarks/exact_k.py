@@ -24,22 +24,23 @@ from rich.table import Table
 from torch import Tensor
 
 import edgerec_gym
-from edgerec_gym.agents.evaluator import ListEvaluator
-from edgerec_gym.agents.evaluator_training import load_evaluator
-from edgerec_gym.agents.generator_runs import load_network
-from edgerec_gym.agents.pointer_net import PointerNet
+from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.learning.tensors import TensorObservation, to_tensors
+from edgerec_gym.agents.lists.evaluator import ListEvaluator
+from edgerec_gym.agents.lists.evaluator_training import load_evaluator
+from edgerec_gym.agents.lists.generator import load_network
+from edgerec_gym.agents.lists.pointer_net import PointerNet
+from edgerec_gym.agents.lists.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.agents.rerank_data import split_requests
-from edgerec_gym.agents.reranker import TensorObservation, pool_present, to_tensors
-from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
-from edgerec_gym.agents.supervised import load_reranker
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.agents.rerank.reranker import pool_present
+from edgerec_gym.agents.rerank.train import load_reranker
 from edgerec_gym.config import FeedConfig, preset
+from edgerec_gym.evaluation.intervals import ratio_interval
+from edgerec_gym.feed.batch import FeedBatch
+from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.logs.collect import SESSIONS_PER_PART, log_batch
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
 from edgerec_gym.logs.store import LogReader, LogWriter
-from edgerec_gym.metrics import ratio_interval
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 N, K = 8, 4

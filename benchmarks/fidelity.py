@@ -14,13 +14,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.zoo import policy_zoo
-from edgerec_gym.atomic import make_folder, read_json, write_json
-from edgerec_gym.console import print_table, progress_bar
-from edgerec_gym.fidelity_report import fidelity_report, fidelity_tables
+from edgerec_gym.bench.weak_to_strong import policy_zoo
+from edgerec_gym.commands.console import print_table, progress_bar
+from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
+from edgerec_gym.files import make_folder, read_json, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
-from edgerec_gym.logs.reference import ebnerd_reference
+from edgerec_gym.logs.ebnerd_reference import ebnerd_reference
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.fit import fit
 

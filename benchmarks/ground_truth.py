@@ -20,8 +20,8 @@ import edgerec_gym
 from benchmarks.phenomena import PHENOMENA, effects
 from edgerec_gym.agents.baselines import FixedInterval, FixedSlot, Keep
 from edgerec_gym.agents.oracle import OraclePolicy
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.evaluate import evaluate
+from edgerec_gym.evaluation.play import evaluate
+from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Policy
 from edgerec_gym.users import ground_truth
 

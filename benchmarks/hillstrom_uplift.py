@@ -25,10 +25,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.uplift_tables import fit_table
-from edgerec_gym.agents.uplift_metrics import RankedSample, interval
-from edgerec_gym.agents.uplift_models import ESTIMATORS
-from edgerec_gym.agents.uplift_training import uplift
-from edgerec_gym.benchmark import row, save_rows
+from edgerec_gym.agents.requests.train import uplift
+from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
+from edgerec_gym.evaluation.cache import row, save_rows
+from edgerec_gym.evaluation.uplift import RankedSample, interval
 
 ARMS = {"men's e-mail": "Mens E-Mail", "women's e-mail": "Womens E-Mail"}
 NONE = "No E-Mail"

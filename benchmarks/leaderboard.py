@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.contest_rows import leaderboards
-from edgerec_gym.agents.contests import TRACKS
-from edgerec_gym.agents.whole_benchmark import ALL, NAME
-from edgerec_gym.atomic import atomic_path, read_json
-from edgerec_gym.benchmark import Rows
-from edgerec_gym.report import markdown_table
+from edgerec_gym.bench.contest import TRACKS
+from edgerec_gym.bench.rows import leaderboards
+from edgerec_gym.bench.run import ALL, NAME
+from edgerec_gym.evaluation.cache import Rows
+from edgerec_gym.evaluation.report import markdown_table
+from edgerec_gym.files import atomic_path, read_json
 
 ROOT = Path(__file__).parent.parent
 START, END = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.agents.mix_problem import LEFT_OUT, MixProblem, Plan
+from edgerec_gym.agents.planner.problem import LEFT_OUT, MixProblem, Plan
 from edgerec_gym.errors import MissingExtraError
 
 INFEASIBLE = 2  # scipy's status

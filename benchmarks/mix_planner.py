@@ -25,10 +25,10 @@ from rich.table import Table
 
 import edgerec_gym
 from benchmarks.mix_ilp import solve_ilp
-from edgerec_gym.agents.mix_planner import plan, plan_batch
-from edgerec_gym.agents.mix_problem import MixProblem, Plan
-from edgerec_gym.atomic import atomic_path, make_folder, write_json
+from edgerec_gym.agents.planner.problem import MixProblem, Plan
+from edgerec_gym.agents.planner.solve import plan, plan_batch
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.files import atomic_path, make_folder, write_json
 
 CARDS, SLOTS, WIDTH = 8, 50, 8
 GROWTH = (10, 20, 50, 100, 150, 200)  # slots

@@ -19,22 +19,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.open_bandit import open_bandit_rows
-from edgerec_gym import __version__, console
+from edgerec_gym import __version__
 from edgerec_gym.agents.baselines import Keep
-from edgerec_gym.agents.logged_decisions import read_decisions
-from edgerec_gym.agents.request_moments import AtMoments
-from edgerec_gym.agents.request_scores import IntentScore
-from edgerec_gym.atomic import make_folder, read_json, write_json
-from edgerec_gym.benchmark import run_jobs
+from edgerec_gym.agents.data.logged_decisions import read_decisions
+from edgerec_gym.agents.requests.moments import AtMoments
+from edgerec_gym.agents.requests.scores import IntentScore
+from edgerec_gym.commands import console
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.cache import run_jobs
+from edgerec_gym.evaluation.intervals import mean_interval
+from edgerec_gym.evaluation.off_policy import ESTIMATORS, LoggedDecisions, off_policy_estimates
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.evaluation.report import json_ready
+from edgerec_gym.files import make_folder, read_json, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.metrics import mean_interval
-from edgerec_gym.off_policy import ESTIMATORS, LoggedDecisions, off_policy_estimates
 from edgerec_gym.policy import Observation, Policy
-from edgerec_gym.report import json_ready
 
 SCENARIO, ENV_ID, MOMENTS = "lite", "EdgeFeedRequest-v0", 3
 LOG_SEED, TRUTH_SEED = 5, 6  # sessions of the same users and days, never the same session

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.errors import InputError
-from edgerec_gym.metrics import mean_interval
-from edgerec_gym.off_policy import ESTIMATORS, LoggedDecisions, off_policy_estimates
+from edgerec_gym.evaluation.intervals import mean_interval
+from edgerec_gym.evaluation.off_policy import ESTIMATORS, LoggedDecisions, off_policy_estimates
 
 CAMPAIGNS = ("all", "men", "women")
 POSITIONS = (1, 2, 3)

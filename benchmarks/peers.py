@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import edgerec_gym
-from edgerec_gym.atomic import make_folder, write_json
+from edgerec_gym.files import make_folder, write_json
 
 HERE = Path(__file__).parent
 ROUNDS, SECONDS = 7, 2.0

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.answers import BUY, CLICK, CLICK_PROBABILITY, LEAVE, PAGE_VIEW, SLOT
+from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig, preset
-from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, LEAVE, PAGE_VIEW, SLOT
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.users.synthetic import SyntheticUsers
-from edgerec_gym.workers import Workers
 
 OFF = {
     "taste": 0.0,

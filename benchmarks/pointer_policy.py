@@ -24,13 +24,13 @@ from rich.table import Table
 
 import edgerec_gym
 from edgerec_gym.agents.baselines import Keep, make_policy
-from edgerec_gym.agents.pointer_policy import PointerPolicy
-from edgerec_gym.agents.trained_policy import AGENTS, FLAT, POINTER, TrainedPolicy, load_policy
-from edgerec_gym.agents.training import train
-from edgerec_gym.atomic import atomic_path, make_folder, write_json
-from edgerec_gym.console import progress_bar
-from edgerec_gym.evaluate import Policy, play
-from edgerec_gym.metrics import mean_interval
+from edgerec_gym.agents.ppo.pointer_policy import PointerPolicy
+from edgerec_gym.agents.ppo.train import train
+from edgerec_gym.agents.ppo.trained_policy import AGENTS, FLAT, POINTER, TrainedPolicy, load_policy
+from edgerec_gym.commands.console import progress_bar
+from edgerec_gym.evaluation.intervals import mean_interval
+from edgerec_gym.evaluation.play import Policy, play
+from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.registration import IDS, SLATE, make_feeds, track_of
 from edgerec_gym.runs import checkpoints, is_finished, read_run
 from edgerec_gym.scenario import Scenario
@@ -69,8 +69,8 @@ class Study:
         run = self.work / f"{track_of(env_id)}-{agent}-{rate:g}-{hidden}-{seed}"
         if not is_finished(run):
             train(
-                env_id,
                 run,
+                env_id=env_id,
                 agent=agent,
                 scenario=self.scenario,
                 steps=self.steps,

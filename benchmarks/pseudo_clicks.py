@@ -30,11 +30,11 @@ from benchmarks.rerank_offline import (
     session_sums,
     train_and_score,
 )
-from edgerec_gym.agents.rerank_track import FULL as TRACK
-from edgerec_gym.atomic import make_folder
+from edgerec_gym.bench.rerank import FULL as TRACK
+from edgerec_gym.evaluation.intervals import Interval, seeds_interval
+from edgerec_gym.files import make_folder
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.metrics import Interval, seeds_interval
 
 PARTIAL = ("CRBAN without actions", "CRBAN, exposures only")
 WORLDS: dict[str, dict[str, Any]] = {"with": {}, "without": {"pseudo_click": 0.0}}  # pseudo-clicks

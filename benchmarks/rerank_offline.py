@@ -29,21 +29,22 @@ from safetensors.numpy import load_file, save_file
 
 import edgerec_gym
 from edgerec_gym.agents.baselines import DeviceGreedy
-from edgerec_gym.agents.gauc import request_auc
-from edgerec_gym.agents.perception import base_logit
-from edgerec_gym.agents.request_log import NOT_SHOWN
-from edgerec_gym.agents.rerank_data import split_requests
-from edgerec_gym.agents.rerank_track import FULL as TRACK
-from edgerec_gym.agents.rerank_track import RERANKERS
-from edgerec_gym.agents.reranker import RerankerConfig
-from edgerec_gym.agents.supervised import Held, load_reranker, request_settings, train
-from edgerec_gym.agents.track_runs import run_folder
-from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.data.observed_log import NOT_SHOWN
+from edgerec_gym.agents.perception.perception import base_logit
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.rerank.reranker import RerankerConfig
+from edgerec_gym.agents.rerank.train import Held, load_reranker, request_settings
+from edgerec_gym.bench.rerank import FULL as TRACK
+from edgerec_gym.bench.rerank import RERANKERS
+from edgerec_gym.bench.training import run_folder
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.evaluation.gauc import request_auc
+from edgerec_gym.evaluation.intervals import seeds_interval
+from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.metrics import seeds_interval
 from edgerec_gym.spaces import CONTEXT
 
 RESULTS = Path(__file__).parent / "results" / "rerank_offline.json"
@@ -210,7 +211,9 @@ def train_and_score(
             agent, changes = VARIANTS[name]
             label = re.sub("[^a-z0-9]+", "-", name.lower()) if changes else agent
             folder = run_folder(out, label, seed)
-            record = train(folder, logs, agent=agent, seed=seed, resume=True, **hyper[agent] | changes)
+            record = train_agent(
+                agent, folder, logs=logs, seed=seed, resume=True, hyper=hyper[agent] | changes
+            )
             scores[name].append(run_scores(held, folder, config))
             epochs[name].append(record["steps"])
             print(f"{name}, seed {seed}: {record['steps']} epochs", flush=True)

@@ -19,8 +19,8 @@ from peers import interpreter  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
 
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.feed.batch import FeedBatch
+from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.users import ground_truth
 from edgerec_gym.users.synthetic import SyntheticUsers
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgerec_gym.agents.contests import TRACKS, tracks
-from edgerec_gym.agents.shipping import ship
-from edgerec_gym.agents.whole_benchmark import Order, settings_of
+from edgerec_gym.bench.contest import TRACKS, tracks
+from edgerec_gym.bench.run import Order, settings_of
+from edgerec_gym.bench.shipped import ship
 
 
 def main() -> None:

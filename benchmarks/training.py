@@ -23,8 +23,8 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import edgerec_gym
-from edgerec_gym.atomic import make_folder, write_json
-from edgerec_gym.sb3 import make_vec_env
+from edgerec_gym.adapters.sb3 import make_vec_env
+from edgerec_gym.files import make_folder, write_json
 
 NUM_ENVS, N_STEPS = 64, 32  # as many slots a rollout as SB3 takes of one environment by default
 

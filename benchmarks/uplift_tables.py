@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgerec_gym.agents.reranker import torch_threads
-from edgerec_gym.agents.uplift_data import DecisionBatch
-from edgerec_gym.agents.uplift_metrics import check_experiment
-from edgerec_gym.agents.uplift_models import ESTIMATORS, TableEncoder, UpliftModel
-from edgerec_gym.agents.uplift_training import UpliftConfig, UpliftTrainer, make_model
+from edgerec_gym.agents.data.decisions import DecisionBatch
+from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.requests.train import UpliftConfig, UpliftTrainer, make_model
+from edgerec_gym.agents.requests.uplift_models import ESTIMATORS, TableEncoder, UpliftModel
 from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.uplift import check_experiment
 from edgerec_gym.runs import check_seed
 
 STOPPING_SHARE = 10  # one row in so many decides when to stop
@@ -62,14 +62,14 @@ def fit_table(
     """Train an estimator on a table; it reads {"features": (B, k)}.
 
     Args:
-        agent: a name of :data:`~edgerec_gym.agents.uplift_models.ESTIMATORS`.
+        agent: a name of :data:`~edgerec_gym.agents.requests.uplift_models.ESTIMATORS`.
         features: (n, k) float, at least 20 rows.
         treated: (n,) 0 or 1.
         outcome: (n,) float.
         propensity: (n,) probability of a treatment.
         seed: of initial parameters and of the rows' order.
         threads: torch threads.
-        **hyper: fields of :class:`~edgerec_gym.agents.uplift_training.UpliftConfig`.
+        **hyper: fields of :class:`~edgerec_gym.agents.requests.train.UpliftConfig`.
 
     Raises:
         InputError: unknown names, values out of range or not finite, no treated or no untreated rows,

@@ -14,10 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks.user_features import own_answers, slot_features
+from edgerec_gym.answers import CLICK, DWELL_BUCKETS, LEAVE, PAGE_AGE, SLOT
+from edgerec_gym.fidelity.expected import LONG_LOOK
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.inputs import InputEncoder
-from edgerec_gym.simulator.replay import LONG_LOOK
-from edgerec_gym.users.base import CLICK, DWELL_BUCKETS, LEAVE, PAGE_AGE, SLOT
 
 EVENTS = {"click": None, "leave": "leave", "long_look": "exposure_actions"}  # by what a log must tell of them
 PRIOR_SLOTS = 100.0  # with the average rate, added to those of every position

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgerec_gym.answers import CLICK, FOCUSED, PAGE_VIEW, WINDOW
 from edgerec_gym.logs.sessions import SCALAR_COLUMNS, LoggedSessions
 from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.inputs import N_ACTIONS, InputEncoder, SessionBatch, answer_code
 from edgerec_gym.simulator.model import DECAYS, page_starts
-from edgerec_gym.users.base import CLICK, FOCUSED, PAGE_VIEW, WINDOW
 
 BLOCK = 256  # sessions worked on at a time, to bound memory
 SIGNALS = 4  # what the sums weigh embeddings by: shown, dwell, click, duration of the page view

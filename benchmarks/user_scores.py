@@ -8,10 +8,10 @@ import numpy as np
 from scipy.stats import t as student
 from sklearn.metrics import log_loss
 
-from edgerec_gym.logs.reference import impression_auc
+from edgerec_gym.evaluation.intervals import CHUNK, LEVEL, RESAMPLES
+from edgerec_gym.logs.ebnerd_reference import impression_auc
 from edgerec_gym.logs.sessions import LoggedSessions
-from edgerec_gym.metrics import CHUNK, LEVEL, RESAMPLES
-from edgerec_gym.simulator.fidelity import auc, calibration_error, reliability
+from edgerec_gym.simulator.losses import auc, calibration_error, reliability
 
 Predictions = dict[str, np.ndarray]  # (N,) probability by event
 

@@ -14,8 +14,8 @@ from benchmarks.user_scores import Truth, held_out_truth
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, split_sessions
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.fidelity import fitted_heads
 from edgerec_gym.simulator.fit import new_network, stopping_sessions, work_folder
+from edgerec_gym.simulator.losses import fitted_heads
 from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import Trainer
 

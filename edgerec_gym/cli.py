@@ -9,8 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from edgerec_gym import __version__, console
-from edgerec_gym.commands import bench, logs, offline, pages, policies, studies, users
+from edgerec_gym import __version__
+from edgerec_gym.commands import bench, console, logs, offline, pages, policies, studies, users
 from edgerec_gym.errors import InputError, MissingExtraError
 
 # typer brings its own copy of click since 0.2x; this is the UsageError of whichever it uses.

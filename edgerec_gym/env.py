@@ -10,12 +10,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
+from edgerec_gym.drawing.render import FPS, RENDER_MODES
+from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
-from edgerec_gym.render import FPS, RENDER_MODES
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.screen import Screen
 from edgerec_gym.state import REWARD_TERMS
-from edgerec_gym.users.base import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 _ROW = np.zeros(1, np.int64)  # the only row of the batch

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgerec_gym import __version__
-from edgerec_gym.atomic import read_json, write_json
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import read_json, write_json
 from edgerec_gym.spaces import MODEL_KEYS, observation_layout
 
 RECORD = "policy.json"

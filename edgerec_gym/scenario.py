@@ -18,10 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.atomic import make_folder, read_json, write_json
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import make_folder, read_json, write_json
 
 SHIPPED = PRESETS  # names of the scenarios in the package
 SHIPPED_FOLDER = Path(__file__).parent / "scenarios"

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from edgerec_gym.answers import UserModel
 from edgerec_gym.env import EdgeFeedEnv
+from edgerec_gym.feed.slate import Plan
+from edgerec_gym.feed.slate_batch import SlateBatch
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.slate import Plan
-from edgerec_gym.slate_batch import SlateBatch
 from edgerec_gym.spaces import slate_action_space
 from edgerec_gym.state import REWARD_TERMS
-from edgerec_gym.users.base import UserModel
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
@@ -78,7 +78,7 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
     | key | content |
     | --- | --- |
     | slots | played, 1..K (0 after a reset) |
-    | stopped_by | index into :data:`edgerec_gym.slate.STOPPED_BY`: plan, page, click, end |
+    | stopped_by | index into :data:`edgerec_gym.feed.slate.STOPPED_BY`: plan, page, click, end |
     | invalid_action | an action of the plan was illegal |
     | cost | violations under rules="penalty" |
     | request_sent | 0 none, 1 the policy's, 2 an automatic one |

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgerec_gym.arrays import (
+from edgerec_gym.answers import CONTEXT_SIZE, FOCUSED, PAGE_SUMMARY, RESPONSE_SIZE, WINDOW
+from edgerec_gym.compiled.arrays import (
     BoolVector,
     Float32Cube,
     Float32Matrix,
@@ -23,10 +24,9 @@ from edgerec_gym.arrays import (
     Int64Vector,
     UInt64Vector,
 )
+from edgerec_gym.compiled.selection import Ranking
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.selection import Ranking
 from edgerec_gym.spaces import TRACKS, observation_dtype
-from edgerec_gym.users.base import CONTEXT_SIZE, FOCUSED, PAGE_SUMMARY, RESPONSE_SIZE, WINDOW
 
 REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave", "uncertainty")
 NO_ITEM = -1
@@ -95,7 +95,7 @@ class FeedArrays(NamedTuple):
     window_age: Int32Matrix  # (B, W), page_age when placed
     window_requested: Int32Matrix  # (B, W), page_requested when placed
     window_page: Float32Cube  # (B, W, 5), page_summary when placed
-    page_summary: Float32Matrix  # (B, 5), of the page that arrived last (users/base.py)
+    page_summary: Float32Matrix  # (B, 5), of the page that arrived last (answers.py)
     interest: Float64Matrix  # (B, d), decayed evidence of behaviour, on the device
     known_interest: Float64Matrix  # (B, d), what of it has reached the cloud
     wire_interest: Float64Matrix  # (B, d), what the page on the wire is built from

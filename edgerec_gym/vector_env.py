@@ -11,15 +11,15 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.answers import UserModel
+from edgerec_gym.drawing.render import FPS, RENDER_MODES, Renderer
+from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
-from edgerec_gym.render import FPS, RENDER_MODES, Renderer
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.screen import Screen
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users import make_users
-from edgerec_gym.users.base import UserModel
 
 
 class EdgeFeedVectorEnv(VectorEnv):
@@ -30,7 +30,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         track: "joint" (EdgeFeed), "rerank", "mix" or "request".
         scenario: a shipped name, a scenario folder, or a Scenario.
         users: "learned" (the simulator fitted on logs), "synthetic" (the hidden ground truth), or your own
-            :class:`~edgerec_gym.users.base.UserModel`, which serves one environment at a time.
+            :class:`~edgerec_gym.answers.UserModel`, which serves one environment at a time.
         split: "log", "train" or "eval"; their episodes never meet.
         autoreset_mode: NEXT_STEP (the step after an end resets, its action is ignored), SAME_STEP (the
             ended row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through

@@ -11,10 +11,10 @@ import numpy as np
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecExtractDictObs
 
+from edgerec_gym.adapters.sb3 import make_vec_env
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.evaluate import evaluate
+from edgerec_gym.evaluation.play import evaluate
 from edgerec_gym.policy import Observation
-from edgerec_gym.sb3 import make_vec_env
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--scenario", default="lite", help="default, lite, or a scenario folder")

@@ -10,11 +10,11 @@ import gymnasium as gym
 import numpy as np
 
 import edgerec_gym  # noqa: F401  (registers the ids)
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.answers import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.simulator.fit import fit
-from edgerec_gym.users.base import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 
 ITEMS, DIMENSIONS, TOPICS, PAGE = 300, 8, 6, 10
 

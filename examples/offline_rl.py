@@ -18,13 +18,13 @@ from torchrl.modules import QValueActor
 from torchrl.objectives import DiscreteCQLLoss, SoftUpdate
 
 from edgerec_gym.agents.baselines import Keep
-from edgerec_gym.agents.logged_decisions import read_decisions
-from edgerec_gym.agents.minari_export import export_minari
-from edgerec_gym.agents.request_moments import AtMoments
-from edgerec_gym.evaluate import play
+from edgerec_gym.agents.data.logged_decisions import read_decisions
+from edgerec_gym.agents.data.minari import export_minari
+from edgerec_gym.agents.requests.moments import AtMoments
+from edgerec_gym.evaluation.off_policy import off_policy_estimates
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.off_policy import off_policy_estimates
 from edgerec_gym.policy import Observation
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -11,11 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from edgerec_gym.agents import evaluator_training
-from edgerec_gym.agents.esan_values import NetworkValues
-from edgerec_gym.agents.mix_feed import InsertionState, feed_problems
-from edgerec_gym.agents.mix_planner import plan_batch
-from edgerec_gym.agents.mix_policies import InsertionPlan, net_gains
+from edgerec_gym.agents.insertion.network_values import NetworkValues
+from edgerec_gym.agents.insertion.policies import InsertionPlan, InsertionState, feed_problems, net_gains
+from edgerec_gym.agents.insertion.train import load_network, train
+from edgerec_gym.agents.planner.solve import plan_batch
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import make_feeds
@@ -37,8 +36,8 @@ out, logs = arguments.out, arguments.out / "logs"
 
 # 1. ESAN learns from a log with random insertions.
 collect(logs, preset_name=SCENARIO, sessions=arguments.log_sessions)
-evaluator_training.train(out / "esan", logs, agent="esan", epochs=arguments.epochs, resume=True)
-network = evaluator_training.load_esan(out / "esan", LogReader(logs).config)
+train(out / "esan", logs, epochs=arguments.epochs, resume=True)
+network = load_network(out / "esan", LogReader(logs).config)
 
 # 2. A session whose second page has just arrived: what is each card worth at each slot of it?
 env = make_feeds(ID, 1, scenario=SCENARIO, users="synthetic")

@@ -13,7 +13,7 @@ from PIL import Image
 
 import edgerec_gym  # noqa: F401, registers the ids
 from edgerec_gym.agents.baselines import DeviceGreedy
-from edgerec_gym.atomic import atomic_path
+from edgerec_gym.files import atomic_path
 from edgerec_gym.policy import best_legal
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
 

@@ -6,10 +6,11 @@
 import argparse
 from pathlib import Path
 
-from edgerec_gym.agents import evaluator_training, generator_training, supervised
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.lookup import find_policies
-from edgerec_gym.evaluate import evaluate
+from edgerec_gym.agents.find_policy import find_policies
+from edgerec_gym.agents.lists import evaluator_training, generator
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.evaluation.play import evaluate
 from edgerec_gym.logs.collect import collect
 
 ID, SCENARIO = "EdgeFeedSlate-v0", "lite"
@@ -28,10 +29,10 @@ collect(logs, preset_name=SCENARIO, sessions=arguments.log_sessions)
 # 2. The evaluator judges whole lists; the generator starts from what was clicked.
 record = evaluator_training.train(out / "evaluator", logs, epochs=arguments.epochs, resume=True)
 print(f"evaluator: calibration error of clicks {record['figures']['click']['calibration_error']:.4f}")
-supervised.train(out / "pointer", logs, agent="pointer", epochs=arguments.epochs, resume=True)
+train_agent("pointer", out / "pointer", logs=logs, hyper={"epochs": arguments.epochs}, resume=True)
 
 # 3. REINFORCE: the generator writes lists that the evaluator likes. The search lets the evaluator pick.
-record = generator_training.train(
+record = generator.train(
     out / "reinforced",
     agent="pointer-evaluator",
     logs=logs,
@@ -40,7 +41,7 @@ record = generator_training.train(
     resume=True,
 )
 print(f"value of drawn lists: {record['reward'][0]:.3f} before, {record['reward'][-1]:.3f} after")
-generator_training.train(
+generator.train(
     out / "search",
     agent="sequence-search",
     scenario=SCENARIO,

@@ -7,11 +7,11 @@ import argparse
 
 from sb3_contrib import MaskablePPO
 
+from edgerec_gym.adapters.sb3 import make_vec_env
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.pointer_policy import PointerPolicy
-from edgerec_gym.agents.trained_policy import TrainedPolicy
-from edgerec_gym.evaluate import evaluate
-from edgerec_gym.sb3 import make_vec_env
+from edgerec_gym.agents.ppo.pointer_policy import PointerPolicy
+from edgerec_gym.agents.ppo.trained_policy import TrainedPolicy
+from edgerec_gym.evaluation.play import evaluate
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--id", default="EdgeFeed-v0")

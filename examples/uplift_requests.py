@@ -15,15 +15,15 @@ import numpy as np
 from matplotlib.ticker import MultipleLocator
 
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.effect_sample import true_effects
-from edgerec_gym.agents.request_planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
-from edgerec_gym.agents.request_scores import ChanceScore, IntentScore, Score, UpliftScore, readable
-from edgerec_gym.agents.uplift_metrics import RankedSample
-from edgerec_gym.agents.uplift_training import load_model, train, uplift
-from edgerec_gym.atomic import make_folder
-from edgerec_gym.evaluate import play
+from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
+from edgerec_gym.agents.requests.scores import ChanceScore, IntentScore, Score, UpliftScore, readable
+from edgerec_gym.agents.requests.train import load_model, train, uplift
+from edgerec_gym.bench.request.effects import true_effects
+from edgerec_gym.evaluation.intervals import mean_interval
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.evaluation.uplift import RankedSample
+from edgerec_gym.files import make_folder
 from edgerec_gym.logs.collect import collect
-from edgerec_gym.metrics import mean_interval
 from edgerec_gym.policy import bind
 from edgerec_gym.scenario import Scenario
 

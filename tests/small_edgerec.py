@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgerec_gym.agents.edgerec_network import EdgeRecNetwork
-from edgerec_gym.agents.edgerec_values import FEATURES
-from edgerec_gym.agents.esan import ESANConfig
-from edgerec_gym.agents.evaluator_training import build
-from edgerec_gym.evaluate import play
+from edgerec_gym.agents.edgerec.network import EdgeRecNetwork
+from edgerec_gym.agents.edgerec.values import FEATURES
+from edgerec_gym.agents.insertion.esan import ESANConfig
+from edgerec_gym.agents.lists.evaluator_training import build
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 from tests.small_pools import stir

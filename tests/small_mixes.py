@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.mix_problem import MixProblem
+from edgerec_gym.agents.planner.problem import MixProblem
 
 
 def random_problem(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.reranker import to_tensors
+from edgerec_gym.agents.learning.tensors import to_tensors
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 

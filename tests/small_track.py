@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.rerank_track import make_policy
-from edgerec_gym.atomic import make_folder, read_json, write_json
-from edgerec_gym.benchmark import Entry, Place, Rows, row
+from edgerec_gym.bench.rerank import make_policy
+from edgerec_gym.evaluation.cache import Entry, Place, Rows, row
+from edgerec_gym.files import make_folder, read_json, write_json
 from edgerec_gym.policy import Observation, best_legal
 
 ENV_ID = "EdgeFeedRerank-v0"

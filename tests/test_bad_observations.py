@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_rerankers import RERANKERS, build
 
 from edgerec_gym.agents.baselines import DeviceGreedy, Greedy
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
-from edgerec_gym.agents.reranker import ABSENT, RerankerConfig, RerankPolicy
-from edgerec_gym.agents.supervised import RERANKERS, build
-from edgerec_gym.agents.trained_policy import TrainedPolicy
+from edgerec_gym.agents.ppo.trained_policy import TrainedPolicy
+from edgerec_gym.agents.rerank.reranker import ABSENT, RerankerConfig, RerankPolicy
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import best_legal, check_finite, check_observation
 from edgerec_gym.registration import make_feeds

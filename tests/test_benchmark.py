@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edgerec_gym.agents import rerank_track
-from edgerec_gym.agents.rerank_track import Sizes, make_policy
-from edgerec_gym.benchmark import (
+from edgerec_gym.bench import rerank
+from edgerec_gym.bench.rerank import Sizes, make_policy
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import (
     Entry,
     Place,
     content_key,
@@ -19,8 +20,7 @@ from edgerec_gym.benchmark import (
     saved_rows,
     table,
 )
-from edgerec_gym.errors import InputError
-from edgerec_gym.metrics import mean_interval, seeds_interval
+from edgerec_gym.evaluation.intervals import mean_interval, seeds_interval
 
 PLACE = Place("EdgeFeedRerank-v0", "lite", sessions=12, num_envs=12, by_position=True)
 
@@ -117,10 +117,10 @@ def test_rows_of_other_runs_stay(tmp_path):
 
 
 def test_the_track_rerank_runs_through(tmp_path):
-    hyper = {agent: {"epochs": 1} for agent in (*rerank_track.RERANKERS, "pointer", "evaluator")}
+    hyper = {agent: {"epochs": 1} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
     sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=4096, hyper=hyper)
-    rows = rerank_track.run(tmp_path, sizes=sizes, seeds=1, workers=1)
+    rows = rerank.run(tmp_path, sizes=sizes, seeds=1, workers=1)
     policies = {item["policy"] for item in rows}
     assert policies >= {
         "keep",
@@ -136,12 +136,12 @@ def test_the_track_rerank_runs_through(tmp_path):
     files = list((tmp_path / "played").glob("*.safetensors"))
     assert all(np.isfinite(values).all() for file in files for values in load_file(file).values())
     before = {file: file.stat().st_mtime_ns for file in files}
-    assert rerank_track.run(tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
+    assert rerank.run(tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_the_track_rerank_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(InputError, match="unknown policy 'best'"):
-        rerank_track.run(tmp_path, policies=["best"])
+        rerank.run(tmp_path, policies=["best"])
     with pytest.raises(InputError, match="needs a scenario with a ground truth"):
-        rerank_track.run(tmp_path, scenario="mine")
+        rerank.run(tmp_path, scenario="mine")

@@ -11,7 +11,7 @@ import small_ebnerd
 from command_line import fails_with, run, run_well, tiny_logs
 
 import edgerec_gym
-from edgerec_gym import demo
+from edgerec_gym.commands import demo
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
 
@@ -86,7 +86,7 @@ def tiny_demo(monkeypatch):
 
 def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     arguments = ("demo", "--quick", "--out", tmp_path, "--json")
-    monkeypatch.setattr("edgerec_gym.evaluate.evaluate", interrupt)
+    monkeypatch.setattr("edgerec_gym.evaluation.play.evaluate", interrupt)
     stopped = run(*arguments)
     assert stopped.exit_code == 130 and stopped.stdout == ""
     kept = f"interrupted: finished stages and checkpoints in {tmp_path} are kept; the same command resumes"

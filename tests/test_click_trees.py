@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from small_ebnerd import bundle, convert
 
+from edgerec_gym.answers import CLICK, CLICK_PROBABILITY, LEAVE, N_PAGE_VIEWS, PAGE_AGE
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.users.base import CLICK, CLICK_PROBABILITY, LEAVE, N_PAGE_VIEWS, PAGE_AGE
 
 pytest.importorskip("sklearn")
 pytest.importorskip("torch")
 pytest.importorskip("lightgbm")
 
 from benchmarks.click_trees import fit_trees, logged_features
+from edgerec_gym.answers import PAGE_SUMMARY, RESPONSE_SIZE, WINDOW, Focus
+from edgerec_gym.compiled.random_stream import SPLITS
+from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
-from edgerec_gym.random_stream import SPLITS
-from edgerec_gym.users.base import PAGE_SUMMARY, RESPONSE_SIZE, WINDOW, Focus
-from edgerec_gym.workers import Workers
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, trim_mean, ttest_rel
 
-from edgerec_gym.comparisons import (
+from edgerec_gym.evaluation.comparisons import (
     compare_all,
     holm,
     interquartile_mean,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from actions import random_action
 
-from edgerec_gym import random_stream as draws
+from edgerec_gym.compiled import random_stream as draws
 from edgerec_gym.registration import SLATE, make_feeds
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 

@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_rerankers import build
 from torch import Tensor
 
-from edgerec_gym.agents import evaluator_training
-from edgerec_gym.agents.crban import CRBAN
-from edgerec_gym.agents.device import DeviceSession, load
-from edgerec_gym.agents.device_export import export_network
-from edgerec_gym.agents.device_files import DeviceModel
 from edgerec_gym.agents.device_policy import load_policy
-from edgerec_gym.agents.evaluator import EvaluatorConfig, ListEvaluator
-from edgerec_gym.agents.perception import SEQUENCES
-from edgerec_gym.agents.pointer_net import PointerNet
-from edgerec_gym.agents.reranker import Reranker, RerankerConfig
-from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch
-from edgerec_gym.agents.supervised import build, policy_of
+from edgerec_gym.agents.export.export import export_network
+from edgerec_gym.agents.lists import evaluator_training
+from edgerec_gym.agents.lists.evaluator import EvaluatorConfig, ListEvaluator
+from edgerec_gym.agents.lists.pointer_net import PointerNet
+from edgerec_gym.agents.lists.sequence_search import SearchConfig, SequenceSearch
+from edgerec_gym.agents.perception.perception import SEQUENCES
+from edgerec_gym.agents.registry import find_agent
+from edgerec_gym.agents.rerank.crban import CRBAN
+from edgerec_gym.agents.rerank.reranker import Reranker, RerankerConfig
+from edgerec_gym.agents.rerank.train import policy_of
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.device.files import DeviceModel
+from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from tests.small_pools import moments, stir
@@ -66,9 +68,9 @@ def search(
 def exported(
     network: Reranker, folder: Path, places: int = PLACES, config: FeedConfig | None = None
 ) -> DeviceModel:
-    export_network(
-        network, folder / "device", "agent", "lite", config or Scenario.load("lite").config, places
-    )
+    kind = {CRBAN: "crban", PointerNet: "pointer", SequenceSearch: "sequence-search"}[type(network)]
+    config = config or Scenario.load("lite").config
+    export_network(network, folder / "device", find_agent(kind), "lite", config, places)
     return load(folder / "device")
 
 
@@ -240,7 +242,7 @@ def test_it_plays_as_the_torch_policy_does(tmp_path: Path, lite: Scenario, env_i
     """As long as histories hold all that has happened; without draws, since they depend on the batch."""
     k = lite.config.slate_size
     network: Reranker = {"crban": crban, "pointer": pointer, "search": lambda: search(samples=0)}[agent]()
-    export_network(network, tmp_path / "device", agent, "lite", lite.config, k)
+    export_network(network, tmp_path / "device", find_agent(agent), "lite", lite.config, k)
     options: dict[str, Any] = {"scenario": lite, "users": "synthetic", "max_slots": 20}
     env = make_feeds(env_id, 6, **options)
     torch_policy, device_policy = policy_of(agent, network, env), load_policy(tmp_path / "device", env)

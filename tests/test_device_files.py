@@ -17,15 +17,15 @@ import pytest
 import torch
 from command_line import fails_with, run_well
 from onnx import numpy_helper
+from small_rerankers import build
 
-from edgerec_gym.agents.device import DeviceSession, load
-from edgerec_gym.agents.device_export import export, export_network
-from edgerec_gym.agents.lookup import find_policy
-from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.agents.reranker import RerankerConfig
-from edgerec_gym.agents.supervised import build
+from edgerec_gym.agents.export.export import export, export_network
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.registry import find_agent, train_agent
+from edgerec_gym.agents.rerank.reranker import RerankerConfig
+from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.scenario import Scenario
 from tests.small_pools import moments
@@ -110,7 +110,7 @@ def test_the_same_run_gives_the_same_bytes(runs: Path, device: Path, tmp_path: P
 def test_a_device_needs_no_torch(device: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from edgerec_gym.agents.device import DeviceSession, load\n"
+        "from edgerec_gym.device.session import DeviceSession, load\n"
         f"model = load({str(device)!r})\n"
         "observation = {key: np.full(shape, 0.3) for key, shape in model.sizes.items()}\n"
         "print(len(DeviceSession(model).rerank(observation)))\n"
@@ -151,10 +151,14 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
     with torch.no_grad():
         next(network.parameters())[0] = torch.nan
     with pytest.raises(InputError, match=r"parameter 'perception\S+' is not finite"):
-        export_network(network, tmp_path / "out", "crban", "lite", lite.config)
+        export_network(network, tmp_path / "out", find_agent("crban"), "lite", lite.config)
     with pytest.raises(InputError, match="a DNN has no form for a device"):
         export_network(
-            build("dnn", lite.config, RerankerConfig(hidden=8)), tmp_path / "out", "dnn", "lite", lite.config
+            build("dnn", lite.config, RerankerConfig(hidden=8)),
+            tmp_path / "out",
+            find_agent("dnn"),
+            "lite",
+            lite.config,
         )
     assert not list(tmp_path.iterdir())
 

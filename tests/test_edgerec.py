@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgerec_gym.agents.edgerec import EdgeRec
-from edgerec_gym.agents.edgerec_judges import JointNetwork, readable
-from edgerec_gym.agents.edgerec_network import EdgeRecNetwork
-from edgerec_gym.agents.edgerec_rollouts import play_sessions
-from edgerec_gym.agents.edgerec_rules import Rules, load_rules, rules_from
-from edgerec_gym.agents.edgerec_values import N_CANDIDATES, Branch, fit
-from edgerec_gym.agents.esan import ESANConfig
-from edgerec_gym.agents.evaluator_training import build
-from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.edgerec.agent import EdgeRec
+from edgerec_gym.agents.edgerec.judges import JointNetwork, readable
+from edgerec_gym.agents.edgerec.network import EdgeRecNetwork
+from edgerec_gym.agents.edgerec.rollouts import play_sessions
+from edgerec_gym.agents.edgerec.rules import Rules, load_rules, rules_from
+from edgerec_gym.agents.edgerec.values import N_CANDIDATES, Branch, fit
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.insertion.esan import ESANConfig
+from edgerec_gym.agents.lists.evaluator_training import build
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario

@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgerec_gym.agents import edgerec_runs, edgerec_training, joint_rows, joint_track
-from edgerec_gym.agents.edgerec import EdgeRec
-from edgerec_gym.agents.edgerec_judges import load_parts
-from edgerec_gym.agents.edgerec_rollouts import Explorer, play_sessions
-from edgerec_gym.agents.edgerec_rules import rules_from
-from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.edgerec import load
+from edgerec_gym.agents.edgerec import train as training
+from edgerec_gym.agents.edgerec.agent import EdgeRec
+from edgerec_gym.agents.edgerec.judges import load_parts
+from edgerec_gym.agents.edgerec.rollouts import Explorer, play_sessions
+from edgerec_gym.agents.edgerec.rules import rules_from
+from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.bench import joint
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
@@ -47,7 +49,7 @@ def train(out: Path, parts: list[Path], updates: int, **options: Any) -> dict[st
     lite = Scenario.load("lite")
     short = replace(lite, config=lite.config.replace(max_slots=16))
     hyper = TINY | {"updates": updates}
-    return edgerec_training.train(out, based_on=parts, scenario=short, resume=True, **options, **hyper)
+    return training.train(out, based_on=parts, scenario=short, resume=True, **options, **hyper)
 
 
 def test_training_resumes_to_the_same_parameters(
@@ -55,15 +57,15 @@ def test_training_resumes_to_the_same_parameters(
 ) -> None:
     record = train(tmp_path / "whole", parts, 2)
     assert len(record["held_out"]) == 3 and len(record["reward"]) == 2
-    update = edgerec_training.EdgeRecTrainer.update
+    update = training.EdgeRecTrainer.update
 
-    def killed(trainer: edgerec_training.EdgeRecTrainer) -> None:
+    def killed(trainer: training.EdgeRecTrainer) -> None:
         if trainer.record["steps"] == 1:
             raise KeyboardInterrupt
         update(trainer)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(edgerec_training.EdgeRecTrainer, "update", killed)
+        patched.setattr(training.EdgeRecTrainer, "update", killed)
         train(tmp_path / "killed", parts, 2)
     assert train(tmp_path / "killed", parts, 2) == record
     whole, resumed = (load_file(tmp_path / n / PARAMETERS) for n in ("whole", "killed"))
@@ -95,9 +97,9 @@ def test_noise_pulls_the_heads_toward_what_was_better(lite: Scenario) -> None:
     judge = Explorer(network, generator, (0.3, 0.04, 0.05))
     env = make_feeds("joint", 16, scenario=lite, users="synthetic", split="train", copy=False)
     play_sessions(EdgeRec(judge, lite.config), env, np.arange(16))
-    moments = edgerec_training.joined(judge.moments)
-    trainer = edgerec_training.EdgeRecTrainer.__new__(edgerec_training.EdgeRecTrainer)
-    trainer.settings, trainer.network, trainer.taught = edgerec_runs.EdgeRecConfig(), network, network
+    moments = training.joined(judge.moments)
+    trainer = training.EdgeRecTrainer.__new__(training.EdgeRecTrainer)
+    trainer.settings, trainer.network, trainer.taught = load.EdgeRecConfig(), network, network
     wished = moments.told["request_noise"]  # as if a request were always worth what the noise added
     (gradient,) = torch.autograd.grad(trainer.loss(moments, wished), network.effect)
     assert gradient[1] < 0  # descent raises the shift
@@ -141,19 +143,19 @@ def test_rows_of_the_track() -> None:
 
     true = {(name, None): sessions(level) for name, level in names.items()}
     stale = {("edgerec", None): sessions(0.5)}
-    rows = joint_rows.make_rows(true, {}, stale)
+    rows = joint.make_rows(true, {}, stale)
     found = {(item["policy"], item["metric"]): item for item in rows}
     assert found["edgerec", "gain_over_best_single"]["single"] == "dnn"
     assert found["edgerec", "gain_over_best_single"]["low"] > 0
     assert found["edgerec, no request", "cost"]["mean"] == pytest.approx(0.2, abs=0.15)
     assert found["edgerec, stale cloud", "cost"]["low"] > 0
-    titles = joint_track.tables(rows)
+    titles = joint.tables(rows)
     assert len(titles) == 2 and all(body for _, body in titles.values())
 
 
 def test_policies_of_the_track(tmp_path: Path) -> None:
-    assert len(joint_track.POLICIES) - len(joint_rows.ABLATIONS) >= 12
-    found = joint_track.entries(tmp_path, range(2), joint_track.POLICIES, "lite")
+    assert len(joint.POLICIES) - len(joint.ABLATIONS) >= 12
+    found = joint.entries(tmp_path, range(2), joint.POLICIES, "lite")
     assert {entry.seed for entry in found if entry.policy == "edgerec"} == {0, 1}
     with pytest.raises(InputError, match="unknown policy"):
-        joint_track.entries(tmp_path, range(2), ["nobody"], "lite")
+        joint.entries(tmp_path, range(2), ["nobody"], "lite")

@@ -10,10 +10,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import edgerec_gym  # noqa: F401  (registers the ids)
+from edgerec_gym.answers import CLICK, LEAVE, SLOT, UserStart
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import IDS
 from edgerec_gym.spaces import CONTEXT
-from edgerec_gym.users.base import CLICK, LEAVE, SLOT, UserStart
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 

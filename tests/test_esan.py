@@ -11,15 +11,16 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from edgerec_gym.agents.esan import ESAN, ESANConfig, Prediction
-from edgerec_gym.agents.esan_values import NetworkValues
-from edgerec_gym.agents.evaluator import CLICK, LEAVE, PURCHASE, outcome_losses
-from edgerec_gym.agents.evaluator_training import build, load_esan, load_evaluator, train
-from edgerec_gym.agents.exposed_lists import ListBatch, exposed_lists
-from edgerec_gym.agents.mix_values import SlotValues, TrueValues, cloud_order, displaced, slots_left
-from edgerec_gym.agents.perception import base_logit
-from edgerec_gym.agents.rerank_data import split_requests
-from edgerec_gym.agents.reranker import to_tensors
+from edgerec_gym.agents.data.exposed_lists import ListBatch, exposed_lists
+from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.insertion.esan import ESAN, ESANConfig, Prediction
+from edgerec_gym.agents.insertion.network_values import NetworkValues
+from edgerec_gym.agents.insertion.train import build, load_network, train
+from edgerec_gym.agents.insertion.values import SlotValues, TrueValues, cloud_order, displaced, slots_left
+from edgerec_gym.agents.learning.tensors import to_tensors
+from edgerec_gym.agents.lists.evaluator import CLICK, LEAVE, PURCHASE, outcome_losses
+from edgerec_gym.agents.lists.evaluator_training import load_evaluator
+from edgerec_gym.agents.perception.perception import base_logit
 from edgerec_gym.config import FeedConfig, RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
@@ -224,7 +225,7 @@ def test_training_is_loaded_back_and_repeats(logs: Path, tmp_path: Path) -> None
     assert train(tmp_path / "b", logs, agent="esan", **QUICK) == record
     first, second = (load_file(tmp_path / name / "policy.safetensors") for name in "ab")
     assert all(np.array_equal(first[key], second[key]) for key in first)
-    assert (load_esan(tmp_path / "a", LogReader(logs).config).scale != 1).any()
+    assert (load_network(tmp_path / "a", LogReader(logs).config).scale != 1).any()
     with pytest.raises(InputError, match="'esan', not an evaluator"):
         load_evaluator(tmp_path / "a", LogReader(logs).config)
 

@@ -3,14 +3,14 @@ import pytest
 
 from edgerec_gym.agents.baselines import Keep, Random
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import evaluate, play
-from edgerec_gym.metrics import (
+from edgerec_gym.evaluation.intervals import (
     bias_interval,
     exploitation_interval,
     gap_closed_interval,
     mean_interval,
     ratio_interval,
 )
+from edgerec_gym.evaluation.play import evaluate, play
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from small_rerankers import build as build_reranker
 
-from edgerec_gym.agents import evaluator_training
-from edgerec_gym.agents.epochs import log_record
-from edgerec_gym.agents.evaluator import (
+from edgerec_gym.agents.data.exposed_lists import OUTCOMES, PurchaseSurrogate, exposed_lists
+from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.learning.epochs import log_record
+from edgerec_gym.agents.learning.tensors import to_tensors
+from edgerec_gym.agents.lists import evaluator_training
+from edgerec_gym.agents.lists.evaluator import (
     CLICK,
     CONVERSION,
     LEAST_CVR,
@@ -25,7 +29,7 @@ from edgerec_gym.agents.evaluator import (
     ListEvaluator,
     outcome_losses,
 )
-from edgerec_gym.agents.evaluator_training import (
+from edgerec_gym.agents.lists.evaluator_training import (
     EvaluatorTrainer,
     build,
     calibration_error,
@@ -33,20 +37,16 @@ from edgerec_gym.agents.evaluator_training import (
     platt_scaling,
     train,
 )
-from edgerec_gym.agents.exposed_lists import OUTCOMES, exposed_lists
-from edgerec_gym.agents.perception import BASE_CVR, base_logit
-from edgerec_gym.agents.rerank_data import split_requests
-from edgerec_gym.agents.reranker import RerankerConfig, end_with_page, slots_left, to_tensors
-from edgerec_gym.agents.sequence_search import SearchConfig, SequenceSearch, _settled
-from edgerec_gym.agents.supervised import build as build_reranker
-from edgerec_gym.agents.surrogate import PurchaseSurrogate
+from edgerec_gym.agents.lists.sequence_search import SearchConfig, SequenceSearch, _settled
+from edgerec_gym.agents.perception.perception import BASE_CVR, base_logit
+from edgerec_gym.agents.rerank.reranker import RerankerConfig, end_with_page, slots_left
+from edgerec_gym.answers import BUY, PAGE_VIEW
+from edgerec_gym.answers import CLICK as CLICK_ACTION
+from edgerec_gym.answers import LEAVE as LEAVE_ACTION
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import BUY, PAGE_VIEW
-from edgerec_gym.users.base import CLICK as CLICK_ACTION
-from edgerec_gym.users.base import LEAVE as LEAVE_ACTION
 from tests.small_pools import all_lists, moments, stir
 
 QUICK: dict[str, Any] = {"epochs": 2, "hidden": 8, "batch_size": 64}

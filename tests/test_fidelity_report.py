@@ -12,19 +12,19 @@ import scipy.stats
 from command_line import fails_with, run_well
 from safetensors.numpy import load_file, save_file
 
-from edgerec_gym.agents.zoo import policy_zoo
+from edgerec_gym.answers import CLICK, DWELL_BUCKETS
+from edgerec_gym.bench.weak_to_strong import policy_zoo
 from edgerec_gym.errors import InputError
-from edgerec_gym.fidelity_report import fidelity_report, rank_policies
+from edgerec_gym.fidelity.expected import event_figures
+from edgerec_gym.fidelity.interventions import arms, interventions, keep_rows
+from edgerec_gym.fidelity.report import fidelity_report, rank_policies
+from edgerec_gym.fidelity.rollouts import Played, compare, held_out, simulate
+from edgerec_gym.fidelity.two_sample import session_features, two_sample
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.logging_policy import DECISIONS, ORDER_PROBABILITY, session_habits
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario, _sha256
 from edgerec_gym.simulator.fit import fit
-from edgerec_gym.simulator.interventions import arms, interventions, keep_rows
-from edgerec_gym.simulator.replay import event_figures
-from edgerec_gym.simulator.rollouts import Played, compare, held_out, simulate
-from edgerec_gym.simulator.two_sample import session_features, two_sample
-from edgerec_gym.users.base import CLICK, DWELL_BUCKETS
 from edgerec_gym.users.learned_layout import CLICK_AT
 from edgerec_gym.users.learned_layout import DWELL_BUCKETS as N_DWELL
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

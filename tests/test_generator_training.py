@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from small_rerankers import build
 
-from edgerec_gym.agents import generator_training
-from edgerec_gym.agents.generator_runs import AGENTS, GENERATORS, SEARCH
+from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.list_policy import EmittedList, SlateBySlate, SlotBySlot, order_of
-from edgerec_gym.agents.lookup import find_policy
-from edgerec_gym.agents.plan_rollouts import plan_decisions
-from edgerec_gym.agents.pointer_net import PointerNet
+from edgerec_gym.agents.lists import generator as training
+from edgerec_gym.agents.lists.generator import AGENTS, GENERATORS, SEARCH
+from edgerec_gym.agents.lists.pointer_net import PointerNet
+from edgerec_gym.agents.lists.policy_gradient import plan_decisions
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.agents.reranker import RerankerConfig, RerankPolicy
-from edgerec_gym.agents.supervised import build
+from edgerec_gym.agents.rerank.reranker import RerankerConfig, RerankPolicy
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
@@ -89,17 +89,17 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
     whole = train(runs, agent, tmp_path / "whole")
-    original = generator_training.GeneratorTrainer.update
+    original = training.GeneratorTrainer.update
 
     def dies(self: Any) -> None:
         if self.record["steps"] == 3:
             raise KeyboardInterrupt
         original(self)
 
-    monkeypatch.setattr(generator_training.GeneratorTrainer, "update", dies)
+    monkeypatch.setattr(training.GeneratorTrainer, "update", dies)
     with pytest.raises(KeyboardInterrupt):
         train(runs, agent, tmp_path / "killed")
-    monkeypatch.setattr(generator_training.GeneratorTrainer, "update", original)
+    monkeypatch.setattr(training.GeneratorTrainer, "update", original)
     assert train(runs, agent, tmp_path / "killed") == whole
     assert same(tmp_path / "whole", tmp_path / "killed")
 
@@ -212,14 +212,14 @@ def test_what_does_not_play_or_fit_says_so(runs: Path, lite: Scenario, tmp_path:
     with pytest.raises(InputError, match="this environment has"):
         find_policy(str(tmp_path), "EdgeFeedSlate-v0", "default", "synthetic")
     with pytest.raises(InputError, match="was logged with other sizes"):
-        generator_training.train(
+        training.train(
             tmp_path / "x", agent="pointer-users", logs=runs / "logs", scenario="default", users="synthetic"
         )
 
 
 @pytest.mark.parametrize("agent", ["dnn", "seq2slate"])
 def test_every_re_ranker_plans_lists(lite: Scenario, agent: str) -> None:
-    from edgerec_gym.agents.supervised import policy_of
+    from edgerec_gym.agents.rerank.train import policy_of
 
     env = make_feeds("EdgeFeedSlate-v0", 6, scenario=lite, users="synthetic")
     policy = policy_of(agent, build(agent, lite.config, RerankerConfig(hidden=8)), env)

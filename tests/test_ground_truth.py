@@ -9,7 +9,7 @@ from edgerec_gym.agents.baselines import FixedInterval, FixedSlot, Keep
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.config import SyntheticUserConfig, preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import evaluate, play
+from edgerec_gym.evaluation.play import evaluate, play
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.users import ground_truth
 from edgerec_gym.vector_env import EdgeFeedVectorEnv

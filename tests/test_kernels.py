@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from edgerec_gym import jit
-from edgerec_gym.arrays import Float32Matrix, Int32Vector, Table, move, reader
-from edgerec_gym.selection import BUCKETS, best_first
-from edgerec_gym.throughput import measure
-from edgerec_gym.workers import Workers
+from edgerec_gym.compiled import jit
+from edgerec_gym.compiled.arrays import Float32Matrix, Int32Vector, Table, move, reader
+from edgerec_gym.compiled.selection import BUCKETS, best_first
+from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.evaluation.throughput import measure
 
 
 class Inner(NamedTuple):
@@ -107,16 +107,19 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_next_call_works():
 
 
 def test_every_file_with_kernels_is_in_the_digest():
-    root = Path(jit.__file__).parent
-    folders = (root, root / "users")
+    root = Path(jit.__file__).parents[1]
     kernels = ("@kernel", "@product_kernel")
     found = {
         path.relative_to(root).as_posix()
-        for folder in folders
-        for path in folder.glob("*.py")
-        if any(line.startswith(kernels) for line in path.read_text(encoding="utf-8").splitlines())
+        for path in root.rglob("*.py")
+        if "agents" not in path.parts[len(root.parts) :]
+        and any(line.startswith(kernels) for line in path.read_text(encoding="utf-8").splitlines())
     }
-    assert {"kernels.py", "slate.py", "batch.py", "users/synthetic_kernels.py"} <= found <= set(jit._SOURCES)
+    assert (
+        {"feed/kernels.py", "feed/slate.py", "feed/batch.py", "users/synthetic_kernels.py"}
+        <= found
+        <= set(jit._SOURCES)
+    )
 
 
 @pytest.mark.parametrize("num_envs", [1, 16])

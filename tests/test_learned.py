@@ -12,13 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgerec_gym.batch import FeedBatch
-from edgerec_gym.env import EdgeFeedEnv
-from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import collect
-from edgerec_gym.scenario import Scenario, _sha256
-from edgerec_gym.simulator.fit import fit
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CLICK_PROBABILITY,
     LEAVE,
@@ -27,9 +21,15 @@ from edgerec_gym.users.base import (
     SLOT,
     Focus,
 )
+from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.env import EdgeFeedEnv
+from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import FeedBatch
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.scenario import Scenario, _sha256
+from edgerec_gym.simulator.fit import fit
 from edgerec_gym.users.learned import LearnedUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
-from edgerec_gym.workers import Workers
 
 
 @pytest.fixture(scope="module")

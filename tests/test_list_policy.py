@@ -6,14 +6,14 @@ import pytest
 
 import edgerec_gym  # noqa: F401  (registers the ids)
 from edgerec_gym.agents.baselines import DeviceGreedy, Greedy, Keep, baselines_of, make_policy
+from edgerec_gym.agents.find_policy import find_policies
 from edgerec_gym.agents.list_policy import ListPolicy, RandomList, ScoredList, SlateBySlate, SlotBySlot
-from edgerec_gym.agents.lookup import find_policies
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import evaluate, play
+from edgerec_gym.evaluation.play import evaluate, play
+from edgerec_gym.feed.slate import check_plan
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
-from edgerec_gym.slate import check_plan
 
 
 def sessions(policy, env_id="EdgeFeedSlate-v0", n=60, **options):

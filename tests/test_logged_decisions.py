@@ -12,16 +12,16 @@ from command_line import fails_with, run_well
 from benchmarks.off_policy import HalfPage, part
 from benchmarks.open_bandit import CAMPAIGNS, load_open_bandit, open_bandit_rows, random_decisions
 from edgerec_gym.agents.baselines import FixedInterval, Keep, Random
-from edgerec_gym.agents.log_stream import log_tables
-from edgerec_gym.agents.logged_decisions import read_decisions
-from edgerec_gym.agents.request_moments import AtMoments
+from edgerec_gym.agents.data.log_stream import log_tables
+from edgerec_gym.agents.data.logged_decisions import read_decisions
+from edgerec_gym.agents.requests.moments import AtMoments
 from edgerec_gym.config import preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.off_policy import ESTIMATORS, off_policy_estimates
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.logging_policy import RandomisedPolicy, moment_age
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.off_policy import ESTIMATORS, off_policy_estimates
 
 SESSIONS, SEED, MOMENTS = 150, 4, 2
 OPEN_BANDIT = Path(__file__).parents[2] / "shared" / "data" / "open_bandit"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.logged_observations import ObservedLog, step_rewards, track_actions, with_last
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.agents.data.logged_observations import ObservedLog, step_rewards, track_actions, with_last
 from edgerec_gym.config import RewardConfig, preset
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.logs.collect import log_batch
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
 from edgerec_gym.logs.sessions import LoggedSessions

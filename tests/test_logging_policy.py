@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from edgerec_gym.batch import FeedBatch
 from edgerec_gym.config import preset
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.logging_policy import (
     FOCUS_STRENGTHS,

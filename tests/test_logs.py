@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from small_log import CONFIG, PROVENANCE, catalog, columns, read, write_log, writer
 
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs import store
 from edgerec_gym.logs.schema import SCHEMA

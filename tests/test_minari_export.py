@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from small_log import write_log
 
-from edgerec_gym.agents import minari_export
-from edgerec_gym.agents.minari_export import export_minari
+from edgerec_gym.agents.data.minari import export_minari
+from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.random_stream import CLI_SEED_STRIDE
 
 SESSIONS = 25
 
@@ -32,7 +31,7 @@ def logs(tmp_path_factory):
 def test_episodes_are_what_the_environment_plays(logs, tmp_path, monkeypatch, name, env_id):
     minari = pytest.importorskip("minari")
     pytest.importorskip("h5py")
-    monkeypatch.setattr(minari_export, "BLOCK_SLOTS", 100)  # several blocks, and sessions larger than one
+    monkeypatch.setattr(minari, "BLOCK_SLOTS", 100)  # several blocks, and sessions larger than one
     out = tmp_path / "minari" / "edgefeed-test-v0"
     done = export_minari(logs / name, out, env_id=env_id)
     assert {path.name for path in out.parent.iterdir()} == {out.name}  # nothing temporary is left

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgerec_gym.agents.mix_feed import InsertionState, feed_problems
-from edgerec_gym.agents.mix_planner import DualPrices, plan_batch
-from edgerec_gym.agents.mix_problem import insertions
+from edgerec_gym.agents.insertion.policies import InsertionState, feed_problems
+from edgerec_gym.agents.planner.problem import insertions
+from edgerec_gym.agents.planner.solve import DualPrices, plan_batch
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.users import ground_truth
 

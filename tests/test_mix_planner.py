@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from small_mixes import best_by_counting, broken_rules, random_problem, value_of
 
 from benchmarks.mix_ilp import MixProgramme, solve_ilp
-from edgerec_gym.agents.mix_planner import SOLVERS, DualPrices, fit_dual_prices, plan, plan_batch
-from edgerec_gym.agents.mix_problem import MixBatch, MixProblem, insertions
+from edgerec_gym.agents.planner.problem import MixBatch, MixProblem, insertions
+from edgerec_gym.agents.planner.solve import SOLVERS, DualPrices, fit_dual_prices, plan, plan_batch
 from edgerec_gym.errors import InputError
 
 

@@ -11,25 +11,27 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgerec_gym.agents import esan_gradient, evaluator_training, mix_track
 from edgerec_gym.agents.baselines import DeviceGreedy, FixedSlot, Keep
-from edgerec_gym.agents.esan import ESAN, ESANConfig
-from edgerec_gym.agents.esan_gradient import ESANGradient, ESANGradientConfig, at_equal_share
-from edgerec_gym.agents.esan_values import NetworkValues
-from edgerec_gym.agents.evaluator_training import build
-from edgerec_gym.agents.insertion_scores import auc, calibration_error, log_loss
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.insertion import gradient
+from edgerec_gym.agents.insertion.esan import ESAN, ESANConfig
+from edgerec_gym.agents.insertion.gradient import ESANGradient, ESANGradientConfig, at_equal_share
+from edgerec_gym.agents.insertion.network_values import NetworkValues
+from edgerec_gym.agents.insertion.policies import InsertionPlan, insertions, net_gains, policy_of
+from edgerec_gym.agents.insertion.values import SlotValues, TrueValues
+from edgerec_gym.agents.learning.rollouts import Played
 from edgerec_gym.agents.list_policy import SlotBySlot
-from edgerec_gym.agents.lookup import find_policy
-from edgerec_gym.agents.mix_planner import SOLVERS
-from edgerec_gym.agents.mix_policies import InsertionPlan, insertions, net_gains, policy_of
-from edgerec_gym.agents.mix_share import cards_seen, find_price, share_of
-from edgerec_gym.agents.mix_values import SlotValues, TrueValues
-from edgerec_gym.agents.plan_rollouts import Played
+from edgerec_gym.agents.lists import evaluator_training
+from edgerec_gym.agents.lists.evaluator_training import build
+from edgerec_gym.agents.planner.solve import SOLVERS
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.agents.track_plots import draw_frontier
-from edgerec_gym.benchmark import Entry, Place
+from edgerec_gym.bench.mix import track
+from edgerec_gym.bench.mix.predictions import auc, calibration_error, log_loss
+from edgerec_gym.bench.mix.prices import cards_seen, find_price, share_of
+from edgerec_gym.bench.plots import draw_frontier
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.cache import Entry, Place
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import bind
 from edgerec_gym.registration import IDS, make_feeds, track_of
@@ -142,8 +144,6 @@ def test_true_values_beat_fixed_slots_at_no_more_cards(lite: Scenario) -> None:
 
 
 def test_oracles_see_the_truth_only(lite: Scenario, network: ESAN) -> None:
-    for track in mix_track.FULL:
-        assert track in ("lite", "default")
     policy = policy_of(InsertionPlan("oracle", TrueValues(), lite.config), "mix")
     with pytest.raises(InputError, match="needs users='synthetic'"):
         bind(policy, make_feeds("EdgeFeedMix-v0", 1, scenario=lite, users="learned"))
@@ -223,7 +223,7 @@ def test_the_gradient_is_that_of_the_score(
     values = torch.full((n_moments, 8, 10), 0.3, requires_grad=True)
     before = torch.zeros(n_moments, 8, 10)
     answers = {learner.network: values, learner.start: before}
-    monkeypatch.setattr(esan_gradient, "predict_values", lambda network, *_: (answers[network], None, None))
+    monkeypatch.setattr(gradient, "predict_values", lambda network, *_: (answers[network], None, None))
     learner.loss(moments).backward()
     assert values.grad is not None
     expected = -moments.advantage[:, None, None] * moments.direction / 0.2
@@ -248,7 +248,7 @@ def test_learns_which_cards_pay(lite: Scenario, monkeypatch: pytest.MonkeyPatch)
         env.batch.arrays.exposures[:] = 10
         return reward, cards, [Played(kept, rows, position)]
 
-    monkeypatch.setattr(esan_gradient, "play_plans", world)
+    monkeypatch.setattr(gradient, "play_plans", world)
     env = make_feeds("EdgeFeedMix-v0", 20, scenario=lite, users="synthetic")
     observation, _ = env.reset(seed=9)
 
@@ -336,7 +336,7 @@ def test_figures_of_predictions() -> None:
 
 
 def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
-    sizes = mix_track.Sizes(
+    sizes = track.Sizes(
         log_sessions=200,
         held_sessions=200,
         sessions=100,
@@ -347,7 +347,7 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     options: dict[str, Any] = {"sizes": sizes, "seeds": 1, "workers": 1}
     policies = ("esan + exact, fine-tuned", "oracle + exact")
     told: list[str] = []
-    rows = mix_track.run(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
+    rows = track.run(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
     found = {(item["policy"], item["metric"]): item for item in rows}
     fixed = found["fixed-slot", "share"]["mean"]
     for policy in policies:
@@ -357,7 +357,7 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     assert found["oracle + exact", "gain_over_fixed"]["low"] > 0
     assert found["oracle + exact", "card_click_rate_gain"]["low"] > 0.5
     assert found["keep", "share"]["mean"] == 0 and ("keep", "card_click_rate") not in found
-    for variant in mix_track.ABLATIONS:
+    for variant in track.ABLATIONS:
         assert 0.3 < found[variant, "auc"]["mean"] < 0.8
         assert (variant, "auc_minus_full") in found or variant == "esan"
     points = [item for item in rows if item["metric"] == "frontier" and item["policy"] == "oracle + exact"]
@@ -366,16 +366,14 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     draw_frontier(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     told.clear()
-    assert (
-        mix_track.run(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options) == rows
-    )
+    assert track.run(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options) == rows
     assert not told, "everything is used again"
 
 
 def test_the_track_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown policy 'best'; allowed: greedy"):
-        mix_track.run(tmp_path, policies=["best"])
+        track.run(tmp_path, policies=["best"])
     with pytest.raises(InputError, match="needs a scenario with a ground truth"):
-        mix_track.run(tmp_path, scenario="mine")
-    assert set(PLAYED) < set(IDS) and Keep.name == mix_track.KEEP
-    assert evaluator_training.INSERTER in mix_track.ABLATIONS
+        track.run(tmp_path, scenario="mine")
+    assert set(PLAYED) < set(IDS) and Keep.name == track.KEEP
+    assert evaluator_training.INSERTER in track.ABLATIONS

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerec_gym.errors import InputError
-from edgerec_gym.off_policy import (
+from edgerec_gym.evaluation.off_policy import (
     ESTIMATORS,
     LoggedDecisions,
     cross_fitted_values,

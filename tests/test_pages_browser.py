@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgerec_gym.agents.lookup import find_policy
+from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.pages.replay import write_replay
 from edgerec_gym.pages.report import write_report_page
 from edgerec_gym.pages.session import record_session

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from edgerec_gym.agents.perception import SEQUENCES, Perception, load_state, save_state
+from edgerec_gym.agents.perception.perception import SEQUENCES, Perception, load_state, save_state
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS

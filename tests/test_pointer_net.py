@@ -8,17 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_rerankers import build
 
-from edgerec_gym.agents.generator_trainer import distillation_loss, evaluator_decisions
-from edgerec_gym.agents.pointer_net import PointerNet, demonstration_loss
-from edgerec_gym.agents.policy_gradient import (
+from edgerec_gym.agents.lists.generator import distillation_loss, evaluator_decisions
+from edgerec_gym.agents.lists.pointer_net import PointerNet, demonstration_loss
+from edgerec_gym.agents.lists.policy_gradient import (
     Decisions,
     PolicyGradientConfig,
     leave_one_out,
     policy_loss,
 )
-from edgerec_gym.agents.reranker import RerankerConfig
-from edgerec_gym.agents.supervised import build
+from edgerec_gym.agents.rerank.reranker import RerankerConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
 from tests.small_pools import all_lists, moments, stir

@@ -9,9 +9,9 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.utils import get_action_masks
 
-from edgerec_gym.agents.pointer_policy import GroupedCategorical, PointerPolicy, infer_track
+from edgerec_gym.adapters.sb3 import FeedVecEnv, make_vec_env
+from edgerec_gym.agents.ppo.pointer_policy import GroupedCategorical, PointerPolicy, infer_track
 from edgerec_gym.errors import InputError
-from edgerec_gym.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.scenario import Scenario
 
 Tensors = dict[str, torch.Tensor]

@@ -10,12 +10,12 @@ from actions import keep_action, random_action
 from gymnasium.wrappers import RecordVideo
 
 import edgerec_gym  # noqa: F401  (registers the ids)
-from edgerec_gym.colours import category_colours
+from edgerec_gym.drawing.colours import category_colours
+from edgerec_gym.drawing.phone import HEIGHT, WIDTH
+from edgerec_gym.drawing.render import screen_text
+from edgerec_gym.drawing.screen import ScreenRecorder
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.phone import HEIGHT, WIDTH
 from edgerec_gym.registration import make_feeds, track_of
-from edgerec_gym.render import screen_text
-from edgerec_gym.screen import ScreenRecorder
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.state import NO_ITEM
 
@@ -76,7 +76,7 @@ def test_window(env_id):
 
 
 def make_frame(env):
-    from edgerec_gym.phone import frame
+    from edgerec_gym.drawing.phone import frame
 
     return frame(env.unwrapped.screen(), category_colours(env.unwrapped.scenario.catalog))
 

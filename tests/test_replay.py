@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from edgerec_gym.agents.baselines import Keep, Random
-from edgerec_gym.agents.lookup import find_policy
-from edgerec_gym.agents.mix_policies import InsertionPlan, policy_of
-from edgerec_gym.agents.mix_values import TrueValues
-from edgerec_gym.agents.request_planner import PriceController, RequestPlanner
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.insertion.policies import InsertionPlan, policy_of
+from edgerec_gym.agents.insertion.values import TrueValues
+from edgerec_gym.agents.requests.planner import PriceController, RequestPlanner
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.pages.replay import write_replay
 from edgerec_gym.pages.session import record_session
 from edgerec_gym.policy import Explanation

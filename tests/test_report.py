@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.report import read_training_curve, tables, write_report
+from edgerec_gym.evaluation.report import read_training_curve, tables, write_report
 
 
 def interval(mean, half=0.1):
@@ -80,7 +80,7 @@ def test_numbers_that_do_not_exist_are_null_in_json_and_empty_in_tables(tmp_path
 
 
 def test_the_results_file_is_written_last(results, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgerec_gym.report.tables", lambda results: 1 / 0)
+    monkeypatch.setattr("edgerec_gym.evaluation.report.tables", lambda results: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(results, tmp_path)
     assert not (tmp_path / "results.json").exists()

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.effect_sample import true_effects
-from edgerec_gym.agents.request_audit import audit
-from edgerec_gym.agents.request_effects import Futures
+from edgerec_gym.agents.requests.effects import Futures
+from edgerec_gym.answers import BUY, CLICK, CLICK_PROBABILITY, PURCHASE_PROBABILITY, SLOT
+from edgerec_gym.bench.request.effects import audit, true_effects
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import BUY, CLICK, CLICK_PROBABILITY, PURCHASE_PROBABILITY, SLOT
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 SIZE, BEFORE, HORIZON = 48, 6, 10

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec_gym.agents.request_fleet import serve
-from edgerec_gym.agents.request_planner import (
+from edgerec_gym.agents.requests.planner import (
     OneExtra,
     PriceController,
     RequestPlanner,
     TrueEffectPlanner,
     price_of,
 )
-from edgerec_gym.agents.request_scores import ChanceScore, IntentScore
+from edgerec_gym.agents.requests.scores import ChanceScore, IntentScore
+from edgerec_gym.bench.request.fleet import serve
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.request_curves import Curves, gained, saved
-from edgerec_gym.agents.request_rows import tables
-from edgerec_gym.agents.request_track import Sizes, run
-from edgerec_gym.agents.track_plots import draw_requests
-from edgerec_gym.agents.uplift_models import ESTIMATORS
+from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
+from edgerec_gym.bench.plots import draw_requests
+from edgerec_gym.bench.request.curves import Curves, gained, saved
+from edgerec_gym.bench.request.rows import tables
+from edgerec_gym.bench.request.track import Sizes, run
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.metrics import seeds_interval
+from edgerec_gym.evaluation.intervals import seeds_interval
 
 TINY = Sizes(
     log_sessions=150,
@@ -68,7 +68,7 @@ def test_one_bootstrap_for_all_is_that_of_seeds() -> None:
 
 
 def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
-    own = "edgerec_gym.agents.request_planner:OneExtra"
+    own = "edgerec_gym.agents.requests.planner:OneExtra"
     options = {"sizes": TINY, "seeds": 1, "workers": 1, "policies": [own]}
     rows = run(tmp_path, **options)
     for item in rows:

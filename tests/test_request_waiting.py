@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec_gym.agents.request_planner import RequestPlanner, price_of
-from edgerec_gym.agents.request_scores import UpliftScore
-from edgerec_gym.agents.request_waiting import WaitingScore, plan_waiting, replay_pages
-from edgerec_gym.agents.uplift_data import DecisionStream
-from edgerec_gym.agents.uplift_training import UpliftConfig, build
+from edgerec_gym.agents.data.decisions import DecisionStream
+from edgerec_gym.agents.requests.planner import RequestPlanner, price_of
+from edgerec_gym.agents.requests.scores import UpliftScore
+from edgerec_gym.agents.requests.train import UpliftConfig, build
+from edgerec_gym.agents.requests.waiting import WaitingScore, plan_waiting, replay_pages
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 

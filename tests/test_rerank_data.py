@@ -10,16 +10,16 @@ import pyarrow as pa
 import pytest
 from small_log import write_log
 
-from edgerec_gym.agents.request_log import NOT_SHOWN, RequestLog
-from edgerec_gym.agents.rerank_data import RequestBatch, RequestStream, split_requests
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.agents.data.moments import RequestBatch, RequestStream, split_requests
+from edgerec_gym.agents.data.observed_log import NOT_SHOWN, RequestLog
+from edgerec_gym.answers import CLICK
 from edgerec_gym.config import CloudConfig, FeedConfig, preset
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.logs.collect import collect, log_batch
 from edgerec_gym.logs.logging_policy import RandomisedPolicy
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.users.base import CLICK
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS = 24
@@ -151,7 +151,7 @@ def test_at_most_some_requests_a_session(log_folder: Path) -> None:
 def test_a_log_that_does_not_fit_is_read_again_and_gives_the_same(
     log_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgerec_gym.agents.log_stream.CHUNK_SLOTS", 500)
+    monkeypatch.setattr("edgerec_gym.agents.data.log_stream.CHUNK_SLOTS", 500)
     reader = LogReader(log_folder)
     kept = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS)
     streamed = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS, cached_slots=1)

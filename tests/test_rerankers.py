@@ -7,28 +7,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_rerankers import RERANKERS, build
 from torch import Tensor
 
-from edgerec_gym.agents import crban
 from edgerec_gym.agents.diversity import (
     DeterminantalPointProcess,
     MaximalMarginalRelevance,
     base_ctr_score,
 )
-from edgerec_gym.agents.gauc import gauc, request_auc
-from edgerec_gym.agents.interest_match import MATCH_SCALE, InterestMatch
-from edgerec_gym.agents.ranking_losses import attention_rank_loss, list_softmax_loss, log_loss
-from edgerec_gym.agents.reranker import (
+from edgerec_gym.agents.learning.tensors import to_tensors
+from edgerec_gym.agents.perception.interest_match import MATCH_SCALE, InterestMatch
+from edgerec_gym.agents.rerank import crban
+from edgerec_gym.agents.rerank.losses import attention_rank_loss, list_softmax_loss, log_loss
+from edgerec_gym.agents.rerank.reranker import (
     ABSENT,
     ListEmitter,
     ListScorer,
     Reranker,
     RerankerConfig,
     RerankPolicy,
-    to_tensors,
 )
-from edgerec_gym.agents.supervised import RERANKERS, build
 from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.gauc import gauc, request_auc
 from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario

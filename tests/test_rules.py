@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.users import ground_truth
 from edgerec_gym.users.synthetic import SyntheticUsers
 

@@ -9,8 +9,8 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import Monitor
 
+from edgerec_gym.adapters.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.errors import InputError
-from edgerec_gym.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 

@@ -9,18 +9,7 @@ import pytest
 import torch
 from small_log import columns, writer
 
-from edgerec_gym.batch import FeedBatch
-from edgerec_gym.config import FeedConfig, preset
-from edgerec_gym.logs.collect import collect
-from edgerec_gym.logs.logging_policy import RandomisedPolicy
-from edgerec_gym.logs.sessions import SessionStream
-from edgerec_gym.logs.store import LogReader
-from edgerec_gym.simulator.dataset import padded, plan_batches
-from edgerec_gym.simulator.export import export
-from edgerec_gym.simulator.fidelity import fitted_heads, log_losses
-from edgerec_gym.simulator.inputs import SessionBatch, hat
-from edgerec_gym.simulator.model import HEADS, UserNetwork
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     BUY,
     CLICK,
     CLICK_PROBABILITY,
@@ -38,10 +27,21 @@ from edgerec_gym.users.base import (
     Focus,
     UserStart,
 )
+from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.config import FeedConfig, preset
+from edgerec_gym.feed.batch import FeedBatch
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.logging_policy import RandomisedPolicy
+from edgerec_gym.logs.sessions import SessionStream
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.simulator.dataset import padded, plan_batches
+from edgerec_gym.simulator.export import export
+from edgerec_gym.simulator.inputs import SessionBatch, hat
+from edgerec_gym.simulator.losses import fitted_heads, log_losses
+from edgerec_gym.simulator.model import HEADS, UserNetwork
 from edgerec_gym.users.learned import LearnedUsers
 from edgerec_gym.users.learned_layout import N_ANSWER
 from edgerec_gym.users.synthetic import SyntheticUsers
-from edgerec_gym.workers import Workers
 
 CONFIG = FeedConfig(embedding_size=4, profile_size=2)
 REAL_LOG = ("position", "neighbours", "exposure_actions", "page_view_actions", "leave", "order_within_page")
@@ -50,7 +50,7 @@ REAL_LOG = ("position", "neighbours", "exposure_actions", "page_view_actions", "
 def random_sessions(
     config: FeedConfig, unidentified: tuple[str, ...], sessions: int, slots: int
 ) -> SessionBatch:
-    """Sessions of random content in the encoding of users/base.py."""
+    """Sessions of random content in the encoding of answers.py."""
     rng = np.random.default_rng(5)
 
     def levels(n: int, *shape: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import edgerec_gym  # noqa: F401  (registers the ids)
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.slate import STOPPED_BY
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.slate import STOPPED_BY
 
 LITE = Scenario.load("lite")
 N, M, K = LITE.config.pool_size, LITE.config.n_cards, LITE.config.slate_size

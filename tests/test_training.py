@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from edgerec_gym.agents.trained_policy import AGENTS, PPOConfig, load_policy
-from edgerec_gym.agents.training import train
+from edgerec_gym.agents.ppo.train import train
+from edgerec_gym.agents.ppo.trained_policy import AGENTS, PPOConfig, load_policy
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {"num_envs": 8, "n_steps": 8, "batch_size": 32, "n_epoch
 
 def quick(lite: Scenario, out: Path, env_id: str = "EdgeFeed-v0", **changes: Any) -> dict[str, Any]:
     arguments = {"scenario": lite, "users": "synthetic", "steps": 4 * UPDATE, **SMALL, **changes}
-    return train(env_id, out, **arguments)
+    return train(out, env_id=env_id, **arguments)
 
 
 def make_env(lite: Scenario, env_id: str = "EdgeFeed-v0", **config: Any) -> EdgeFeedVectorEnv:
@@ -128,8 +128,8 @@ def test_resuming_a_finished_run_changes_nothing(lite: Scenario, tmp_path: Path)
 
 def test_kill_leaves_a_run_that_loads_and_resumes(lite: Scenario, tmp_path: Path) -> None:
     code = f"""
-from edgerec_gym.agents.training import train
-train("EdgeFeed-v0", {str(tmp_path)!r}, scenario="lite", users="synthetic", steps=10**9,
+from edgerec_gym.agents.ppo.train import train
+train({str(tmp_path)!r}, env_id="EdgeFeed-v0", scenario="lite", users="synthetic", steps=10**9,
       checkpoint_every=1, **{SMALL!r})
 """
     process = subprocess.Popen([sys.executable, "-c", code])

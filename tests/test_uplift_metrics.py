@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.uplift_metrics import (
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.uplift import (
     RankedSample,
     calibration,
     check_experiment,
@@ -13,7 +14,6 @@ from edgerec_gym.agents.uplift_metrics import (
     squared_pehe,
     true_qini,
 )
-from edgerec_gym.errors import InputError
 
 SCORE = np.array([4.0, 3.0, 2.0, 1.0])
 TREATED = np.array([1, 0, 1, 0])

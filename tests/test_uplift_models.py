@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.uplift_tables import fit_table
-from edgerec_gym.agents.uplift_models import ESTIMATORS, Effect, residual_loss
-from edgerec_gym.agents.uplift_training import uplift
+from edgerec_gym.agents.requests.train import uplift
+from edgerec_gym.agents.requests.uplift_models import ESTIMATORS, Effect, residual_loss
 from edgerec_gym.errors import InputError
 
 HYPER = {"epochs": 8, "patience": 8, "batch_size": 128, "learning_rate": 1e-2, "weight_decay": 0.1}

@@ -11,20 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from edgerec_gym.agents.intent_change import SIGNALS, intent_signals, interest
+from edgerec_gym.agents.data.decisions import DecisionStream, split_decisions
+from edgerec_gym.agents.learning.tensors import to_tensors
+from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals, interest
 from edgerec_gym.agents.registry import load_policy, train_agent
-from edgerec_gym.agents.reranker import to_tensors
-from edgerec_gym.agents.uplift_data import DecisionStream, split_decisions
-from edgerec_gym.agents.uplift_models import ESTIMATORS
-from edgerec_gym.agents.uplift_training import load_model, train, uplift
+from edgerec_gym.agents.requests.train import load_model, train, uplift
+from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
+from edgerec_gym.answers import BUY, CLICK
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluate import play
+from edgerec_gym.evaluation.play import play
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import BUY, CLICK
 
 QUICK: dict[str, Any] = {"epochs": 2, "behaviour": 4, "hidden": 4, "batch_size": 256}
 HORIZON = 10

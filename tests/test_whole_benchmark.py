@@ -15,13 +15,14 @@ import small_track
 from scipy.stats import trim_mean
 
 from benchmarks import leaderboard
-from edgerec_gym.agents import contests, mix_share, mix_track, shipping, whole_benchmark
-from edgerec_gym.agents.contests import chosen, make_contest, names_of, track_module, tracks
-from edgerec_gym.agents.shipping import ship
-from edgerec_gym.agents.whole_benchmark import Order, plan, run, settings_of
-from edgerec_gym.benchmark import save_rows
+from edgerec_gym.bench import contest, run, shipped
+from edgerec_gym.bench.contest import chosen, make_contest, names_of, track_module, tracks
+from edgerec_gym.bench.mix import prices, track
+from edgerec_gym.bench.run import Order, plan, run, settings_of
+from edgerec_gym.bench.shipped import ship
 from edgerec_gym.config import SHIFTS, SyntheticUserConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import save_rows
 from edgerec_gym.scenario import Scenario
 
 SHIFT = "impatient"
@@ -41,11 +42,11 @@ class Last:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A benchmark of one small track, which ships nothing yet; the folder of its runs."""
-    monkeypatch.setattr(contests, "TRACKS", ("rerank",))
+    monkeypatch.setattr(contest, "TRACKS", ("rerank",))
     for module in (contests, whole_benchmark):
         monkeypatch.setattr(module, "track_module", lambda track: small_track)
-    monkeypatch.setattr(shipping, "SHIPPED_FOLDER", tmp_path / "shipped")
-    monkeypatch.setattr(whole_benchmark, "PICTURES", {})
+    monkeypatch.setattr(shipped, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(run, "PICTURES", {})
     return tmp_path / "runs"
 
 
@@ -171,7 +172,7 @@ def test_all_that_quick_plays_is_shipped(track: str, tmp_path: Path) -> None:
 
 
 def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = mix_track.Sizes(
+    sizes = track.Sizes(
         log_sessions=150,
         held_sessions=20,
         sessions=10,
@@ -179,11 +180,11 @@ def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monkey
         frontier_sessions=5,
         hyper={"esan": {"epochs": 1, "hidden": 8}, "esan-pg": {"updates": 1, "batch_size": 4, "samples": 2}},
     )
-    monkeypatch.setitem(mix_track.FULL, "lite", sizes)
-    monkeypatch.setattr(mix_track, "ABLATIONS", {"esan": {}})
+    monkeypatch.setitem(track.FULL, "lite", sizes)
+    monkeypatch.setattr(track, "ABLATIONS", {"esan": {}})
     fast = {"greedy": ("esan", "greedy"), "oracle + exact": (None, "greedy")}
-    monkeypatch.setattr(mix_track, "PLANNERS", fast)
-    monkeypatch.setattr(mix_share, "MOST_TRIALS", 1)
+    monkeypatch.setattr(track, "PLANNERS", fast)
+    monkeypatch.setattr(prices, "MOST_TRIALS", 1)
     order = Order(tracks=("mix",), seeds=1, policies=("greedy",), shifts=())
     first, again = (run(order, tmp_path / name, tmp_path / name, workers=1) for name in ("a", "b"))
     assert timeless(first) == timeless(again)
@@ -236,7 +237,7 @@ def test_the_leaderboard_ranks_and_prefers_full_runs(tmp_path: Path) -> None:
     rows += [made("keep", "value", 99, shift=SHIFT), made("good", "gap_closed", 0.25, shift=SHIFT)]
     for track, quick in (("rerank", False), ("rerank", True), ("joint", True)):
         about = {"track": track, "scenario": "lite", "quick": quick, "seeds": 3, "sessions": 10_000}
-        save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, whole_benchmark.SAME)
+        save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, run.SAME)
     lines = leaderboard.leaderboard(tmp_path).splitlines()
     assert lines[0].startswith("**joint**, `lite`, 10,000 sessions, `--quick`, shipped runs")
     assert [line.split(" | ")[0] for line in lines[4:6]] == ["| keep", ""]

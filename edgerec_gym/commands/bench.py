@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym import console
+from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson
 from edgerec_gym.errors import InputError
 
@@ -91,10 +91,10 @@ def whole(
             if source is not None and source.name == "COMMANDLINE":
                 raise InputError(f"options of {context.invoked_subcommand!r} stand behind it, not before it")
         return
-    from edgerec_gym.agents import whole_benchmark as benchmark
-    from edgerec_gym.agents.contest_rows import leaderboards
-    from edgerec_gym.benchmark import saved_rows
-    from edgerec_gym.report import require_matplotlib
+    from edgerec_gym.bench import run as benchmark
+    from edgerec_gym.bench.rows import leaderboards
+    from edgerec_gym.evaluation.cache import saved_rows
+    from edgerec_gym.evaluation.report import require_matplotlib
 
     order = benchmark.Order(
         tracks=tuple(dict.fromkeys(tracks or ())),
@@ -139,10 +139,10 @@ def track(
     as_json: AsJson = False,
 ) -> None:
     """Run one track, write its rows and its picture, print its tables."""
-    from edgerec_gym.agents.contests import chosen, is_own, track_module
-    from edgerec_gym.agents.track_plots import PICTURES
-    from edgerec_gym.benchmark import save_rows, saved_rows
-    from edgerec_gym.report import require_matplotlib
+    from edgerec_gym.bench.contest import chosen, is_own, track_module
+    from edgerec_gym.bench.plots import PICTURES
+    from edgerec_gym.evaluation.cache import save_rows, saved_rows
+    from edgerec_gym.evaluation.report import require_matplotlib
 
     name = str(context.info_name)
     module = track_module(name)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgerec_gym import console
+from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, Seed
 from edgerec_gym.errors import InputError
 
@@ -37,7 +37,7 @@ def collect(
     preset = "default" if preset is None and scenario is None else preset
     logging_policy = None
     if policy is not None:
-        from edgerec_gym.agents.lookup import find_policy
+        from edgerec_gym.agents.find_policy import find_policy
 
         # The shipped scenario of a preset's name has the preset's sizes.
         logging_policy = find_policy(policy, "EdgeFeed-v0", scenario or str(preset), users, seed)
@@ -110,7 +110,7 @@ def import_logs(
 def import_ebnerd(bundle: Path, out: Path) -> dict[str, dict[str, float]]:
     """Convert an EB-NeRD bundle to a log folder; returns the figures of simple rankers on its last week."""
     from edgerec_gym.logs.ebnerd import convert_ebnerd
-    from edgerec_gym.logs.reference import ebnerd_reference
+    from edgerec_gym.logs.ebnerd_reference import ebnerd_reference
 
     with (
         console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym import console
+from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, Seed
 
 Logs = Annotated[Path, typer.Argument(help="Log folder.")]
@@ -26,7 +26,7 @@ def export_logs(
     as_json: AsJson = False,
 ) -> None:
     """Write logs as a Minari data set, for offline RL."""
-    from edgerec_gym.agents.minari_export import export_minari
+    from edgerec_gym.agents.data.minari import export_minari
 
     with console.interruptible("nothing is kept"), console.progress_bar("export") as progress:
         result = export_minari(
@@ -54,11 +54,11 @@ def off_policy(
     as_json: AsJson = False,
 ) -> None:
     """Estimate what policies of EdgeFeedRequest-v0 are worth, from a log of random requests alone."""
-    from edgerec_gym.agents.logged_decisions import read_decisions
-    from edgerec_gym.agents.lookup import find_policies
-    from edgerec_gym.agents.minari_export import environment_spec
+    from edgerec_gym.agents.data.logged_decisions import read_decisions
+    from edgerec_gym.agents.data.minari import environment_spec
+    from edgerec_gym.agents.find_policy import find_policies
+    from edgerec_gym.evaluation.off_policy import off_policy_estimates
     from edgerec_gym.logs.store import LogReader
-    from edgerec_gym.off_policy import off_policy_estimates
 
     reader = LogReader(logs)
     place = environment_spec(reader, "request", scenario).kwargs

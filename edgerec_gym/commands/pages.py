@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym import console
-from edgerec_gym.atomic import read_json
+from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, ScenarioName, Seed
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import read_json
 
 TRAINED = ("", "policy")  # where a run of training lies: the folder itself, or that of the demo
 
@@ -68,7 +68,7 @@ def _play_checkpoints(
     folder: Path, run: Path, scenario: str | None, sessions: int, seed: int, progress: Any
 ) -> bool:
     """Write the learning curve of a training run; False where its scenario is not known."""
-    from edgerec_gym.agents.learning_curve import FILE, learning_curve, scenario_of
+    from edgerec_gym.bench.learning_curve import FILE, learning_curve, scenario_of
 
     if scenario is None and (folder / FILE).is_file():
         return True
@@ -95,7 +95,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Play one session of an evaluation again and write an HTML page that steps through it."""
-    from edgerec_gym.agents.lookup import find_policy
+    from edgerec_gym.agents.find_policy import find_policy
     from edgerec_gym.pages.html import check_file
     from edgerec_gym.pages.replay import write_replay
     from edgerec_gym.pages.session import record_session

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym import console
-from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, NumEnvs, ScenarioName, Seed
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import make_folder
 
 
 def train(
@@ -121,10 +121,10 @@ def evaluate(
 ) -> None:
     """Score policies, paired by common random numbers; keep and the oracle are always among them."""
     from edgerec_gym.agents.baselines import baselines_of
-    from edgerec_gym.agents.lookup import find_policies
-    from edgerec_gym.evaluate import KEEP, REFERENCE, evaluate
+    from edgerec_gym.agents.find_policy import find_policies
+    from edgerec_gym.evaluation.play import KEEP, REFERENCE, evaluate
+    from edgerec_gym.evaluation.report import require_matplotlib, write_report
     from edgerec_gym.registration import track_of
-    from edgerec_gym.report import require_matplotlib, write_report
     from edgerec_gym.scenario import Scenario
 
     names, track = list(policies or ()), track_of(env_id)
@@ -167,7 +167,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a trained re-ranker as ONNX graphs for a phone; edgerec evaluate plays the folder, too."""
-    from edgerec_gym.agents.device_export import export
+    from edgerec_gym.agents.export.export import export
 
     described = export(run, out, scenario=scenario, places=places)
     if as_json:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from edgerec_gym import console
-from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, Seed
+from edgerec_gym.files import make_folder
 
 
 def demo(
@@ -20,7 +20,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Collect logs, fit users, train a policy and score it on the ground truth, in a few minutes."""
-    from edgerec_gym.demo import PAGE, REPLAY, run_demo
+    from edgerec_gym.commands.demo import PAGE, REPLAY, run_demo
 
     with console.interruptible(
         f"finished stages and checkpoints in {out} are kept; the same command resumes"
@@ -44,7 +44,7 @@ def bench_env(
     as_json: AsJson = False,
 ) -> None:
     """Measure steps per second beside plain copies, memory, import and first-make times."""
-    from edgerec_gym.throughput import bench, throughput_tables
+    from edgerec_gym.evaluation.throughput import bench, throughput_tables
 
     make_folder(out.parent)
     with (

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from edgerec_gym import console
-from edgerec_gym.atomic import make_folder
+from edgerec_gym.commands import console
 from edgerec_gym.commands.logs import import_ebnerd, print_reference
 from edgerec_gym.commands.options import AsJson, Seed
+from edgerec_gym.files import make_folder
 
 
 def fit(
@@ -89,10 +89,10 @@ def fidelity(
     as_json: AsJson = False,
 ) -> None:
     """Show how true learned users are: held-out sessions, rollouts, effects, and how they rank policies."""
-    from edgerec_gym.agents.zoo import policy_zoo
-    from edgerec_gym.fidelity_plots import write_fidelity
-    from edgerec_gym.fidelity_report import fidelity_report, fidelity_tables
-    from edgerec_gym.report import require_matplotlib
+    from edgerec_gym.bench.weak_to_strong import policy_zoo
+    from edgerec_gym.evaluation.report import require_matplotlib
+    from edgerec_gym.fidelity.plots import write_fidelity
+    from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
     from edgerec_gym.scenario import Scenario
 
     loaded = Scenario.load(scenario)
@@ -136,7 +136,7 @@ def refit(
     as_json: AsJson = False,
 ) -> None:
     """Fit the shipped scenarios again, from freshly collected logs."""
-    from edgerec_gym.demo import refit_shipped
+    from edgerec_gym.commands.demo import refit_shipped
 
     with console.interruptible(f"logs and finished epochs in {work} are kept; the same command resumes"):
         done = refit_shipped(

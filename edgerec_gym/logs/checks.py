@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.answers import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.schema import SCHEMA, VERSION_KEY
-from edgerec_gym.users.base import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 
 TOLERANCE = 1e-6  # float32 rounding at the ends of a range
 WHOLE_NUMBERS = 2**31 - 1

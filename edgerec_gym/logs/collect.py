@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.batch import FeedBatch
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.answers import CLICK, LEAVE, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW, UserModel
+from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.logs.logging_policy import DECISIONS, RandomisedPolicy
 from edgerec_gym.logs.schema import SCHEMA, list_column
 from edgerec_gym.logs.store import LogWriter
 from edgerec_gym.policy import Policy
-from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users import make_users
-from edgerec_gym.users.base import CLICK, LEAVE, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW, UserModel
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS_PER_PART = 500

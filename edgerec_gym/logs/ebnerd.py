@@ -28,14 +28,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.answers import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS, PAGE_VIEW_EDGES
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.logs import ebnerd_features as features
+from edgerec_gym.logs.ebnerd_reference import ebnerd_reference, write_reference
 from edgerec_gym.logs.ebnerd_source import FILES, SPLITS, Bundle, read_bundle
-from edgerec_gym.logs.reference import ebnerd_reference, write_reference
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
-from edgerec_gym.users.base import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS, PAGE_VIEW_EDGES
 
 __all__ = ["convert_ebnerd", "ebnerd_reference", "is_ebnerd"]
 

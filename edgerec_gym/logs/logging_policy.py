@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from edgerec_gym import random_stream as draws
-from edgerec_gym.batch import FeedBatch
+from edgerec_gym.compiled import random_stream as draws
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import FeedBatch
 
 DECISIONS = ("order", "insert", "request", "session")
 REQUEST_PROBABILITY = 0.03  # per slot where a request is legal
@@ -79,7 +79,7 @@ class RandomisedPolicy:
         moments: random decisions of a session, at most; needs requests alone. A request is then drawn, with
             probability 0.5, when half a page was shown (:func:`moment_age`) and it is legal, and everything
             else is sure. Few moments keep the importance weights of whole sessions small, so that policies
-            can be judged from the log (:mod:`edgerec_gym.off_policy`). None = at every slot.
+            can be judged from the log (:mod:`edgerec_gym.evaluation.off_policy`). None = at every slot.
 
     Raises:
         InputError: an unknown decision, "session" without the other three, or moments that do not fit.

@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
         pa.field("request_propensity", pa.float64()),  # probability of a request at this slot
         # the answer; answered = False: shown, never focused before the session ended
         pa.field("answered", pa.bool_(), nullable=False),
-        pa.field("exposure_actions", pa.list_(pa.float32())),  # e1..e6 in 0..1 (users/base.py)
+        pa.field("exposure_actions", pa.list_(pa.float32())),  # e1..e6 in 0..1 (answers.py)
         pa.field("click", pa.bool_()),
         pa.field("page_view_actions", pa.list_(pa.float32())),  # d1..d11 in 0..1; null without a click
         pa.field("leave", pa.bool_()),  # the session ended here by the user's will

@@ -11,12 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.catalog import Catalog
-from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
-from edgerec_gym.logs.store import LogReader
-from edgerec_gym.spaces import LEAST_CTR
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CONTEXT_SIZE,
     DWELL_BUCKETS,
@@ -34,6 +29,11 @@ from edgerec_gym.users.base import (
     SINCE_PAGE_VIEW,
     SLOT,
 )
+from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.learned_layout import LEVELS, N_ACTIONS
 
 SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
@@ -66,8 +66,8 @@ class LoggedSessions:
         item: (P,) int32.
         scalars: (P, 4) float32.
         page: (P,) int32.
-        context: (P, 8) float32, columns of users/base.py.
-        summary: (P, 5) float32, of each slot's page (users/base.py).
+        context: (P, 8) float32, columns of answers.py.
+        summary: (P, 5) float32, of each slot's page (answers.py).
         actions: (P, 19) float32 response rows up to `leave`; zero where not answered or not known.
     """
 

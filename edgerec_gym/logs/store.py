@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edgerec_gym.atomic import atomic_path, make_folder, read_json, write_json
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
 from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.scenario import UNIDENTIFIED

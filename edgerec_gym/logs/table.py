@@ -20,10 +20,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from edgerec_gym.atomic import atomic_path
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.answers import (
+    DWELL_BUCKETS,
+    DWELL_EDGES,
+    N_EXPOSURE_ACTIONS,
+    N_PAGE_VIEW_ACTIONS,
+    PAGE_VIEW_BUCKETS,
+    PAGE_VIEW_EDGES,
+)
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path
 from edgerec_gym.logs.ebnerd_features import unit_length
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
@@ -39,14 +47,6 @@ from edgerec_gym.logs.table_mapping import TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import Table
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
-from edgerec_gym.users.base import (
-    DWELL_BUCKETS,
-    DWELL_EDGES,
-    N_EXPOSURE_ACTIONS,
-    N_PAGE_VIEW_ACTIONS,
-    PAGE_VIEW_BUCKETS,
-    PAGE_VIEW_EDGES,
-)
 
 ROWS_PER_PART = 500_000  # of the table; whole users, so a part may have more
 SCAN_LIMIT = 256

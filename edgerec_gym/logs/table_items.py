@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.logs.ebnerd_features import MIN_READERS, article_embeddings, unit_length
 from edgerec_gym.logs.table_source import Table
 

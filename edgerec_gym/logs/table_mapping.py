@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgerec_gym.atomic import read_json
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import read_json
 
 REQUIRED = ("user", "item", "time", "click")
 OPTIONAL = (

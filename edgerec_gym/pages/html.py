@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym import __version__
-from edgerec_gym.atomic import atomic_path, make_folder
 from edgerec_gym.errors import InputError
-from edgerec_gym.report import json_ready
+from edgerec_gym.evaluation.report import json_ready
+from edgerec_gym.files import atomic_path, make_folder
 
 # Nothing may be loaded: what the page shows lies in the page.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

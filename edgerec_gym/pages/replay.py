@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgerec_gym.evaluation.report import USERS_TITLES
 from edgerec_gym.pages.html import data, escape, page, write_page
-from edgerec_gym.report import USERS_TITLES
 
 SECTIONS = {
     "phone": "Screen",

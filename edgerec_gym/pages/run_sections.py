@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgerec_gym.evaluation.report import NOTES, USERS_TITLES, tables
 from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 from edgerec_gym.pages.track_sections import chart_of, line_of
-from edgerec_gym.report import NOTES, USERS_TITLES, tables
 
 Rows = list[dict[str, Any]]
 USERS = ("synthetic", "learned")  # the ground truth first: its numbers stand beside the marks

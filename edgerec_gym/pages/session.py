@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym import __version__
-from edgerec_gym.batch import BEGIN, FeedBatch
-from edgerec_gym.catalog import Catalog
-from edgerec_gym.colours import category_colours
+from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.drawing.colours import category_colours
+from edgerec_gym.drawing.screen import ScreenRecorder
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import BEGIN, FeedBatch
 from edgerec_gym.policy import Policy
-from edgerec_gym.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.registration import SLATE, make_feeds, track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.screen import ScreenRecorder
 from edgerec_gym.state import NO_ITEM, REWARD_TERMS
 from edgerec_gym.users.synthetic import SyntheticUsers
 
@@ -100,7 +100,7 @@ class SessionRecorder(ScreenRecorder):
         slot, found = int(a.slot[ROW]), []
         for k, name in enumerate(config.card_types):
             count, last = int(a.type_count[ROW, k + 1]), int(a.type_last[ROW, k + 1])
-            most = config.share_caps[k] * max(slot + 1, config.page_size) + 1e-9  # as in rules.py
+            most = config.share_caps[k] * max(slot + 1, config.page_size) + 1e-9  # as in feed/rules.py
             left = a.card_items[ROW, k :: len(config.card_types)] != NO_ITEM
             if slot < config.first_slots[k]:
                 why = f"from slot {config.first_slots[k]}"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.atomic import read_json
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import read_json
 
 Row = dict[str, Any]
 LEARNING_CURVE = "learning_curve.json"

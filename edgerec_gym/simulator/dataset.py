@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgerec_gym.answers import FOCUSED, WINDOW
 from edgerec_gym.errors import MissingExtraError
 from edgerec_gym.logs.sessions import LoggedSessions
-from edgerec_gym.users.base import FOCUSED, WINDOW
 
 try:
     import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from edgerec_gym.atomic import atomic_path
+from edgerec_gym.files import atomic_path
 from edgerec_gym.simulator.graph import step_graph
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.pack import pack

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.atomic import make_folder, read_json, write_json
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.files import make_folder, read_json, write_json
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
 
@@ -25,7 +25,7 @@ except ImportError:
 
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, split_sessions
 from edgerec_gym.simulator.export import export
-from edgerec_gym.simulator.fidelity import fitted_heads, held_out_figures
+from edgerec_gym.simulator.losses import fitted_heads, held_out_figures
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import Trainer, batch_slots
@@ -69,7 +69,7 @@ def fit(
         progress: called with (epochs done, epochs at most, text).
 
     Returns:
-        Figures on held-out sessions (:func:`~edgerec_gym.simulator.fidelity.held_out_figures`).
+        Figures on held-out sessions (:func:`~edgerec_gym.simulator.losses.held_out_figures`).
 
     Raises:
         InputError: bad arguments, a bad log, or an unfinished fit with other arguments in `out_folder`.

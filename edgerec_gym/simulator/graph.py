@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgerec_gym.answers import PAGE_SUMMARY, WINDOW
+from edgerec_gym.onnx_graph import OnnxGraph
 from edgerec_gym.simulator.inputs import N_CONTEXT_CODE
 from edgerec_gym.simulator.model import QUERIES, UserNetwork
-from edgerec_gym.simulator.onnx_graph import OnnxGraph
-from edgerec_gym.users.base import PAGE_SUMMARY, WINDOW
 from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS
 
 Weights = dict[str, np.ndarray]

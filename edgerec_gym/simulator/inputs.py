@@ -12,9 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.config import FeedConfig
-from edgerec_gym.spaces import LEAST_CTR
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CONTEXT_SIZE,
     DWELL_BUCKETS,
@@ -33,6 +31,8 @@ from edgerec_gym.users.base import (
     SLOT,
     WINDOW,
 )
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.learned_layout import N_ACTIONS, N_SIGNS, N_WAVES
 
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
@@ -49,12 +49,12 @@ class SessionBatch(NamedTuple):
 
     Attributes:
         cards: (B, T + 4, F + T) placed cards; column 2 is the card of slot 0, zero where absent.
-        context: (B, T, 8) columns of users/base.py.
+        context: (B, T, 8) columns of answers.py.
         user: (B, U) what the cloud shipped.
         actions: (B, T, 19) response rows up to and with `leave`.
         length: (B,) int64 answered slots.
         weight: (B,) weight of the session in the loss.
-        page: (B, T, 5) summary of the page of each slot (users/base.py).
+        page: (B, T, 5) summary of the page of each slot (answers.py).
     """
 
     cards: Tensor

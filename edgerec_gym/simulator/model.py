@@ -20,18 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.config import FeedConfig
-from edgerec_gym.simulator.inputs import (
-    N_ACTIONS,
-    N_ANSWER_CODE,
-    N_CONTEXT_CODE,
-    N_SIGNS,
-    InputEncoder,
-    SessionBatch,
-    answer_code,
-    hat,
-)
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CONTEXT_SIZE,
     DWELL_BUCKETS,
@@ -42,6 +31,17 @@ from edgerec_gym.users.base import (
     PAGE_VIEW_BUCKETS,
     SLOT,
     WINDOW,
+)
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.simulator.inputs import (
+    N_ACTIONS,
+    N_ANSWER_CODE,
+    N_CONTEXT_CODE,
+    N_SIGNS,
+    InputEncoder,
+    SessionBatch,
+    answer_code,
+    hat,
 )
 from edgerec_gym.users.learned_layout import LEVELS, MOST_LEVELS
 

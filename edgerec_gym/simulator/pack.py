@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.errors import InputError
-from edgerec_gym.simulator.graph import Weights
-from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE
-from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CONTEXT_SIZE,
     DWELL_BUCKETS,
@@ -22,6 +18,10 @@ from edgerec_gym.users.base import (
     PAGE_VIEW_BUCKETS,
     WINDOW,
 )
+from edgerec_gym.errors import InputError
+from edgerec_gym.simulator.graph import Weights
+from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE
+from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
 from edgerec_gym.users.learned_layout import N_ANSWER
 
 CLOSED = 30.0  # logit that shuts a gate

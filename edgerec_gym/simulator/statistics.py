@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgerec_gym.answers import HOUR
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.spaces import LEAST_CTR
-from edgerec_gym.users.base import HOUR
 
 MOST_STARTS = 2000  # rows of the table of session starts
 

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from edgerec_gym.atomic import atomic_path
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.simulator.dataset import padded, plan_batches
-from edgerec_gym.simulator.fidelity import held_out_loss, log_losses, objective
+from edgerec_gym.simulator.losses import held_out_loss, log_losses, objective
 from edgerec_gym.simulator.model import UserNetwork
 
 LEARNING_RATE = 4e-3

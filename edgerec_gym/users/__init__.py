@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgerec_gym.answers import UserModel
 from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.errors import InputError
-from edgerec_gym.users.base import UserModel
 
 if TYPE_CHECKING:
     from edgerec_gym.scenario import Scenario

@@ -17,14 +17,14 @@ import onnxruntime as ort
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from edgerec_gym.arrays import Table
+from edgerec_gym.answers import CONTEXT_SIZE, DWELL_BUCKETS, PAGE_SUMMARY, WINDOW, Focus, UserStart
+from edgerec_gym.compiled.arrays import Table
+from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.users.base import CONTEXT_SIZE, DWELL_BUCKETS, PAGE_SUMMARY, WINDOW, Focus, UserStart
 from edgerec_gym.users.learned_kernels import draw_starts, give, see, settle, sort_sessions
 from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS, Block, Networks, SessionMemory
-from edgerec_gym.workers import Workers
 
 BLOCK = 256  # rows in a graph call
 
@@ -215,7 +215,7 @@ class LearnedUsers:
         self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
-        """Start new sessions; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
         starts, members = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         simulator, memory = self.simulator, self._memory
         draw_starts(keys, len(simulator.hours), len(self._members), starts, members)
@@ -230,7 +230,7 @@ class LearnedUsers:
         return UserStart(simulator.features[starts], simulator.hours[starts])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
-        """Answer the focused cards; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""
         if focus is not self._focus:
             self._focus, self._focus_table = focus, Table(focus)
         memory = self._memory

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgerec_gym.jit import kernel, sigmoid
-from edgerec_gym.random_stream import uniform
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CLICK,
     CLICK_PROBABILITY,
     DWELL_BUCKETS,
@@ -18,6 +16,8 @@ from edgerec_gym.users.base import (
     PURCHASE_PROBABILITY,
     SLOT,
 )
+from edgerec_gym.compiled.jit import kernel, sigmoid
+from edgerec_gym.compiled.random_stream import uniform
 from edgerec_gym.users.learned_layout import (
     ANSWER_DRAW,
     BUY_BY_AT,

@@ -10,15 +10,15 @@ import math
 
 import numpy as np
 
-from edgerec_gym.jit import kernel, product_kernel
-from edgerec_gym.spaces import LEAST_CTR
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     CONTEXT_SIZE,
     FOCUSED,
     PAGE_AGE,
     SLOT,
     WINDOW,
 )
+from edgerec_gym.compiled.jit import kernel, product_kernel
+from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.learned_layout import (
     N_ANSWER,
     N_WAVES,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec_gym.arrays import reader
-from edgerec_gym.jit import SOURCE_DIGEST, entry_point
-from edgerec_gym.random_stream import uniform
-from edgerec_gym.users.base import Focus
+from edgerec_gym.answers import Focus
+from edgerec_gym.compiled.arrays import reader
+from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
+from edgerec_gym.compiled.random_stream import uniform
 from edgerec_gym.users.learned_answer import give_answer, remember
 from edgerec_gym.users.learned_encode import see_slot
 from edgerec_gym.users.learned_layout import (

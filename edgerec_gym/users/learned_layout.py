@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgerec_gym.arrays import Float32Cube, Float32Matrix, Float32Vector, Int64Vector
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     COUNT_LEVELS,
     DELETE_REASONS,
     DWELL_BUCKETS,
@@ -25,6 +24,7 @@ from edgerec_gym.users.base import (
     PAGE_VIEW_BUCKETS,
     SPEED_LEVELS,
 )
+from edgerec_gym.compiled.arrays import Float32Cube, Float32Matrix, Float32Vector, Int64Vector
 
 # Purposes of the random stream; the synthetic users' lie below.
 START_DRAW, MEMBER_DRAW, ANSWER_DRAW = 128, 129, 130

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgerec_gym.arrays import (
+from edgerec_gym.answers import FOCUSED, WINDOW, Focus, UserStart
+from edgerec_gym.compiled.arrays import (
     Float32Matrix,
     Float32Vector,
     Float64Matrix,
@@ -16,10 +17,10 @@ from edgerec_gym.arrays import (
     UInt64Vector,
     reader,
 )
+from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point, sigmoid
+from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
-from edgerec_gym.jit import SOURCE_DIGEST, entry_point, sigmoid
 from edgerec_gym.state import NO_ITEM, FeedArrays
-from edgerec_gym.users.base import FOCUSED, WINDOW, Focus, UserStart
 from edgerec_gym.users.synthetic_kernels import (
     answer,
     click_logit,
@@ -31,7 +32,6 @@ from edgerec_gym.users.synthetic_kernels import (
     start_user,
 )
 from edgerec_gym.users.world import World, make_world
-from edgerec_gym.workers import Workers
 
 
 class SyntheticArrays(NamedTuple):
@@ -208,13 +208,13 @@ class SyntheticUsers:
         self.kernel_state = Table(self.arrays)
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
-        """Start new sessions; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
         _start(self.kernel_state.address, rows, keys, split)
         user = self.arrays.user[rows]
         return UserStart(self._shipped[user], self.arrays.hour[rows])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
-        """Answer the focused cards; see :class:`~edgerec_gym.users.base.UserModel`."""
+        """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""
         _respond(self.kernel_state.address, focus.active, focus.items, focus.context, response)
 
     def true_values(self, feed: FeedArrays) -> np.ndarray:

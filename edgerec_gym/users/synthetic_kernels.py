@@ -9,10 +9,7 @@ import math
 
 import numpy as np
 
-from edgerec_gym import random_stream as draws
-from edgerec_gym.jit import kernel, product_kernel, sigmoid
-from edgerec_gym.random_stream import fast_normal, fold, uniform
-from edgerec_gym.users.base import (
+from edgerec_gym.answers import (
     BUY,
     CLICK,
     CLICK_PROBABILITY,
@@ -30,6 +27,9 @@ from edgerec_gym.users.base import (
     SPEED_LEVELS,
     WINDOW,
 )
+from edgerec_gym.compiled import random_stream as draws
+from edgerec_gym.compiled.jit import kernel, product_kernel, sigmoid
+from edgerec_gym.compiled.random_stream import fast_normal, fold, uniform
 
 ATTRACTIVENESS, QUALITY, CATEGORY, CARD_TYPE = range(4)  # columns of the items' traits
 ACTIVE_SHARE = 0.2  # of the users; `activity` says which share of events they make
@@ -190,7 +190,7 @@ def purchase_rate(users, item):
 def answer(users, row, items, context, response):
     """Answer the focused card of one row; writes that row of the response and advances the user.
 
-    `items`, `context` and `response` are batches, see :class:`~edgerec_gym.users.base.Focus`.
+    `items`, `context` and `response` are batches, see :class:`~edgerec_gym.answers.Focus`.
     """
     key, item = users.key[row], items[row, FOCUSED]
     slot = int(context[row, SLOT])

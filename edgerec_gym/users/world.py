@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edgerec_gym.catalog import Catalog
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 
 WITHIN_CATEGORY = 0.6  # length of an item's own part beside its category's direction

@@ -1,0 +1,189 @@
+"""Random page requests of a log beside what another policy would have done: for off-policy estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from edgerec_gym.agents.data.log_stream import log_tables
+from edgerec_gym.agents.data.logged_observations import ObservedLog, step_rewards
+from edgerec_gym.agents.perception.live_interest import LiveInterest
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.off_policy import LoggedDecisions
+from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.policy import Observation, Policy
+from edgerec_gym.spaces import N_SCALARS
+
+TRACK = "request"
+BLOCK = 4096  # observations that a policy without memory sees at once
+ROWS = 256  # sessions that one with memory plays together; its first call fixes the number
+COLUMNS = [name for name in SCHEMA.names if name not in ("day", "time")]
+Progress = Callable[[int, int], None]
+
+
+def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray:
+    """Probability of every action, (B, A) float64.
+
+    A policy that draws has a method `probabilities(observation)`; any other is taken to be sure of `act`.
+    """
+    if hasattr(policy, "probabilities"):
+        return np.asarray(policy.probabilities(observation), np.float64)
+    found = np.zeros(observation["action_mask"].shape)
+    found[np.arange(len(found)), np.asarray(policy.act(observation))] = 1.0
+    return found
+
+
+def decision_features(observation: Observation) -> np.ndarray:
+    """What a request's value may depend on, (B, d) float64: context, user, pool, match with behaviour."""
+    score = LiveInterest().scores(observation)
+    left = (observation["pool"] != 0).any(axis=2)
+    ctr = observation["pool"][:, :, 1 - N_SCALARS]
+    count = np.maximum(left.sum(axis=1), 1)
+    best = np.where(left, score, -np.inf).max(axis=1)
+    shown = np.column_stack(
+        [
+            np.where(left, score, 0).sum(axis=1) / count,
+            np.where(np.isfinite(best), best, 0.0),
+            np.where(left, ctr, 0).sum(axis=1) / count,
+            np.where(left, ctr, 0).max(axis=1),
+            observation["exposures"][:, :, -7].mean(axis=1),
+        ]
+    )
+    return np.concatenate([observation["context"], observation["user"], shown], axis=1, dtype=np.float64)
+
+
+def read_decisions(
+    reader: LogReader,
+    policy: Policy,
+    *,
+    at_moments: bool = False,
+    progress: Progress | None = None,
+) -> LoggedDecisions:
+    """Read the random requests of a log and ask a policy of EdgeFeedRequest-v0 what it would have done.
+
+    The policy sees every session as the device saw it, slot by slot. Memory is bounded by a chunk of the log.
+
+    Args:
+        reader: a log in which requests alone were drawn (`edgerec collect --randomise request`).
+        policy: that is judged; one with `stateless` is asked in any order.
+        at_moments: judge the policy at the log's random decisions only; elsewhere what was logged is done,
+            whatever it decides.
+        progress: called with (sessions read, in all).
+
+    Raises:
+        InputError: propensities that are missing, a log whose order or cards were drawn, too, a policy that
+            acts where the log never does, and what :class:`~edgerec_gym.evaluation.off_policy.LoggedDecisions` refuses.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    done = 0
+    for table in log_tables(reader, None, lambda ids: np.ones(len(ids), np.bool_), COLUMNS):
+        part = _chunk(reader, table, policy, at_moments)
+        _check_support(LoggedDecisions(**part), policy)
+        part["session"] = part["session"] + done
+        done += len(part["before"])
+        parts.append(part)
+        if progress:
+            progress(done, reader.sessions)
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return LoggedDecisions(**joined)
+
+
+def _check_support(decisions: LoggedDecisions, policy: Policy) -> None:
+    bad = decisions.unsupported()
+    if bad is not None:
+        does = "requests a page" if decisions.target[bad, 1] > decisions.logging[bad, 1] else "keeps"
+        raise InputError(
+            f"{decisions.name(bad)}: policy {policy.name!r} {does} where the log never does (propensity 0), "
+            "so the log cannot judge it; --at-moments judges it at the log's random decisions only"
+        )
+
+
+def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool) -> dict[str, np.ndarray]:
+    """Fields of LoggedDecisions of some sessions."""
+    config = reader.config
+    sessions = LoggedSessions.from_table(table, config, reader.catalog)
+    log = ObservedLog(table, sessions, config, TRACK)
+    logging = _logging(reader, table)
+    length = np.diff(sessions.starts)
+    session = np.repeat(np.arange(len(length)), length)
+    slot = np.arange(len(session)) - sessions.starts[session]
+    action = table["request"].to_numpy().astype(np.int64)
+    drawn = (logging > 0).all(axis=1)
+    target = logging.copy()
+    if getattr(policy, "stateless", False):
+        rows = np.flatnonzero(drawn) if at_moments else np.arange(len(session))
+        for at in range(0, len(rows), BLOCK):
+            some = rows[at : at + BLOCK]
+            target[some] = action_probabilities(policy, log.observations(session[some], slot[some]))
+    else:
+        _ask_slot_by_slot(log, policy, target)
+    if at_moments:
+        target[~drawn] = logging[~drawn]
+    # A sure decision tells nothing, unless the policy would have decided otherwise: then it has no support.
+    rows = np.flatnonzero(drawn | (np.abs(target - logging).max(axis=1) > 0))
+    reward = step_rewards(table, sessions, config)
+    total = np.concatenate([[0.0], np.cumsum(reward)])
+    following = np.append(rows[1:], len(session))
+    end = np.minimum(following, sessions.starts[session[rows] + 1])
+    first = sessions.starts[1:].copy()
+    np.minimum.at(first, session[rows], rows)
+    observed = [
+        decision_features(log.observations(session[some], slot[some]))
+        for some in (rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK))
+    ]
+    return {
+        "session": session[rows],
+        "action": action[rows],
+        "logging": logging[rows],
+        "target": target[rows],
+        "reward": total[end] - total[rows],
+        "before": total[first] - total[sessions.starts[:-1]],
+        "features": np.concatenate(observed) if observed else np.zeros((0, 0)),
+        "names": np.array([f"session {sessions.session[session[r]]}, slot {slot[r]}" for r in rows], np.str_),
+    }
+
+
+def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
+    """Probability of keep and of a request at every slot, (P, 2) float64; InputError if more was drawn."""
+    for name in ("request_propensity", "propensity"):
+        if table[name].null_count:
+            raise InputError(
+                f"{reader.folder}: its propensities are missing (column {name}); off-policy estimates need a "
+                "log of a policy that draws: edgerec collect --randomise request"
+            )
+    probability = table["request_propensity"].to_numpy()
+    wrong = ~((probability >= 0) & (probability <= 1))
+    if wrong.any():
+        raise InputError(f"{reader.folder}: request_propensity is {probability[wrong][0]}; allowed: 0 to 1")
+    logging = np.column_stack([1 - probability, probability])
+    of_action = np.where(table["request"].to_numpy(), probability, 1 - probability)
+    other = np.flatnonzero(
+        (np.abs(table["propensity"].to_numpy() - of_action) > 1e-9) | (table["card_type"].to_numpy() > 0)
+    )
+    if len(other):
+        session, slot = (table[name][int(other[0])].as_py() for name in ("session", "slot"))
+        raise InputError(
+            f"{reader.folder}: session {session}, slot {slot}: more than the request was decided there; "
+            "off-policy estimates need a log whose order and cards are the cloud's: "
+            "edgerec collect --randomise request"
+        )
+    return logging
+
+
+def _ask_slot_by_slot(log: ObservedLog, policy: Policy, target: np.ndarray) -> None:
+    """Fill in the probabilities (P, 2) of a policy that remembers; sessions that are over stand still."""
+    length, starts = np.diff(log.sessions.starts), log.sessions.starts[:-1]
+    for first in range(0, len(length), ROWS):
+        row = np.arange(first, first + ROWS)
+        session = np.minimum(row, len(length) - 1)  # rows left over play the last one, too
+        policy.reset(np.ones(ROWS, np.bool_))
+        for slot in range(length[session].max()):
+            at = np.minimum(slot, length[session] - 1)
+            found = action_probabilities(policy, log.observations(session, at))
+            live = (row < len(length)) & (length[session] > slot)
+            target[starts[session[live]] + slot] = found[live]

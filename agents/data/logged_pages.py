@@ -1,0 +1,145 @@
+"""The pages of a log as the cloud shipped them: candidates, their base ctr, and which was placed when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from edgerec_gym.answers import CLICK, PAGE_VIEW
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.feed.kernels import DWELL_CENTRE
+from edgerec_gym.logs.sessions import LoggedSessions
+
+NOT_IN_POOL = -1
+BLOCK = 256  # pages whose interest is summed at once, to bound memory
+BASE_LOGIT, BASE_CTR = 1, 1  # columns of the catalogue's and of the log's item scalars
+
+
+@dataclass(frozen=True)
+class LoggedPages:
+    """The pages of some sessions (P placed slots, G pages, N pool rows).
+
+    Attributes:
+        of_slot: (P,) int64 page of each placed slot.
+        first: (G,) int64 its first placed slot.
+        candidates: (G, N) int64 catalogue rows in cloud order, -1 where a page is shorter.
+        base_ctr: (G, N) float32 as shipped.
+        pool_row: (P,) int64 row of the pool that was placed, -1 for a mix-in card.
+        sent: (G,) int64 placed slot at which the request for the next page was sent; P if none was.
+    """
+
+    of_slot: np.ndarray
+    first: np.ndarray
+    candidates: np.ndarray
+    base_ctr: np.ndarray
+    pool_row: np.ndarray
+    sent: np.ndarray
+
+    @classmethod
+    def from_table(cls, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> LoggedPages:
+        """Read the pages of a table of the log schema and of the sessions made from it.
+
+        A page without logged candidates (imported logs) consists of the goods that it showed. The base ctr of
+        a candidate is what was logged where it was placed, else the cloud's own score
+        (:class:`~edgerec_gym.config.CloudConfig`) of the user and of the behaviour synchronised when the
+        page was requested.
+        """
+        page = table["page"].to_numpy()
+        start = np.zeros(len(page), np.bool_)
+        start[sessions.starts[:-1]] = True
+        start[1:] |= page[1:] != page[:-1]
+        first = np.flatnonzero(start)
+        of_slot = np.cumsum(start) - 1
+        candidates, logged = _candidates(table, sessions, first, of_slot, config)
+        goods = sessions.catalog.card_type[sessions.item] == 0
+        pool_row = _pool_rows(sessions.item, goods, candidates[of_slot])
+        base_ctr = np.zeros(candidates.shape, np.float32)
+        if logged.any():
+            base_ctr[logged] = cloud_scores(sessions, candidates, first, of_slot, config)[logged]
+        placed = np.flatnonzero(pool_row >= 0)
+        base_ctr[of_slot[placed], pool_row[placed]] = sessions.scalars[placed, BASE_CTR]
+        sends = table["request"].to_numpy() | (
+            table["page_age"].to_numpy() >= config.page_size - config.request_latency
+        )
+        sent = np.minimum.reduceat(np.where(sends, np.arange(len(page)), len(page)), first)
+        return cls(of_slot, first, candidates, base_ctr, pool_row, sent)
+
+
+def _candidates(
+    table: pa.Table, sessions: LoggedSessions, first: np.ndarray, of_slot: np.ndarray, config: FeedConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates (G, N), -1 where absent, and whether each page's were logged (G,)."""
+    column = table["candidates"].combine_chunks().take(pa.array(first))
+    logged = column.is_valid().to_numpy(zero_copy_only=False)
+    candidates = np.full((len(first), config.pool_size), NOT_IN_POOL, np.int64)
+    lengths = np.where(logged, column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), 0)
+    page = np.repeat(np.arange(len(first)), lengths)
+    at = np.arange(len(page)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fits = at < config.pool_size
+    items = column.flatten().to_numpy(zero_copy_only=False)
+    candidates[page[fits], at[fits]] = items[fits]
+    goods = np.flatnonzero((sessions.catalog.card_type[sessions.item] == 0) & ~logged[of_slot])
+    page = of_slot[goods]
+    at = np.arange(len(goods)) - np.searchsorted(page, page)  # in the order in which they were shown
+    fits = at < config.pool_size
+    candidates[page[fits], at[fits]] = sessions.item[goods[fits]]
+    return candidates, logged
+
+
+def _pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Row of each placed item (P,) among the candidates (P, N) of its page, -1 where it is not one."""
+    found = candidates == item[:, None]
+    return np.where(goods & found.any(axis=1), found.argmax(axis=1), NOT_IN_POOL)
+
+
+def cloud_scores(
+    sessions: LoggedSessions,
+    candidates: np.ndarray,
+    first: np.ndarray,
+    of_slot: np.ndarray,
+    config: FeedConfig,
+) -> np.ndarray:
+    """Base ctr that the cloud ships with every page, (G, N) float32."""
+    cloud, d = config.cloud, config.embedding_size
+    session = np.searchsorted(sessions.starts, first, side="right") - 1
+    begin = sessions.starts[session]
+    interest = _interests(sessions, begin, _synchronised(sessions, session, first - begin, config), config)
+    scale = cloud.recent_weight / (1.0 + np.linalg.norm(interest, axis=1, keepdims=True))
+    query = cloud.long_term_weight * sessions.user[session, :d] + scale * interest
+    catalog = sessions.catalog
+    logits = np.einsum("gd,gnd->gn", query, catalog.embeddings[candidates], dtype=np.float64)
+    logits += catalog.scalars[candidates, BASE_LOGIT] + cloud.score_offset
+    return (1 / (1 + np.exp(-np.clip(logits, -60, 60)))).astype(np.float32)
+
+
+def _synchronised(
+    sessions: LoggedSessions, session: np.ndarray, slot: np.ndarray, config: FeedConfig
+) -> np.ndarray:
+    """Answers (G,) that had reached the cloud when the pages that arrived at `slot` (G,) were requested."""
+    sent = slot - config.request_latency
+    if config.cloud.sync == "periodic":
+        sent = sent // config.cloud.sync_period * config.cloud.sync_period
+    return np.where(slot > 0, np.clip(sent - config.lookahead, 0, sessions.answered[session]), 0)
+
+
+def _interests(
+    sessions: LoggedSessions, begin: np.ndarray, count: np.ndarray, config: FeedConfig
+) -> np.ndarray:
+    """Decayed evidence (G, d) in the first `count` (G,) answers of sessions that begin at `begin` (G,)."""
+    cloud, actions = config.cloud, sessions.actions
+    evidence = cloud.dwell_weight * (actions[:, 0] - DWELL_CENTRE) + actions[:, CLICK] * (
+        cloud.click_weight + cloud.page_view_weight * (actions[:, PAGE_VIEW] - DWELL_CENTRE)
+    )
+    interest = np.zeros((len(begin), config.embedding_size))
+    for at in range(0, len(begin), BLOCK):
+        block = slice(at, at + BLOCK)
+        age = np.arange(max(1, count[block].max()))  # 0 = the answer that came last
+        rows = begin[block, None] + count[block, None] - 1 - age
+        known = age < count[block, None]
+        rows = np.where(known, rows, 0)
+        weight = np.where(known, evidence[rows] * cloud.interest_decay**age, 0.0)
+        seen = sessions.catalog.embeddings[sessions.item[rows]]
+        interest[block] = np.einsum("ga,gad->gd", weight, seen)
+    return interest

@@ -1,0 +1,219 @@
+"""Logs as a Minari data set (Farama's standard for offline RL): episodes of any id, propensities kept.
+
+The folder's name is the data set's id, and its parent is what Minari calls `MINARI_DATASETS_PATH`. The format
+is HDF5, Minari's default. Episodes are written one after the other, from a chunk of the log at a time,
+under a temporary name, so that a killed export leaves no half data set.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+
+from edgerec_gym import __version__
+from edgerec_gym.agents.data.log_stream import log_tables
+from edgerec_gym.agents.data.logged_observations import ObservedLog, step_rewards, track_actions, with_last
+from edgerec_gym.answers import LEAVE
+from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.files import make_folder
+from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.registration import IDS, SLATE, track_of
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.spaces import action_space, observation_space
+
+NAME = re.compile(r"[-_\w]+-v\d+")  # of a Minari data set
+BLOCK_SLOTS = 4096  # whose observations are in memory at once, about 100 MB with the paper's sizes
+Progress = Callable[[int, int], None]
+
+
+def export_minari(
+    logs: str | Path,
+    out: str | Path,
+    *,
+    env_id: str = "EdgeFeed-v0",
+    scenario: str | None = None,
+    sessions: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write sessions of a log as episodes of an id.
+
+    Observations are those of the environment, scores to 2e-6, since logs hold the page and not each slot.
+    There is one more than steps, but a page that arrives with the last step is in no log. An episode
+    terminates where the user leaves; every other end is a truncation. Infos, one more than steps and the
+    first of them empty (NaN, False), hold what the logging policy did: `propensity` of the action,
+    `request_propensity`, `randomised`.
+
+    Args:
+        logs: log folder.
+        out: folder of the data set, named like "edgefeed-request-v0"; must not exist.
+        env_id: whose actions and masks are written; the log must not have others.
+        scenario: shipped name or folder that :meth:`recover_environment` plays; default: what was logged.
+        sessions: at most so many, from the first on; None = all.
+        progress: called with (sessions done, in all).
+
+    Returns:
+        {"dataset", "episodes", "steps", "env_id"}.
+
+    Raises:
+        InputError: a bad name, a folder that exists, an id that does not fit the log, sessions below 1.
+        MissingExtraError: without Minari.
+    """
+    storage_class = _require_minari()
+    out, track = Path(out), track_of(env_id)
+    if track == SLATE:
+        raise InputError("a log holds slots, not plans; ids: " + ", ".join(i for i in IDS if IDS[i] != SLATE))
+    if not NAME.fullmatch(out.name):
+        raise InputError(f"the folder {out.name!r} names the data set: letters, digits, - and _, then -v0")
+    if out.exists():
+        raise InputError(f"{out} exists; choose another folder")
+    if sessions is not None and sessions < 1:
+        raise InputError(f"sessions must be at least 1, got {sessions}")
+    reader = LogReader(logs)
+    spec = environment_spec(reader, track, scenario)
+    # Minari takes file sizes by a path within a path, which is right for absolute ones only.
+    temporary = make_folder(out.parent).absolute() / f".{out.name}.{os.getpid()}.tmp"
+    wanted = reader.sessions if sessions is None else min(sessions, reader.sessions)
+    try:
+        temporary.mkdir()
+        storage = storage_class.new(
+            temporary / "data",
+            observation_space=observation_space(reader.config, track),
+            action_space=action_space(reader.config, track),
+            env_spec=spec,
+            data_format="hdf5",
+        )
+        storage.update_metadata(_about(out.name, reader))
+        storage.update_episodes(_episodes(reader, track, wanted, progress))
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    raw = storage_class.read_raw_metadata(out / "data")
+    return {
+        "dataset": out.name,
+        "episodes": raw["total_episodes"],
+        "steps": raw["total_steps"],
+        "env_id": spec.id,
+    }
+
+
+def _require_minari() -> Any:
+    try:
+        import h5py  # noqa: F401
+        from minari.dataset.minari_storage import MinariStorage
+    except ImportError:
+        raise MissingExtraError("Minari data sets", "offline") from None
+    return MinariStorage
+
+
+def environment_spec(reader: LogReader, track: str, scenario: str | None = None) -> Any:
+    """Return the Gymnasium spec of the environment that was logged; InputError if nothing tells which."""
+    known = reader.provenance.get("preset") or reader.provenance.get("scenario")
+    name = scenario or known
+    if name is None:
+        raise InputError(
+            f"{reader.folder} does not tell its scenario; name the one to recover with --scenario"
+        )
+    loaded = Scenario.load(name)
+    logged, plain = reader.config.to_dict(), loaded.config.to_dict()
+    spec = copy.deepcopy(gym.spec(next(i for i in IDS if IDS[i] == track)))
+    spec.kwargs |= {
+        "scenario": str(name),
+        "users": "synthetic" if loaded.synthetic is not None else "learned",
+    }
+    if reader.provenance.get("source") == "learned":
+        spec.kwargs["users"] = "learned"
+    spec.kwargs |= {key: value for key, value in logged.items() if value != plain[key]}
+    return spec
+
+
+def _about(name: str, reader: LogReader) -> dict[str, Any]:
+    from minari import __version__ as minari_version
+
+    policy = reader.provenance.get("policy", "unknown")
+    return {
+        "dataset_id": name,
+        "minari_version": minari_version,
+        "algorithm_name": str(policy),
+        "description": f"Feed sessions logged under the policy {policy}; infos hold its propensities.",
+        "requirements": [f"edgerec_gym>={__version__}"],
+        "provenance": reader.provenance,
+    }
+
+
+def _episodes(reader: LogReader, track: str, wanted: int, progress: Progress | None) -> Iterator[Any]:
+    done = 0
+    for table in log_tables(reader, None, lambda ids: np.ones(len(ids), np.bool_), SCHEMA.names):
+        for episode in _chunk(reader, table, track):
+            yield episode
+            done += 1
+            if progress and (done % 50 == 0 or done == wanted):
+                progress(done, wanted)
+            if done == wanted:
+                return
+
+
+def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
+    """Episodes of some sessions, in the order of the log."""
+    config, table = reader.config, with_last(plain)
+    sessions = LoggedSessions.from_table(table, config, reader.catalog)
+    log = ObservedLog(table, sessions, config, track)
+    reward = step_rewards(table, sessions, config)
+    length = np.diff(sessions.starts)  # with the row behind the last slot
+    infos = {
+        "propensity": table["propensity"].fill_null(np.nan).to_numpy(),
+        "request_propensity": table["request_propensity"].fill_null(np.nan).to_numpy(),
+        "randomised": table["randomised"].to_numpy(zero_copy_only=False),
+    }
+    first = 0
+    while first < len(length):
+        count = max(1, int(np.searchsorted(np.cumsum(length[first:]), BLOCK_SLOTS, side="right")))
+        some = np.arange(first, min(first + count, len(length)))
+        session = np.repeat(some, length[some])
+        slot = np.arange(sessions.starts[first], sessions.starts[some[-1] + 1]) - sessions.starts[session]
+        seen = log.observations(session, slot)
+        for at in some:
+            rows = np.arange(sessions.starts[at], sessions.starts[at + 1])
+            here = slice(rows[0] - sessions.starts[first], rows[-1] + 1 - sessions.starts[first])
+            own = {key: values[here] for key, values in seen.items()}
+            yield _episode(log, table, own, rows, reward, infos)
+        first = some[-1] + 1
+
+
+def _episode(
+    log: ObservedLog,
+    table: pa.Table,
+    seen: dict[str, np.ndarray],
+    rows: np.ndarray,
+    reward: np.ndarray,
+    infos: dict[str, np.ndarray],
+) -> Any:
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    steps = rows[:-1]
+    last = np.arange(len(steps)) == len(steps) - 1
+    left = bool((log.sessions.actions[steps, LEAVE] > 0).any())
+    acted = track_actions(log, table, {key: values[:-1] for key, values in seen.items()}, steps)
+    return EpisodeBuffer(
+        observations=seen,
+        actions=acted,
+        rewards=reward[steps],
+        terminations=last & left,
+        truncations=last & (not left),
+        infos={name: np.concatenate([_nothing(v), v[steps]]) for name, v in infos.items()},
+    )
+
+
+def _nothing(values: np.ndarray) -> np.ndarray:
+    """What stands before the first step: no action was taken yet."""
+    return np.array([False]) if values.dtype == np.bool_ else np.array([np.nan])

@@ -1,0 +1,1 @@
+"""The EdgeRec agent: the three decisions together, from one perception."""

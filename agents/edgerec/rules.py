@@ -1,0 +1,168 @@
+"""The rules of the EdgeRec agent, as a small file that an operator reads and edits (TOML).
+
+A rule can only make the feed's own rules stricter: what the environment forbids stays forbidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgerec_gym.config import Config, FeedConfig, bounded
+from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path
+
+FILE = "rules.toml"  # in a run's folder
+Switch = Literal[True, False]
+
+
+@dataclass(frozen=True)
+class Decide(Config):
+    """Which decisions the agent takes; one that is off stays with the cloud."""
+
+    order: Switch = True  # re-rank the pool
+    insert: Switch = True  # place cards
+    request: Switch = True  # ask for pages
+    joint: Switch = False  # choose among several whole plans by what they are learned to be worth
+
+
+@dataclass(frozen=True)
+class Insert(Config):
+    """Insertions. An empty list takes the feed's own numbers, else one number a card type."""
+
+    price: float = bounded(0.0, -1e3, 1e3)  # reward units that a card must earn beyond what it displaces
+    share_caps: tuple[float, ...] = bounded((), 0.0, 1.0)  # of the slots
+    gaps: tuple[int, ...] = bounded((), 0, 1000)  # least slots between cards of a type
+    first_slots: tuple[int, ...] = bounded((), 0, 10_000)  # first slot that a type may take
+    solver: Literal["exact", "beam", "greedy", "density"] = "exact"
+
+
+@dataclass(frozen=True)
+class Request(Config):
+    """Requests for pages."""
+
+    price: float | None = bounded(
+        None, -1e3, 1e3
+    )  # reward that one must gain; left out: what the feed charges
+    cool_down: int | None = bounded(None, 0, 10_000)  # slots from one to the next; left out: a page's time
+    per_session: int | None = bounded(None, 0, 10_000)  # at most; left out: no limit
+
+
+@dataclass(frozen=True)
+class Triggers(Config):
+    """What makes the agent plan anew; a new page and the end of a plan always do."""
+
+    every_slot: Switch = False
+    click: Switch = True
+    deletion: Switch = True
+    quiet_exposures: int | None = bounded(4, 1, 10_000)  # without a click; left out: never
+
+
+@dataclass(frozen=True)
+class Rules(Config):
+    """All rules; a section of the file each."""
+
+    decide: Decide = field(default_factory=Decide)
+    insert: Insert = field(default_factory=Insert)
+    request: Request = field(default_factory=Request)
+    triggers: Triggers = field(default_factory=Triggers)
+
+    def feed(self, config: FeedConfig) -> FeedConfig:
+        """The feed under these rules, for planning: caps, gaps and first slots, where they are stricter.
+
+        Raises:
+            InputError: not one number a card type, or a gap beyond a page, which the device cannot tell.
+        """
+        chosen: dict[str, tuple[Any, ...]] = {}
+        for name, stricter in (("share_caps", min), ("gaps", max), ("first_slots", max)):
+            own, feeds = getattr(self.insert, name), getattr(config, name)
+            if own and len(own) != len(feeds):
+                raise InputError(
+                    f"[insert] {name} has {len(own)} entries; it needs one for each of the {len(feeds)} card "
+                    f"types {', '.join(config.card_types)}, or none"
+                )
+            chosen[name] = tuple(map(stricter, own, feeds)) if own else feeds
+        if max(self.insert.gaps, default=0) > config.page_size:
+            raise InputError(
+                f"[insert] gaps = {list(self.insert.gaps)}; allowed: 0 to {config.page_size}, the page size"
+            )
+        return config.replace(**chosen)
+
+    def charge(self, config: FeedConfig) -> float:
+        """Reward that a request must gain."""
+        return -config.reward.request if self.request.price is None else self.request.price
+
+    def cool_down(self, config: FeedConfig) -> int:
+        """Slots from a request to the next one, at least; by default what an automatic page is given."""
+        chosen = self.request.cool_down
+        return config.page_size - config.request_latency if chosen is None else chosen
+
+    def to_toml(self) -> str:
+        """The text of a rules file; what is left out has no value."""
+        lines = ["# Rules of the EdgeRec agent. What is left out takes its default, mostly the feed's own."]
+        for section, values in self.to_dict().items():
+            lines += ["", f"[{section}]"]
+            lines += [f"{name} = {_toml(value)}" for name, value in values.items() if value not in (None, ())]
+            if section == "triggers" and values["quiet_exposures"] is None:
+                lines.append("quiet_exposures = false")
+        return "\n".join(lines) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write a rules file."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(self.to_toml(), encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def rules_from(values: dict[str, Any], where: str = "rules") -> Rules:
+    """Build rules from a plain dict of sections.
+
+    Args:
+        values: {section: {field: value}}.
+        where: named in errors.
+
+    Raises:
+        InputError: naming the place, the section, the field and what is allowed.
+    """
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Rules)}
+    found: dict[str, Any] = {}
+    for section, content in values.items():
+        if section not in sections:
+            raise InputError(f"{where}: unknown section [{section}]; sections are {', '.join(sections)}")
+        if not isinstance(content, dict):
+            raise InputError(f"{where}: {section} must be a section, [{section}], got {content!r}")
+        content = dict(content)
+        if section == "triggers" and content.get("quiet_exposures") is False:
+            content["quiet_exposures"] = None
+        kind: Any = sections[section]
+        try:
+            found[section] = kind.from_dict(content)
+        except InputError as error:
+            text = str(error).replace(f"{kind.__name__}.", f"[{section}] ")
+            text = text.replace("one of True, False", "true or false")
+            raise InputError(f"{where}: {text.replace(f'{kind.__name__} has', f'[{section}] has')}") from None
+    return Rules(**found)
+
+
+def load_rules(path: str | Path) -> Rules:
+    """Read a rules file; InputError names the file, the field and what is allowed."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return rules_from(values, str(path))

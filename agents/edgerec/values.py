@@ -1,0 +1,175 @@
+"""Whole plans of the EdgeRec agent, compared: with and without a request, cards, and an order by live match.
+
+Each decision has a value of its own, but they meet: a card that waits for a page that is replaced is lost, a
+request throws away an order that has just been found. What a whole plan is worth is learned from rollouts:
+copies of a session of learned users share their random numbers, differ by one plan, and are then played on by
+the agent as it is. A phone can neither run the cloud nor the simulator, so what the rollouts say is
+distilled into a linear function of a few figures of the plan (ridge regression on differences from the plan
+that the agent would have played). Another plan than the agent's own is played only where it is surely better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from edgerec_gym.agents.list_policy import PAGE_AGE
+from edgerec_gym.agents.perception.live_interest import LiveInterest
+from edgerec_gym.policy import NOT_SHOWN, Observation
+
+FEATURES = (
+    "request",
+    "request_gain",  # estimated, beyond its price
+    "request_page_age",  # in pages
+    "cards",
+    "cards_gain",  # planned, beyond their price and what they displace
+    "cards_page_age",
+    "live_order",
+    "live_order_evidence",  # how much is known of the interest now
+    "request_and_cards",
+)
+N_CANDIDATES = 6  # with both orders
+SURE = 1.64  # standard errors by which another plan must be better
+LEAST_SCALE = 1e-6
+
+
+class Candidate(NamedTuple):
+    """Plans of R moments.
+
+    Attributes:
+        scores: (R, N) that order the pool.
+        slots: (R, M) int64 slots ahead of the cards, -1 where they stay out.
+        asks: (R,) bool whether a page is requested.
+        live: whether the order is that of live match.
+    """
+
+    scores: np.ndarray
+    slots: np.ndarray
+    asks: np.ndarray
+    live: bool = False
+
+
+def candidates(
+    first: Candidate, observation: Observation, may_ask: np.ndarray, reorder: bool = True
+) -> list[Candidate]:
+    """The plans that are compared, `first` the one that the decisions make one by one.
+
+    Args:
+        first: the agent's plan.
+        observation: of the R moments.
+        may_ask: (R,) bool where a request is allowed.
+        reorder: False leaves the order as it is in all of them.
+    """
+    none = np.full_like(first.slots, NOT_SHOWN)
+    other = may_ask & ~first.asks
+    found = [
+        first,
+        first._replace(asks=other),
+        first._replace(slots=none),
+        first._replace(slots=none, asks=other),
+    ]
+    if reorder:
+        live = LiveInterest().scores(observation).astype(np.float32)
+        found += [first._replace(scores=live, live=True), first._replace(scores=live, live=True, asks=other)]
+    return found
+
+
+def features(
+    planned: Sequence[Candidate], net: np.ndarray, gain: np.ndarray, observation: Observation
+) -> np.ndarray:
+    """Figures :data:`FEATURES` of plans, (R, P, 9) float64.
+
+    Args:
+        planned: P plans of R moments.
+        net: (R, M, T) gain of each card at each slot, price and what is displaced taken away.
+        gain: (R,) of a request, its price taken away.
+        observation: of the moments.
+    """
+    age = observation["context"][:, PAGE_AGE].astype(np.float64)
+    interest = LiveInterest().interest(observation)
+    length = np.linalg.norm(interest, axis=1)
+    evidence = length / (1 + length)
+    told = []
+    for plan in planned:
+        asks, cards = plan.asks.astype(np.float64), (plan.slots >= 0).any(1).astype(np.float64)
+        at = np.take_along_axis(net, np.maximum(plan.slots, 0)[..., None], 2)[..., 0]
+        worth = np.where(plan.slots >= 0, at, 0.0).sum(1)
+        live = np.full(len(age), float(plan.live))
+        parts = (
+            asks,
+            asks * gain,
+            asks * age,
+            cards,
+            worth,
+            cards * age,
+            live,
+            live * evidence,
+            asks * cards,
+        )
+        told.append(np.stack(parts, 1))
+    return np.stack(told, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PlanValues:
+    """What rollouts say that plans are worth, linear in their figures (F), and how sure that is.
+
+    Attributes:
+        weights: (F,) reward per unit.
+        spread: (F, F) such that the standard error of `x @ weights` is the length of `spread @ x`.
+    """
+
+    weights: np.ndarray
+    spread: np.ndarray
+
+    def best(self, told: np.ndarray) -> np.ndarray:
+        """The best (R,) of the plans told (R, P, F); the first, where none is surely better."""
+        more = told - told[:, :1]
+        surely = more @ self.weights - SURE * np.linalg.norm(more @ self.spread.T, axis=2)
+        return np.where(surely.max(1) > 0, surely.argmax(1), 0)
+
+
+def fit(told: np.ndarray, worth: np.ndarray, penalty: float) -> PlanValues:
+    """Ridge regression of what plans were worth on their figures, with errors that sessions cluster.
+
+    Args:
+        told: (R, P, F) of the P plans of R moments; the first is the agent's own.
+        worth: (R, P) reward that followed.
+        penalty: of the weights, in plans whose figures have unit variance.
+    """
+    x, y = told[:, 1:] - told[:, :1], worth[:, 1:] - worth[:, :1]  # plans that do not differ tell nothing
+    scale = np.sqrt(np.mean(x**2, axis=(0, 1))) + LEAST_SCALE
+    z = x / scale
+    inverse = np.linalg.inv(np.einsum("rpf,rpg->fg", z, z) + penalty * np.eye(z.shape[2]))
+    weights = inverse @ np.einsum("rpf,rp->f", z, y)
+    of_moment = np.einsum("rpf,rp->rf", z, y - z @ weights)  # the copies of a session share their luck
+    spread = np.linalg.cholesky(
+        inverse @ (of_moment.T @ of_moment) @ inverse + LEAST_SCALE**2 * np.eye(len(scale))
+    )
+    return PlanValues(weights / scale, spread.T / scale)
+
+
+class Branch:
+    """Lets copy c of each session take candidate c at one plan, and the agent's own plan elsewhere.
+
+    Args:
+        at: (B,) int64 number of that plan, from 0.
+    """
+
+    def __init__(self, at: np.ndarray) -> None:
+        self.at, self.copy = at, np.arange(len(at)) % N_CANDIDATES
+        self.count = np.zeros(len(at), np.int64)
+        self.slot = np.full(len(at), -1)
+        self.told = np.zeros((len(at), N_CANDIDATES, len(FEATURES)))
+
+    def __call__(self, rows: np.ndarray, told: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Choose for the rows (R,) that plan now, at `slots` (R,)."""
+        now = self.count[rows] == self.at[rows]
+        self.count[rows] += 1
+        self.told[rows[now]] = told[now, :1]  # copies without a candidate of their own play the agent's
+        self.told[rows[now], : told.shape[1]] = told[now]
+        self.slot[rows[now]] = slots[now]
+        return np.where(now & (self.copy[rows] < told.shape[1]), self.copy[rows], 0)

@@ -1,0 +1,268 @@
+"""The re-rankers' graphs: CRBAN scores candidates; the generator writes lists, by a loop in the graph.
+
+Inputs: `candidates` (n, F), the pool rows that are left; `user` (1, U); `context` (1, C); of each sequence
+`<name>.keys` and `<name>.values` (events, .), the codes that were kept, in any order (attention does not ask
+for it), or one row of zeros. See :mod:`edgerec_gym.agents.export.layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from torch import nn
+
+from edgerec_gym.agents.export.layers import (
+    affine,
+    array,
+    attend,
+    base_logit_column,
+    candidate_weight,
+    events,
+    gru_weights,
+    layer,
+    linear,
+    matched,
+    stacked_gru,
+)
+from edgerec_gym.agents.lists.pointer_net import PRIOR, PointerNet
+from edgerec_gym.agents.perception.attention import AdditiveAttention, SelfAttentionBlock
+from edgerec_gym.agents.perception.perception import Perception
+from edgerec_gym.agents.rerank.crban import CRBAN
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.onnx_graph import OnnxGraph
+from edgerec_gym.spaces import context_size
+
+MASKED = -1e9  # added to the logit of a card that is taken
+
+
+class ListGraph(OnnxGraph):
+    """A graph with the inputs of a re-ranker.
+
+    Args:
+        config: gives the sizes.
+
+    Attributes:
+        candidates: (n, F) pool rows that are left.
+        base: (n, 1) logit of the candidates' base ctr.
+        cards: (n, F + 1) candidates and that logit.
+        session: (1, U + C).
+    """
+
+    def __init__(self, config: FeedConfig) -> None:
+        super().__init__()
+        self.config = config
+        candidates = self.input("candidates", ["n", config.n_item_features])
+        self.candidates, self.base = candidates, base_logit_column(self, candidates, config.embedding_size)
+        self.cards = self("Concat", candidates, self.base, axis=1)
+        user = self.input("user", [1, config.n_user_features])
+        context = self.input("context", [1, context_size(config)])
+        self.session = self("Concat", user, context, axis=1)
+
+    def of_cards(self, weight: np.ndarray, bias: np.ndarray) -> str:
+        """Layer (outputs, F + T) of the candidates' features: (n, outputs)."""
+        raw, goods = candidate_weight(weight, self.config.embedding_size, self.config.n_item_features)
+        return linear(self, self.cards, raw, bias + goods)
+
+    def behind(self, first: nn.Linear) -> Callable[[np.ndarray, np.ndarray], str]:
+        """Apply a layer behind one of the candidates' features; without a bend between them they are one."""
+        inner, shift = affine(first)
+        return lambda weight, bias: self.of_cards(weight @ inner, weight @ shift + bias)
+
+    def behaviour(
+        self, perception: Perception, attention: nn.ModuleDict, query: Callable[[np.ndarray, np.ndarray], str]
+    ) -> list[str]:
+        """What the candidates find in each sequence: (n, V).
+
+        Args:
+            perception: names the sequences.
+            attention: of each sequence.
+            query: applies the layer, weight (A, .) and bias (A,), that makes queries of candidates.
+        """
+        found = []
+        for name in perception.sequences:
+            keys = self.input(f"{name}.keys", [f"{name}.events", "compared"])
+            values = self.input(f"{name}.values", [f"{name}.events", "read"])
+            part = attention[name]
+            assert isinstance(part, AdditiveAttention)
+            found.append(attend(self, query(*affine(part.query)), keys, values, array(part.score.weight)))
+        return found
+
+
+def columns(weight: np.ndarray, *sizes: int) -> list[np.ndarray]:
+    """Split the inputs of a layer (outputs, inputs)."""
+    ends = np.cumsum([0, *sizes])
+    return [weight[:, a:b] for a, b in pairwise(ends)]
+
+
+def crban_graphs(network: CRBAN) -> dict[str, bytes]:
+    """Graphs by name: an event of each sequence, and `scores` -> (n, 1)."""
+    config, hidden = network.config, network.settings.hidden
+    first, last = network.head[0], network.head[2]
+    assert isinstance(first, nn.Linear)
+    names = network.perception.sequences
+    widths = [network.perception.encoder(name).value_size for name in names]
+    n_card = config.n_item_features + config.n_types
+    n_session = config.n_user_features + context_size(config)
+    raw = [n_card, n_session] if network.inputs is not None else []
+    parts = columns(array(first.weight), *widths, hidden, hidden, *raw, network.match.size)
+    values = dict(zip(names, parts, strict=False))
+    of_code, of_final, *of_raw, of_match = parts[len(names) :]
+
+    g = ListGraph(config)
+    gru = network.candidates.gru
+    weight_ih, goods = candidate_weight(
+        array(gru.weight_ih_l0), config.embedding_size, config.n_item_features
+    )
+    steps = g("Unsqueeze", g.cards, g.integers([1]))
+    codes, lasts = stacked_gru(g, steps, gru, weight_ih.T, goods)
+    code = g("Squeeze", codes, g.integers([1]))  # (n, H)
+    terms = g.behaviour(
+        network.perception, network.attention, lambda weight, bias: linear(g, code, weight.T, bias)
+    )
+    terms.append(linear(g, code, of_code.T, array(first.bias)))
+    terms.append(linear(g, g("Squeeze", lasts[-1], g.integers([0])), of_final.T))
+    if of_raw:
+        terms.append(g.of_cards(of_raw[0], np.zeros(hidden, np.float32)))
+        terms.append(linear(g, g.session, of_raw[1].T))
+    if network.match:
+        terms.append(linear(g, matched(g, g.candidates, network.match), of_match.T))
+    score = layer(g, g("Relu", g("Sum", *terms)), last)
+    g("Add", score, g("Mul", g.base, g.floats(network.settings.residual)), name="scores")
+    g.output("scores", ["n", 1])
+    behaviour = events(network.perception, network.attention, values, network.match)
+    return {**behaviour, "scores": g.serialise("scores")}
+
+
+def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]:
+    """Graphs by name: an event of each sequence, and `lists`.
+
+    `lists` reads also `rows` (n,) int64, the pool rows that the candidates are, and `places` () int64, cards
+    of a list, at most n; it gives `lists` (S, places) int64 pool rows: the greedy list, then those drawn; and
+    the candidates' `codes` (n, H).
+
+    Args:
+        network: the generator.
+        noise: (S, K, N) float32 added to the logits of each list, place and pool row: nothing for the greedy
+            list, Gumbel noise for those drawn.
+    """
+    config, hidden = network.config, network.settings.hidden
+    n_card = config.n_item_features + config.n_types
+    n_session = config.n_user_features + context_size(config)
+    weight = array(network.project.weight)
+    sizes = (n_card, n_session, 2 * hidden, 2 * hidden, network.match.size)
+    of_cards, of_session, *of_values, of_match = columns(weight, *sizes)
+    values = dict(zip(network.perception.sequences, of_values, strict=True))
+
+    g = ListGraph(config)
+    terms = g.behaviour(network.perception, network.attention, g.behind(network.query))
+    terms.append(g.of_cards(of_cards, array(network.project.bias)))
+    if network.match:
+        terms.append(linear(g, matched(g, g.candidates, network.match), of_match.T))
+    codes = g("Sum", *terms, linear(g, g.session, of_session.T))
+    for block in network.blocks:
+        assert isinstance(block, SelfAttentionBlock)
+        codes = _self_attention(g, block, codes)
+    codes = g("Identity", codes, name="codes")
+    g.output("codes", ["n", hidden])
+    _decoder(g, network, codes, noise)
+    behaviour = events(network.perception, network.attention, values, network.match)
+    return {**behaviour, "lists": g.serialise("lists")}
+
+
+def _self_attention(g: OnnxGraph, block: SelfAttentionBlock, x: str) -> str:
+    """One block over x (n, H): (n, H)."""
+    attention = block.attention
+    heads, size = attention.num_heads, attention.head_dim
+    weight, bias = array(attention.in_proj_weight), array(attention.in_proj_bias)
+    scale = np.repeat(np.array([size**-0.5, 1, 1], np.float32), heads * size)  # of the queries
+    split = g.split(linear(g, x, (weight * scale[:, None]).T, bias * scale), [heads * size] * 3)
+    shape = g.integers([-1, heads, size])
+    query, key, value = (
+        g("Transpose", g("Reshape", part, shape), perm=perm)
+        for part, perm in zip(split, ([1, 0, 2], [1, 2, 0], [1, 0, 2]), strict=True)
+    )
+    attended = g("MatMul", g("Softmax", g("MatMul", query, key), axis=-1), value)  # (heads, n, size)
+    joined = g("Reshape", g("Transpose", attended, perm=[1, 0, 2]), g.integers([-1, heads * size]))
+    out = attention.out_proj
+    x = g("Add", x, layer(g, joined, out))
+    x = _normalised(g, block.after_attention, x)
+    inner, outer = block.feed_forward[0], block.feed_forward[2]
+    bent = g("Relu", layer(g, x, inner))
+    x = g("Add", x, layer(g, bent, outer))
+    return _normalised(g, block.after_feed_forward, x)
+
+
+def _normalised(g: OnnxGraph, norm: nn.LayerNorm, x: str) -> str:
+    return g("LayerNormalization", x, *map(g.floats, affine(norm)), epsilon=norm.eps)
+
+
+def _decoder(g: ListGraph, network: PointerNet, codes: str, noise: np.ndarray) -> None:
+    """Choose cards one after the other, S lists at once."""
+    hidden = network.settings.hidden
+    n_lists = len(noise)
+    rows, length = g.input("rows", ["n"], np.int64), g.input("places", [], np.int64)
+    mean = g("ReduceMean", codes, g.integers([0]))
+    start = g("Tanh", layer(g, mean, network.start))
+    state = g("Expand", g("Unsqueeze", start, g.integers([0])), g.integers([1, n_lists, hidden]))
+    read = g("Expand", g.floats(array(network.first)[None]), g.integers([n_lists, hidden]))
+    keys = np.hstack([array(part.key.weight).T for part in (network.glimpse, network.pointer)])
+    key1, key2 = g.split(linear(g, codes, keys), [hidden, hidden])
+    prior = g("Transpose", g.base)  # (1, n)
+    sharpness = array(network.sharpness)
+    prior = g("Mul", prior, g.floats(sharpness * PRIOR * network.settings.residual))
+    count = g("Shape", rows)  # (n,)
+    taken = g("ConstantOfShape", g("Concat", g.integers([n_lists]), count, axis=0))
+    if noise.any():
+        drawn = g("Gather", g.floats(noise.transpose(1, 0, 2)), rows, axis=2)  # (K, S, n)
+
+    body = OnnxGraph(prefix="step_")
+    step = body.input("step", [], np.int64)
+    going = body.input("going", [], np.bool_)
+    old = body.input("old_state", [1, n_lists, hidden])
+    last = body.input("last_read", [n_lists, hidden])
+    used = body.input("old_taken", [n_lists, "n"])
+    weights = gru_weights(array(network.decoder.weight_ih), network.decoder)
+    w, r, b = (body.floats(part) for part in weights)
+    (_, new) = body.several(
+        "GRU", body("Unsqueeze", last, body.integers([0])), w, r, b, "", old,
+        outputs=2, hidden_size=hidden, linear_before_reset=1,
+    )  # fmt: skip
+    state_now = body("Squeeze", new, body.integers([0]))  # (S, H)
+    glimpse, pointer = network.glimpse.query, network.pointer.query
+    of_state, of_seen = columns(array(pointer.weight), hidden, hidden)
+    both = linear(
+        body,
+        state_now,
+        np.hstack([array(glimpse.weight).T, of_state.T]),
+        np.concatenate([array(glimpse.bias), array(pointer.bias)]),
+    )
+    query1, query2 = body.split(both, [hidden, hidden])
+    logits = body("Add", _compared(body, query1, key1, array(network.glimpse.score.weight)), used)
+    seen = body("MatMul", body("Softmax", logits, axis=1), codes)
+    query2 = body("Add", query2, linear(body, seen, of_seen.T))
+    logits = _compared(body, query2, key2, sharpness * array(network.pointer.score.weight))
+    terms = [logits, prior, used]
+    if noise.any():
+        terms.append(body("Gather", drawn, step, axis=0))
+    column = body("ArgMax", body("Sum", *terms), axis=1, keepdims=0)  # (S,)
+    hot = body("OneHot", column, count, body.floats([0.0, MASKED]))
+    now_taken = body("Add", used, hot)
+    body("Identity", going, name="still_going")
+    body("Gather", codes, column, name="next_read", axis=0)
+    body("Gather", rows, column, name="chosen", axis=0)
+    body.output("still_going", [], np.bool_)
+    body.output(new, [1, n_lists, hidden])
+    body.output("next_read", [n_lists, hidden])
+    body.output(now_taken, [n_lists, "n"])
+    body.output("chosen", [n_lists], np.int64)
+    chosen = g.several("Loop", length, "", state, read, taken, outputs=4, body=body.body("place"))[-1]
+    g("Transpose", chosen, name="lists", perm=[1, 0])
+    g.output("lists", [n_lists, "places"], np.int64)
+
+
+def _compared(g: OnnxGraph, query: str, keys: str, score: np.ndarray) -> str:
+    """Compare by score . tanh(query + key): queries (S, H), keys (n, H); (S, n)."""
+    both = g("Tanh", g("Add", g("Unsqueeze", query, g.integers([1])), keys))
+    return g("Squeeze", g("MatMul", both, g.floats(score.reshape(-1, 1))), g.integers([2]))

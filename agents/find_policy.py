@@ -1,0 +1,67 @@
+"""Policies by name, as the command line takes them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgerec_gym.agents.baselines import BASELINES, make_policy
+from edgerec_gym.agents.device_policy import load_policy as load_device_policy
+from edgerec_gym.agents.oracle import OraclePolicy
+from edgerec_gym.agents.registry import load_policy
+from edgerec_gym.device.files import DESCRIPTION
+from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Policy
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import Scenario
+
+
+def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, seed: int = 0) -> Policy:
+    """Return a baseline, the oracle, a trained policy or one of the user's own.
+
+    Args:
+        name: a name of :data:`~edgerec_gym.agents.baselines.BASELINES`, "oracle", the folder of a trained
+            run or of an exported device model, or "module:Class" (the module may lie in the working
+            directory).
+        env_id: the id that it will play.
+        scenario: the scenario that it will play, which says the sizes that a trained policy must fit.
+        users: the users that it will meet.
+        seed: of the policy's own randomness.
+
+    Raises:
+        InputError: no such policy, or one that does not fit.
+        MissingExtraError: a trained policy without torch.
+    """
+    if name == OraclePolicy.name:
+        return OraclePolicy()
+    if Path(name).is_dir():
+        env = make_feeds(env_id, 1, scenario=scenario, users=users)
+        if (Path(name) / DESCRIPTION).is_file():
+            return load_device_policy(name, env)
+        return load_policy(name, env)
+    if ":" in name:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # a console script does not start with it
+    elif name not in BASELINES:
+        known = ", ".join((*BASELINES, OraclePolicy.name))
+        raise InputError(
+            f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class"
+        )
+    loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    return make_policy(name, env_id, seed, loaded.config.slate_size)
+
+
+def find_policies(
+    names: Sequence[str], env_id: str, scenario: str | Scenario, users: str, seed: int = 0
+) -> list[Policy]:
+    """Return the policies of several names, each once; several trained runs are named by their folders."""
+    runs = [name for name in dict.fromkeys(names) if Path(name).is_dir()]
+    found: dict[str, Policy] = {}
+    for name in dict.fromkeys(names):
+        policy = find_policy(name, env_id, scenario, users, seed)
+        if name in runs and len(runs) > 1 or policy.name in found:
+            policy.name = name
+        found[policy.name] = policy
+    return list(found.values())

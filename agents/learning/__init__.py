@@ -1,0 +1,1 @@
+"""How agents learn, whatever they learn: epochs over a log, rollouts, parameters on disk."""

@@ -1,0 +1,1 @@
+"""Lists that are written and judged: pointer network, list evaluator, generators, sequence search."""

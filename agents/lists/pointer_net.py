@@ -1,0 +1,279 @@
+"""The generator of lists: a pointer network that chooses K of N candidates, one after the other.
+
+Exact-K (Gong et al., KDD'19) and the generators of EdgeRec's "2.0" choose a list from a distribution that is
+learned: the encoder reads the candidates (self-attention, no order) and what every candidate finds in the
+behaviour (HUBSM, attended as in CRBAN); the decoder is a GRU that reads the card chosen last, glimpses at the
+cards that are left, and points at one of them. Cards that are used up or chosen have probability 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgerec_gym.agents.data.observed_log import NOT_SHOWN
+from edgerec_gym.agents.learning.tensors import TensorObservation
+from edgerec_gym.agents.perception.attention import AdditiveAttention, SelfAttentionBlock, attend
+from edgerec_gym.agents.perception.interest_match import BehaviourMatch
+from edgerec_gym.agents.perception.perception import (
+    SEQUENCES,
+    Perception,
+    base_logit,
+    candidate_cards,
+    card_features,
+    take,
+)
+from edgerec_gym.agents.rerank.reranker import (
+    ABSENT,
+    ListEmitter,
+    ListInputs,
+    RerankerConfig,
+    pool_present,
+    safe_mask,
+)
+from edgerec_gym.config import FeedConfig
+
+PRIOR = 1.0  # an untrained pointer draws cards by the odds of their base ctr
+
+
+class Candidates(NamedTuple):
+    """Encoded candidates of B sessions.
+
+    Attributes:
+        codes: (B, N, H) float32.
+        present: (B, N) bool, what may be chosen.
+        prior: (B, N) float32, added to the pointer's logits.
+        glimpsed: (B, N, H) float32 keys of the glimpse.
+        pointed: (B, N, H) float32 keys of the pointer.
+    """
+
+    codes: Tensor
+    present: Tensor
+    prior: Tensor
+    glimpsed: Tensor
+    pointed: Tensor
+
+    def repeat(self, lists: int) -> Candidates:
+        """Repeat every session for so many lists: (B x lists, ...)."""
+        return Candidates(*(part.repeat_interleave(lists, 0) for part in self))
+
+
+class Decoded(NamedTuple):
+    """Lists of K cards; what stands behind the end of a shorter list is -1 and counts 0.
+
+    Attributes:
+        rows: (B, K) int64 pool rows.
+        log_probabilities: (B, K) float32 of each card given those before.
+        entropies: (B, K) float32 of the distribution that each card was chosen from.
+    """
+
+    rows: Tensor
+    log_probabilities: Tensor
+    entropies: Tensor
+
+
+Choose = Callable[[int, Tensor], Tensor]  # (step, log-probabilities (B, N)) -> columns (B,) int64
+
+
+class PointerNet(ListEmitter):
+    """Encoder over the candidates, GRU decoder with a glimpse, pointer; greedy, sampled, forced, or beams.
+
+    Supervised from clicks (:meth:`loss`) it is the start of what rewards teach
+    (:mod:`edgerec_gym.agents.lists.policy_gradient`).
+    """
+
+    def __init__(self, config: FeedConfig, settings: RerankerConfig) -> None:
+        super().__init__(config, settings)
+        hidden, n_card = settings.hidden, config.n_item_features + config.n_types
+        self.perception = Perception(config, hidden, settings.layers)
+        self.query = nn.Linear(n_card, hidden)
+        self.attention = nn.ModuleDict(
+            {name: AdditiveAttention(hidden, hidden, hidden) for name in SEQUENCES}
+        )
+        self.inputs = ListInputs(config)
+        self.match = BehaviourMatch(config, SEQUENCES if settings.match else ())
+        self.project = nn.Linear(self.inputs.size + 4 * hidden + self.match.size, hidden)
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(hidden, settings.heads) for _ in range(settings.layers)
+        )
+        self.first = nn.Parameter(torch.zeros(hidden))  # what the decoder reads before the first card
+        self.start = nn.Linear(hidden, hidden)
+        self.decoder = nn.GRUCell(hidden, hidden)
+        self.glimpse = AdditiveAttention(hidden, hidden, hidden)
+        self.pointer = AdditiveAttention(2 * hidden, hidden, hidden)
+        nn.init.zeros_(self.pointer.score.weight)
+        self.sharpness = nn.Parameter(torch.ones(()), requires_grad=False)  # of logits; saved, not trained
+
+    def sharpen(self, factor: float) -> None:
+        """Multiply all logits by a factor: greedy lists stay as they are, draws come closer to them."""
+        self.sharpness.mul_(factor)
+
+    def encode(self, observation: TensorObservation) -> Candidates:
+        """Encode the pool."""
+        d = self.config.embedding_size
+        pool, present = observation["pool"], pool_present(observation)
+        query = self.query(card_features(candidate_cards(pool, self.config.n_types), d))
+        parts = [self.inputs(observation)]
+        for name, behaviour in self.perception(observation).items():
+            attended = self.attention[name](query, behaviour.items, behaviour.values, behaviour.present)
+            parts.append(attended)
+        if self.match:
+            parts.append(self.match(observation, pool))
+        codes = self.project(torch.cat(parts, -1))
+        for block in self.blocks:
+            codes = block(codes, safe_mask(present))
+        prior = base_logit(pool, d) * (PRIOR * self.settings.residual)
+        # The decoder compares with the same keys at every step.
+        return Candidates(codes, present, prior, self.glimpse.key(codes), self.pointer.key(codes))
+
+    def decode(self, candidates: Candidates, k: int, choose: Choose) -> Decoded:
+        """Choose k cards, one after the other; `choose` sees log-probabilities that are ABSENT if illegal."""
+        codes, left = candidates.codes, candidates.present
+        state, read = self.begin(candidates)
+        rows, chosen_log, entropies = [], [], []
+        for step in range(k):
+            state, log_p = self.step(candidates, left, state, read)
+            some = left.any(1)
+            column = torch.where(some, choose(step, log_p.detach()), 0)
+            picked = log_p.gather(1, column.unsqueeze(1)).squeeze(1)
+            rows.append(torch.where(some, column, NOT_SHOWN))
+            chosen_log.append(torch.where(some, picked, 0.0))
+            entropies.append(-(log_p.exp() * log_p * left).sum(1))
+            left = left.scatter(1, column.unsqueeze(1), False)
+            read = take(codes, column.unsqueeze(1))[:, 0]
+        return Decoded(torch.stack(rows, 1), torch.stack(chosen_log, 1), torch.stack(entropies, 1))
+
+    def begin(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """State (B, H) of the decoder and what it reads first (B, H)."""
+        weight = candidates.present.unsqueeze(-1).to(candidates.codes.dtype)
+        mean = (candidates.codes * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return torch.tanh(self.start(mean)), self.first.expand(len(mean), -1)
+
+    def step(
+        self, candidates: Candidates, left: Tensor, state: Tensor, read: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Next state (B, H), and log-probabilities (B, N) of the next card."""
+        state = self.decoder(read, state)
+        query = state.unsqueeze(1)
+        seen = attend(self.glimpse.compare(query, candidates.glimpsed), candidates.codes, left)
+        logits = self.pointer.compare(torch.cat((query, seen), -1), candidates.pointed).squeeze(1)
+        logits = self.sharpness * (logits + candidates.prior)
+        log_p = logits.masked_fill(~left, ABSENT).log_softmax(-1)
+        return state, log_p.masked_fill(~left, ABSENT)
+
+    def greedy(self, candidates: Candidates, k: int) -> Decoded:
+        """Take the most probable card at every step."""
+        return self.decode(candidates, k, lambda _, log_p: log_p.argmax(1))
+
+    def sample(self, candidates: Candidates, k: int, generator: torch.Generator) -> Decoded:
+        """Draw a list from the distribution."""
+        return self.decode(candidates, k, lambda _, log_p: _draw(log_p, generator))
+
+    def forced(self, candidates: Candidates, rows: Tensor) -> Decoded:
+        """Follow given lists (B, K) int64, -1 behind their end, to differentiate their probability.
+
+        A list may end before the candidates do; its places after the end count 0.
+        """
+        shown = rows != NOT_SHOWN
+        columns = rows.clamp(min=0)
+        decoded = self.decode(candidates, rows.shape[1], lambda step, _: columns[:, step])
+        return Decoded(
+            rows,
+            decoded.log_probabilities.masked_fill(~shown, 0.0),
+            decoded.entropies.masked_fill(~shown, 0.0),
+        )
+
+    def beams(self, candidates: Candidates, k: int, width: int) -> tuple[Tensor, Tensor]:
+        """Search the most probable lists.
+
+        Args:
+            candidates: of B sessions with N rows.
+            k: K.
+            width: W, lists kept at every step; as many as there are lists finds the best for certain.
+
+        Returns:
+            rows (B, W, K) int64, best first, and log-probabilities (B, W); where there are fewer lists than
+            W, the others hold -1 and minus infinity.
+        """
+        n_sessions, n_pool = candidates.present.shape
+        repeated = candidates.repeat(width)
+        state, read = self.begin(repeated)
+        left = repeated.present
+        first = torch.arange(n_sessions).unsqueeze(1) * width  # (B, 1)
+        rows = torch.full((n_sessions * width, k), NOT_SHOWN)
+        total = torch.full((n_sessions, width), -torch.inf)
+        total[:, 0] = 0.0  # all beams begin alike: only one may go on
+        for step in range(k):
+            state, log_p = self.step(repeated, left, state, read)
+            grown = log_p.masked_fill(~left, -torch.inf)
+            ended = ~left.any(1)
+            grown[ended, 0] = 0.0  # a list that has taken everything stays as it is
+            scores = (total.view(-1, 1) + grown).view(n_sessions, -1)  # (B, W N)
+            total, flat = scores.topk(width, 1)
+            parent = (first + flat // n_pool).flatten()
+            column = (flat % n_pool).flatten()
+            rows = rows[parent]
+            rows[:, step] = torch.where(ended[parent], NOT_SHOWN, column)
+            state, left = state[parent], left[parent].scatter(1, column.unsqueeze(1), False)
+            read = take(repeated.codes, column.unsqueeze(1))[:, 0]
+        rows = rows.view(n_sessions, width, k)
+        return rows.masked_fill(torch.isinf(total).unsqueeze(-1), NOT_SHOWN), total
+
+    def emit(self, observation: TensorObservation, k: int) -> Tensor:
+        """Return the greedy list, (B, k) int64, -1 where the pool has fewer."""
+        return self.greedy(self.encode(observation), k).rows
+
+    def loss(
+        self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Cross-entropy with logged lists sorted by click; mean over requests with a click.
+
+        Demonstrations as in RLfD of Exact-K: at every place of a list drawn from the pointer itself, so that
+        it meets its own mistakes, the clicked cards that are left come next. They compete with the cards that
+        were shown, since the log and not the user chose those; the order of the other cards says nothing.
+        """
+        taught = ((click > 0) & (shown != NOT_SHOWN)).any(1)
+        taught[0] |= ~taught.any()
+        some = {key: values[taught] for key, values in observation.items()}  # the others teach nothing
+        return demonstration_loss(self, self.encode(some), shown[taught], click[taught], generator)
+
+
+def demonstration_loss(
+    network: PointerNet, candidates: Candidates, shown: Tensor, click: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Loss of :meth:`PointerNet.loss` for candidates that are encoded already."""
+    n_sessions, n_pool = candidates.present.shape
+    clicked = (click > 0) & (shown != NOT_SHOWN)
+
+    def columns(mask: Tensor) -> Tensor:
+        """Which pool rows some of the shown cards are, (B, N) bool."""
+        at = torch.where(mask, shown, n_pool)
+        return torch.zeros(n_sessions, n_pool + 1, dtype=torch.bool).scatter(1, at, True)[:, :n_pool]
+
+    left, wanted = candidates.present & columns(shown != NOT_SHOWN), columns(clicked)
+    state, read = network.begin(candidates)
+    total = candidates.codes.sum() * 0.0  # without a click a caller may still differentiate
+    for _ in range(shown.shape[1]):
+        state, log_p = network.step(candidates, left, state, read)
+        target = (wanted & left).to(log_p.dtype)
+        target = target / target.sum(1, keepdim=True).clamp(min=1)
+        total = total - (target * log_p).sum()
+        drawn = _draw(log_p.detach(), generator)
+        left = left.scatter(1, drawn.unsqueeze(1), False)
+        read = take(candidates.codes, drawn.unsqueeze(1))[:, 0]
+    return total / clicked.any(1).sum().clamp(min=1)
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
+    uniform = torch.rand(shape, generator=generator, dtype=dtype)
+    return -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
+
+
+def _draw(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a column (B,) from log-probabilities (B, N); one that is ABSENT never comes."""
+    noise = gumbel(tuple(log_p.shape), generator, log_p.dtype)
+    return torch.where(log_p > ABSENT / 2, log_p + noise, 2 * ABSENT).argmax(1)

@@ -1,0 +1,88 @@
+"""How candidates match the interest that behaviour shows, so that it need not be learned from clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgerec_gym.agents.perception.perception import ACTION_COLUMNS, compact
+from edgerec_gym.config import FeedConfig
+
+MATCH_SCALE = 3.0  # brings products of interests and embeddings to order 1
+
+
+class InterestMatch(nn.Module):
+    """How candidates match the interest that behaviour shows, in the space of the shipped embeddings.
+
+    The interest is a sum of the embeddings of past cards, each weighted by what the user did with it and
+    decayed with the events since, shortened to less than 1; the match is its product with the candidate. So
+    this is linear attention that begins as the hand-made rule of
+    :class:`~edgerec_gym.agents.baselines.DeviceGreedy`: that like embeddings are like cards need not be
+    learned from clicks, which are few.
+
+    Args:
+        embedding_size: d.
+        n_action: columns of actions.
+        heads: interests, each with weights and a decay of its own.
+    """
+
+    def __init__(self, embedding_size: int, n_action: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.metric = nn.Parameter(torch.eye(embedding_size))
+        self.weight = nn.Linear(n_action, heads)
+        self.decay = nn.Parameter(torch.linspace(-3.5, -1.0, heads))  # log of the rate per event
+
+    def forward(self, candidates: Tensor, items: Tensor, actions: Tensor, present: Tensor) -> Tensor:
+        """Match.
+
+        Args:
+            candidates: (B, K, d) embeddings.
+            items: (B, L, d) embeddings of past cards, oldest first.
+            actions: (B, L, A) what the user did with them.
+            present: (B, L) bool; what is absent comes last.
+
+        Returns:
+            (B, K, heads) of order 1, zero where there is no behaviour.
+        """
+        events = torch.arange(present.shape[1], device=present.device)
+        age = (present.sum(1, keepdim=True) - 1 - events).clamp(min=0).to(items.dtype)  # (B, L)
+        weight = self.weight(actions) * torch.exp(-age.unsqueeze(-1) * self.decay.exp())
+        interest = items.transpose(1, 2) @ (weight * present.unsqueeze(-1))  # (B, d, heads)
+        # The root of zero has no slope.
+        length = (interest.square().sum(1, keepdim=True) + 1e-12).sqrt()
+        return MATCH_SCALE * candidates @ self.metric @ (interest / (1 + length))
+
+
+class BehaviourMatch(nn.ModuleDict):
+    """Match with the interest of each history of the observation.
+
+    Args:
+        config: gives the sizes.
+        sequences: histories to read; with none it is empty, and must not be called.
+        actions: whether to read what the user did, not only with which cards.
+    """
+
+    def __init__(self, config: FeedConfig, sequences: Sequence[str], actions: bool = True) -> None:
+        super().__init__(
+            {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in sequences}
+        )
+        self.embedding_size, self.n_features = config.embedding_size, config.n_item_features
+        self.actions = actions
+
+    @property
+    def size(self) -> int:
+        """Columns of the result."""
+        return sum(match.heads for match in self.values() if isinstance(match, InterestMatch))
+
+    def forward(self, observation: dict[str, Tensor], cards: Tensor) -> Tensor:
+        """Match of cards (B, K, at least d), embeddings first, (B, K, size)."""
+        d, parts = self.embedding_size, []
+        for name, match in self.items():
+            history, present = compact(observation[name])
+            actions = history[..., -ACTION_COLUMNS[name] :]
+            known = actions if self.actions else torch.zeros_like(actions)
+            parts.append(match(cards[..., :d], history[..., :d], known, present))
+        return torch.cat(parts, -1)

@@ -1,0 +1,298 @@
+"""Heterogeneous user behaviour sequence modelling (HUBSM; Gong et al., EdgeRec, CIKM'20, section 4.1).
+
+What was exposed and what was opened are two sequences, since exposures are many and page views few. Cards
+and the actions on them are encoded apart and fused after encoding, since attention compares cards with cards:
+four GRUs in all. The decay of an action is not a feature: rows hold the slot at which they happened, so a row
+never changes and a new event costs one step of a GRU (:meth:`Perception.append`), however long the session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path
+from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, FeedSizes
+
+LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
+BASE_CTR, BASE_CVR = 1, 2  # item scalars, after the embedding
+ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}  # last of a row
+SEQUENCES = tuple(ACTION_COLUMNS)
+
+
+def base_logit(items: Tensor, embedding_size: int) -> Tensor:
+    """Logit of the base ctr of item features (..., F); (...)."""
+    return torch.logit(items[..., embedding_size + BASE_CTR], 1e-4)
+
+
+def card_features(cards: Tensor, embedding_size: int) -> Tensor:
+    """Cards (..., F + T) with the base ctr as a logit of order 1, zero where there is no card."""
+    at = embedding_size + BASE_CTR
+    present = (cards != 0).any(-1, keepdim=True)
+    logit = base_logit(cards, embedding_size).unsqueeze(-1) / LOGIT_SCALE
+    return torch.cat((cards[..., :at], logit * present, cards[..., at + 1 :]), -1)
+
+
+def candidate_cards(pool: Tensor, n_types: int) -> Tensor:
+    """Pool rows (..., F) as goods cards (..., F + T), so that candidates and history are alike."""
+    types = pool.new_zeros((*pool.shape[:-1], n_types))
+    types[..., 0] = (pool != 0).any(-1)
+    return torch.cat((pool, types), -1)
+
+
+def to_front(present: Tensor) -> tuple[Tensor, Tensor]:
+    """Order (B, L) int64 that brings the present rows (B, L) to the front, and their number (B,)."""
+    return torch.argsort((~present).to(torch.int8), dim=1, stable=True), present.sum(1)
+
+
+def take(rows: Tensor, order: Tensor) -> Tensor:
+    """Rows (B, L, W) in the order (B, K) int64; (B, K, W)."""
+    return rows.gather(1, order.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+def compact(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring the rows of (B, L, W) that are not padding to the front, in their order.
+
+    Returns:
+        The rows (B, K, W), K the longest sequence and at least 1, and which are there, (B, K) bool.
+    """
+    order, count = to_front((rows != 0).any(-1))
+    longest = max(1, int(count.max()))
+    present = torch.arange(longest, device=rows.device) < count.unsqueeze(1)
+    return take(rows, order[:, :longest]), present
+
+
+@dataclass(frozen=True)
+class BehaviourCodes:
+    """One encoded sequence of B sessions; padding comes last, is not `present`, and holds anything.
+
+    Attributes:
+        items: (B, L, H) float32 codes of the cards: what attention compares.
+        values: (B, L, 2 H) float32 codes of cards and actions (or (B, L, H) without actions).
+        present: (B, L) bool.
+    """
+
+    items: Tensor
+    values: Tensor
+    present: Tensor
+
+
+@dataclass
+class SequenceState:
+    """One sequence of B sessions so far, encoded; `append` changes it in place.
+
+    Attributes:
+        hidden: (layers, B, H) float32 state of the card encoder.
+        action_hidden: (layers, B, H) float32 state of the action encoder.
+        items: (B, L, H) float32 ring of the last L codes of cards; event number n stands at n mod L.
+        actions: (B, L, H) float32 ring of the codes of actions.
+        count: (B,) int64 events so far.
+    """
+
+    hidden: Tensor
+    action_hidden: Tensor
+    items: Tensor
+    actions: Tensor
+    count: Tensor
+
+
+class SequenceEncoder(nn.Module):
+    """Encode one behaviour sequence: a GRU over the cards, another over the actions on them.
+
+    Args:
+        n_card: F + T.
+        n_action: columns of actions, the slot included.
+        embedding_size: d.
+        length: rows that are remembered (L).
+        hidden: H.
+        layers: of each GRU.
+        with_actions: False leaves the actions out (the paper's ablation).
+    """
+
+    def __init__(
+        self,
+        n_card: int,
+        n_action: int,
+        embedding_size: int,
+        length: int,
+        hidden: int,
+        layers: int,
+        with_actions: bool,
+    ) -> None:
+        super().__init__()
+        self.n_card, self.embedding_size, self.length, self.hidden = n_card, embedding_size, length, hidden
+        self.layers = layers
+        self.cards = nn.GRU(n_card, hidden, layers, batch_first=True)
+        self.actions = nn.GRU(n_action, hidden, layers, batch_first=True) if with_actions else None
+
+    @property
+    def value_size(self) -> int:
+        """Width of the fused codes."""
+        return self.hidden * (1 if self.actions is None else 2)
+
+    def forward(self, rows: Tensor) -> BehaviourCodes:
+        """Encode rows (B, L, W), oldest first; rows of zeros, wherever they stand, are padding."""
+        return self.encode(*compact(rows))
+
+    def encode(self, rows: Tensor, present: Tensor) -> BehaviourCodes:
+        """Encode rows (B, K, W) that are `present` (B, K) first, as :func:`compact` gives them."""
+        begun = present[:, 0]  # many sessions have no page view yet: a GRU need not read their padding
+        cards = card_features(rows[begun, :, : self.n_card], self.embedding_size)
+        values = [self.cards(cards)[0]]
+        if self.actions is not None:
+            values.append(self.actions(rows[begun, :, self.n_card :])[0])
+        codes = rows.new_zeros(*rows.shape[:2], self.value_size).index_put((begun,), torch.cat(values, -1))
+        return BehaviourCodes(codes[..., : self.hidden], codes, present)
+
+    def start(self, sessions: int) -> SequenceState:
+        """Return the state of sessions in which nothing has happened."""
+        hidden = torch.zeros(self.layers, sessions, self.hidden)
+        ring = torch.zeros(sessions, self.length, self.hidden)
+        count = torch.zeros(sessions, dtype=torch.int64)
+        return SequenceState(hidden, hidden.clone(), ring, ring.clone(), count)
+
+    def append(self, state: SequenceState, sessions: Tensor, rows: Tensor) -> None:
+        """Add one event (R, W) to each of some sessions (R,) int64, in place; one step of each GRU."""
+        cards = card_features(rows[:, : self.n_card], self.embedding_size).unsqueeze(1)
+        place = state.count[sessions] % self.length
+        code, hidden = self.cards(cards, state.hidden[:, sessions].contiguous())
+        state.hidden[:, sessions] = hidden
+        state.items[sessions, place] = code[:, 0]
+        if self.actions is not None:
+            actions = rows[:, self.n_card :].unsqueeze(1)
+            code, hidden = self.actions(actions, state.action_hidden[:, sessions].contiguous())
+            state.action_hidden[:, sessions] = hidden
+            state.actions[sessions, place] = code[:, 0]
+        state.count[sessions] += 1
+
+    def codes(self, state: SequenceState) -> BehaviourCodes:
+        """Codes of the last L events, oldest first, as :meth:`forward` gives them."""
+        present = torch.arange(self.length) < state.count.clamp(max=self.length).unsqueeze(1)
+        oldest = (state.count - self.length).clamp(min=0)
+        order = (oldest.unsqueeze(1) + torch.arange(self.length)) % self.length
+        items = take(state.items, order)
+        values = items if self.actions is None else torch.cat((items, take(state.actions, order)), -1)
+        return BehaviourCodes(items, values, present)
+
+
+PerceptionState = dict[str, SequenceState]
+
+
+class Perception(nn.Module):
+    """Both behaviour sequences, encoded: all at once, or event by event.
+
+    :meth:`forward` reads the environment's observation, whose histories hold the last rows of the session.
+    :meth:`append` reads one event and remembers the session from its first event on. The two agree to
+    rounding as long as a session is no longer than the history; after that the second remembers more.
+
+    Args:
+        config: gives the sizes.
+        hidden: of every GRU.
+        layers: of every GRU (the paper has 3).
+        sequences: of "exposures" and "page_views".
+        with_actions: False leaves the actions out.
+    """
+
+    def __init__(
+        self,
+        config: FeedSizes,
+        hidden: int = 32,
+        layers: int = 1,
+        sequences: tuple[str, ...] = SEQUENCES,
+        with_actions: bool = True,
+    ) -> None:
+        super().__init__()
+        lengths = dict(zip(SEQUENCES, (config.exposure_history, config.page_view_history), strict=True))
+        self.encoders = nn.ModuleDict(
+            {
+                name: SequenceEncoder(
+                    config.n_item_features + config.n_types,
+                    ACTION_COLUMNS[name],
+                    config.embedding_size,
+                    lengths[name],
+                    hidden,
+                    layers,
+                    with_actions,
+                )
+                for name in sequences
+            }
+        )
+
+    def encoder(self, name: str) -> SequenceEncoder:
+        """Return the encoder of a sequence."""
+        encoder = self.encoders[name]
+        assert isinstance(encoder, SequenceEncoder)
+        return encoder
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the sequences that are encoded."""
+        return tuple(self.encoders)
+
+    def forward(self, observation: dict[str, Tensor]) -> dict[str, BehaviourCodes]:
+        """Encode the histories of an observation, each (B, L, W) float32."""
+        return {name: self.encoder(name)(observation[name]) for name in self.sequences}
+
+    def start(self, sessions: int = 1) -> PerceptionState:
+        """Return the state of sessions in which nothing has happened."""
+        return {name: self.encoder(name).start(sessions) for name in self.sequences}
+
+    @torch.no_grad()
+    def append(self, state: PerceptionState, name: str, sessions: Tensor, rows: Tensor) -> None:
+        """Add one event to each of some sessions, in place, in a time that does not grow with the session.
+
+        Args:
+            state: of all sessions.
+            name: "exposures" or "page_views".
+            sessions: (R,) int64, each at most once.
+            rows: (R, W) float32, rows as the observation holds them.
+        """
+        self.encoder(name).append(state[name], sessions, rows)
+
+    def codes(self, state: PerceptionState) -> dict[str, BehaviourCodes]:
+        """Codes of what has happened, as :meth:`forward` gives them."""
+        return {name: self.encoder(name).codes(part) for name, part in state.items()}
+
+
+def save_state(path: str | Path, state: PerceptionState) -> None:
+    """Write what the phone keeps between two starts of the app, atomically, as safetensors."""
+    tensors = {
+        f"{name}.{field}": tensor.detach().contiguous()
+        for name, part in state.items()
+        for field, tensor in vars(part).items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_state(path: str | Path, perception: Perception) -> PerceptionState:
+    """Read a state; InputError names the file, and the tensor that does not fit `perception`."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+    counts = tensors.get(f"{perception.sequences[0]}.count") if perception.sequences else None
+    state = perception.start(0 if counts is None else len(counts))
+    expected = {f"{name}.{field}": (name, field) for name, part in state.items() for field in vars(part)}
+    for key in sorted(expected.keys() | tensors.keys()):
+        if key not in expected or key not in tensors:
+            raise InputError(f"{path}: tensor {key!r} does not fit; another model saved it")
+        name, field = expected[key]
+        wanted, found = getattr(state[name], field), tensors[key]
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise InputError(
+                f"{path}: {key!r} is {found.dtype} {list(found.shape)}; "
+                f"this model needs {wanted.dtype} {list(wanted.shape)}"
+            )
+        if not torch.isfinite(found).all() or (field == "count" and (found < 0).any()):
+            raise InputError(f"{path}: {key!r} holds values that are not finite or negative counts")
+        setattr(state[name], field, found)
+    return state

@@ -1,0 +1,1 @@
+"""MaskablePPO with the pointer policy."""

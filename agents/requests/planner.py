@@ -1,0 +1,275 @@
+"""When to request a page: where the score of a request exceeds its price (the budget's shadow price).
+
+To spend B requests on N moments with effects tau, max sum z_i tau_i subject to sum z_i <= B is solved by
+z_i = 1 where tau_i exceeds the (1 - B / N) quantile of tau. So every rule is a score and a price: uplift
+(AdaRequest, KDD'22), outcome, change of intent, chance, the true effect. A price is fixed, or moved by
+a :class:`PriceController`, which spends one budget across all sessions that a service has at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents.requests.dqn import DQNScore
+from edgerec_gym.agents.requests.effects import TRACKS, Futures
+from edgerec_gym.agents.requests.scores import Score, UpliftScore
+from edgerec_gym.agents.requests.train import load_model
+from edgerec_gym.errors import InputError
+from edgerec_gym.policy import Explanation, Observation
+from edgerec_gym.runs import Run, read_run
+from edgerec_gym.spaces import CONTEXT
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+SLOT, PAGE_AGE, PAGE_REQUESTED = (CONTEXT.index(name) for name in ("slot", "page_age", "page_requested"))
+NEVER = np.inf
+
+
+def price_of(quantiles: np.ndarray, rate: float) -> float:
+    """Price at which a share `rate` of the moments is chosen.
+
+    Args:
+        quantiles: of replayed scores, evenly spaced from the smallest to the largest.
+        rate: 0 = never, 1 = always.
+
+    Raises:
+        InputError: rate out of range, or quantiles that are not finite or do not rise.
+    """
+    quantiles = np.asarray(quantiles, np.float64)
+    if len(quantiles) < 2 or not np.isfinite(quantiles).all() or (np.diff(quantiles) < 0).any():
+        raise InputError("quantiles of replayed scores must be two or more finite numbers that do not fall")
+    if not 0 <= rate <= 1:
+        raise InputError(f"rate = {rate} must be a share of the moments, 0 to 1")
+    if rate == 0:
+        return NEVER
+    if rate == 1:
+        return -NEVER
+    return float(np.interp(1 - rate, np.linspace(0, 1, len(quantiles)), quantiles))
+
+
+class PriceController:
+    """Move the price so that a service spends a budget of requests a tick, whatever the traffic.
+
+    The price comes before the scores of a tick: it is the quantile of the scores of the ticks before that
+    would spend the budget on as many moments as the last tick had. What was spent too much or too little is
+    paid back over the next `recover` ticks, so the sum follows the budget also when traffic jumps.
+
+    Args:
+        budget: requests a tick for all sessions together, at least 0; 0 = never.
+        quantiles: of replayed scores, for the first tick.
+        recover: ticks in which a difference is paid back.
+        window: ticks whose scores are remembered.
+        most: requests of one tick at most, as a multiple of the budget: the best ones are granted.
+
+    Attributes:
+        spent: requests so far.
+        allowed: budget so far.
+        price: of the last tick.
+    """
+
+    def __init__(
+        self,
+        budget: float,
+        quantiles: np.ndarray,
+        *,
+        recover: int = 4,
+        window: int = 2,
+        most: float = 1.5,
+    ) -> None:
+        if not np.isfinite(budget) or budget < 0:
+            raise InputError(f"budget = {budget} requests a tick must be a number of at least 0")
+        if recover < 1 or window < 1 or not most >= 1:
+            raise InputError(f"recover = {recover}, window = {window} and most = {most} must be at least 1")
+        price_of(quantiles, 0.5)
+        self.budget, self.recover, self.most = budget, recover, most
+        self.spent, self.allowed = 0, 0.0
+        self._recent: deque[np.ndarray] = deque([np.asarray(quantiles, np.float64)], maxlen=window)
+        self.price = NEVER  # of the last tick
+        self._moments = 0
+
+    def grant(self, scores: np.ndarray) -> np.ndarray:
+        """Choose among the moments of one tick: scores (n,) -> (n,) bool."""
+        moments = self._moments or len(scores)
+        owed = self.allowed - self.spent
+        target = max(0.0, self.budget + owed / self.recover) if self.budget else 0.0
+        rate = min(1.0, target / max(moments, 1))
+        if rate in (0, 1):
+            price = NEVER if rate == 0 else -NEVER
+        else:
+            price = float(np.quantile(np.concatenate(self._recent), 1 - rate))
+        self.price = price
+        chosen = scores >= price
+        cap = int(np.ceil(self.most * self.budget))
+        if chosen.sum() > cap:
+            best = np.argsort(-scores, kind="stable")[:cap]
+            chosen = np.zeros(len(scores), np.bool_)
+            chosen[best] = True
+        self.spent += int(chosen.sum())
+        self.allowed += self.budget
+        if len(scores):
+            self._recent.append(np.asarray(scores, np.float64))
+            self._moments = len(scores)
+        return chosen
+
+
+class RequestPlanner:
+    """Request where the score exceeds the price, else keep; plays EdgeFeedRequest-v0 and EdgeFeed-v0.
+
+    Args:
+        name: of the policy.
+        score: of a request now.
+        price: in units of the score, or a controller.
+        cool_down: slots between a request and the next one, at least.
+        per_session: requests of one session, at most; None = no limit.
+
+    Raises:
+        InputError: numbers out of range, or a score that is not a number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        score: Score,
+        price: float | PriceController,
+        *,
+        cool_down: int = 0,
+        per_session: int | None = None,
+    ) -> None:
+        if isinstance(price, float) and np.isnan(price):
+            raise InputError("price must be a number")
+        if cool_down < 0 or (per_session is not None and per_session < 0):
+            raise InputError(f"cool_down = {cool_down} and per_session = {per_session} must not be negative")
+        self.name, self.score, self.price = name, score, price
+        self.cool_down, self.per_session = cool_down, per_session
+        self._slot = np.zeros(0)
+        self._asked = np.zeros(0, np.int64)
+        self._since = np.zeros(0, np.int64)
+        self._weighed = np.zeros(0)  # (B,) last scores, nan where none was needed
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the rows where `mask` (B,) is True."""
+        if len(self._slot) != len(mask):  # another batch
+            self._slot, self._asked = np.zeros(len(mask)), np.zeros(len(mask), np.int64)
+            self._since = np.zeros(len(mask), np.int64)
+        self._slot[mask] = -1
+        self._asked[mask] = 0
+        self._since[mask] = self.cool_down
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64; the request is the last action of both tracks."""
+        mask, slot = observation["action_mask"], observation["context"][:, SLOT]
+        moves = slot != self._slot  # sessions that have ended stand still, and cost nothing
+        self._slot = slot.copy()
+        able = moves & (mask[:, -1] > 0) & (self._since >= self.cool_down)
+        if self.per_session is not None:
+            able &= self._asked < self.per_session
+        chosen = np.zeros(len(slot), np.bool_)
+        rows = np.flatnonzero(able)
+        self._weighed = np.full(len(slot), np.nan)
+        chosen[rows] = self._choose(observation, rows)
+        self._since = np.where(chosen, 0, self._since + 1)
+        self._asked += chosen
+        return np.where(chosen, mask.shape[1] - 1, mask.argmax(axis=1))
+
+    def explain(self, row: int) -> Explanation:
+        """Tell score and price of the last call in one row; no score where a request was out of question."""
+        score = float(self._weighed[row])
+        price = self.price.price if isinstance(self.price, PriceController) else float(self.price)
+        return Explanation(uplift=None if np.isnan(score) else score, price=price)
+
+    def _choose(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self.price, float) and self.price == NEVER:
+            return np.zeros(len(rows), np.bool_)
+        scores = self._scores(observation, rows) if len(rows) else np.zeros(0)
+        self._weighed[rows] = scores
+        if np.isnan(scores).any():
+            row = rows[np.isnan(scores)][0]
+            raise InputError(f"policy {self.name!r}: the score of row {row} is not a number")
+        if isinstance(self.price, PriceController):
+            return self.price.grant(scores)
+        return scores > self.price
+
+    def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.score({key: values[rows] for key, values in observation.items()}))
+
+
+class TrueEffectPlanner(RequestPlanner):
+    """The oracle: the score is the true effect, in reward units; binds to synthetic users.
+
+    Args:
+        price: in reward units.
+        horizon: slots that the effect looks ahead.
+        continuations: of each moment, see :class:`~edgerec_gym.agents.requests.effects.Futures`.
+        cool_down: as of :class:`RequestPlanner`.
+    """
+
+    def __init__(self, price: float, horizon: int = 15, continuations: int = 6, cool_down: int = 0) -> None:
+        super().__init__("true-effect", _unbound, price, cool_down=cool_down)
+        self.horizon, self.continuations = horizon, continuations
+        self._futures: Futures | None = None
+
+    def bind(self, env: EdgeFeedVectorEnv) -> None:
+        """Take the environment whose latent state is read; InputError unless its users are synthetic."""
+        feed = env.unwrapped
+        # Keys of its own: under the session's key it would know the luck to come, which nobody can know.
+        self._futures = Futures(feed.batch, (self.horizon,), self.continuations, own_key=False)
+        self._weights = np.array(feed.config.reward.outcome_weights)
+
+    def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        if self._futures is None:
+            return _unbound(observation)
+        return self._futures.effects(rows).tau[:, 0] @ self._weights
+
+
+def _unbound(observation: Observation) -> np.ndarray:
+    raise InputError("bind the oracle to an environment first: policy.bind(env)")
+
+
+class OneExtra:
+    """One extra request at the middle of each automatic page: what the published 32 % refer to."""
+
+    name = "one-extra"
+    stateless = True
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: the observation holds all there is to know."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (B,) int64; the request is the last action of both tracks."""
+        mask, context = observation["action_mask"], observation["context"]
+        due = (context[:, PAGE_AGE] >= 0.5) & (context[:, PAGE_REQUESTED] == 0)
+        return np.where(due & (mask[:, -1] > 0), mask.shape[1] - 1, mask.argmax(axis=1))
+
+
+def load_planner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
+    """Load an estimator's run to request pages that are estimated to gain more than a request costs.
+
+    Args:
+        folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
+        env: any of the package's environments, of the tracks request or joint; its reward says the cost.
+        threads: torch threads.
+
+    Raises:
+        InputError: nothing there, broken files, or an environment of another track or of other sizes.
+    """
+    feed, run = _fitting(folder, env)
+    score = UpliftScore(load_model(run, feed.config), threads=threads)
+    return RequestPlanner(run.agent, score, -float(feed.config.reward.request))
+
+
+def load_learner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
+    """Load a run of DQN, as :func:`load_planner` does; the cost of a request is in its values."""
+    feed, run = _fitting(folder, env)
+    return RequestPlanner(run.agent, DQNScore(run, feed.config, threads), 0.0)
+
+
+def _fitting(folder: str | Path | Run, env: Any) -> tuple[Any, Run]:
+    feed, run = getattr(env, "unwrapped", env), read_run(folder)
+    if feed.track not in TRACKS:
+        raise InputError(
+            f"{run.folder} requests pages; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}"
+        )
+    return feed, run

@@ -1,0 +1,75 @@
+"""Scores of a request now, from the observation: uplift, outcome, change of intent, a policy, chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgerec_gym.agents.learning.tensors import to_tensors, torch_threads
+from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals
+from edgerec_gym.agents.requests.train import effects_alone, uplift
+from edgerec_gym.agents.requests.uplift_models import UpliftModel
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.policy import Observation
+
+if TYPE_CHECKING:
+    from edgerec_gym.agents.ppo.trained_policy import TrainedPolicy
+
+Score = Callable[[Observation], np.ndarray]  # of an observation (R, ...): (R,), larger = rather request
+
+
+class UpliftScore:
+    """What a request is estimated to gain: the effect, or with `outcome` the outcome after it instead."""
+
+    def __init__(self, network: UpliftModel, outcome: bool = False, threads: int = 1) -> None:
+        self.network, self.outcome, self.threads = network.eval(), outcome, threads
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float32."""
+        seen = readable(observation)
+        if self.outcome:
+            return uplift(self.network, seen, self.threads).mu1.numpy()
+        return effects_alone(self.network, seen, self.threads)
+
+
+class IntentScore:
+    """How far the interest has moved from what the page was ranked for, in 0..2."""
+
+    def __init__(self, config: FeedConfig) -> None:
+        self.config = config
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float32."""
+        with torch_threads(1), torch.inference_mode():
+            return intent_signals(to_tensors(observation), self.config)[:, SIGNALS.index("change")].numpy()
+
+
+class PolicyScore:
+    """How probable a trained stochastic policy of EdgeFeedRequest-v0 finds a request, in log-odds."""
+
+    def __init__(self, policy: TrainedPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float32."""
+        found = self.policy.log_probabilities(observation)
+        return found[:, 1] - found[:, 0]
+
+
+class ChanceScore:
+    """Uniform in 0..1: with the price 1 - p each moment is chosen with probability p."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Score (R,) float64."""
+        return self.generator.random(len(observation["context"]))
+
+
+def readable(observation: Observation) -> Observation:
+    """The part of an observation that uplift estimators were trained on."""
+    return {key: values for key, values in observation.items() if key not in ("cards", "action_mask")}

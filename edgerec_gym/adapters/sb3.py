@@ -1,0 +1,156 @@
+"""stable-baselines3 VecEnv straight over the batch: no wrapper and no process per environment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.registration import SLATE, track_of
+from edgerec_gym.vector_env import EdgeFeedVectorEnv
+
+try:
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError:
+    raise MissingExtraError("edgerec_gym.adapters.sb3", "train") from None
+
+Indices = int | Iterable[int] | None
+
+
+def make_vec_env(
+    id_or_track: str,
+    num_envs: int,
+    *,
+    seed: int | None = 0,
+    scenario: Any = "default",
+    users: str = "learned",
+    **kwargs: Any,
+) -> FeedVecEnv:
+    """Make a stable-baselines3 VecEnv of `num_envs` feeds.
+
+    Args:
+        id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request"; not
+            EdgeFeedSlate-v0, whose actions stable-baselines3 has no algorithm for.
+        num_envs: number of environments.
+        seed: row i of the first reset is seeded `seed + i`; None draws one.
+        scenario: as in EdgeFeedVectorEnv.
+        users: as in EdgeFeedVectorEnv.
+        **kwargs: other arguments of EdgeFeedVectorEnv, any FeedConfig field among them.
+
+    Raises:
+        MissingExtraError: stable-baselines3 is not installed (when this module is imported).
+        InputError: as EdgeFeedVectorEnv.
+    """
+    track = track_of(id_or_track)
+    if track == SLATE:
+        raise InputError(
+            "stable-baselines3 takes no plans (its algorithms have no Dict actions): use EdgeFeed-v0, or "
+            "EdgeFeedSlate-v0 with gym.make_vec"
+        )
+    venv = EdgeFeedVectorEnv(
+        num_envs,
+        track=track,
+        scenario=scenario,
+        users=users,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        **kwargs,
+    )
+    env = FeedVecEnv(venv)
+    if seed is not None:
+        env.seed(seed)
+    return env
+
+
+class FeedVecEnv(VecEnv):
+    """A batch of feeds as stable-baselines3 wants it, action masks included.
+
+    An `info` is empty except in rows that just ended: those have "terminal_observation",
+    "TimeLimit.truncated" and, as from VecMonitor, "episode" with return r, length l and seconds t. The
+    observation returned for such a row is the first of its next episode.
+
+    Args:
+        venv: a vector environment with SAME_STEP autoreset.
+    """
+
+    def __init__(self, venv: EdgeFeedVectorEnv) -> None:
+        if venv.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise InputError(f"FeedVecEnv needs autoreset_mode SAME_STEP, got {venv.autoreset_mode.name}")
+        self.venv = venv
+        super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
+        self._actions = np.zeros(self.num_envs, np.int64)
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._started = time.monotonic()
+
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """Seed row i with `seed + i` at the next reset; None draws a seed."""
+        if seed is None:
+            seed = int(np.random.default_rng().integers(2**31))
+        self._seeds = [seed + row for row in range(self.num_envs)]
+        return self._seeds
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Start an episode in every row."""
+        seeds = self._seeds if self._seeds[0] is not None else None
+        observation, _ = self.venv.reset(seed=seeds, options=self._options[0] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions, (B,) whole numbers, for :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Play one slot in every row; rows that end start their next episode at once."""
+        observation, rewards, terminated, truncated, step_infos = self.venv.step(self._actions)
+        self._returns += rewards
+        self._lengths += 1
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]  # fresh: callers may write to them
+        for row in np.flatnonzero(dones):
+            infos[row] = {
+                "terminal_observation": step_infos["final_obs"][row],
+                "TimeLimit.truncated": bool(truncated[row]),
+                "episode": {
+                    "r": round(float(self._returns[row]), 6),
+                    "l": int(self._lengths[row]),
+                    "t": round(time.monotonic() - self._started, 6),
+                },
+            }
+        self._returns[dones] = 0
+        self._lengths[dones] = 0
+        return observation, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the batch."""
+        self.venv.close()
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """Return an attribute once for each of the rows; they share one batch, so the values are equal."""
+        single = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+        value = getattr(self.venv, single.get(attr_name, attr_name))
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of the batch; it cannot be set for some rows only."""
+        if sorted(self._get_indices(indices)) != list(range(self.num_envs)):
+            raise InputError(f"{attr_name!r} belongs to the whole batch: set it without indices")
+        setattr(self.venv, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Indices = None, **kwargs: Any) -> list[Any]:
+        """Call a method of the batch once and return each row's part (all of it, if it is not by row)."""
+        result = getattr(self.venv, method_name)(*args, **kwargs)
+        by_row = isinstance(result, (np.ndarray, tuple, list)) and len(result) == self.num_envs
+        return [result[row] if by_row else result for row in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
+        """Tell whether rows are wrapped; True for Monitor, whose "episode" entry is in the infos."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]

@@ -1,0 +1,139 @@
+"""Who answers: the protocol between the feed and its users, batch first.
+
+The feed shows the users a :class:`Focus` (the focused card among its neighbours) and gets back a
+*response* row of :data:`RESPONSE_SIZE` float32 numbers, in the units of the observation:
+
+| columns | content |
+| --- | --- |
+| 0..5 | exposure actions e1..e6 (EdgeRec, Table 1), each in 0..1 |
+| 6 | click, 0 or 1 |
+| 7..17 | page-view actions d1..d11, each in 0..1; all zero without a click; d3 is *buy* |
+| 18 | leave, 0 or 1 |
+| 19 | probability of the click before it was drawn |
+| 20 | probability of a purchase (click and buy) before anything was drawn |
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from edgerec_gym.compiled.arrays import BoolVector, Float32Cube, Float32Matrix, Int32Matrix, UInt64Vector
+from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.config import FeedConfig
+
+N_EXPOSURE_ACTIONS = 6  # e1 duration, e2 count, e3 speed, e4 scroll duration, e5 scrolls, e6 delete reason
+N_PAGE_VIEW_ACTIONS = 11  # d1 duration, d2 cart, d3 buy, d4 favourite, ... d11 recommendation
+CLICK = 6
+PAGE_VIEW = 7
+BUY = PAGE_VIEW + 2
+LEAVE = 18
+CLICK_PROBABILITY = 19
+PURCHASE_PROBABILITY = 20
+RESPONSE_SIZE = 21
+
+EXPOSURE_ACTIONS = ("duration", "count", "scroll_speed", "scroll_duration", "scroll_count", "delete_reason")
+PAGE_VIEW_ACTIONS = (
+    "duration",
+    "cart",
+    "buy",
+    "favorite",
+    "comment",
+    "select_sku",
+    "ask_everyone",
+    "customer_service",
+    "detail",
+    "shop",
+    "recommendation",
+)
+
+# Durations are categorical: bucket b of n is stored as b / (n - 1).
+DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # of exposure durations, seconds; the last bucket is open
+PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # of page-view durations
+DWELL_BUCKETS, PAGE_VIEW_BUCKETS = len(DWELL_EDGES) + 1, len(PAGE_VIEW_EDGES) + 1
+COUNT_LEVELS = 4  # exposure count 1..4 and scroll count 1..4, stored as (count - 1) / 3
+SPEED_LEVELS = 5  # scroll speed and scroll duration
+DELETE_REASONS = ("none", "dislike", "seen")  # stored as index / 2
+
+WINDOW = 5  # cards in a focus: two before, the focused one, two after
+FOCUSED = 2  # its place in the window
+
+# Columns of Focus.context
+SLOT, PAGE_AGE, PAGE_REQUESTED, HOUR, N_EXPOSURES, N_PAGE_VIEWS, SINCE_PAGE_VIEW, LAST_CLICKED = range(8)
+CONTEXT_SIZE = 8
+
+# Columns of Focus.pages: means over the cards of a page, and how many there are.
+PAGE_SUMMARY = ("price_level", "base_logit", "base_cvr", "freshness", "size")
+
+
+class Focus(NamedTuple):
+    """What the user looks at, batch first; observables only (B rows, F item features, T types).
+
+    Attributes:
+        active: (B,) bool; rows that answer. The others' fields are stale and must be ignored.
+        cards: (B, >= 5, F + T) float32; two cards before, the focused card, two after (and cards further on,
+            which users do not look at). Zero where absent.
+        items: (B, >= 5) int32; the same cards as catalogue rows, -1 where absent.
+        context: (B, 8) float32; slot index, slots since the page arrived when the focused card was
+            placed, 1 if that page was requested by the policy, hour 0..23, exposures so far, page
+            views so far, slots since the last page view (max_slots if none), 1 if the card before
+            was clicked.
+        keys: (B,) uint64; episode keys of the random stream.
+        pages: (B, >= 5, 5) float32; of each card's page as the cloud ranked it, known before any answer:
+            means of price level, logit of base ctr, base cvr and freshness over its first page_size
+            candidates, and the logarithm of (cards on the page / page_size), 0 in the environment.
+    """
+
+    active: BoolVector
+    cards: Float32Cube
+    items: Int32Matrix
+    context: Float32Matrix
+    keys: UInt64Vector
+    pages: Float32Cube
+
+
+class UserStart(NamedTuple):
+    """What the cloud ships of the user when a session starts.
+
+    Attributes:
+        features: (B, U) float32 in [-1, 1]; the cloud's long-term embedding, then the profile.
+        hour: (B,) int32 in 0..23.
+    """
+
+    features: np.ndarray
+    hour: np.ndarray
+
+
+class UserModel(Protocol):
+    """Users of the feed: the hidden ground truth, or a simulator learned from logs.
+
+    Users that the feed's own kernel can step have an attribute `kernel_state`, the table of their arrays
+    (:class:`~edgerec_gym.users.synthetic.SyntheticArrays`); all others answer through :meth:`respond`.
+    """
+
+    name: str
+    uncertainty: np.ndarray | None  # (B,) float32 of the answer given last; None if not told
+
+    def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
+        """Make room for the state of `num_envs` sessions; called once before anything else.
+
+        `workers` are threads that may share the work of :meth:`respond`.
+        """
+
+    def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
+        """Start new sessions in some rows.
+
+        Args:
+            rows: (R,) int64 indices of the rows to reset.
+            keys: (R,) uint64 episode keys, one for each row.
+            split: index into :data:`edgerec_gym.compiled.random_stream.SPLITS`.
+        """
+
+    def respond(self, focus: Focus, response: np.ndarray) -> None:
+        """Answer the focused cards of the active rows and advance those users' states.
+
+        Args:
+            focus: what is looked at.
+            response: (B, RESPONSE_SIZE) float32, written in place for active rows only.
+        """

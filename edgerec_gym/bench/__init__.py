@@ -1,0 +1,1 @@
+"""The benchmark: tracks, their policies and rows, comparisons, the leaderboard."""

@@ -1,0 +1,374 @@
+"""The track joint: all three decisions on EdgeFeed-v0, together and alone, and ablations.
+
+A re-ranker, ESAN and an uplift model learn from logs; MaskablePPO and the EdgeRec agent learn by playing the
+learned users of the scenario. All are scored on synthetic users that training never saw (split `eval`, common
+random numbers). Ablations are the jointly trained agent with a rule changed, or trained without page views, or
+with a cloud that hears of behaviour late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.agents.edgerec import load
+from edgerec_gym.agents.edgerec.agent import EdgeRec
+from edgerec_gym.agents.edgerec.judges import load_parts
+from edgerec_gym.agents.edgerec.rules import rules_from
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.bench.figures import (
+    Played,
+    Values,
+    difference,
+    exploitation_gap,
+    gap_closed,
+    mean,
+    ratio,
+    values_of,
+)
+from edgerec_gym.bench.request.track import make_planner
+from edgerec_gym.bench.rerank import BRIEFLY, make_diverse, make_policy
+from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
+from edgerec_gym.evaluation.intervals import Interval
+from edgerec_gym.files import make_folder
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.policy import Policy
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import Scenario
+
+ENV_ID = "EdgeFeed-v0"
+KEEP, ORACLE = "keep", "oracle"
+RERANKERS, ESAN, UPLIFT, PPO = ("dnn", "crban"), "esan", "uplift-x", "pointer-ppo"
+PARTS = {  # that the agent is made of, by scenario; first the re-ranker that ranks held-out days best
+    "lite": ("dnn", ESAN, UPLIFT),
+    "default": ("crban", ESAN, UPLIFT),
+}
+JOINT, BLIND = load.AGENT, "edgerec-no-page-views"
+SINGLE = ("greedy", "device-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn")
+INSERT_ONLY, REQUEST_ONLY = "esan + exact, cards only", "uplift-x, requests only"
+TOGETHER, JOINT_PLANS = "parts together", "edgerec, whole plans"
+LEARNED = (  # also on learned users
+    KEEP, "greedy", "device-greedy", *RERANKERS, PPO, TOGETHER, JOINT, JOINT_PLANS,
+)  # fmt: skip
+ABLATIONS: dict[str, dict[str, Any]] = {  # of the jointly trained agent -> rules that differ
+    "edgerec, no re-rank": {"decide": {"order": False}},
+    "edgerec, no insertion": {"decide": {"insert": False}},
+    "edgerec, no request": {"decide": {"request": False}},
+    "edgerec, plans every slot": {"triggers": {"every_slot": True}},
+    "edgerec, plans at page ends": {
+        "triggers": {"click": False, "deletion": False, "quiet_exposures": False}
+    },
+}
+NO_PAGE_VIEWS = "edgerec, no page views"
+STALE = ", stale cloud"  # behaviour reaches it every 20 slots; by default with every request for a page
+STALE_POLICIES = (KEEP, JOINT)
+METRICS = {
+    "clicks": ".3f",
+    "purchases": ".4f",
+    "requests": ".2f",
+    "cards": ".1%",
+    "value": ".3f",
+    "gain_over_keep": "+.3f 95%",
+    "gap_closed": ".0%",
+    "gain_over_best_single": "+.3f 95%",
+    "exploitation_gap": "+.1%",
+    "violations": ".0f",
+}
+ABLATION_METRICS = {"value": ".3f", "cost": "+.3f 95%"}
+
+
+def make_rows(true: Played, learned: Played, stale: Played) -> Rows:
+    """Rows of all policies, of ablations beside the agent, and of the stale cloud."""
+    names = list(dict.fromkeys(name for name, _ in true))
+    single = [name for name in names if name in (*SINGLE, INSERT_ONLY, REQUEST_ONLY)]
+    best = max(single, key=lambda name: values_of(true, name)("value").mean(), default=None)
+    found: Rows = []
+    for name in names:
+        figures = _figures(name, true, learned)
+        if best is not None and name in (TOGETHER, JOINT, JOINT_PLANS, PPO):
+            figures["gain_over_best_single"] = _difference(true, name, true, best)
+        if name in (*ABLATIONS, NO_PAGE_VIEWS, JOINT_PLANS, TOGETHER) and JOINT in names:
+            figures["cost"] = _difference(true, JOINT, true, name)
+        found += _rows(name, figures, values_of(true, name), {"gain_over_best_single": {"single": best}})
+    for name in dict.fromkeys(name for name, _ in stale):
+        figures = {"value": mean(values_of(stale, name)("value"))}
+        if name in names:
+            figures["cost"] = _difference(true, name, stale, name)
+        found += _rows(name + STALE, figures, values_of(stale, name), {})
+    return found
+
+
+def _rows(name: str, figures: dict[str, Interval], own: Values, more: dict[str, dict[str, Any]]) -> Rows:
+    n_seeds, n_sessions = own("value").shape
+    more = {"value": {"by_seed": own("value").mean(axis=1).round(4).tolist()}, **more}
+    return [
+        row(name, metric, interval, n_seeds, n_sessions, **more.get(metric, {}))
+        for metric, interval in figures.items()
+    ]
+
+
+def _difference(one: Played, name: str, other: Played, other_name: str) -> Interval:
+    return difference(values_of(one, name)("value"), values_of(other, other_name)("value"))
+
+
+def _figures(name: str, true: Played, learned: Played) -> dict[str, Interval]:
+    own, keep, oracle = values_of(true, name), values_of(true, KEEP), values_of(true, ORACLE)
+    names = {"clicks": "expected_clicks", "purchases": "expected_purchases", "length": "exposures"}
+    figures = {metric: mean(own(key)) for metric, key in (names | {"requests": "requests"}).items()}
+    figures["cards"] = ratio(own("cards"), own("exposures"))
+    figures["value"] = mean(own("value"))
+    total = float(own("violations").sum())
+    figures["violations"] = {"mean": total, "low": total, "high": total}
+    if name == KEEP:
+        return figures
+    figures["gain_over_keep"] = difference(own("value"), keep("value"))
+    figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
+    if any(known == name for known, _ in learned):
+        mine, kept = values_of(learned, name)("value"), values_of(learned, KEEP)("value")
+        figures["exploitation_gap"] = exploitation_gap(mine, own("value"), kept, keep("value"))
+    return figures
+
+
+def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Header and body of the tables, by title."""
+    costly = {item["policy"] for item in rows if item["metric"] == "cost"} | {JOINT}
+    apart = {*ABLATIONS, NO_PAGE_VIEWS}
+    whole = [r for r in rows if r["policy"] not in apart and not r["policy"].endswith(STALE)]
+    return {
+        ENV_ID: table(whole, METRICS),
+        "ablations; cost: what the agent earns more": table(
+            [r for r in rows if r["policy"] in costly], ABLATION_METRICS
+        ),
+    }
+
+
+POLICIES = (
+    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, TOGETHER, JOINT, JOINT_PLANS, ORACLE,
+    *ABLATIONS, NO_PAGE_VIEWS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train re-rankers and ESAN on.
+        request_sessions: collected with random requests, for the uplift model.
+        sessions: that each policy plays on the ground truth.
+        learned_sessions: that it plays on learned users, at most.
+        steps: slots that MaskablePPO plays.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int
+    request_sessions: int
+    sessions: int
+    learned_sessions: int
+    steps: int
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_FITTED = {"epochs": 6, "batch_size": 256, "learning_rate": 0.003}
+QUICK = Sizes(
+    log_sessions=1200,
+    request_sessions=2000,
+    sessions=400,
+    learned_sessions=200,
+    steps=8192,
+    hyper={
+        **{agent: {"epochs": 1} for agent in (*RERANKERS, ESAN)},
+        UPLIFT: {"behaviour": 4, "epochs": 2},
+        **{
+            agent: {
+                "teach_sessions": 64, "teach_epochs": 6, "updates": 4, "batch_size": 16, "select_every": 2,
+                "select_sessions": 128, "compare_sessions": 64,
+            }
+            for agent in (JOINT, BLIND)
+        },
+    },
+)  # fmt: skip
+FULL = {
+    "lite": Sizes(
+        log_sessions=12_000,
+        request_sessions=30_000,
+        sessions=10_000,
+        learned_sessions=2000,
+        steps=100_000,
+        hyper={**{agent: _FITTED for agent in RERANKERS}, ESAN: {"epochs": 5}},
+    ),
+    "default": Sizes(
+        log_sessions=16_000,
+        request_sessions=20_000,
+        sessions=2000,
+        learned_sessions=1000,
+        steps=50_000,
+        hyper={
+            **{agent: BRIEFLY[agent] for agent in RERANKERS},
+            ESAN: {"epochs": 6, "per_session": 4},
+            **{
+                agent: {
+                    "match": 1.0, "teach_sessions": 192, "batch_size": 32, "select_sessions": 512,
+                    "compare_sessions": 256,
+                }
+                for agent in (JOINT, BLIND)
+            },
+        },
+    ),
+}  # fmt: skip
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def train_all(
+    out: Path,
+    scenario: str,
+    sizes: Sizes,
+    seeds: Sequence[int],
+    agents: Sequence[str],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Collect and train what is missing, several runs at once; finished runs are left as they are."""
+    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
+    collect(
+        out / "request-logs", preset_name=scenario, sessions=sizes.request_sessions, randomise=["request"]
+    )
+    stages = [
+        [(agent, seed) for seed in seeds for agent in agents if (agent in (JOINT, BLIND)) == joint]
+        for joint in (False, True)
+    ]
+    train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
+
+
+def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
+    joint, hyper = agent in (JOINT, BLIND), sizes.hyper.get(agent, {})
+    logs = None if joint or agent == PPO else Path(out) / ("request-logs" if agent == UPLIFT else "logs")
+    train_agent(
+        JOINT if joint else agent,
+        run_folder(Path(out), agent, seed),
+        logs=logs,
+        based_on=[run_folder(Path(out), part, seed) for part in PARTS[scenario]] if joint else (),
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=hyper | ({"page_views": 0} if agent == BLIND else {}),
+        env_id=ENV_ID,
+        scenario=scenario,
+        steps=sizes.steps,
+    )
+
+
+# --- policies, as worker processes make them ----------------------------------------------------------
+
+
+def make_parts(place: Place, runs: list[str], rules: dict[str, Any]) -> Policy:
+    """Return the separately trained parts under the agent's rules."""
+    config = Scenario.load(place.scenario).config.replace(**place.config)
+    return EdgeRec(load_parts([Path(run) for run in runs], config), config, rules_from(rules), TOGETHER)
+
+
+def make_agent(place: Place, run: str, rules: dict[str, Any]) -> Policy:
+    """Return the jointly trained agent with some rules."""
+    env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users, **place.config)
+    return load.load_policy(run, env, rules=rules_from(rules))
+
+
+def make_requests(place: Place, run: str) -> Policy:
+    """Return an uplift model's planner that asks where a request gains more than it costs."""
+    return make_planner(place, run, -float(Scenario.load(place.scenario).config.reward.request))
+
+
+def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
+    """Runs that a policy needs, itself last."""
+    parts = PARTS[scenario]
+    if name in (TOGETHER, INSERT_ONLY):
+        return parts
+    if name in (JOINT, JOINT_PLANS, *ABLATIONS):
+        return (*parts, JOINT)
+    special = {NO_PAGE_VIEWS: (*parts, BLIND), REQUEST_ONLY: (UPLIFT,), "dpp on dnn": ("dnn",)}
+    return special.get(name, (name,) if name in (*RERANKERS, PPO) else ())
+
+
+def needed(names: Sequence[str], scenario: str) -> tuple[str, ...]:
+    """Runs that some policies need, and those that these start from."""
+    return tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name, scenario)))
+
+
+def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
+    """One policy of :data:`POLICIES`, or one's own as module:Class (seed None)."""
+    if seed is None:
+        return Entry(name, make_policy, {"name": name})
+    runs = tuple(run_folder(out, agent, seed) for agent in _agents_of(name, scenario))
+    last = str(runs[-1])
+    if name in (TOGETHER, INSERT_ONLY):
+        rules = {} if name == TOGETHER else {"decide": {"order": False, "request": False}}
+        return Entry(name, make_parts, {"runs": [str(r) for r in runs], "rules": rules}, runs, seed)
+    if name in (JOINT, JOINT_PLANS, NO_PAGE_VIEWS, *ABLATIONS):
+        rules = {"decide": {"joint": True}} if name == JOINT_PLANS else ABLATIONS.get(name, {})
+        return Entry(name, make_agent, {"run": last, "rules": rules}, runs[-1:], seed)
+    if name == REQUEST_ONLY:
+        return Entry(name, make_requests, {"run": last}, runs, seed)
+    if name == "dpp on dnn":
+        return Entry(name, make_diverse, {"kind": "dpp", "run": last}, runs, seed)
+    return Entry(name, make_policy, {"name": last}, runs, seed)
+
+
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str], scenario: str) -> list[Entry]:
+    """Entries of some policies, one for each training seed where there is something to train."""
+    for name in names:
+        if name not in POLICIES and ":" not in name:
+            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
+    return [
+        entry(out, name, seed, scenario)
+        for name in names
+        for seed in (seeds if _agents_of(name, scenario) else (None,))
+    ]
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Rows:
+    """Collect, train, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs and sessions played.
+        scenario: "lite" or "default".
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        policies: of :data:`POLICIES`, or one's own as module:Class; keep and the oracle are always there.
+            None given: all.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Raises:
+        InputError: an unknown policy or scenario.
+    """
+    if scenario not in FULL:
+        raise InputError(
+            f"the track joint needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
+        )
+    out, sizes = make_folder(out), sizes or FULL[scenario]
+    names = tuple(dict.fromkeys((KEEP, ORACLE, *(policies or POLICIES))))
+    wanted = entries(out, range(seeds), names, scenario)
+    train_all(out, scenario, sizes, range(seeds), needed(names, scenario), workers, progress)
+    options: dict[str, Any] = {"workers": workers, "progress": progress}
+    true = played(wanted, Place(ENV_ID, scenario, "synthetic", sizes.sessions), out / "played", **options)
+    place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))
+    learned = played([e for e in wanted if e.policy in LEARNED], place, out / "played", **options)
+    late = Scenario.load(scenario).config.cloud.replace(sync="periodic", sync_period=20).to_dict()
+    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, config={"cloud": late})
+    stale = played([e for e in wanted if e.policy in STALE_POLICIES], place, out / "played", **options)
+    return make_rows(true, learned, stale if JOINT in names else {})

@@ -1,0 +1,89 @@
+"""Learning curves: the checkpoints of a run, played on learned users and on the ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.agents.ppo.train import digest
+from edgerec_gym.agents.registry import load_policy
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.intervals import mean_interval
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.evaluation.report import read_training_curve
+from edgerec_gym.files import read_json, write_json
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.runs import checkpoints, read_run
+from edgerec_gym.scenario import SHIPPED, Scenario
+
+FILE = "learning_curve.json"
+Progress = Callable[[int, int, str], None]
+
+
+def scenario_of(run: str | Path) -> Scenario | None:
+    """The shipped scenario that a run was trained in; None if it is another one."""
+    record = read_run(run).record
+    trained = record.get("scenario")
+    for name in SHIPPED:
+        scenario = Scenario.load(name)
+        if isinstance(trained, dict) and trained.get("sha256") == digest(scenario):
+            return scenario
+    return None
+
+
+def learning_curve(
+    run: str | Path,
+    scenario: str | Scenario,
+    *,
+    sessions: int = 500,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Play the checkpoints of a run that learned by playing an id; they are those of PPO.
+
+    What was played before, with as many sessions and the same seed, is read from the run's file.
+
+    Args:
+        run: the run's folder.
+        scenario: that it was trained in.
+        sessions: of the split `eval` that each checkpoint plays on each kind of users.
+        seed: of the sessions.
+        progress: called with (checkpoints played, in all, users).
+
+    Returns:
+        `training`: the reward while training, as :func:`~edgerec_gym.evaluation.report.read_training_curve` returns it;
+        `checkpoints`: of each its `slots`, and the value of a session by kind of users as {mean, low, high}.
+        The same is written into the run.
+
+    Raises:
+        InputError: no such run, one that did not learn by playing, or a scenario of other sizes.
+    """
+    run = Path(run)
+    scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    record = read_run(run).record
+    if "id" not in record:
+        raise InputError(f"{run} holds the agent {record['agent']!r}, which did not learn by playing an id")
+    told = {"sessions": sessions, "seed": seed, "scenario": scenario.name}
+    earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
+    known = earlier.get("checkpoints", []) if all(earlier.get(k) == v for k, v in told.items()) else []
+    done = {point["slots"]: point for point in known}
+    kinds = ("learned",) if scenario.synthetic is None else ("learned", "synthetic")
+    folders = checkpoints(run)
+    for k, folder in enumerate(folders):
+        slots = read_run(folder).record["steps"]
+        if slots not in done:
+            if progress:
+                progress(k, len(folders), f"checkpoint at {slots:,} slots")
+            policy = load_policy(folder, make_feeds(record["id"], 1, scenario=scenario, users=kinds[0]))
+            done[slots] = {"slots": slots} | {
+                users: mean_interval(
+                    play(policy, env_id=record["id"], scenario=scenario, users=users, sessions=sessions,
+                         seed=seed)["value"], seed
+                )
+                for users in kinds
+            }  # fmt: skip
+    points = [done[slots] for slots in sorted(done)]
+    curve = {**told, "training": read_training_curve(run), "checkpoints": points}
+    write_json(run / FILE, curve)
+    return curve

@@ -1,0 +1,1 @@
+"""The track mix: insertion policies at equal share of the page views."""

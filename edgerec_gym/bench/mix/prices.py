@@ -1,0 +1,125 @@
+"""Equal share: the price at which an insertion policy shows as many cards as another one does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress, content_key, run_jobs
+from edgerec_gym.evaluation.play import Sessions, play
+from edgerec_gym.files import make_folder, read_json, write_json
+
+LOWEST, HIGHEST = -0.7, 1.5  # between which a price is looked for, in reward units
+TOLERANCE = 3e-4  # of the share
+MOST_TRIALS = 14
+
+
+def at_price(entry: Entry, price: float) -> Entry:
+    """Return an entry whose `make` takes a price, at this one."""
+    return replace(entry, arguments=entry.arguments | {"price": price})
+
+
+def cards_seen(sessions: Sessions) -> np.ndarray:
+    """Mix-in cards that were answered, of every session."""
+    return np.sum([values for name, values in sessions.items() if name.startswith("cards_")], axis=0)
+
+
+def share_of(sessions: Sessions) -> float:
+    """Realised share: exposed cards over exposed slots."""
+    return float(cards_seen(sessions).sum() / sessions["exposures"].sum())
+
+
+def play_share(entry: Entry, place: Place) -> float:
+    """Share of cards that an entry shows on the split `train` of a place."""
+    return share_of(
+        play(
+            entry.make(place, **entry.arguments),
+            env_id=place.env_id,
+            scenario=place.scenario,
+            users=place.users,
+            sessions=place.sessions,
+            seed=place.seed,
+            num_envs=place.num_envs,
+            config=place.config,
+            split="train",
+        )
+    )
+
+
+def find_price(entry: Entry, place: Place, target: float) -> float:
+    """Find the price at which an entry shows a share of cards, on the split `train` of a place.
+
+    The share falls with the price; regula falsi (Illinois), always on the same sessions.
+
+    Raises:
+        InputError: no price gives this share.
+    """
+
+    def excess(price: float) -> float:
+        return play_share(at_price(entry, price), place) - target
+
+    low, high = 0.0, 0.1
+    above, below = excess(low), excess(high)
+    while above < 0 and low > LOWEST:
+        low, high, below = 2 * low - 0.1, low, above
+        above = excess(low)
+    while below > 0 and high < HIGHEST:
+        low, high, above = high, 2 * high, below
+        below = excess(high)
+    if above < 0 or below > 0:
+        raise InputError(f"{entry}: no price in {LOWEST} to {HIGHEST} gives a share of {target:.2%}")
+    side = 0
+    for _ in range(MOST_TRIALS):
+        price = low + (high - low) * above / (above - below)
+        found = excess(price)
+        if abs(found) < TOLERANCE:
+            break
+        if found > 0:
+            low, above, below, side = price, found, below / (2 if side > 0 else 1), 1
+        else:
+            high, below, above, side = price, found, above / (2 if side < 0 else 1), -1
+    return price
+
+
+def find_prices(
+    entries: Sequence[Entry],
+    reference: Entry,
+    place: Place,
+    cache: str | Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[Entry]:
+    """Bring entries to the share of a reference, or read the prices that were found before.
+
+    Args:
+        entries: policies whose `make` takes a price.
+        reference: a policy, such as fixed slots.
+        place: its sessions of the split `train` decide.
+        cache: folder of prices.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Returns:
+        The entries at their prices.
+    """
+    folder = make_folder(cache)
+    target = play_share(reference, place)
+    files = [folder / f"{content_key(entry, place)}.json" for entry in entries]
+    waiting = [
+        (entry, place, target, file)
+        for entry, file in zip(entries, files, strict=True)
+        if not file.exists() or read_json(file).get("share") != target
+    ]
+    for done, index in enumerate(run_jobs(_price_one, waiting, workers), 1):
+        if progress:
+            progress(done, len(waiting), f"priced {waiting[index][0]}")
+    return [at_price(entry, read_json(file)["price"]) for entry, file in zip(entries, files, strict=True)]
+
+
+def _price_one(entry: Entry, place: Place, target: float, file: Path) -> None:
+    write_json(file, {"price": find_price(entry, place, target), "share": target})

@@ -1,0 +1,301 @@
+"""The benchmark's track mix: insertion policies at equal share of the page views, trained, priced and played.
+
+ESAN is trained from a log with random insertions, and fine-tuned by playing the learned users of the
+scenario. All policies are scored on synthetic users that training never saw (EdgeFeedMix-v0, split `eval`,
+common random numbers), each at the price at which it shows as many cards as fixed slots do. Prices are
+found on other sessions (split `train`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.agents.baselines import FixedSlot, Keep
+from edgerec_gym.agents.insertion.network_values import NetworkValues
+from edgerec_gym.agents.insertion.policies import REPLAN_AFTER, InsertionPlan, policy_of
+from edgerec_gym.agents.insertion.train import load_network
+from edgerec_gym.agents.insertion.values import TrueValues, ValueModel
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.bench.figures import Played, difference, mean, ratio, values_of
+from edgerec_gym.bench.mix.predictions import score
+from edgerec_gym.bench.mix.prices import at_price, find_prices, share_of
+from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
+from edgerec_gym.evaluation.intervals import Interval, seeds_interval
+from edgerec_gym.files import make_folder
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.policy import Policy
+from edgerec_gym.registration import track_of
+from edgerec_gym.scenario import Scenario
+
+ENV_ID = "EdgeFeedMix-v0"
+KEEP, FIXED = "keep", "fixed-slot"
+EVERY = 5  # slots from one card to the next of the fixed slots whose share all others take
+ABLATIONS: dict[str, dict[str, int]] = {
+    "esan": {},
+    "esan, no surroundings": {"surroundings": 0},
+    "esan, no behaviour": {"behaviour": 0},
+    "esan, neither": {"surroundings": 0, "behaviour": 0},
+}
+TUNED = "esan-pg"
+PLANNERS: dict[str, tuple[str | None, str]] = {  # policy -> run that values cards (None: the truth), solver
+    "greedy": ("esan", "greedy"),
+    "dual threshold": ("esan", "dual"),
+    "esan + beam": ("esan", "beam"),
+    "esan + exact": ("esan", "exact"),
+    "esan + exact, fine-tuned": (TUNED, "exact"),
+    "oracle + exact": (None, "exact"),
+}
+METRICS = {
+    "share": ".2%",
+    "card_click_rate": ".2%",
+    "card_click_rate_gain": "+.1% 95%",
+    "value": ".3f",
+    "gain_over_fixed": "+.3f 95%",
+    "violations": ".0f",
+}
+PREDICTION = {
+    "auc": ".4f 95%",
+    "auc_minus_full": "+.4f 95%",
+    "log_loss": ".4f",
+    "calibration_error": ".4f 95%",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train on.
+        held_sessions: collected besides, whose held-out days judge predictions.
+        sessions: that each policy plays on the ground truth.
+        price_sessions: that decide about a price.
+        frontier_sessions: that each point of the frontier plays.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int
+    held_sessions: int
+    sessions: int
+    price_sessions: int
+    frontier_sessions: int
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+QUICK = Sizes(
+    log_sessions=2000,
+    held_sessions=2000,
+    sessions=400,
+    price_sessions=300,
+    frontier_sessions=100,
+    hyper={"esan": {"epochs": 2}, TUNED: {"updates": 3, "batch_size": 16}},
+)
+FULL = {
+    "lite": Sizes(12_000, 24_000, 10_000, 2000, 1000, {"esan": {"epochs": 6}, TUNED: {"updates": 60}}),
+    "default": Sizes(16_000, 32_000, 10_000, 2000, 1000, {"esan": {"epochs": 6, "per_session": 4}}),
+}
+
+
+def train_all(
+    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
+) -> None:
+    """Collect and train what is missing, several runs at once; finished runs are left as they are."""
+    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
+    collect(
+        out / "held-logs", preset_name=scenario, sessions=sizes.held_sessions, seed=1, randomise=["insert"]
+    )
+    stages = [[(name, seed) for seed in seeds for name in stage] for stage in (tuple(ABLATIONS), (TUNED,))]
+    train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
+
+
+def _train_one(out: str, scenario: str, name: str, seed: int, sizes: Sizes) -> None:
+    agent = TUNED if name == TUNED else "esan"
+    train_agent(
+        agent,
+        run_folder(Path(out), name, seed),
+        logs=None if agent == TUNED else Path(out) / "logs",
+        based_on=[run_folder(Path(out), "esan", seed)] if agent == TUNED else (),
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=sizes.hyper.get(agent, {}) | ABLATIONS.get(name, {}),
+        scenario=scenario,
+    )
+
+
+# --- policies -----------------------------------------------------------------------------------------
+
+
+def make_keep(_: Place) -> Policy:
+    """Return the policy without cards."""
+    return Keep()
+
+
+def make_fixed(place: Place, every: int) -> Policy:
+    """Return fixed slots."""
+    return FixedSlot(track_of(place.env_id), every)
+
+
+def make_planner(place: Place, name: str, run: str | None, solver: str, price: float) -> Policy:
+    """Return a policy of :data:`PLANNERS` at a price."""
+    config = Scenario.load(place.scenario).config.replace(**place.config)
+    values: ValueModel = TrueValues() if run is None else NetworkValues(load_network(run, config))
+    plan = InsertionPlan(name, values, config, solver=solver, price=price)
+    # The oracle reads the user's state anew at every slot.
+    return policy_of(plan, track_of(place.env_id), 1 if run is None else REPLAN_AFTER)
+
+
+def planner_entries(out: Path, seeds: Sequence[int], names: Sequence[str], price: float = 0.0) -> list[Entry]:
+    """Entries of policies of :data:`PLANNERS`, all at one price."""
+    found = []
+    for name in names:
+        run, solver = PLANNERS[name]
+        for seed in (None,) if run is None else seeds:
+            folder = None if run is None or seed is None else run_folder(out, run, seed)
+            arguments = {"name": name, "run": folder and str(folder), "solver": solver, "price": price}
+            found.append(Entry(name, make_planner, arguments, () if folder is None else (folder,), seed))
+    return found
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def make_rows(true: Played, prices: dict[str, list[float]]) -> Rows:
+    """Rows of all policies: share, clicks on cards and value, beside fixed slots."""
+    found: Rows = []
+    for policy in dict.fromkeys(name for name, _ in true):
+        own = values_of(true, policy)
+        n_seeds, n_sessions = own("value").shape
+        for metric, interval in _figures(own, values_of(true, FIXED)).items():
+            more = {"by_seed": own("value").mean(axis=1).round(4).tolist()} if metric == "value" else {}
+            if metric == "share" and policy in prices:
+                more = {"prices": prices[policy]}
+            found.append(row(policy, metric, interval, n_seeds, n_sessions, **more))
+        for metric, name in (("violations", "violations"), ("slots", "exposures")):
+            total = float(own(name).sum())
+            interval = {"mean": total, "low": total, "high": total}
+            found.append(row(policy, metric, interval, n_seeds, n_sessions))
+    return found
+
+
+def _figures(own: Any, fixed: Any) -> dict[str, Interval]:
+    figures = {
+        "share": ratio(own("cards"), own("exposures")),
+        "value": mean(own("value")),
+        "clicks": mean(own("expected_clicks")),
+        "length": mean(own("exposures")),
+        "gain_over_fixed": difference(own("value"), fixed("value")),
+    }
+    if own("cards").any():
+        clicks = [own("expected_card_clicks"), own("cards")]
+        reference = [fixed("expected_card_clicks"), fixed("cards")]
+        figures["card_click_rate"] = ratio(*clicks)
+        figures["card_click_rate_gain"] = seeds_interval(
+            [*clicks, *reference], lambda m: m[..., 0] / m[..., 1] / (m[..., 2] / m[..., 3]) - 1
+        )
+    return figures
+
+
+def prediction_rows(out: Path, seeds: Sequence[int]) -> Rows:
+    """Rows of ESAN and its ablations on held-out random insertions."""
+    runs: dict[str, Sequence[Path]] = {
+        name: [run_folder(out, name, seed) for seed in seeds] for name in ABLATIONS
+    }
+    scored, n_sessions = score(out / "held-logs", runs, "esan")
+    return [
+        row(name, metric, interval, len(seeds), n_sessions)
+        for name, figures in scored.items()
+        for metric, interval in figures.items()
+    ]
+
+
+FRONTIER = (-0.06, -0.03, 0.0, 0.04, 0.1)  # prices beside that of equal share
+FRONTIER_EVERY = (3, 4, 5, 7, 10)
+
+
+def frontier_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries of the first training seed at several prices, and fixed slots at several distances."""
+    found = [Entry(f"{FIXED} @ {every}", make_fixed, {"every": every}) for every in FRONTIER_EVERY]
+    for entry in entries:
+        if entry.seed in (None, 0):
+            for step in FRONTIER:
+                other = at_price(entry, entry.arguments["price"] + step)
+                found.append(replace(other, policy=f"{entry.policy} @ {other.arguments['price']:.4f}"))
+    return found
+
+
+def frontier_rows(points: Played) -> Rows:
+    """Value against share of cards: rows with the metric `frontier`, whose `share` is a column."""
+    rows = []
+    for (name, _), sessions in points.items():
+        policy, _, knob = name.partition(" @ ")
+        interval = mean(sessions["value"][None])
+        more = {"share": share_of(sessions), "knob": float(knob)}
+        rows.append(row(policy, "frontier", interval, 1, len(sessions["value"]), **more))
+    return rows
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Rows:
+    """Collect, train, find prices, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs, prices and sessions played.
+        scenario: "lite" or "default".
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        policies: of :data:`PLANNERS`; keep and fixed slots are always there. None given: all.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Returns:
+        Rows: policies, predictions, and the frontier.
+
+    Raises:
+        InputError: an unknown policy or scenario, or a share that no price gives.
+    """
+    if scenario not in FULL:
+        raise InputError(
+            f"the track mix needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
+        )
+    for name in policies:
+        if name not in PLANNERS:
+            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(PLANNERS)}")
+    out, sizes = make_folder(out), sizes or FULL[scenario]
+    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    free = planner_entries(out, range(seeds), policies or tuple(PLANNERS))
+    fixed = Entry(FIXED, make_fixed, {"every": EVERY})
+    place = Place(ENV_ID, scenario, "synthetic", sizes.price_sessions)
+    priced = find_prices(free, fixed, place, out / "prices", workers=workers, progress=progress)
+    options: dict[str, Any] = {"workers": workers, "progress": progress}
+    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions)
+    true = played([Entry(KEEP, make_keep), fixed, *priced], place, out / "played", **options)
+    prices: dict[str, list[float]] = {}
+    for entry in priced:
+        prices.setdefault(entry.policy, []).append(entry.arguments["price"])
+    place = Place(ENV_ID, scenario, "synthetic", sizes.frontier_sessions)
+    points = played(frontier_entries(priced), place, out / "played", **options)
+    return [*make_rows(true, prices), *prediction_rows(out, range(seeds)), *frontier_rows(points)]
+
+
+def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Header and body of the tables, by title."""
+    scored = [item for item in rows if item["policy"] not in ABLATIONS and item["metric"] != "frontier"]
+    predicted = [item for item in rows if item["policy"] in ABLATIONS]
+    return {
+        f"{ENV_ID}, equal share": table(scored, METRICS),
+        "clicks on held-out random insertions": table(predicted, PREDICTION),
+    }

@@ -1,0 +1,1 @@
+"""The track request: when to request a page."""

@@ -1,0 +1,216 @@
+"""Curves of what is bought against what is requested, and what families of budgets save and gain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgerec_gym.config import RewardConfig
+from edgerec_gym.evaluation.cache import Rows, row
+from edgerec_gym.evaluation.intervals import LEVEL, RESAMPLES, Interval, Statistic, resampled_means
+from edgerec_gym.evaluation.play import Sessions
+
+Played = dict[tuple[str, int | None], Sessions]
+FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and purchases
+    "requests": "requests",
+    "benefit": "",
+    "clicks": "expected_clicks",
+    "purchases": "expected_purchases",
+    "value": "value",
+}
+LEARNERS = ("pointer-ppo", "request-dqn")
+Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # of keep, a rule, a curve
+
+
+def family(policy: str) -> str:
+    """Name of a policy without its budget."""
+    return policy.split(" ")[0]
+
+
+class Curves:
+    """Figures of policies, and the same of resampled training seeds and sessions, drawn once for all of them.
+
+    The bootstrap is that of :func:`~edgerec_gym.evaluation.intervals.seeds_interval`: every resample draws training seeds,
+    then sessions, the same ones for every policy, so differences are paired.
+
+    Args:
+        played: results of `edgerec_gym.evaluation.cache.played`, the same sessions for all.
+        reward: weights of clicks and purchases in "benefit", which leaves the cost of requests out.
+        seed: of the resampling.
+    """
+
+    def __init__(self, played: Played, reward: RewardConfig, seed: int = 0) -> None:
+        self.policies = list(dict.fromkeys(policy for policy, _ in played))
+        self.values = {
+            (policy, figure): _figure(played, policy, figure, reward)
+            for policy in self.policies
+            for figure in FIGURES
+        }
+        self.sessions = next(iter(self.values.values())).shape[1]
+        resampled = resampled_means(
+            np.concatenate(list(self.values.values())).T, np.random.default_rng(seed)
+        )  # (RESAMPLES, all)
+        ends = np.cumsum([len(value) for value in self.values.values()])
+        parts = dict(zip(self.values, np.split(resampled, ends[:-1], axis=1), strict=True))
+        n_seeds = max(len(value) for value in self.values.values())
+        drawn = np.random.default_rng(seed).integers(n_seeds, size=(RESAMPLES, n_seeds))
+        self._means = {
+            key: np.take_along_axis(part, drawn % part.shape[1], axis=1).mean(axis=1)
+            for key, part in parts.items()
+        }
+
+    def mean(self, policy: str, figure: str) -> float:
+        """Mean over seeds and sessions."""
+        return float(self.values[policy, figure].mean())
+
+    def seeds(self, policy: str) -> int:
+        """Training seeds of a policy, 1 if it is not trained."""
+        return len(self.values[policy, "value"])
+
+    def interval(self, keys: Sequence[tuple[str, str]], statistic: Statistic) -> Interval:
+        """95 % interval of a statistic of the means (..., k) of k (policy, figure).
+
+        Its ends are nan where the statistic is not defined in more than 2.5 % of the resamples.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = float(statistic(np.array([self.mean(*key) for key in keys])))
+            values = statistic(np.stack([self._means[key] for key in keys], axis=-1))
+        finite = values[np.isfinite(values)]
+        if not np.isfinite(mean) or len(finite) < len(values) * (1 + LEVEL) / 2:
+            return {"mean": mean, "low": float("nan"), "high": float("nan")}
+        low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return {"mean": mean, "low": float(low), "high": float(high)}
+
+    def members(self, name: str) -> list[str]:
+        """Policies of a family, by rising number of requests."""
+        found = [policy for policy in self.policies if family(policy) == name]
+        return sorted(found, key=lambda policy: self.mean(policy, "requests"))
+
+
+def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> np.ndarray:
+    """One figure of a policy, (seeds, sessions) float64."""
+    sessions = [s for (found, _), s in played.items() if found == policy]
+    if figure == "benefit":
+        parts = [reward.value(s["expected_clicks"], s["expected_purchases"]) for s in sessions]
+    else:
+        parts = [s[FIGURES[figure]] for s in sessions]
+    return np.stack(parts).astype(np.float64)
+
+
+def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
+    """Figures of every policy, and what families of budgets save and gain against rules and learners.
+
+    Args:
+        scored: the sessions of all policies.
+        oracle: those of the oracle, the first of the same sessions.
+        reward: see :class:`Curves`.
+    """
+    curves = Curves(scored, reward)
+    rows = _figure_rows(curves.policies, curves)
+    targets = ["one-extra", *curves.members("interval"), *curves.members("chance")]
+    extra = curves.mean("one-extra", "requests")
+    for learner in filter(curves.members, LEARNERS):  # where it requests about as often
+        targets.append(min(curves.members(learner), key=lambda p: abs(curves.mean(p, "requests") - extra)))
+    for name in dict.fromkeys(map(family, curves.policies)):
+        if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
+            rows += _comparison_rows(curves, name, [t for t in targets if family(t) != name])
+    sessions = len(next(iter(oracle.values()))["value"])
+    rules = {
+        k: {n: v[:sessions] for n, v in s.items()} for k, s in scored.items() if k[0] in ("keep", "one-extra")
+    }
+    both = Curves(rules | oracle, reward)
+    best = [policy for policy, _ in oracle]
+    return rows + _figure_rows(best, both) + _comparison_rows(both, family(best[0]), ["one-extra"])
+
+
+def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
+    rows: Rows = []
+    for policy in own:
+        figures = {name: curves.interval([(policy, name)], lambda m: m[..., 0]) for name in FIGURES}
+        if policy != "keep":
+            pair = [(policy, "value"), ("keep", "value")]
+            figures["gain_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
+            for name in ("benefit", "purchases"):
+                pair = [(policy, name), ("keep", name)]
+                figures[f"{name}_over_keep"] = curves.interval(pair, lambda m: m[..., 0] - m[..., 1])
+            three = [(policy, "benefit"), ("keep", "benefit"), (policy, "requests")]
+            figures["gain_per_request"] = curves.interval(
+                three, lambda m: (m[..., 0] - m[..., 1]) / m[..., 2]
+            )
+        by_seed = curves.values[policy, "value"].mean(axis=1).round(4).tolist()
+        rows += [
+            row(
+                policy,
+                metric,
+                found,
+                curves.seeds(policy),
+                curves.sessions,
+                **({"by_seed": by_seed} if metric == "value" else {}),
+            )
+            for metric, found in figures.items()
+        ]
+    return rows
+
+
+def _comparison_rows(curves: Curves, name: str, targets: Sequence[str]) -> Rows:
+    """Requests that a family saves at equal benefit and purchases, and what it gains at equal requests."""
+    rows: Rows = []
+    members = curves.members(name)
+    for target in targets:
+        for figure in ("benefit", "purchases"):
+            keys = [("keep", figure), (target, "requests"), (target, figure)]
+            for member in members:
+                keys += [(member, "requests"), (member, figure)]
+            suffix = "" if figure == "benefit" else "_at_equal_purchases"
+            found = {
+                f"requests_saved{suffix}": curves.interval(keys, saved),
+                f"{figure}_gained_at_equal_requests": curves.interval(keys, gained),
+            }
+            seeds = max(map(curves.seeds, (target, *members)))
+            rows += [
+                row(name, metric, value, seeds, curves.sessions, against=target)
+                for metric, value in found.items()
+            ]
+    return rows
+
+
+def saved(means: np.ndarray) -> np.ndarray:
+    """Share of a rule's requests that a curve saves where it earns the same.
+
+    Args:
+        means: (..., 3 + 2 k): what keep earns; requests and earnings of the rule; the same of k points of the
+            curve, by rising requests. Between points, and from keep on, the curve is straight.
+
+    Returns:
+        (...) 1 - requests / requests of the rule; nan where the curve does not reach the rule.
+    """
+    return _each(means, lambda keep, x, y, xs, ys: 1 - _first_reach(xs, ys, y) / x if x > 0 else np.nan)
+
+
+def gained(means: np.ndarray) -> np.ndarray:
+    """Share by which a curve earns more than a rule at the same requests; nan beyond the curve's end."""
+    return _each(
+        means, lambda keep, x, y, xs, ys: np.interp(x, xs, ys) / y - 1 if y > 0 and x <= xs[-1] else np.nan
+    )
+
+
+def _each(means: np.ndarray, figure: Figure) -> np.ndarray:
+    flat = means.reshape(-1, means.shape[-1])
+    values = np.empty(len(flat))
+    for k, (keep, x, y, *points) in enumerate(flat):
+        xs, ys = np.array([0.0, *points[0::2]]), np.array([keep, *points[1::2]])
+        order = np.argsort(xs, kind="stable")
+        values[k] = figure(keep, x, y, xs[order], ys[order])
+    return values.reshape(means.shape[:-1])
+
+
+def _first_reach(xs: np.ndarray, ys: np.ndarray, y: float) -> float:
+    """Smallest x at which the broken line reaches y; nan if it does not."""
+    reached = np.flatnonzero(ys >= y)
+    if not len(reached):
+        return np.nan
+    k = reached[0]
+    if k == 0:
+        return float(xs[0])
+    return float(xs[k - 1] + (xs[k] - xs[k - 1]) * (y - ys[k - 1]) / (ys[k] - ys[k - 1]))

@@ -1,0 +1,352 @@
+"""The track request: uplift planners, rules, reinforcement learning and the oracle.
+
+Estimators learn from one log whose requests were drawn by chance; PPO and DQN learn by playing the learned users.
+All are scored on synthetic users that training never saw (EdgeFeedRequest-v0, split `eval`, common random
+numbers): curves of what is bought against what is requested, the quality of the estimated effects, the true effect
+of the requests that were made, and a budget that all sessions share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents.baselines import make_policy
+from edgerec_gym.agents.data.decisions import split_decisions
+from edgerec_gym.agents.ppo.trained_policy import load_policy as load_trained
+from edgerec_gym.agents.registry import load_policy, train_agent
+from edgerec_gym.agents.requests import dqn
+from edgerec_gym.agents.requests.dqn import DQNScore
+from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
+from edgerec_gym.agents.requests.scores import (
+    ChanceScore,
+    IntentScore,
+    PolicyScore,
+    Score,
+    UpliftScore,
+    readable,
+)
+from edgerec_gym.agents.requests.train import load_model, uplift
+from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
+from edgerec_gym.agents.requests.waiting import Waiting, WaitingScore, plan_waiting, replay_pages
+from edgerec_gym.bench.contest import is_own, own_entry
+from edgerec_gym.bench.request.curves import curve_rows
+from edgerec_gym.bench.request.effects import EffectSample, true_effects
+from edgerec_gym.bench.request.rows import audit_rows, fleet_rows, quality_rows
+from edgerec_gym.bench.request.rows import tables as tables  # of `edgerec bench`
+from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played
+from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.policy import Policy
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.runs import read_run
+from edgerec_gym.scenario import Scenario
+
+ENV_ID = "EdgeFeedRequest-v0"
+PPO = "pointer-ppo"
+PLANNER = "uplift-x"  # that the headline is about, and that also plays with the value of waiting
+HORIZON = 15  # slots, of effects that policies and figures are about
+WAITING_PLANS = "waiting.json"  # in the planner's run: rate -> price, value of going on by age of the page
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train on.
+        sessions: that each policy plays.
+        oracle_sessions: that the oracle plays, the first ones of the same; its moments cost most.
+        effect_sessions: whose moments measure the estimates.
+        audit_sessions: whose requests are played both ways.
+        ppo_steps, dqn_steps: slots that these learn from.
+        concurrent, ticks: of the shared budget.
+        rates: two or more shares of the moments whose estimate exceeds the price.
+        waiting_rates: two or more shares of the moments with a request, of planners that wait.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int = 100_000
+    sessions: int = 10_000
+    oracle_sessions: int = 1500
+    effect_sessions: int = 5000
+    audit_sessions: int = 400
+    ppo_steps: int = 40_000
+    dqn_steps: int = 60_000
+    concurrent: int = 10_000
+    ticks: int = 40
+    rates: tuple[float, ...] = (0.05, 0.12, 0.22, 0.4)
+    waiting_rates: tuple[float, ...] = (0.02, 0.04, 0.08, 0.12)
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+QUICK = Sizes(
+    log_sessions=10_000,
+    sessions=1000,
+    oracle_sessions=300,
+    effect_sessions=800,
+    audit_sessions=200,
+    ppo_steps=8192,
+    dqn_steps=8000,
+    concurrent=1000,
+    ticks=60,
+    rates=(0.05, 0.2),
+    waiting_rates=(0.02, 0.04),
+    hyper={agent: {"behaviour": 4, "epochs": 2} for agent in ESTIMATORS},
+)
+FULL = {"lite": Sizes()}
+
+
+def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
+    folder = run_folder(Path(out), agent, seed)
+    steps = {PPO: sizes.ppo_steps, dqn.AGENT: sizes.dqn_steps}.get(agent, 0)
+    train_agent(
+        agent,
+        folder,
+        logs=Path(out) / "logs" if agent in ESTIMATORS else None,
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=sizes.hyper.get(agent, {}),
+        env_id=ENV_ID,
+        scenario=scenario,
+        steps=steps,
+    )
+
+
+def train_all(
+    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
+) -> None:
+    """Collect the log, train what is missing, and plan the waiting of the planners."""
+    collect(
+        out / "logs",
+        preset_name=scenario,
+        sessions=sizes.log_sessions,
+        randomise=["request"],
+        progress=(lambda done, total: progress(done, total, "log sessions")) if progress else None,
+    )
+    jobs = [(agent, seed) for seed in seeds for agent in (*ESTIMATORS, PPO, dqn.AGENT)]
+    train_missing(_train_one, out, scenario, sizes, [jobs], workers, progress)
+    for seed in seeds:
+        _plan_waiting(out, scenario, sizes.waiting_rates, seed)
+
+
+def _plan_waiting(out: Path, scenario: str, rates: Sequence[float], seed: int) -> None:
+    """Plan on the log's sessions that decided when training stopped, which the run was not trained on."""
+    run = run_folder(out, PLANNER, seed)
+    if set(rates) <= set(waiting_plans(run)):
+        return
+    network = load_model(run, Scenario.load(scenario).config)
+    _, stopping, _ = split_decisions(
+        LogReader(out / "logs"), horizon=HORIZON, controls=1.0, surrogate=False, seed=seed
+    )
+    pages = replay_pages(network, stopping)
+    plans = {str(rate): plan_waiting(pages, rate) for rate in rates}
+    told = {rate: {"price": plan.price, "later": plan.later.tolist()} for rate, plan in plans.items()}
+    write_json(run / WAITING_PLANS, told)
+
+
+def waiting_plans(run: Path) -> dict[float, dict[str, Any]]:
+    """Arguments `price` and `later` of a planner that waits, by rate; empty where nothing is planned yet."""
+    file = run / WAITING_PLANS
+    return {float(rate): plan for rate, plan in read_json(file).items()} if file.is_file() else {}
+
+
+WAITING = "uplift-waits"  # the same estimator, with the value of waiting
+AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # beside planners
+SEED = 1  # of the sessions that are scored; 0 was looked at while this was built
+
+
+def cool_down(scenario: Scenario) -> int:
+    """Slots that a page is given before a planner asks again: what an automatic page gets."""
+    return scenario.config.page_size - scenario.config.request_latency
+
+
+# --- policies, as worker processes make them ----------------------------------------------------------
+
+
+def make_baseline(place: Place, kind: str, number: float = 0) -> Policy:
+    """Return keep, one-extra, interval (every `number` slots), chance or intent (price `number`)."""
+    scenario = Scenario.load(place.scenario)
+    if kind == "interval":
+        return make_policy("fixed-interval", place.env_id, every=int(number))
+    if kind == "one-extra":
+        return OneExtra()
+    if kind == "chance":
+        return RequestPlanner("chance", ChanceScore(place.seed), 1.0 - number)
+    if kind == "intent":
+        score = IntentScore(scenario.config)
+        return RequestPlanner("intent", score, float(number), cool_down=cool_down(scenario))
+    return make_policy(kind, place.env_id)
+
+
+def make_planner(place: Place, run: str, price: float, outcome: bool = False) -> Policy:
+    """Return the planner of an estimator's run at a price; with `outcome` by the outcome, not its gain."""
+    scenario = Scenario.load(place.scenario)
+    score = UpliftScore(load_model(run, scenario.config), outcome)
+    return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
+
+
+def make_waiting(place: Place, run: str, price: float, later: list[list[float]]) -> Policy:
+    """Return the planner of an estimator's run that waits for the best moment of a page."""
+    scenario = Scenario.load(place.scenario)
+    estimate = UpliftScore(load_model(run, scenario.config))
+    score = WaitingScore(estimate, Waiting(price, np.array(later)), scenario.config.page_size)
+    return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
+
+
+def make_oracle(place: Place, price: float) -> Policy:
+    """Return the oracle at a price."""
+    return TrueEffectPlanner(price, HORIZON, cool_down=cool_down(Scenario.load(place.scenario)))
+
+
+def make_learner(place: Place, run: str) -> Policy:
+    """Return what reinforcement learning has learned."""
+    env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users)
+    return load_policy(run, env)
+
+
+def make_learner_at(place: Place, run: str, price: float) -> Policy:
+    """Return the planner that takes what reinforcement learning has learned as a score, at a price."""
+    scenario = Scenario.load(place.scenario)
+    return RequestPlanner("planner", learner_score(run, scenario), price, cool_down=cool_down(scenario))
+
+
+def learner_score(run: str | Path, scenario: Scenario) -> Score:
+    """Values of DQN, or log-odds of PPO, as a score of a request."""
+    if read_run(run).agent == dqn.AGENT:
+        return DQNScore(run, scenario.config)
+    env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")
+    return PolicyScore(load_trained(run, env))
+
+
+def own_entries(names: Sequence[str]) -> list[Entry]:
+    """Policies of the user's own; InputError if there is no such one."""
+    for name in names:
+        if not is_own(name):
+            raise InputError(
+                f"unknown policy {name!r}: the track always plays all of its own; yours joins as module:Class"
+            )
+    return [own_entry(name) for name in dict.fromkeys(names)]
+
+
+def entries(
+    out: Path, scenario: Scenario, sizes: Sizes, seeds: Sequence[int], sample: EffectSample
+) -> list[Entry]:
+    """All policies of the track; a family of budgets shares the first word of its names."""
+    page = scenario.config.page_size
+    found = [
+        Entry("keep", make_baseline, {"kind": "keep"}),
+        Entry("one-extra", make_baseline, {"kind": "one-extra"}),
+    ]
+    for share in (0.3, 0.5, 0.7):
+        every = max(1, round(share * page))
+        found.append(Entry(f"interval {every}", make_baseline, {"kind": "interval", "number": every}))
+    for kind, numbers in (("chance", (0.02, 0.05, 0.1, 0.2)), ("intent", (0.6, 0.45, 0.3))):
+        found += [Entry(f"{kind} {x:g}", make_baseline, {"kind": kind, "number": x}) for x in numbers]
+    observation = readable(sample.observation)
+    for seed in seeds:
+        for agent in ESTIMATORS:
+            run = run_folder(out, agent, seed)
+            quantiles = np.array(read_run(run).record["quantiles"])
+            for rate in sizes.rates:
+                arguments = {"run": str(run), "price": price_of(quantiles, rate)}
+                found.append(Entry(f"{agent} {rate:g}", make_planner, arguments, (run,), seed))
+        for agent in (PPO, dqn.AGENT):
+            run = run_folder(out, agent, seed)
+            found.append(Entry(agent, make_learner, {"run": str(run)}, (run,), seed))
+            scores = learner_score(run, scenario)(sample.observation)
+            for rate in sizes.rates:
+                arguments = {"run": str(run), "price": float(np.quantile(scores, 1 - rate))}
+                found.append(Entry(f"{agent} {rate:g}", make_learner_at, arguments, (run,), seed))
+        found += waiting_entries(run_folder(out, PLANNER, seed), sizes.waiting_rates, seed)
+    for seed in seeds[:1]:
+        run = run_folder(out, "uplift-t", seed)
+        outcome = uplift(load_model(run, scenario.config), observation).mu1.double().numpy()
+        for rate in sizes.rates:
+            arguments = {"run": str(run), "price": float(np.quantile(outcome, 1 - rate)), "outcome": True}
+            found.append(Entry(f"outcome {rate:g}", make_planner, arguments, (run,), seed))
+    return found
+
+
+def waiting_entries(run: Path, rates: Sequence[float], seed: int) -> list[Entry]:
+    """Planners that wait, at several budgets; with the price None where nothing is planned yet."""
+    plans, none = waiting_plans(run), {"price": None, "later": None}
+    return [
+        Entry(f"{WAITING} {rate:g}", make_waiting, {"run": str(run), **plans.get(rate, none)}, (run,), seed)
+        for rate in rates
+    ]
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Rows:
+    """Collect, train, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs and sessions played.
+        scenario: one of :data:`FULL`.
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        policies: of one's own that play, too, as module:Class or a run's folder.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Raises:
+        InputError: an unknown scenario or policy, or seeds below 1.
+    """
+    if scenario not in FULL:
+        raise InputError(f"the track request has the scenarios {', '.join(FULL)}; got {scenario!r}")
+    if seeds < 1:
+        raise InputError(f"seeds = {seeds} must be at least 1")
+    place = Place(ENV_ID, scenario, "synthetic", (sizes or FULL[scenario]).sessions, seed=SEED)
+    own = own_entries(policies)
+    for entry in own:
+        entry.make(place, **entry.arguments)  # better known before the work
+    out, sizes, loaded = make_folder(out), sizes or FULL[scenario], Scenario.load(scenario)
+    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    if progress:
+        progress(0, sizes.effect_sessions, "true effects of requests, by session")
+    sample = true_effects(scenario, sizes.effect_sessions, seed=SEED, share=0.12)
+    wanted = [*entries(out, loaded, sizes, range(seeds), sample), *own]
+    scored = played(wanted, place, out / "played", workers=workers, progress=progress)
+    oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
+    short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=SEED)
+    best = played(oracle, short, out / "played", workers=workers, progress=progress)
+    models = {
+        agent: [load_model(run_folder(out, agent, seed), loaded.config) for seed in range(seeds)]
+        for agent in ESTIMATORS
+    }
+    rows = curve_rows(scored, best, loaded.config.reward)
+    rows += quality_rows(models, sample, HORIZON, loaded.config.reward)
+    names = {
+        *AUDITED,
+        *(entry.policy for entry in own),
+        *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome", PPO, dqn.AGENT)),
+        f"{WAITING} {sizes.waiting_rates[1]:g}",
+    }
+    audited = [entry for entry in wanted if entry.policy in names and entry.seed in (None, 0)] + oracle[1:2]
+    rows += audit_rows(
+        audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=SEED), out, HORIZON
+    )
+    return rows + fleet_rows(
+        {seed: run_folder(out, PLANNER, seed) for seed in range(seeds)},
+        scenario,
+        concurrent=sizes.concurrent,
+        ticks=sizes.ticks,
+        cool_down=cool_down(loaded),
+    )

@@ -1,0 +1,299 @@
+"""The benchmark's track rerank: re-rankers, generators, sequence search and policy gradients.
+
+Everything is trained from one log, or by playing the learned users of the scenario, and scored on synthetic
+users that training never saw (EdgeFeedRerank-v0, split `eval`, common random numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.registry import RERANKER, family, train_agent
+from edgerec_gym.agents.rerank.reranker import RerankPolicy
+from edgerec_gym.agents.rerank.train import load_reranker
+from edgerec_gym.bench.figures import Played, difference, exploitation_gap, gap_closed, mean, values_of
+from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
+from edgerec_gym.evaluation.intervals import Interval, seeds_interval
+from edgerec_gym.files import make_folder
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.policy import Policy
+from edgerec_gym.scenario import Scenario
+
+ENV_ID = "EdgeFeedRerank-v0"
+BASELINES = ("keep", "greedy", "device-greedy", "oracle")
+RERANKERS = family(RERANKER)
+POINTER, EVALUATOR, SEARCH, PPO = "pointer", "evaluator", "sequence-search", "pointer-ppo"
+DIVERSIFIERS = {"mmr": MaximalMarginalRelevance, "dpp": DeterminantalPointProcess}
+BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
+    "pointer-evaluator": (EVALUATOR, POINTER),
+    "pointer-users": (POINTER,),
+    SEARCH: (EVALUATOR, "pointer-evaluator"),
+}
+STAGES = ((*RERANKERS, POINTER, EVALUATOR, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
+PLAYS = (PPO, "pointer-users", SEARCH)  # need a scenario, not a log
+POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, PPO)
+PLOTTED = ("keep", "device-greedy", "crban", SEARCH, PPO, "oracle")  # click rate by position
+LEARNED = (
+    "keep",
+    "greedy",
+    "device-greedy",
+    "dnn",
+    "crban",
+    POINTER,
+    *BASED_ON,
+    PPO,
+)  # also on learned users
+METRICS = {
+    "clicks": ".3f",
+    "purchases": ".4f",
+    "length": ".1f",
+    "value": ".3f",
+    "gain_over_keep": "+.3f 95%",
+    "gap_closed": ".0%",
+    "exploitation_gap": "+.1%",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a run of the track is.
+
+    Attributes:
+        log_sessions: collected to train on.
+        sessions: that each policy plays on the ground truth.
+        learned_sessions: that it plays on learned users, at most.
+        steps: slots that policy gradients of MaskablePPO play.
+        hyper: hyper-parameters of each agent that differ from its defaults.
+    """
+
+    log_sessions: int
+    sessions: int
+    learned_sessions: int
+    steps: int
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _epochs(epochs: int, **more: Any) -> dict[str, dict[str, Any]]:
+    return {agent: {"epochs": epochs, **more} for agent in (*RERANKERS, POINTER, EVALUATOR)}
+
+
+QUICK = Sizes(
+    log_sessions=1500,
+    sessions=500,
+    learned_sessions=500,
+    steps=16_384,
+    hyper={
+        **_epochs(2),
+        "pointer-evaluator": {"updates": 20},
+        "pointer-users": {"updates": 4, "batch_size": 16},
+    },
+)
+SHORT: dict[str, Any] = {
+    "epochs": 1,
+    "per_session": 4,
+    "misses": 0.25,
+    "batch_size": 256,
+    "learning_rate": 0.003,
+}
+BRIEFLY: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(RERANKERS, SHORT),
+    "crban": {**SHORT, "match": 1},
+    POINTER: {**SHORT, "match": 1, "epochs": 3},  # after one, policy gradients only make up for the others
+    EVALUATOR: {"epochs": 2, "per_session": 4, "match": 1},
+}
+REWARDED: dict[str, dict[str, Any]] = {  # generators that learn from rewards
+    "pointer-evaluator": {"updates": 100, "demonstrations": 0.0},
+    "pointer-users": {
+        "updates": 40,
+        "batch_size": 16,
+        "ppo_epochs": 3,
+        "discount": 0.9,
+        "entropy": 0.0,
+        "checkpoint_every": 10,
+    },
+}
+FULL = {
+    "lite": Sizes(
+        log_sessions=12_000,
+        sessions=10_000,
+        learned_sessions=2000,
+        steps=100_000,
+        hyper={**_epochs(6, batch_size=256, learning_rate=0.003), **REWARDED},
+    ),
+    "default": Sizes(
+        log_sessions=16_000,
+        sessions=10_000,
+        learned_sessions=500,
+        steps=50_000,
+        hyper={**BRIEFLY, **REWARDED},
+    ),
+}
+
+
+def needed(names: Sequence[str]) -> set[str]:
+    """Agents that have to be trained before some policies can play."""
+    found: set[str] = set()
+    waiting = ["dnn" if name in DIVERSIFIERS else name for name in names]
+    while waiting:
+        name = waiting.pop()
+        if any(name in stage for stage in STAGES):
+            found.add(name)
+            waiting += BASED_ON.get(name, ())
+    return found
+
+
+def train_all(
+    out: Path,
+    scenario: str,
+    sizes: Sizes,
+    agents: set[str],
+    seeds: Sequence[int],
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Train what is missing of `agents`, several runs at once; finished runs are left as they are."""
+    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
+    stages = [[(agent, seed) for seed in seeds for agent in stage if agent in agents] for stage in STAGES]
+    train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
+
+
+def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
+    train_agent(
+        agent,
+        run_folder(Path(out), agent, seed),
+        logs=None if agent in PLAYS else Path(out) / "logs",
+        based_on=[run_folder(Path(out), name, seed) for name in BASED_ON.get(agent, ())],
+        seed=seed,
+        resume=True,
+        threads=1,
+        hyper=sizes.hyper.get(agent, {}),
+        env_id=ENV_ID,
+        scenario=scenario,
+        steps=sizes.steps,
+    )
+
+
+def make_policy(place: Place, name: str) -> Policy:
+    """Return a baseline, a policy of the user's own or a run's policy, to play a place."""
+    return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
+
+
+def make_diverse(place: Place, kind: str, run: str) -> Policy:
+    """Return a diversity policy over the scores of a trained pointwise re-ranker."""
+    scorer = RerankPolicy("dnn", load_reranker(run, Scenario.load(place.scenario).config))
+    return DIVERSIFIERS[kind](scorer=scorer.scores)
+
+
+def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
+    """Return the entries of some policies of :data:`POLICIES`, or of one's own as module:Class."""
+    found = []
+    for name in names:
+        if name in BASELINES or ":" in name:
+            found.append(Entry(name, make_policy, {"name": name}))
+            continue
+        if name not in POLICIES:
+            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
+        for seed in seeds:
+            if name in DIVERSIFIERS:
+                run = run_folder(out, "dnn", seed)
+                arguments = {"kind": name, "run": str(run)}
+                found.append(Entry(f"{name} on dnn", make_diverse, arguments, (run,), seed))
+            else:
+                run = run_folder(out, name, seed)
+                found.append(Entry(name, make_policy, {"name": str(run)}, (run,), seed))
+    return found
+
+
+def make_rows(true: Played, learned: Played) -> Rows:
+    """Rows of all policies that were played on the ground truth; the gaps of those on learned users, too."""
+    found: Rows = []
+    for policy in dict.fromkeys(name for name, _ in true):
+        per_seed = values_of(true, policy)
+        n_seeds, n_sessions = per_seed("value").shape
+        more = {"by_seed": per_seed("value").mean(axis=1).round(4).tolist()}
+        for metric, interval in _figures(policy, true, learned).items():
+            found.append(
+                row(policy, metric, interval, n_seeds, n_sessions, **(more if metric == "value" else {}))
+            )
+        if policy in PLOTTED:
+            shown, clicks = (per_seed(f"{name}_by_position") for name in ("exposures", "expected_clicks"))
+            for position in range(shown.shape[2]):
+                rate = seeds_interval(
+                    [clicks[..., position], shown[..., position]], lambda m: m[..., 0] / m[..., 1]
+                )
+                found.append(
+                    row(policy, "click_rate_by_position", rate, n_seeds, n_sessions, position=position)
+                )
+    return found
+
+
+def _figures(policy: str, true: Played, learned: Played) -> dict[str, Interval]:
+    own, keep, oracle = values_of(true, policy), values_of(true, "keep"), values_of(true, "oracle")
+    names = {
+        "clicks": "expected_clicks",
+        "purchases": "expected_purchases",
+        "length": "exposures",
+        "value": "value",
+    }
+    figures = {metric: mean(own(name)) for metric, name in names.items()}
+    if policy == "keep":
+        return figures
+    figures["gain_over_keep"] = difference(own("value"), keep("value"))
+    figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
+    if any(name == policy for name, _ in learned):
+        mine, kept = values_of(learned, policy)("value"), values_of(learned, "keep")("value")
+        figures["exploitation_gap"] = exploitation_gap(mine, own("value"), kept, keep("value"))
+    return figures
+
+
+def run(
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Sizes | None = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Rows:
+    """Collect, train, play and score; what is there already is used again.
+
+    Args:
+        out: folder of logs, runs and sessions played.
+        scenario: "lite" or "default".
+        sizes: how much work; None for the full run of the scenario.
+        seeds: training seeds 0, 1, ...
+        policies: of :data:`POLICIES`, or one's own as module:Class; keep and the oracle are always there.
+            None given: all.
+        workers: processes.
+        progress: called with (done, in all, text).
+
+    Raises:
+        InputError: an unknown policy or scenario.
+    """
+    if scenario not in FULL:
+        raise InputError(
+            f"the track rerank needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
+        )
+    out, sizes = make_folder(out), sizes or FULL[scenario]
+    names = tuple(dict.fromkeys(("keep", "oracle", *(policies or POLICIES))))
+    wanted = entries(out, range(seeds), names)
+    train_all(out, scenario, sizes, needed(names), range(seeds), workers, progress)
+    true_place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, by_position=True)
+    true = played(wanted, true_place, out / "played", workers=workers, progress=progress)
+    simulated = [entry for entry in wanted if entry.policy in LEARNED]
+    learned_place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))
+    learned = played(simulated, learned_place, out / "played", workers=workers, progress=progress)
+    return make_rows(true, learned)
+
+
+def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Header and body of the table, by title."""
+    return {ENV_ID: table(rows, METRICS)}

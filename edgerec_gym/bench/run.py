@@ -1,0 +1,256 @@
+"""The whole benchmark: every track on its scenarios, as it is and with shifted users, in one table of rows.
+
+In full, tracks train their policies first and write tables of their own. A quick run plays the runs of the
+first training seed that the package ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.bench import rows as rows_of
+from edgerec_gym.bench.contest import (
+    Contest,
+    Setting,
+    check_policies,
+    is_own,
+    is_trained,
+    make_contest,
+    track_module,
+    tracks,
+    train,
+)
+from edgerec_gym.bench.plots import PICTURES
+from edgerec_gym.bench.shipped import SHIPPED_SCENARIO, shipped_folder
+from edgerec_gym.config import SHIFTS
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, play_times, played, save_rows
+
+NAME = "benchmark"  # of the file of rows
+SHIFTED_SESSIONS = 2000  # with each kind of shifted users
+QUICK_SESSIONS = 1000
+SAME = ("track", "scenario", "quick")  # tell runs in a file apart
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run.
+
+    Attributes:
+        tracks: all if empty.
+        scenarios: with a ground truth; tracks leave out those they do not know.
+        policies: names and module:Class; all if no name is given, one's own join.
+        shifts: of :data:`~edgerec_gym.config.SHIFTS`; all if None.
+        seeds: training seeds 0, 1, ...
+        sessions: that each policy plays; None for those of the track.
+        quick: shipped runs on lite, one seed, no training.
+    """
+
+    tracks: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ("lite",)
+    policies: tuple[str, ...] = ()
+    shifts: tuple[str, ...] | None = None
+    seeds: int = 3
+    sessions: int | None = None
+    quick: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether tracks are run as they are published: all policies, trained."""
+        return not self.quick and not self.policies
+
+
+def settings_of(order: Order, base: Path) -> list[Setting]:
+    """Return the contests of an order; `base` holds the folders bench-TRACK-SCENARIO.
+
+    Raises:
+        InputError: unknown track, scenario, shift or policy.
+    """
+    names = order.tracks or tracks()
+    check_policies(names, order.policies)
+    for shift in order.shifts or ():
+        if shift not in SHIFTS:
+            raise InputError(f"unknown shift {shift!r}; allowed: {', '.join(SHIFTS)}")
+    scenarios = (SHIPPED_SCENARIO,) if order.quick else order.scenarios
+    known = {name: track_module(name).FULL for name in names}
+    for scenario in scenarios:
+        if not any(scenario in sizes for sizes in known.values()):
+            allowed = list(dict.fromkeys(name for sizes in known.values() for name in sizes))
+            raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(allowed)}")
+    found = []
+    for track, scenario in ((t, s) for t in names for s in scenarios if s in known[t]):
+        sessions = order.sessions or (QUICK_SESSIONS if order.quick else known[track][scenario].sessions)
+        sizes, seeds = replace(known[track][scenario], sessions=sessions), 1 if order.quick else order.seeds
+        if order.quick and hasattr(sizes, "price_sessions"):  # where no prices are shipped
+            sizes = replace(sizes, price_sessions=track_module(track).QUICK.price_sessions)
+        folder = base / f"bench-{track}-{scenario}"
+        runs = shipped_folder(track, scenario) if order.quick else folder
+        cache = base / f"bench-{track}-shipped" if order.quick else folder
+        found.append(Setting(track, scenario, sizes, seeds, tuple(order.policies), runs, cache))
+    return found
+
+
+def plan(order: Order, base: str | Path) -> list[str]:
+    """Say what a run will do, a line for each track and scenario; InputError if it cannot be done."""
+    lines, shifts = [], len(SHIFTS if order.shifts is None else order.shifts)
+    for setting in settings_of(order, Path(base)):
+        needed, entries = setting.run_folders(), len(setting.entries())
+        for name in setting.policies:
+            if is_own(name):  # better known before the work
+                find_policy(name, track_module(setting.track).ENV_ID, setting.scenario, "synthetic")
+                entries += 1
+        missing = sum(not is_trained(run) for run in needed)
+        sessions = setting.sizes.sessions
+        training = f"{missing} of {len(needed)} runs to train, "
+        if order.quick:
+            training = f"{len(needed) - missing} shipped runs ({missing} are not shipped), "
+        lines.append(
+            f"{setting.track} on {setting.scenario}: {training}{entries} policies and seeds play {sessions} "
+            f"sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of {shifts} shifts, "
+            f"and {_learned_sessions(setting)} of learned users"
+        )
+    return lines
+
+
+def run(
+    order: Order,
+    base: str | Path,
+    results: str | Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Rows:
+    """Train, play, compare, write; what is there already is used again.
+
+    Args:
+        order: what.
+        base: folder of the folders bench-TRACK-SCENARIO.
+        results: folder that gets benchmark.json and, of a complete run, TRACK.json with the track's own rows.
+        workers: processes.
+        progress: called with (done, in all, text).
+        tell: called with a line for what is left out.
+
+    Returns:
+        The rows of benchmark.json that this run has made.
+    """
+    found, tasks = [], {}
+    for setting in settings_of(order, Path(base)):
+        start = monotonic()
+        rows, scores = _run_one(order, setting, Path(results), workers, progress, tell)
+        about = {
+            "track": setting.track,
+            "scenario": setting.scenario,
+            "quick": order.quick,
+            "seeds": setting.seeds,
+            "sessions": setting.sizes.sessions,
+            "minutes": round((monotonic() - start) / 60, 1),
+            "workers": workers,
+        }
+        save_rows(Path(results) / f"{NAME}.json", rows, about, SAME)
+        found += [{**item, **{key: about[key] for key in SAME}} for item in rows]
+        tasks[setting.track, setting.scenario] = scores
+    if len({track for track, _ in tasks}) > 1:
+        everywhere = [task for scores in tasks.values() for task in scores]
+        sessions = max(item["sessions"] for item in found)
+        about = {"track": ALL, "scenario": ALL, "quick": order.quick}
+        rows = rows_of.aggregate_rows(everywhere, sessions)
+        if rows:  # a policy that plays every track
+            save_rows(Path(results) / f"{NAME}.json", rows, about, SAME)
+            found += [{**item, **about} for item in rows]
+    return found
+
+
+def _run_one(
+    order: Order,
+    setting: Setting,
+    results: Path,
+    workers: int,
+    progress: Progress | None,
+    tell: Callable[[str], None],
+) -> tuple[Rows, list[dict[str, np.ndarray]]]:
+    """Rows of one track on one scenario, and its scores by task."""
+    options: dict[str, Any] = {"workers": workers, "progress": progress}
+    _train(order, setting, results, options)
+    contest = make_contest(setting, **options)
+    if contest.missing:
+        tell(f"{setting.track}: no run of {', '.join(contest.missing)}; left out")
+    cache = setting.cache / "played"
+
+    def play(place: Place, entries: Sequence[Entry] = contest.entries) -> rows_of.Played:
+        return played(entries, place, cache, **options)
+
+    rows: Rows = []
+    scores = []
+    shifts = tuple(SHIFTS) if order.shifts is None else order.shifts
+    sessions = min(contest.place.sessions, SHIFTED_SESSIONS)
+    fewer = replace(contest.place, sessions=sessions, by_position=False)
+    for shift in (None, *shifts):
+        place = contest.place if shift is None else replace(fewer, shift=shift)
+        true = _with_oracle(contest, place, contest.entries if shift is None else contest.contestants, play)
+        rows += rows_of.value_rows(contest, true, shift)
+        scores.append(rows_of.shares(contest, true))
+        if shift is None:
+            rows += rows_of.comparison_rows(contest, true)
+            rows += _speed(contest, cache)
+            place = replace(fewer, users="learned", sessions=_learned_sessions(setting))
+            rows += rows_of.exploitation_rows(contest, true, play(place, _playable(contest, place)))
+    rows += rows_of.aggregate_rows(scores, setting.sizes.sessions)
+    return rows, scores
+
+
+def _learned_sessions(setting: Setting) -> int:
+    """Sessions of learned users: as many as the track plays itself, whose cache then serves both."""
+    return min(setting.sizes.sessions, getattr(setting.sizes, "learned_sessions", SHIFTED_SESSIONS))
+
+
+def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any]) -> None:
+    """Run the track by itself, or only train what is missing; nothing of a quick run."""
+    module, folder = track_module(setting.track), setting.runs
+    place = {"scenario": setting.scenario, "sizes": setting.sizes, "seeds": setting.seeds}
+    if order.complete:
+        rows = module.run(folder, **place, **options)
+        about = {"track": setting.track, "scenario": setting.scenario, "quick": False}
+        about |= {"seeds": setting.seeds, "sessions": setting.sizes.sessions}
+        file = results / f"{setting.track}.json"
+        save_rows(file, rows, about, ("scenario", "quick"))
+        if setting.track in PICTURES:
+            PICTURES[setting.track](rows, file.with_name(f"{setting.track}-{setting.scenario}.png"))
+    elif not order.quick and not all(map(is_trained, setting.run_folders())):
+        train(setting, **options)
+
+
+def _with_oracle(
+    contest: Contest, place: Place, entries: Sequence[Entry], play: Callable[..., rows_of.Played]
+) -> rows_of.Played:
+    """Play all; the oracle perhaps fewer sessions, the first ones of the same."""
+    fewer = min(place.sessions, contest.oracle_sessions or place.sessions)
+    oracle = [entry for entry in entries if entry.policy == contest.oracle]
+    others = [entry for entry in entries if entry.policy != contest.oracle]
+    return play(place, others) | play(replace(place, sessions=fewer), oracle)
+
+
+def _playable(contest: Contest, place: Place) -> list[Entry]:
+    """Entries that can play learned users: not those that read the ground truth."""
+
+    def reads(entry: Entry) -> bool:
+        return (
+            entry.policy == contest.oracle
+            or is_own(entry.policy)
+            and hasattr(entry.make(place, **entry.arguments), "bind")
+        )
+
+    return [entry for entry in contest.contestants if not reads(entry)]
+
+
+def _speed(contest: Contest, cache: Path) -> Rows:
+    others = [entry for entry in contest.entries if entry.policy != contest.oracle]
+    return rows_of.speed_rows(play_times(others, contest.place, cache), contest.place.sessions)

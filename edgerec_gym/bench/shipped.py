@@ -1,0 +1,47 @@
+"""Runs that the package ships, so that `edgerec bench --quick` plays without training."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from edgerec_gym.bench.contest import PRICES, Setting, is_trained, make_contest
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Progress
+from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.scenario import SHIPPED_FOLDER
+
+SHIPPED_SCENARIO = "lite"
+
+
+def shipped_folder(track: str, scenario: str = SHIPPED_SCENARIO) -> Path:
+    """Folder of the runs of a track that the package ships."""
+    return SHIPPED_FOLDER / scenario / "agents" / track
+
+
+def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> list[Path]:
+    """Copy the finished runs of the first training seed, and prices, to where `edgerec bench --quick` looks.
+
+    Only what plays is copied: parameters, records and rules, no checkpoints.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        InputError: a run is not finished.
+    """
+    target, written = shipped_folder(setting.track, setting.scenario), []
+    first = replace(setting, seeds=1)
+    for run in first.run_folders():
+        if not is_trained(run):
+            raise InputError(f"{run} holds no finished run: run edgerec bench --track {setting.track} first")
+        folder = make_folder(target / run.relative_to(setting.runs))
+        for file in (*run.glob("*.safetensors"), *run.glob("*.json"), *run.glob("*.toml")):
+            shutil.copyfile(file, folder / file.name)
+        written.append(folder)
+    if setting.track == "mix":
+        contest = make_contest(first, workers=workers, progress=progress)
+        priced = {e.policy: e.arguments["price"] for e in contest.entries if "price" in e.arguments}
+        write_json(target / PRICES, priced)
+    return written

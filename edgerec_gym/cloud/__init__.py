@@ -1,0 +1,1 @@
+"""The cloud: catalogue, retrieval, pages on their way."""

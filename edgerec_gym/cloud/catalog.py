@@ -1,0 +1,115 @@
+"""The catalogue: what the cloud knows of every item. Rows are sorted by (card type, category)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path
+
+SCALARS = ("price_level", "base_logit", "base_cvr", "freshness")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Items as the cloud ships them (n items, d embedding size).
+
+    Attributes:
+        embeddings: (n, d) float32, each of length 1 or 0.
+        scalars: (n, 4) float32; price level in 0..1, base click logit in -20..20, base conversion
+            score in 0..1, freshness in 0..1.
+        card_type: (n,) int32; 0 = goods, k = card_types[k - 1].
+        category: (n,) int32 from 0.
+        names: (n,) int64 the data set's own item ids.
+    """
+
+    embeddings: np.ndarray
+    scalars: np.ndarray
+    card_type: np.ndarray
+    category: np.ndarray
+    names: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.embeddings)
+        for name in ("embeddings", "scalars"):
+            values = getattr(self, name)
+            bad = np.flatnonzero(~np.isfinite(values).reshape(n, -1).all(axis=1))
+            if len(bad):
+                raise InputError(f"catalogue: {name} of item row {bad[0]} is not finite")
+        if n == 0 or not (self.card_type == 0).any():
+            raise InputError("catalogue: no goods (card_type 0)")
+        for name in ("card_type", "category"):
+            if getattr(self, name).min() < 0:
+                raise InputError(f"catalogue: {name} must not be negative")
+        if np.any(np.abs(np.linalg.norm(self.embeddings, axis=1) - 0.5) > 0.501):
+            raise InputError("catalogue: embeddings must have length 1 (or 0 where unknown)")
+        for column, low, high in ((0, 0, 1), (1, -20, 20), (2, 0, 1), (3, 0, 1)):
+            values = self.scalars[:, column]
+            if values.min() < low or values.max() > high:
+                raise InputError(f"catalogue: {SCALARS[column]} must lie in {low}..{high}")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @classmethod
+    def sorted(
+        cls,
+        embeddings: np.ndarray,
+        scalars: np.ndarray,
+        card_type: np.ndarray,
+        category: np.ndarray,
+        names: np.ndarray,
+    ) -> tuple[Catalog, np.ndarray]:
+        """Sort by (card type, category); returns the catalogue and the order that was applied."""
+        order = np.lexsort((names, category, card_type))
+        catalog = cls(
+            np.ascontiguousarray(embeddings[order], np.float32),
+            np.ascontiguousarray(scalars[order], np.float32),
+            card_type[order].astype(np.int32),
+            category[order].astype(np.int32),
+            names[order].astype(np.int64),
+        )
+        return catalog, order
+
+    def save(self, path: str | Path) -> None:
+        """Write `catalog.parquet` atomically."""
+        columns = {f"e{k}": self.embeddings[:, k] for k in range(self.embeddings.shape[1])}
+        columns |= {name: self.scalars[:, k] for k, name in enumerate(SCALARS)}
+        columns |= {"card_type": self.card_type, "category": self.category, "name": self.names}
+        with atomic_path(path) as temporary:
+            pl.DataFrame(columns).write_parquet(temporary, compression="zstd", compression_level=9)
+
+    @classmethod
+    def load(cls, path: str | Path, embedding_size: int) -> Catalog:
+        """Read and validate `catalog.parquet`; InputError names the file, column or row at fault."""
+        try:
+            frame = pl.read_parquet(path)
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist") from None
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+        embedding = [f"e{k}" for k in range(embedding_size)]
+        for name in (*embedding, *SCALARS, "card_type", "category", "name"):
+            if name not in frame.columns:
+                raise InputError(f"{path}: missing column {name!r}")
+            if not frame[name].dtype.is_numeric():
+                raise InputError(f"{path}: column {name!r} must be numeric, not {frame[name].dtype}")
+            if frame[name].null_count():
+                raise InputError(f"{path}: column {name!r} has empty values")
+        try:
+            catalog = cls(
+                frame.select(embedding).to_numpy().astype(np.float32, order="C"),
+                frame.select(SCALARS).to_numpy().astype(np.float32, order="C"),
+                frame["card_type"].to_numpy().astype(np.int32),
+                frame["category"].to_numpy().astype(np.int32),
+                frame["name"].to_numpy().astype(np.int64),
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if np.any(np.diff(catalog.card_type * (int(catalog.category.max()) + 1) + catalog.category) < 0):
+            raise InputError(f"{path}: rows must be sorted by card_type, then category")
+        return catalog

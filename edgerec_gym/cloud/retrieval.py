@@ -1,0 +1,242 @@
+"""How a page is built: score items of the best categories, order them, take the best by quota.
+
+The catalogue is sorted by category, so a category is a list of neighbours: its centroid is matched with the
+query first, then at most `scan_limit` of its items. The cost depends neither on the number of environments
+nor on the size of the catalogue.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgerec_gym.compiled.jit import kernel, product_kernel, sigmoid
+from edgerec_gym.compiled.random_stream import (
+    CARD_NOISE,
+    CARD_PICK,
+    PAGE_GROUP,
+    PAGE_NOISE,
+    PAGE_OFFSET,
+    below,
+    fast_normal,
+)
+from edgerec_gym.compiled.selection import best_first
+from edgerec_gym.spaces import LEAST_CTR
+from edgerec_gym.state import NO_ITEM, UNUSED
+
+WAS_SHOWN, LEFT_BY_QUOTA, TAKEN = range(3)
+PRICE_LEVEL, BASE_LOGIT, BASE_CVR, FRESHNESS = range(4)  # columns of an item's scalars, after the embedding
+N_MEANS = 4  # the same columns of a page's summary
+MOST_LOGIT = math.log(1 / LEAST_CTR - 1)
+
+
+@kernel
+def was_shown(shown, row, item):
+    """Whether an item is in a session's hash set of placed items (open addressing)."""
+    mask = shown.shape[1] - 1
+    place = (item * 40503) & mask
+    while shown[row, place] != UNUSED:
+        if shown[row, place] == item:
+            return True
+        place = (place + 1) & mask
+    return False
+
+
+@kernel
+def mark_shown(feed, row, item):
+    """Remember that an item was placed this session."""
+    mask = feed.shown.shape[1] - 1
+    place = (item * 40503) & mask
+    while feed.shown[row, place] != UNUSED:
+        place = (place + 1) & mask
+    feed.shown[row, place] = item
+
+
+@kernel
+def _form_query(feed, cloud, row, worker):
+    """What the cloud looks for: its score of an embedding is the product with it, in logits.
+
+    Little evidence of recent behaviour counts little, much evidence counts as a direction.
+    """
+    length = 0.0
+    for k in range(feed.n_embedding):
+        length += feed.wire_interest[row, k] ** 2
+    scale = cloud.recent_weight / (1.0 + math.sqrt(length))
+    for k in range(feed.n_embedding):
+        user = feed.observation[row, feed.user_at + k]
+        feed.ranking.query[worker, k] = cloud.long_term_weight * user + scale * feed.wire_interest[row, k]
+
+
+@product_kernel
+def _match(query, worker, vectors, i, size):
+    """Score in logits of one embedding."""
+    total = np.float32(0.0)
+    for k in range(size):
+        total += query[worker, k] * vectors[i, k]
+    return total
+
+
+@kernel
+def build_page(feed, cloud, row, worker):
+    """Replace the pool and the cards of a row by a fresh page that repeats no item already shown."""
+    _form_query(feed, cloud, row, worker)
+    found = _scan_groups(feed, cloud, row, worker)
+    _fill_pool(feed, cloud, row, worker, found)
+    _fill_cards(feed, cloud, row, worker)
+
+
+@kernel
+def _scan_groups(feed, cloud, row, worker):
+    """Score at most `scan_limit` items, from a random one on, of each of the best groups; how many."""
+    ranking, key, slot, size = feed.ranking, feed.key[row], feed.slot[row], feed.n_embedding
+    n_groups, enough = cloud.centroids.shape[0], feed.n_pool + slot  # `slot` items may have been shown
+    for g in range(n_groups):
+        noise = cloud.noise * fast_normal(key, slot, PAGE_GROUP, g)
+        ranking.group_rank[worker, g] = _match(ranking.query, worker, cloud.centroids, g, size) + noise
+    found = 0
+    for place in range(n_groups):
+        if place >= cloud.probed_categories and found >= enough:
+            break
+        g = _take_best(ranking.group_rank, worker, n_groups)
+        start = cloud.group_bounds[g]
+        n_items = cloud.group_bounds[g + 1] - start
+        first = below(n_items, key, slot, PAGE_OFFSET, g)
+        scanned = min(n_items, cloud.scan_limit)
+        before_wrap = min(scanned, n_items - first)
+        _scan(cloud, ranking, worker, key, slot, start + first, before_wrap, found, size, g)
+        _scan(cloud, ranking, worker, key, slot, start, scanned - before_wrap, found + before_wrap, size, g)
+        found += scanned
+    return found
+
+
+@kernel
+def _take_best(values, worker, n):
+    """Index of the largest value, which is struck out."""
+    best = 0
+    for g in range(1, n):
+        if values[worker, g] > values[worker, best]:
+            best = g
+    values[worker, best] = -np.inf
+    return best
+
+
+@kernel
+def _scan(cloud, ranking, worker, key, slot, first, n_items, found, size, group):
+    """Score neighbouring catalogue rows; in two loops, since only the second one is integer work."""
+    for j in range(n_items):
+        i = first + j
+        score = _match(ranking.query, worker, cloud.items, i, size) + cloud.items[i, size + BASE_LOGIT]
+        ranking.group[worker, found + j] = group
+        ranking.item[worker, found + j] = i
+        ranking.score[worker, found + j] = score
+    noise = np.float32(cloud.noise)
+    for j in range(n_items):
+        ranking.rank[worker, found + j] = ranking.score[worker, found + j] + noise * np.float32(
+            fast_normal(key, slot, PAGE_NOISE, first + j)
+        )
+
+
+@kernel
+def _fill_pool(feed, cloud, row, worker, found):
+    """Best first, at most `quota` of one category while others can fill the page."""
+    for k in range(N_MEANS):
+        feed.page_summary[row, k] = 0.0
+    ranking, n_pool = feed.ranking, feed.n_pool
+    order, taken = ranking.order[worker], ranking.bucket[worker]
+    best_first(ranking.rank[worker], found, order, taken, ranking.first[worker])
+    quota = max(1, -(-2 * n_pool // cloud.probed_categories))
+    seen, left = _take_by_quota(feed, cloud, row, worker, found, quota)
+    for at in range(seen):
+        if left > 0 and taken[at] == LEFT_BY_QUOTA:
+            taken[at] = TAKEN
+            left -= 1
+    r = 0
+    for at in range(seen):
+        if taken[at] == TAKEN:
+            j = order[at]
+            item = ranking.item[worker, j]
+            feed.pool_items[row, r] = item
+            _write_item(feed, cloud, row, feed.pool_at + r * feed.n_features, item, ranking.score[worker, j])
+            if r < feed.page_size:
+                _add_to_summary(feed, cloud, row, item, ranking.score[worker, j])
+            r += 1
+
+
+@kernel
+def _add_to_summary(feed, cloud, row, item, score):
+    """Count one of the page's first candidates in the means of the page."""
+    at, share = feed.n_embedding, 1.0 / feed.page_size
+    logit = min(max(score + cloud.score_offset, -MOST_LOGIT), MOST_LOGIT)
+    feed.page_summary[row, PRICE_LEVEL] += share * cloud.items[item, at + PRICE_LEVEL]
+    feed.page_summary[row, BASE_LOGIT] += share * logit
+    feed.page_summary[row, BASE_CVR] += share * cloud.items[item, at + BASE_CVR]
+    feed.page_summary[row, FRESHNESS] += share * cloud.items[item, at + FRESHNESS]
+
+
+@kernel
+def _take_by_quota(feed, cloud, row, worker, found, quota):
+    """Mark what the page takes of the ordered candidates; how many it looked at, how many places are left."""
+    ranking, left, at = feed.ranking, feed.n_pool, 0
+    for g in range(cloud.centroids.shape[0]):
+        ranking.group_taken[worker, g] = 0
+    while left > 0 and at < found:
+        j = ranking.order[worker, at]
+        item = ranking.item[worker, j]
+        g = ranking.group[worker, j]
+        verdict = WAS_SHOWN
+        if not was_shown(feed.shown, row, item):
+            verdict = LEFT_BY_QUOTA
+            if ranking.group_taken[worker, g] < quota:
+                verdict = TAKEN
+                ranking.group_taken[worker, g] += 1
+                left -= 1
+        ranking.bucket[worker, at] = verdict
+        at += 1
+    return at, left
+
+
+@kernel
+def _fill_cards(feed, cloud, row, worker):
+    """Card row m gets the best of a random handful of items of type 1 + m mod (T - 1)."""
+    key, slot, size = feed.key[row], feed.slot[row], feed.n_embedding
+    width, tries = feed.n_features + feed.n_types, cloud.scan_limit // 4
+    for m in range(feed.n_cards):
+        card_type = 1 + m % (feed.n_types - 1)
+        start = cloud.type_bounds[card_type]
+        n_items = cloud.type_bounds[card_type + 1] - start
+        best, best_rank, best_score = NO_ITEM, -1e300, 0.0
+        for j in range(min(n_items, tries)):
+            i = start + below(n_items, key, slot, CARD_PICK, m * 65536 + j)
+            score = _match(feed.ranking.query, worker, cloud.items, i, size)
+            score += cloud.items[i, size + BASE_LOGIT]
+            rank = score + cloud.noise * fast_normal(key, slot, CARD_NOISE, i)
+            if rank > best_rank and not was_shown(feed.shown, row, i) and not _on_cards(feed, row, m, i):
+                best, best_rank, best_score = i, rank, score
+        feed.card_items[row, m] = best
+        at = feed.cards_at + m * width
+        for k in range(width):
+            feed.observation[row, at + k] = 0.0
+        if best != NO_ITEM:
+            _write_item(feed, cloud, row, at, best, best_score)
+            feed.observation[row, at + feed.n_features + card_type] = 1.0
+
+
+@kernel
+def _on_cards(feed, row, m, item):
+    for j in range(m):
+        if feed.card_items[row, j] == item:
+            return True
+    return False
+
+
+@kernel
+def _write_item(feed, cloud, row, at, item, score):
+    """Write the item features (embedding, price level, base ctr, base cvr, freshness) at a column."""
+    d = feed.n_embedding
+    for k in range(d):
+        feed.observation[row, at + k] = cloud.items[item, k]
+    feed.observation[row, at + d] = cloud.items[item, d]
+    feed.observation[row, at + d + 1] = sigmoid(score + cloud.score_offset)
+    feed.observation[row, at + d + 2] = cloud.items[item, d + 2]
+    feed.observation[row, at + d + 3] = cloud.items[item, d + 3]

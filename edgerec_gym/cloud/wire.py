@@ -1,0 +1,112 @@
+"""The cloud: builds a page from the catalogue with its own stale estimate of the user.
+
+It knows the long-term estimate that it ships, and the behaviour that has been synchronised when the
+request was *sent*: with `sync="page"` a request carries all behaviour so far, with "periodic" behaviour is
+uploaded every `sync_period` slots and requests carry none, with "incremental" after every slot (the same
+pages as "page", at more traffic). Retrieval probes the best categories and scans at most `scan_limit` items
+of each, so its cost depends neither on the number of environments nor, beyond that, on the catalogue.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.compiled.arrays import Float32Matrix, Int64Vector
+from edgerec_gym.compiled.jit import kernel
+from edgerec_gym.compiled.selection import Ranking, make_ranking
+from edgerec_gym.config import SYNC_MODES, FeedConfig
+from edgerec_gym.errors import InputError
+
+SYNC_PAGE, SYNC_PERIODIC, SYNC_INCREMENTAL = range(len(SYNC_MODES))
+
+
+class CloudArrays(NamedTuple):
+    """The catalogue (n items in G groups of one card type and category) and the cloud's numbers."""
+
+    items: Float32Matrix  # (n, d + 4): embedding, price level, base logit, base cvr, freshness
+    group_bounds: Int64Vector  # (G + 1,), rows of the catalogue
+    centroids: Float32Matrix  # (Gg, d), of the groups of goods
+    type_bounds: Int64Vector  # (T + 1,), rows of the catalogue
+    sync: int
+    sync_period: int
+    long_term_weight: float
+    recent_weight: float
+    noise: float
+    score_offset: float
+    interest_decay: float
+    dwell_weight: float
+    click_weight: float
+    page_view_weight: float
+    probed_categories: int
+    scan_limit: int
+
+
+_NUMBERS = CloudArrays._fields[CloudArrays._fields.index("sync_period") :]
+
+
+def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
+    """Index a catalogue for retrieval; InputError if pages could run out of goods."""
+    code = catalog.card_type.astype(np.int64) * (int(catalog.category.max()) + 1) + catalog.category
+    group_bounds = np.append(np.flatnonzero(np.diff(code, prepend=-1)), len(catalog))
+    goods = int((catalog.card_type[group_bounds[:-1]] == 0).sum())
+    sizes = np.diff(group_bounds)
+    sums = np.add.reduceat(catalog.embeddings, group_bounds[:goods], axis=0, dtype=np.float64)
+    if goods < len(sizes):  # reduceat lets the last group run on to the end
+        sums[-1] = catalog.embeddings[group_bounds[goods - 1] : group_bounds[goods]].sum(axis=0)
+    if catalog.card_type.max() >= config.n_types:
+        raise InputError(
+            f"catalogue has card_type {catalog.card_type.max()}, "
+            f"the feed names only {len(config.card_types)} card types"
+        )
+    reachable = int(np.minimum(sizes[:goods], config.cloud.scan_limit).sum())
+    needed = config.pool_size + config.max_slots
+    if reachable < needed:
+        raise InputError(
+            f"retrieval reaches {reachable} goods (scan_limit = {config.cloud.scan_limit} in each of {goods} "
+            f"categories); pool_size + max_slots = {needed} are needed: use a larger catalogue or scan_limit"
+        )
+    return CloudArrays(
+        items=np.concatenate([catalog.embeddings, catalog.scalars], axis=1),
+        group_bounds=group_bounds.astype(np.int64),
+        centroids=(sums / sizes[:goods, None]).astype(np.float32),
+        type_bounds=np.searchsorted(catalog.card_type, np.arange(config.n_types + 1)).astype(np.int64),
+        sync=SYNC_MODES.index(config.cloud.sync),
+        **{name: getattr(config.cloud, name) for name in _NUMBERS},
+    )
+
+
+def cloud_ranking(cloud: CloudArrays, config: FeedConfig, workers: int) -> Ranking:
+    """Workspace for building pages in some worker threads at once."""
+    numbers = config.cloud
+    enough = max(numbers.probed_categories * numbers.scan_limit, config.pool_size + config.max_slots)
+    capacity = min(enough + numbers.scan_limit, len(cloud.items))
+    return make_ranking(workers, capacity, len(cloud.centroids), config.embedding_size)
+
+
+@kernel
+def upload(feed, row):
+    """All behaviour so far reaches the cloud."""
+    for k in range(feed.n_embedding):
+        feed.known_interest[row, k] = feed.interest[row, k]
+
+
+@kernel
+def send(feed, cloud, row, requested):
+    """Put a request on the wire; the page will be built from what the cloud knows now."""
+    if cloud.sync == SYNC_PAGE:
+        upload(feed, row)
+    for k in range(feed.n_embedding):
+        feed.wire_interest[row, k] = feed.known_interest[row, k]
+    feed.wire[row] = feed.latency
+    feed.wire_requested[row] = requested
+
+
+@kernel
+def receive(feed, row):
+    """The page on the wire has arrived (the caller builds it) and restarts the count to the next one."""
+    feed.page[row] += 1
+    feed.page_age[row] = 0
+    feed.page_requested[row] = feed.wire_requested[row]

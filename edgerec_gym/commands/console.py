@@ -1,0 +1,115 @@
+"""What the commands of `edgerec` share on the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from edgerec_gym.evaluation.report import json_ready, tables
+
+WIDE = 160  # characters
+INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
+
+
+def print_json(value: Any) -> None:
+    """Print machine-readable results on stdout."""
+    print(json.dumps(json_ready(value), indent=1, allow_nan=False))
+
+
+def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
+    """Print a table on stdout: first column left, the others right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for k, name in enumerate(header):
+        table.add_column(name, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
+    for cells in body:
+        table.add_row(*cells)
+    width = None if sys.stdout.isatty() else WIDE  # in a file nothing need be cut
+    Console(highlight=False, width=width).print(Text(title, style="bold"), table, "")
+
+
+def print_results(results: list[dict[str, Any]]) -> None:
+    """Print the tables of an evaluation on stdout."""
+    for title, (header, body) in tables(results, brief=True).items():
+        print_table(title, header, body)
+
+
+def print_nested(values: dict[str, Any], indent: int = 0) -> None:
+    """Print nested dicts on stdout, a line for each number or text."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            print(f"{'  ' * indent}{key}")
+            print_nested(value, indent + 1)
+        else:
+            if isinstance(value, dict | list | tuple):
+                value = ", ".join(map(str, value)) or "none"
+            print(f"{'  ' * indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on stderr from the first update on; yields update(done, total, text="")."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(f"{label:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+    task = progress.add_task("", total=None)
+
+    def update(done: int, total: int, text: str = "") -> None:
+        progress.start()  # not before: bad input ends in one line and nothing else
+        progress.update(task, completed=done, total=total, description=text)
+
+    try:
+        yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def over_all(
+    update: Callable[..., None], policies: list[Any], users: Sequence[str]
+) -> Callable[[str, int, int], None]:
+    """Turn a progress bar into the callback of `evaluate`: one bar over all policies and users."""
+    pairs = sum(kind == "synthetic" or not hasattr(policy, "bind") for policy in policies for kind in users)
+    done_by: dict[str, int] = {}
+
+    def progress(label: str, done: int, sessions: int) -> None:
+        done_by[label] = done
+        update(sum(done_by.values()), pairs * sessions, label)
+
+    return progress
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Turn Ctrl-C into one line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: {message}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in MB; nan where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,193 @@
+"""`edgerec demo` and `edgerec scenario`: the whole path from logs to a scored policy, in resumable stages."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.commands import console
+from edgerec_gym.config import PRESETS, preset
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.report import RESULTS, read_training_curve, require_matplotlib, write_report
+from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.users import USERS
+
+RECORD = "demo.json"
+SHIPPED_SESSIONS = {"default": 24_000, "lite": 24_000}  # logs behind the shipped scenarios
+PRESET, ENV_ID = "lite", "EdgeFeed-v0"
+POLICIES = ("keep", "random", "greedy", "device-greedy")
+PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
+CHECKPOINTS = 20  # at most, of the learning curve
+REPLAYED = 7  # session of the evaluation
+AGENT = "runs/edgerec-0"  # that ships with the package and takes all three decisions
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work each stage does."""
+
+    collect_sessions: int = 4000
+    ensemble: int = 2
+    epochs: int = 20
+    train_steps: int = 250_000
+    evaluate_sessions: int = 2000
+    curve_sessions: int = 300  # of each checkpoint
+
+
+QUICK = Sizes(
+    collect_sessions=500, ensemble=1, epochs=2, train_steps=4096, evaluate_sessions=200, curve_sessions=50
+)
+
+
+def run_demo(
+    out: str | Path, *, quick: bool = False, fresh: bool = False, seed: int = 0
+) -> tuple[list[dict[str, Any]], Path]:
+    """Collect, fit, train and evaluate on the lite preset; finished stages are skipped.
+
+    Beside what it trains, the demo plays the shipped EdgeRec agent, which takes all three decisions.
+
+    Args:
+        out: folder; `logs`, `scenario`, `policy`, `report`, report.html and replay.html are made in it.
+        quick: tiny sizes.
+        fresh: remove what an earlier demo left in `out` first.
+        seed: of every stage.
+
+    Returns:
+        (results, report folder).
+
+    Raises:
+        InputError: `out` cannot be written to, or holds a demo with other arguments.
+        MissingExtraError: the extra `train` is not installed.
+    """
+    from edgerec_gym.agents.find_policy import find_policies, find_policy
+    from edgerec_gym.agents.ppo.train import train
+    from edgerec_gym.bench.learning_curve import learning_curve
+    from edgerec_gym.bench.shipped import shipped_folder
+    from edgerec_gym.evaluation.play import REFERENCE, evaluate
+    from edgerec_gym.logs.collect import collect
+    from edgerec_gym.pages.replay import write_replay
+    from edgerec_gym.pages.report import write_report_page
+    from edgerec_gym.pages.session import record_session
+    from edgerec_gym.simulator.fit import fit
+
+    require_matplotlib()  # better known before the work
+    out, sizes = make_folder(out), QUICK if quick else Sizes()
+    logs, scenario, policy, report = (out / name for name in ("logs", "scenario", "policy", "report"))
+    if fresh and (out / RECORD).is_file():
+        for folder in (report, policy, scenario, logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        for page in (PAGE, REPLAY):
+            (out / page).unlink(missing_ok=True)
+        (out / RECORD).unlink()
+    _same_arguments(out, {"seed": seed, **asdict(sizes)})
+    if (out / PAGE).is_file():  # written last: everything is finished
+        return read_json(report / RESULTS)["results"], report
+    with console.progress_bar("collect") as progress:
+        collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
+    with console.progress_bar("fit") as progress:
+        fit(logs, scenario, seed=seed, ensemble=sizes.ensemble, epochs=sizes.epochs, progress=progress)
+    with console.progress_bar("train") as progress:
+        train(
+            policy,
+            env_id=ENV_ID,
+            scenario=str(scenario),
+            steps=sizes.train_steps,
+            seed=seed,
+            resume=True,
+            progress=progress,
+            threads=1,
+            keep_checkpoints=CHECKPOINTS,
+        )
+    policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
+    agent = find_policy(str(shipped_folder("joint", PRESET) / AGENT), ENV_ID, str(scenario), "learned", seed)
+    policies.insert(-1, agent)
+    with console.progress_bar("evaluate") as progress:
+        results = evaluate(
+            policies,
+            env_id=ENV_ID,
+            scenario=str(scenario),
+            users=USERS,
+            sessions=sizes.evaluate_sessions,
+            seed=seed,
+            progress=console.over_all(progress, policies, USERS),
+        )
+    write_report(results, report, training_curve=read_training_curve(policy), title="edgerec demo")
+    with console.progress_bar("curve") as progress:
+        learning_curve(policy, str(scenario), sessions=sizes.curve_sessions, seed=seed, progress=progress)
+    recorded = record_session(
+        agent,
+        env_id=ENV_ID,
+        scenario=str(scenario),
+        users="synthetic",
+        session=REPLAYED,
+        seed=seed,
+    )
+    write_replay(recorded, out / REPLAY)
+    write_report_page(out, out / PAGE)
+    return results, report
+
+
+def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
+    """Record the arguments of a new demo; InputError if the folder holds one with others."""
+    if not (out / RECORD).is_file():
+        write_json(out / RECORD, arguments)
+    elif read_json(out / RECORD) != arguments:
+        raise InputError(
+            f"{out} holds a demo with other arguments: add --fresh to start over, or choose another --out"
+        )
+
+
+def refit_shipped(
+    names: list[str] | None,
+    *,
+    sessions: int | None,
+    out: str | Path | None,
+    work: str | Path,
+    ensemble: int,
+    epochs: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Fit the shipped scenarios again, from freshly collected logs, and record command and seed in them.
+
+    Args:
+        names: presets; None for all.
+        sessions: to collect for each; None for as many as are behind those that ship.
+        out: folder that gets one folder for each name; None for the scenarios inside the package.
+        work: folder of logs and unfinished fits, which a call after an interruption goes on with.
+        ensemble: networks in each ensemble.
+        epochs: at most, for each network.
+        seed: of logs and fits.
+
+    Returns:
+        name -> fidelity figures on held-out sessions.
+    """
+    from edgerec_gym.logs.collect import collect
+    from edgerec_gym.scenario import SHIPPED_FOLDER, SIMULATOR_FILES, Scenario
+    from edgerec_gym.simulator.fit import fit
+
+    names = list(PRESETS) if names is None else names
+    for name in names:
+        preset(name)  # an unknown name is better known before the work
+    fidelity = {}
+    for name in names:
+        logs, fitted = Path(work) / name / "logs", Path(work) / name / "scenario"
+        target = make_folder(Path(out or SHIPPED_FOLDER) / name)
+        n = sessions or SHIPPED_SESSIONS[name]
+        with console.progress_bar(f"{name}: collect") as progress:
+            collect(logs, preset_name=name, sessions=n, seed=seed, progress=progress)
+        with console.progress_bar(f"{name}: fit") as progress:
+            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, epochs=epochs, progress=progress)
+        for file in SIMULATOR_FILES:
+            with atomic_path(target / file) as temporary:
+                shutil.copyfile(fitted / file, temporary)
+        scenario = Scenario.load(fitted)
+        options = {"name": name, "sessions": n, "ensemble": ensemble, "epochs": epochs, "seed": seed}
+        command = " ".join(
+            ["edgerec scenario", *(f"--{option} {value}" for option, value in options.items())]
+        )
+        provenance = {**scenario.provenance, "command": command, "seed": seed}
+        replace(scenario, name=name, provenance=provenance).save(target)
+        shutil.rmtree(Path(work) / name)  # so that the next call starts afresh
+    return fidelity

@@ -1,0 +1,103 @@
+"""How kernels are compiled: decorators, and what the disk cache depends on.
+
+A kernel is a plain function over scalars and rows of arrays (bundled in named tuples, see compiled/arrays.py): no
+objects, no allocation, no exceptions, so that the same source can be compiled for a GPU.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+_ROOT = Path(__file__).parent
+_OWN = "compiled/jit.py"
+_KERNELS = {"kernel", "product_kernel", "entry_point"}
+_SOURCES = (
+    "answers.py",
+    "cloud/retrieval.py",
+    "cloud/wire.py",
+    "compiled/arrays.py",
+    "compiled/jit.py",
+    "compiled/random_stream.py",
+    "compiled/selection.py",
+    "feed/batch.py",
+    "feed/kernels.py",
+    "feed/observe.py",
+    "feed/reward.py",
+    "feed/rules.py",
+    "feed/slate.py",
+    "spaces.py",
+    "state.py",
+    "users/learned_answer.py",
+    "users/learned_encode.py",
+    "users/learned_kernels.py",
+    "users/learned_layout.py",
+    "users/synthetic.py",
+    "users/synthetic_kernels.py",
+)
+
+
+def source_digest(folder: Path, names: Iterable[str]) -> str:
+    """Hash the files of `folder` that hold kernels."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+# Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. An entry
+# point that closes over the digest gets the source of every kernel into its cache key.
+SOURCE_DIGEST = source_digest(_ROOT, _SOURCES)
+
+
+@cache
+def dynamics_digest() -> str:
+    """Hash what the kernels compute, wherever they stand: their functions and constants, without imports.
+
+    Sessions that were played before a kernel has only moved to another file are still those that it would
+    play now; :data:`SOURCE_DIGEST` changes with every byte, as a compiler's cache must.
+    """
+    parts = set()
+    for name in _SOURCES:
+        tree = ast.parse((_ROOT / name).read_text(encoding="utf-8"))
+        constants = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        kernels = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and _KERNELS & {ast.unparse(d) for d in node.decorator_list}
+        ]
+        if name != _OWN:  # its constants are paths
+            parts |= {ast.unparse(node) for node in constants}
+        parts |= {ast.unparse(node) for node in kernels}
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+_OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Part of a kernel; the compiler decides whether it is inlined."""
+    return njit(**_OPTIONS)(function)
+
+
+def product_kernel(function: Callable[..., Any]) -> Any:
+    """A kernel over numbers, not NaN, whose sums may be added in any order, so that they are vectorised."""
+    return njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, **_OPTIONS)(function)
+
+
+def entry_point(function: Callable[..., Any]) -> Any:
+    """A kernel that Python calls: cached on disk, runs without the interpreter's lock."""
+    return njit(cache=True, nogil=True, **_OPTIONS)(function)
+
+
+@kernel
+def sigmoid(x):
+    """Logistic function."""
+    return 1.0 / (1.0 + math.exp(-x))

@@ -1,0 +1,285 @@
+"""A re-ranker as the phone runs it: ONNX Runtime, one session, one thread; torch is not imported.
+
+The perception is stepped once an event, and what it made of the event is kept (:class:`DeviceSession`); a
+re-ranking reads what was kept (EdgeRec, CIKM'20, section 3). The files are those of
+:mod:`edgerec_gym.device.files`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from edgerec_gym.device.beam_search import Arrays, Found
+from edgerec_gym.device.files import CRBAN, EVALUATOR, GENERATOR, SEQUENCES, DeviceModel
+from edgerec_gym.errors import InputError
+from edgerec_gym.files import atomic_path
+from edgerec_gym.policy import NOT_SHOWN, Observation, check_finite
+from edgerec_gym.spaces import CONTEXT
+
+PAGE_AGE = CONTEXT.index("page_age")
+READ = ("user", "pool", "screen", "context")  # keys of the observation that a re-ranking reads
+ABSENT = -1e9  # score of a pool row that is used up
+
+
+@dataclass
+class KeptCodes:
+    """What a phone keeps of one sequence for one network.
+
+    Attributes:
+        hidden: (states, 1, H) float32 of the GRUs.
+        keys: (L, A) float32 of the last L events; event number n stands at n mod L.
+        values: (L, V) float32.
+        interests: (L, W) float32 of the match with live interest, if the network has one.
+        count: events so far.
+    """
+
+    hidden: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    interests: np.ndarray
+    count: int = 0
+
+    def read(self) -> Arrays:
+        """What is kept of the last events; where there are none, a row of zeros, which changes nothing."""
+        length = len(self.keys)
+        kept = max(1, min(self.count, length))
+        ages = (self.count - 1 - np.arange(kept)) % length  # events that have come after each
+        return {
+            "keys": self.keys[:kept],
+            "values": self.values[:kept],
+            "interests": self.interests[:kept],
+            "ages": ages.astype(np.float32),
+        }
+
+
+class DeviceSession:
+    """One user's session: what the phone keeps, and the re-rankings that read it.
+
+    Args:
+        model: what runs.
+
+    Attributes:
+        kept: codes by (network, sequence).
+    """
+
+    def __init__(self, model: DeviceModel) -> None:
+        self.model = model
+        self.kept: dict[tuple[str, str], KeptCodes] = {}
+        for network, graphs in model.graphs.items():
+            for name in SEQUENCES:
+                if name in graphs:
+                    length, outputs = model.sizes[name][0], graphs[name].outputs
+                    self.kept[network, name] = KeptCodes(
+                        np.zeros(graphs[name].inputs["hidden"], np.float32),
+                        np.zeros((length, outputs["key"][1]), np.float32),
+                        np.zeros((length, outputs["value"][1]), np.float32),
+                        np.zeros((length, outputs.get("interest", (1, 0))[1]), np.float32),
+                    )
+        self.count = dict.fromkeys(SEQUENCES, 0)
+
+    def append(self, name: str, row: np.ndarray) -> None:
+        """Take up one event; the time does not grow with the session.
+
+        Args:
+            name: "exposures" or "page_views".
+            row: (W,), as the observation holds it.
+
+        Raises:
+            InputError: another name or shape, values that are not finite, or a row of zeros (padding).
+        """
+        if name not in SEQUENCES:
+            raise InputError(f"unknown sequence {name!r}; allowed: {', '.join(SEQUENCES)}")
+        row = _checked(name, row, self.model.sizes[name][1:])
+        if not row.any():
+            raise InputError(f"{name}: a row of zeros is padding, not an event")
+        self.count[name] += 1
+        for (network, sequence), kept in self.kept.items():
+            if sequence == name:
+                graph = self.model.graphs[network][name]
+                out = graph({"row": row[None], "hidden": kept.hidden})
+                at = kept.count % len(kept.keys)
+                kept.keys[at], kept.values[at], kept.hidden = out["key"], out["value"], out["new_hidden"]
+                kept.interests[at] = out.get("interest", 0.0)
+                kept.count += 1
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Score the pool: (N,) float32, :data:`ABSENT` where a row is used up; CRBAN only.
+
+        Args:
+            observation: user (U,), pool (N, F), context (C,) of the environment's observation, one session.
+        """
+        if CRBAN not in self.model.graphs:
+            raise InputError(f"{self.model.agent!r} writes lists and gives no scores; use rerank")
+        observation, rows = self._read(observation)
+        score = np.full(len(observation["pool"]), ABSENT, np.float32)
+        if len(rows):
+            score[rows] = self._scores(observation, rows)
+        return score
+
+    def rerank(self, observation: Observation, places: int | None = None) -> np.ndarray:
+        """Write the next list: (K,) int64 pool rows in order, -1 behind its end where the pool has fewer.
+
+        Args:
+            observation: user (U,), pool (N, F), screen (lookahead, F + T), context (C,).
+            places: K, at most the model's, which is the default.
+
+        Raises:
+            InputError: keys that are missing, have another shape, or are not finite; K out of range.
+        """
+        places = self.model.places if places is None else places
+        if not 1 <= places <= self.model.places:
+            raise InputError(f"places = {places} is out of range; this model allows 1 to {self.model.places}")
+        observation, rows = self._read(observation)
+        found = np.full(places, NOT_SHOWN, np.int64)
+        length = min(places, len(rows))
+        if length:
+            found[:length] = self._list(observation, rows, length)
+        return found
+
+    def search(self, observation: Observation, places: int | None = None) -> Found:
+        """Search the next list; its cards are numbers among the pool rows that are left.
+
+        The arguments are those of :meth:`rerank`.
+        """
+        if self.model.search is None:
+            raise InputError(f"{self.model.agent!r} does not search; use rerank")
+        observation, rows = self._read(observation)
+        return self._search(observation, rows, min(places or self.model.places, len(rows)))
+
+    def run(self, observation: Observation) -> Arrays:
+        """Return what a re-ranking computes before it decides, by the graph's name."""
+        observation, rows = self._read(observation)
+        outputs = {}
+        if CRBAN in self.model.graphs:
+            outputs["crban.scores"] = self._scores(observation, rows)
+        length = min(self.model.places, len(rows))
+        if GENERATOR in self.model.graphs:
+            outputs["generator.lists"] = self._generated(observation, rows, length)["codes"]
+        if self.model.search is not None:
+            encoded = self._ask(EVALUATOR, "encode", observation, rows)
+            outputs["evaluator.encode"] = np.concatenate([part.ravel() for part in encoded.values()])
+            outputs["evaluator.judge"] = np.array(self._search(observation, rows, length).value)
+        return outputs
+
+    def _read(self, observation: Observation) -> tuple[Observation, np.ndarray]:
+        """The observation, checked, and the pool rows that are left."""
+        sizes = self.model.sizes
+        read = {}
+        for key in READ:
+            if key in sizes:
+                if key not in observation:
+                    raise InputError(f"the observation lacks the key {key!r}")
+                read[key] = _checked(key, observation[key], sizes[key])
+        return read, np.flatnonzero(read["pool"].any(axis=1))
+
+    def _ask(
+        self, network: str, graph: str, observation: Observation, rows: np.ndarray, **more: Any
+    ) -> Arrays:
+        inputs = {
+            "candidates": observation["pool"][rows],
+            "user": observation["user"][None],
+            "context": observation["context"][None],
+            "rows": rows,
+            **more,
+        }
+        if "screen" in observation:
+            inputs["screen"] = observation["screen"]
+        for name in SEQUENCES:
+            if (network, name) in self.kept:
+                inputs |= {f"{name}.{key}": kept for key, kept in self.kept[network, name].read().items()}
+        return self.model.graphs[network][graph](inputs)
+
+    def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        return self._ask(CRBAN, "scores", observation, rows)["scores"][:, 0]
+
+    def _generated(self, observation: Observation, rows: np.ndarray, length: int) -> Arrays:
+        return self._ask(GENERATOR, "lists", observation, rows, places=np.array(length))
+
+    def _list(self, observation: Observation, rows: np.ndarray, length: int) -> np.ndarray:
+        """Pool rows (length,)."""
+        if CRBAN in self.model.graphs:
+            order = np.argsort(-self._scores(observation, rows), kind="stable")
+            return rows[order[:length]]
+        if self.model.search is not None:
+            return rows[self._search(observation, rows, length).cards]
+        return self._generated(observation, rows, length)["lists"][0]
+
+    def _search(self, observation: Observation, rows: np.ndarray, length: int) -> Found:
+        assert self.model.search is not None
+        proposed = np.zeros((0, length), np.int64)
+        if GENERATOR in self.model.graphs:
+            proposed = np.searchsorted(rows, self._generated(observation, rows, length)["lists"])
+        encoded = self._ask(EVALUATOR, "encode", observation, rows)
+        config = self.model.config
+        filled = round(float(observation["context"][PAGE_AGE]) * config.page_size)
+        return self.model.search(encoded, length, proposed, max(1, config.page_size - filled))
+
+    def save(self, path: str | Path) -> None:
+        """Write what the phone keeps between two starts of the app, atomically, as safetensors."""
+        tensors = {}
+        for (network, name), kept in self.kept.items():
+            for field, values in vars(kept).items():
+                tensors[f"{network}.{name}.{field}"] = np.asarray(values)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+
+    def restore(self, path: str | Path) -> None:
+        """Go on from what :meth:`save` wrote; InputError names the file, and the tensor that does not fit."""
+        try:
+            tensors = load_file(path)
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist") from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+        own = {
+            f"{network}.{name}.{field}": np.asarray(values)
+            for (network, name), kept in self.kept.items()
+            for field, values in vars(kept).items()
+        }
+        for key in sorted(own.keys() | tensors.keys()):
+            if key not in own or key not in tensors or tensors[key].shape != own[key].shape:
+                raise InputError(f"{path}: tensor {key!r} does not fit; another model saved it")
+            if not np.isfinite(tensors[key]).all() or (key.endswith(".count") and tensors[key] < 0):
+                raise InputError(f"{path}: {key!r} holds values that are not finite or negative counts")
+        for (network, name), kept in self.kept.items():
+            for field in ("hidden", "keys", "values", "interests"):
+                setattr(kept, field, tensors[f"{network}.{name}.{field}"])
+            kept.count = self.count[name] = int(tensors[f"{network}.{name}.count"])
+
+
+def _checked(key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Values as float32; InputError names the key if they have another shape or are not finite."""
+    values = np.ascontiguousarray(values, np.float32)
+    if values.shape != shape:
+        raise InputError(f"{key} has the shape {values.shape}; this model reads {shape}")
+    check_finite(key, values)
+    return values
+
+
+def load(folder: str | Path) -> DeviceModel:
+    """Load an exported re-ranker and run all of it once; InputError says which file is wrong.
+
+    After the first run calls are as fast as any, and values that are not finite have shown.
+    """
+    model = DeviceModel(folder)
+    session = DeviceSession(model)
+    for name in SEQUENCES:
+        session.append(name, np.full(model.sizes[name][1], 0.5, np.float32))
+    for (network, name), kept in session.kept.items():
+        for values in (kept.keys, kept.values, kept.hidden, kept.interests):
+            _check_output(model, f"{network}.{name}", values)
+    shapes = {key: model.sizes[key] for key in READ if key in model.sizes}
+    for name, values in session.run({key: np.full(shape, 0.5) for key, shape in shapes.items()}).items():
+        _check_output(model, name, values)
+    return model
+
+
+def _check_output(model: DeviceModel, name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise InputError(f"{model.folder / name}.onnx gives values that are not finite")

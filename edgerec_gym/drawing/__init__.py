@@ -1,0 +1,1 @@
+"""Pictures of the feed: the phone, the screen in plain values, windows."""

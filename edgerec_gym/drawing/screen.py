@@ -1,0 +1,309 @@
+"""What stands on the phone at one slot, in plain values: what frames, text and session replays show.
+
+Everything here is read from the arrays of the batch, so a screen tells what the device could know. Only
+`intent` is hidden from policies, and it is told only of synthetic users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgerec_gym.answers import (
+    CLICK,
+    DELETE_REASONS,
+    DWELL_BUCKETS,
+    DWELL_EDGES,
+    LEAVE,
+    PAGE_VIEW,
+    PAGE_VIEW_ACTIONS,
+    PAGE_VIEW_BUCKETS,
+    PAGE_VIEW_EDGES,
+    SLOT,
+)
+from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.feed.batch import BEGIN, PLAY, FeedBatch
+from edgerec_gym.state import NO_ITEM, REWARD_TERMS
+from edgerec_gym.users.synthetic import SyntheticUsers
+
+GOODS = "goods"
+KEPT, PROMOTED, INSERTED = "kept", "promoted", "inserted"
+REQUESTED, AUTOMATIC = "requested", "automatic"
+_SENT = (None, REQUESTED, AUTOMATIC)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the user did with a card.
+
+    Attributes:
+        dwell: duration of the look, a bucket in 0..1 as in the observation (e1).
+        dwell_seconds: the bucket in words, e.g. "4-8 s".
+        click: the card was opened.
+        view: duration of the page view in 0..1 (d1), 0 without a click.
+        view_seconds: the bucket in words; "" without a click.
+        actions: page-view actions that happened, e.g. ("cart", "buy").
+        deleted: why the card was deleted ("dislike", "seen"); None if it was not.
+        left: the user left the feed here.
+    """
+
+    dwell: float
+    dwell_seconds: str
+    click: bool
+    view: float
+    view_seconds: str
+    actions: tuple[str, ...]
+    deleted: str | None
+    left: bool
+
+    @property
+    def bought(self) -> bool:
+        """Whether the page view ended in a purchase."""
+        return "buy" in self.actions
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card that the feed has shown.
+
+    Attributes:
+        slot: where it stands in the session, from 0.
+        item: row of the catalogue.
+        kind: "goods" or one of the feed's card types.
+        category: of the catalogue; a cluster of embeddings where the data set names none.
+        placed: "kept" (the cloud's next candidate), "promoted" (a later one) or "inserted" (a card).
+        row: pool row, or card row if inserted.
+        passed: candidates in front of which it was promoted; 0 unless promoted.
+        invalid: the action was illegal, *keep* was played.
+        page: the page it came with, from 0.
+        page_from: who asked for that page, "requested" (the policy) or "automatic" (as the first one is).
+        request: a request that was sent with this card, "requested" or "automatic"; None if none was.
+        price_level, base_ctr, base_cvr, freshness: as the cloud ships them, in 0..1.
+        answer: what the user did; None while the card waits on the screen.
+    """
+
+    slot: int
+    item: int
+    kind: str
+    category: int
+    placed: str
+    row: int
+    passed: int
+    invalid: bool
+    page: int
+    page_from: str
+    request: str | None
+    price_level: float
+    base_ctr: float
+    base_cvr: float
+    freshness: float
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The session as it stands after a slot.
+
+    Attributes:
+        cards: all cards so far, oldest first; those without an answer wait on the screen.
+        slot: cards placed so far.
+        max_slots: at which the session is cut off.
+        hour: of the day, 0..23.
+        page: pages that have arrived after the first one.
+        page_age: cards placed since the page arrived.
+        page_size: slots from one automatic page to the next.
+        page_from: who asked for the page, "requested" or "automatic".
+        arrived: the page has come with the last slot.
+        on_the_wire: "requested" or "automatic" while a page is on its way, else None.
+        arrives_in: slots until then; 0 if none is on its way.
+        requests: of the policy, so far.
+        requests_left: None without a budget.
+        pool_left, pool_size: candidates not shown yet, and in all.
+        cards_left: mix-in cards of the page not shown yet.
+        reward: sum so far, in reward units.
+        last_reward: of the last slot.
+        terms: sums of the reward terms so far, by name, in reward units.
+        end: "left" (the user), "cut off" (max_slots), None while the session goes on.
+        intent: for each answered card the category that the user had in mind when looking at it, then the one
+            in mind now. Latent: None unless the users are synthetic.
+    """
+
+    cards: tuple[Card, ...]
+    slot: int
+    max_slots: int
+    hour: int
+    page: int
+    page_age: int
+    page_size: int
+    page_from: str
+    arrived: bool
+    on_the_wire: str | None
+    arrives_in: int
+    requests: int
+    requests_left: int | None
+    pool_left: int
+    pool_size: int
+    cards_left: int
+    reward: float
+    last_reward: float
+    terms: dict[str, float]
+    end: str | None
+    intent: tuple[int, ...] | None
+
+    @property
+    def clicks(self) -> int:
+        """Clicks so far."""
+        return sum(card.answer is not None and card.answer.click for card in self.cards)
+
+    @property
+    def purchases(self) -> int:
+        """Purchases so far."""
+        return sum(card.answer is not None and card.answer.bought for card in self.cards)
+
+
+@dataclass
+class _Session:
+    """What the batch forgets: cards that have left the window, sums, the order of the pool."""
+
+    unused: np.ndarray  # (N,) bool, rows of the page that were not shown before the next slot
+    cards: list[Card] = field(default_factory=list)
+    intent: list[int] = field(default_factory=list)  # when each answered card was looked at
+    intent_now: int | None = None
+    reward: float = 0.0
+    terms: np.ndarray = field(default_factory=lambda: np.zeros(len(REWARD_TERMS)))
+
+
+class ScreenRecorder:
+    """Follows a batch and tells what stands on each row's screen.
+
+    It makes itself the batch's `watcher`, called after every slot, also within the plans of EdgeFeedSlate-v0.
+    A batch without one records nothing.
+
+    Args:
+        batch: the feeds to follow, before their first reset.
+        catalog: what the cloud retrieves from, for the categories.
+    """
+
+    def __init__(self, batch: FeedBatch, catalog: Catalog) -> None:
+        self.batch, self.catalog = batch, catalog
+        self._sessions: list[_Session | None] = [None] * batch.num_envs
+        self._names = (GOODS, *batch.config.card_types)
+        batch.watcher = self
+
+    def __call__(self, modes: np.ndarray) -> None:
+        """Take in the last slot of the rows that played, and the start of those that began; (B,) modes."""
+        for row in np.flatnonzero((modes == PLAY) | (modes == BEGIN)).tolist():
+            session = self._sessions[row]
+            if modes[row] == BEGIN or session is None:
+                self._sessions[row] = _Session(self._unused(row), intent_now=self._intent(row))
+            else:
+                self._follow(session, row)
+
+    def screen(self, row: int = 0) -> Screen:
+        """Return what stands on one row's screen; an empty one before the first reset."""
+        a, config = self.batch.arrays, self.batch.config
+        session = self._sessions[row] or _Session(self._unused(row))
+        on_the_wire = None
+        if a.wire[row] > 0:
+            on_the_wire = REQUESTED if a.wire_requested[row] else AUTOMATIC
+        intent = None
+        if session.intent_now is not None:
+            intent = (*session.intent, session.intent_now)
+        budget, requests = config.request_budget, int(a.requests[row])
+        return Screen(
+            cards=tuple(session.cards),
+            slot=int(a.slot[row]),
+            max_slots=config.max_slots,
+            hour=int(a.hour[row]),
+            page=int(a.page[row]),
+            page_age=int(a.page_age[row]),
+            page_size=config.page_size,
+            page_from=REQUESTED if a.page_requested[row] else AUTOMATIC,
+            arrived=bool(a.arrived[row]),
+            on_the_wire=on_the_wire,
+            arrives_in=int(a.wire[row]),
+            requests=requests,
+            requests_left=None if budget is None else budget - requests,
+            pool_left=int((a.pool_items[row] != NO_ITEM).sum()),
+            pool_size=config.pool_size,
+            cards_left=int((a.card_items[row] != NO_ITEM).sum()),
+            reward=session.reward,
+            last_reward=float(a.reward[row]),
+            terms=dict(zip(REWARD_TERMS, session.terms.tolist(), strict=True)),
+            end="left" if a.terminated[row] else "cut off" if a.truncated[row] else None,
+            intent=intent,
+        )
+
+    def _follow(self, session: _Session, row: int) -> None:
+        a = self.batch.arrays
+        session.cards.append(self._placed(session, row))
+        if a.focus_active[row]:
+            focused = int(a.focus_context[row, SLOT])
+            session.cards[focused] = replace(session.cards[focused], answer=_answer(a.response[row]))
+            if session.intent_now is not None:
+                session.intent.append(session.intent_now)
+        session.intent_now = self._intent(row)
+        session.unused = self._unused(row)
+        session.reward += float(a.reward[row])
+        session.terms += a.reward_terms[row]
+
+    def _placed(self, session: _Session, row: int) -> Card:
+        """The card that has just landed at the bottom."""
+        a, config = self.batch.arrays, self.batch.config
+        where, item = int(a.placed_action[row]), int(a.placed_item[row])
+        newest, arrived = a.window_cards[row, a.newest], bool(a.arrived[row])
+        inserted = where >= config.pool_size
+        passed = 0 if inserted else int(session.unused[:where].sum())
+        scalars = newest[config.embedding_size : config.n_item_features].tolist()
+        return Card(
+            slot=int(a.slot[row]) - 1,
+            item=item,
+            kind=self._names[int(newest[config.n_item_features :].argmax())],
+            category=int(self.catalog.category[item]),
+            placed=INSERTED if inserted else PROMOTED if passed else KEPT,
+            row=where - config.pool_size if inserted else where,
+            passed=passed,
+            invalid=bool(a.invalid[row]),
+            page=int(a.page[row]) - arrived,
+            page_from=REQUESTED if a.window_requested[row, a.newest] else AUTOMATIC,
+            request=_SENT[int(a.sent[row])],
+            price_level=scalars[0],
+            base_ctr=scalars[1],
+            base_cvr=scalars[2],
+            freshness=scalars[3],
+        )
+
+    def _unused(self, row: int) -> np.ndarray:
+        return self.batch.arrays.pool_items[row] != NO_ITEM
+
+    def _intent(self, row: int) -> int | None:
+        """The category nearest to what the user has in mind."""
+        users = self.batch.users
+        if not isinstance(users, SyntheticUsers):
+            return None
+        return int((users.world.centres @ users.arrays.intent_now[row]).argmax())
+
+
+def _answer(response: np.ndarray) -> Answer:
+    click = bool(response[CLICK] > 0)
+    actions = response[PAGE_VIEW : PAGE_VIEW + len(PAGE_VIEW_ACTIONS)]
+    reason = round(float(response[5]) * (len(DELETE_REASONS) - 1))
+    return Answer(
+        dwell=float(response[0]),
+        dwell_seconds=_seconds(float(response[0]), DWELL_BUCKETS, DWELL_EDGES),
+        click=click,
+        view=float(actions[0]),
+        view_seconds=_seconds(float(actions[0]), PAGE_VIEW_BUCKETS, PAGE_VIEW_EDGES) if click else "",
+        actions=tuple(PAGE_VIEW_ACTIONS[k] for k in range(1, len(actions)) if actions[k] > 0),
+        deleted=DELETE_REASONS[reason] if reason else None,
+        left=bool(response[LEAVE] > 0),
+    )
+
+
+def _seconds(value: float, buckets: int, edges: tuple[float, ...]) -> str:
+    """A stored duration, b / (n - 1) for bucket b of n, in words."""
+    bucket = round(value * (buckets - 1))
+    if bucket == 0:
+        return f"under {edges[0]:g} s"
+    return f"over {edges[-1]:g} s" if bucket == buckets - 1 else f"{edges[bucket - 1]:g}-{edges[bucket]:g} s"

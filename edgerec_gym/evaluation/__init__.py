@@ -1,0 +1,1 @@
+"""How policies are scored: playing, intervals, comparisons, off-policy estimates, speed."""

@@ -1,0 +1,312 @@
+"""The benchmark: policies on the ground truth with common random numbers, cached, over all cores, as rows.
+
+A table is a list of rows {policy, metric, mean, low, high, seeds, sessions, ...}. Several training seeds of
+one policy are one row: the mean over seeds and sessions, with a 95 % bootstrap that draws seeds and sessions
+anew. All policies play the same sessions, so differences are paired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from edgerec_gym import __version__
+from edgerec_gym.compiled.jit import dynamics_digest
+from edgerec_gym.config import SCHEMA_VERSION, SHIFTS
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.intervals import Interval
+from edgerec_gym.evaluation.play import Sessions, Times, play
+from edgerec_gym.evaluation.report import json_ready
+from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.policy import Policy
+from edgerec_gym.scenario import Scenario
+
+Progress = Callable[[int, int, str], None]
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where policies play.
+
+    Attributes:
+        env_id: "EdgeFeedRerank-v0", ...
+        scenario: a shipped name or a folder.
+        users: "synthetic" or "learned".
+        sessions: that each policy plays.
+        seed: of the sessions.
+        config: FeedConfig fields that differ from the scenario's.
+        num_envs: sessions played together.
+        by_position: also tell what happened at each place of a page.
+        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`; None for those
+            of the scenario.
+    """
+
+    env_id: str
+    scenario: str
+    users: str = "synthetic"
+    sessions: int = 1000
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    num_envs: int = 512
+    by_position: bool = False
+    shift: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy of one training seed.
+
+    Attributes:
+        policy: name of its row; entries of other training seeds share it.
+        make: a function of a module (worker processes import it) that returns the policy for a place;
+            called as `make(place, **arguments)`.
+        arguments: JSON-ready.
+        files: runs' folders or files whose content decides how it plays.
+        seed: training seed; None for a policy that is not trained.
+    """
+
+    policy: str
+    make: Callable[..., Policy]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return self.policy if self.seed is None else f"{self.policy}, seed {self.seed}"
+
+
+def played(
+    entries: Sequence[Entry],
+    place: Place,
+    cache: str | Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> dict[tuple[str, int | None], Sessions]:
+    """Play every entry, or read what it has played before.
+
+    A result is found again by what it depends on: the place, the entry's arguments, the content of its files,
+    and the package's version and what its kernels compute. Delete the folder to play everything anew.
+
+    Args:
+        entries: policies.
+        place: where.
+        cache: folder of results.
+        workers: processes; results do not depend on it.
+        progress: called with (entries done, in all, name of the last one).
+
+    Returns:
+        What :func:`~edgerec_gym.evaluation.play.play` returns, by (policy, training seed).
+    """
+    folder = make_folder(cache)
+    files = [_file(entry, place, folder) for entry in entries]
+    waiting = [(entry, place, file) for entry, file in zip(entries, files, strict=True) if not file.exists()]
+    for done, index in enumerate(run_jobs(_play_entry, waiting, workers), 1):
+        if progress:
+            progress(done, len(waiting), str(waiting[index][0]))
+    return {(e.policy, e.seed): load_file(file) for e, file in zip(entries, files, strict=True)}
+
+
+def run_jobs(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
+) -> Iterable[int]:
+    """Call a module's function with every tuple of arguments, in processes; yields indices as they finish.
+
+    With one worker, or one call, everything happens in this process. The first error ends all.
+    """
+    if workers <= 1 or len(arguments) <= 1:
+        for index, values in enumerate(arguments):
+            function(*values)
+            yield index
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(arguments)), context, _one_thread) as pool:
+        futures = {pool.submit(function, *values): index for index, values in enumerate(arguments)}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    """Worker processes share the cores: libraries that are loaded later take one thread each."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def _play_entry(entry: Entry, place: Place, file: Path) -> None:
+    times = Times()
+    sessions = play(
+        entry.make(place, **entry.arguments),
+        env_id=place.env_id,
+        scenario=place.scenario,
+        users=place.users,
+        sessions=place.sessions,
+        seed=place.seed,
+        num_envs=place.num_envs,
+        config=place.config,
+        by_position=place.by_position,
+        shift=place.shift,
+        times=times,
+    )
+    taken = {name: str(value) for name, value in vars(times).items()}
+    with atomic_path(file) as temporary:
+        save_file({name: np.ascontiguousarray(values) for name, values in sessions.items()}, temporary, taken)
+
+
+def play_times(
+    entries: Sequence[Entry], place: Place, cache: str | Path
+) -> dict[tuple[str, int | None], Times]:
+    """What playing has taken, of entries that :func:`played` has played; none where it was not recorded."""
+    found = {}
+    for entry in entries:
+        with safe_open(_file(entry, place, Path(cache)), "numpy") as file:
+            taken = file.metadata() or {}
+        if taken:
+            steps, seconds = int(taken["steps"]), (float(taken["policy"]), float(taken["env"]))
+            found[entry.policy, entry.seed] = Times(steps, *seconds)
+    return found
+
+
+def _file(entry: Entry, place: Place, folder: Path) -> Path:
+    return folder / f"{_slug(entry)}-{content_key(entry, place)}.safetensors"
+
+
+def content_key(entry: Entry, place: Place) -> str:
+    """Digest of all that decides what an entry plays, 16 hexadecimal digits."""
+    scenario = Scenario.load(place.scenario)
+    paths = [str(path) for path in entry.files]
+    told = {
+        "version": [__version__, dynamics_digest()],
+        "make": _stable_name(entry.make),
+        # A file counts by its content, wherever it lies.
+        "arguments": {key: None if value in paths else value for key, value in entry.arguments.items()},
+        "place": {
+            **{key: value for key, value in vars(place).items() if key != "shift"},
+            "scenario": scenario.name,
+        },
+        # Only where there is one: what was played before there were shifts is still found.
+        **({} if place.shift is None else {"shift": SHIFTS[place.shift]}),
+        "config": scenario.config.to_dict(),
+        "provenance": scenario.provenance,
+        "files": [_digest(path) for path in entry.files],
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _stable_name(make: Callable[..., Policy]) -> str:
+    """Name of a function that stays as modules of this package are moved; others' count with their module."""
+    package = __name__.partition(".")[0]
+    own = make.__module__.partition(".")[0] == package
+    return make.__qualname__ if own else f"{make.__module__}.{make.__qualname__}"
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file, or of the parameters and the record of a run's folder."""
+    files = [path / name for name in ("policy.json", "policy.safetensors")] if path.is_dir() else [path]
+    try:
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} does not exist") from None
+
+
+def _slug(entry: Entry) -> str:
+    return "".join(c if c.isalnum() else "-" for c in str(entry).lower())
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def row(
+    policy: str, metric: str, interval: Interval, seeds: int, sessions: int, **more: Any
+) -> dict[str, Any]:
+    """One row of a table; `more` are further columns, such as the scenario."""
+    return {"policy": policy, "metric": metric, **interval, "seeds": seeds, "sessions": sessions, **more}
+
+
+def saved_rows(path: str | Path) -> dict[str, Rows]:
+    """Read what :func:`save_rows` wrote, or return that there is nothing yet.
+
+    Raises:
+        InputError: another file, or the folder cannot be made.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    found: dict[str, Any] = read_json(path) if path.exists() else {"rows": [], "runs": []}
+    for name in ("rows", "runs"):
+        if not isinstance(found.get(name), list):
+            raise InputError(f"{path} holds no benchmark: {name!r} is missing")
+    return found
+
+
+def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequence[str] = ()) -> None:
+    """Write {"rows": [...], "runs": [...]}; rows of earlier runs stay.
+
+    Args:
+        path: a JSON file.
+        rows: of this run.
+        about: of this run: scenario, sizes, seeds; versions and machine are added.
+        same: keys of `about` that tell runs apart: rows of an earlier run with the same values are replaced.
+    """
+    earlier = saved_rows(path)
+    tag = {name: about[name] for name in same}
+
+    def others(items: Rows) -> Rows:
+        return [item for item in items if any(item.get(name) != value for name, value in tag.items())]
+
+    versions = {"edgerec_gym": __version__, "numpy": np.__version__}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    run = {"schema_version": SCHEMA_VERSION, **about, "versions": versions, "machine": machine}
+    tagged = [{**item, **tag} for item in rows]
+    content = {"rows": [*others(earlier["rows"]), *tagged], "runs": [*others(earlier["runs"]), run]}
+    write_json(path, json_ready(content))  # what is not defined becomes null
+
+
+def table(rows: Rows, metrics: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of a table: a line a policy, a column a metric.
+
+    Args:
+        rows: as :func:`row` makes them.
+        metrics: format of each metric's numbers, e.g. {"clicks": ".3f", "gain_over_keep": "+.3f 95%"}; what
+            ends in " 95%" is shown with its interval.
+    """
+    found = {(item["policy"], item["metric"]): item for item in rows}
+    body = []
+    for policy in dict.fromkeys(item["policy"] for item in rows):
+        cells = [_cell(found.get((policy, metric)), form) for metric, form in metrics.items()]
+        body.append([policy, *cells])
+    return ["policy", *(metric.replace("_", " ") for metric in metrics)], body
+
+
+def _cell(item: dict[str, Any] | None, form: str) -> str:
+    if not _is_number(item, "mean"):
+        return ""
+    assert item is not None
+    number = form.removesuffix(" 95%")
+    text = f"{item['mean']:{number}}"
+    return (
+        text
+        if number == form or not _is_number(item, "low")
+        else f"{text} [{item['low']:{number}}, {item['high']:{number}}]"
+    )
+
+
+def _is_number(item: dict[str, Any] | None, key: str) -> bool:
+    """Whether a row tells a figure: what is not defined is nan, and null in a file."""
+    return item is not None and item[key] is not None and bool(np.isfinite(item[key]))

@@ -1,0 +1,331 @@
+"""A report folder from evaluation results: tables as Markdown, numbers as JSON, plots as PNG.
+
+| file | content |
+| --- | --- |
+| report.md | one table for each kind of users, and the plots |
+| results.json | the rows as `edgerec evaluate --json` prints them |
+| reward.png | reward per policy, learned users beside synthetic users |
+| behaviour.png | click rate, purchases, session length and requests per policy |
+| bias.png | what the learned users promise too much, per policy |
+| training.png | reward against slots played, if a training curve is given |
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.files import atomic_path, make_folder, write_json
+
+Result = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """One column of the tables."""
+
+    key: str
+    title: str
+    style: str  # a format specification of the mean
+    interval: bool = False  # show the 95 % interval too
+    brief: str = ""  # title in the brief table (80 characters wide); empty: left out there
+
+
+COLUMNS = (
+    Column("value", "value", ".2f", brief="value"),
+    Column("reward", "reward", ".2f", interval=True),
+    Column("gain_over_keep", "gain over keep", "+.2f", interval=True, brief="gain over keep"),
+    Column("gap_closed", "gap closed", ".0%", brief="gap\nclosed"),
+    Column("clicks", "clicks", ".2f"),
+    Column("click_rate", "click rate", ".1%", brief="click\nrate"),
+    Column("purchases", "purchases", ".3f"),
+    Column("exposures", "exposures", ".1f", brief="expo-\nsures"),
+    Column("requests", "requests", ".2f", brief="re-\nquests"),
+    Column("violations", "violations", ".2f"),
+    Column("bias", "bias", "+.0%", brief="bias"),
+    Column("exploitation_gap", "exploitation gap", "+.0%", brief="exploi-\ntation\ngap"),
+)
+RESULTS = "results.json"
+USERS_TITLES = {"learned": "learned users", "synthetic": "synthetic users (ground truth)"}
+# Line colour, marker, its fill.
+USERS_STYLE = {"synthetic": ("#1b6ca8", "o", "#1b6ca8"), "learned": ("#d1702b", "D", "white")}
+INK, FAINT = "#333333", "#d9d9d9"
+
+NOTES = """\
+Every number is a mean per session; brackets hold the 95 % bootstrap interval. *Reward* is what was drawn;
+*value* is its expectation along the played feed (click and purchase probabilities in place of clicks and
+purchases): the same mean, less noise. All policies meet the same sessions with the same luck (common random
+numbers), so *gain over keep* is paired by session; it is the gain in value. *Gap closed* is the share of the
+way from keep (0 %) to the oracle, the track's reference (100 %). *Bias* is how much more value the learned
+users promise than the ground truth gives; the *exploitation gap* is a policy's bias beyond that of keep.
+Dashed lines in the plots mark keep.
+"""
+
+
+def json_ready(value: Any) -> Any:
+    """Return nested dicts and lists with null in place of numbers that JSON cannot hold (NaN, infinity)."""
+    if isinstance(value, dict):
+        return {key: json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def estimate(result: Result, key: str) -> tuple[float, float, float] | None:
+    """Return (mean, low, high) of a metric, or None where the row does not have it."""
+    value = result.get(key)
+    if value is None or value["mean"] is None or not math.isfinite(value["mean"]):
+        return None
+    return value["mean"], value["low"], value["high"]
+
+
+def tables(results: list[Result], brief: bool = False) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Format the results, one table for each kind of users.
+
+    Args:
+        results: rows of :func:`edgerec_gym.evaluation.play.evaluate`.
+        brief: only the columns that fit a terminal of 80 characters.
+
+    Returns:
+        title -> (header, rows); columns that no row has are left out.
+    """
+    formatted = {}
+    for users in dict.fromkeys(row["users"] for row in results):
+        rows = [row for row in results if row["users"] == users]
+        columns = [c for c in COLUMNS if (c.brief or not brief) and any(estimate(row, c.key) for row in rows)]
+        body = [[row["policy"], *(_cell(row, column) for column in columns)] for row in rows]
+        header = ["policy", *(column.brief if brief else column.title for column in columns)]
+        formatted[f"{USERS_TITLES.get(users, users)}, {rows[0]['sessions']:,} sessions"] = (header, body)
+    return formatted
+
+
+def _cell(row: Result, column: Column) -> str:
+    value = estimate(row, column.key)
+    if value is None:
+        return ""
+    mean, low, high = (format(v, column.style) for v in value)
+    return f"{mean} [{low}, {high}]" if column.interval else mean
+
+
+def require_matplotlib() -> None:
+    """Raise MissingExtraError if the plots cannot be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("a report with plots", "render") from None
+
+
+def write_report(
+    results: list[Result],
+    out: str | Path,
+    *,
+    training_curve: dict[str, list[float]] | None = None,
+    title: str = "Evaluation",
+) -> Path:
+    """Write a report folder; files already there are replaced, each one whole.
+
+    Args:
+        results: rows of :func:`edgerec_gym.evaluation.play.evaluate`.
+        out: the folder.
+        training_curve: "slots" and "reward" (mean per session) of equal length, see
+            :func:`read_training_curve`.
+        title: heading of the report.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: no results, or the folder cannot be written to.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not results:
+        raise InputError("no results to report")
+    require_matplotlib()
+    folder = make_folder(out)
+    plots = {"reward": _reward_figure(results), "behaviour": _behaviour_figure(results)}
+    if any(estimate(row, "bias") for row in results):
+        plots["bias"] = _bias_figure(results)
+    if training_curve is not None and training_curve["slots"]:
+        plots["training"] = _training_figure(training_curve)
+    for name, figure in plots.items():
+        with atomic_path(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    lines = [f"# {title}", "", NOTES]
+    for heading, (header, body) in tables(results).items():
+        lines += [f"## {heading[0].upper()}{heading[1:]}", "", *markdown_table(header, body), ""]
+    lines += [f"![{name}]({name}.png)\n" for name in plots]
+    with atomic_path(folder / "report.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    record = {"title": title, "results": results, "training_curve": training_curve}
+    write_json(folder / RESULTS, json_ready(record))  # last: with it the folder is complete
+    return folder
+
+
+def markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
+    """Return the lines of a table in Markdown: first column left, the others right."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
+
+
+def read_training_curve(run: str | Path) -> dict[str, list[float]]:
+    """Read the mean reward per session against slots played from a run's TensorBoard files.
+
+    Returns:
+        "slots" and "reward", rising in slots; empty lists without TensorBoard files.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        raise MissingExtraError("reading a training curve", "train") from None
+    points: dict[int, float] = {}
+    for folder in sorted({path.parent for path in Path(run).rglob("events.out.tfevents.*")}):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        if "rollout/ep_rew_mean" in events.Tags()["scalars"]:
+            points |= {event.step: event.value for event in events.Scalars("rollout/ep_rew_mean")}
+    slots = sorted(points)
+    return {"slots": [float(step) for step in slots], "reward": [points[step] for step in slots]}
+
+
+def _order(results: list[Result]) -> list[str]:
+    """Policies from the lowest value to the highest, on the ground truth where there is one."""
+    values: dict[str, float] = {}
+    for row in sorted(results, key=lambda row: row["users"] == "synthetic"):  # the ground truth comes last
+        values[row["policy"]] = row["value"]["mean"]
+    return sorted(values, key=lambda policy: values[policy])
+
+
+def _figure(n_columns: int, n_policies: int, n_rows: int = 1) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height = n_rows * (0.42 * n_policies + 0.9) + 0.4
+    figure = Figure(figsize=(4.0 * n_columns if n_columns > 1 else 7.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    """Leave only what carries information: a faint grid along x, no frame."""
+    axes.grid(axis="x", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(length=0, labelsize=9, colors=INK)
+
+
+def _dots(
+    axes: Any, results: list[Result], key: str, title: str, unit: str = "", numbers: bool = False
+) -> None:
+    """One line per policy: a dot with its interval for each kind of users, and the mean as a number."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    order = _order(results)
+    kinds = [users for users in USERS_STYLE if any(row["users"] == users for row in results)]
+    for k, users in enumerate(kinds):
+        line, marker, fill = USERS_STYLE[users]
+        own = [row for row in results if row["users"] == users]
+        rows = {row["policy"]: value for row in own if (value := estimate(row, key))}
+        at = [order.index(policy) + 0.13 * (len(kinds) - 1) - 0.26 * k for policy in rows]
+        mean = [value[0] for value in rows.values()]
+        error = [[v[0] - v[1] for v in rows.values()], [v[2] - v[0] for v in rows.values()]]
+        axes.errorbar(
+            mean, at, xerr=error, fmt=marker, color=line, markerfacecolor=fill, markersize=5.5,
+            elinewidth=1.6, label=USERS_TITLES[users],
+        )  # fmt: skip
+        if numbers:
+            for (number, _, high), y in zip(rows.values(), at, strict=True):
+                axes.annotate(
+                    f"{number:.2f}", (high, y), xytext=(5, 0), textcoords="offset points", va="center",
+                    fontsize=8, color=line, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                )  # fmt: skip
+    for edge in range(1, len(order)):
+        axes.axhline(edge - 0.5, color=FAINT, linewidth=0.7)
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if unit == "%":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    _plain(axes)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9,
+        labelcolor=INK,
+    )  # fmt: skip
+
+
+def _reward_figure(results: list[Result]) -> Any:
+    figure = _figure(1, len(_order(results)))
+    axes = figure.add_subplot()
+    _dots(axes, results, "value", "Expected reward per session, with 95 % interval", numbers=True)
+    for row in results:
+        if row["policy"] == "keep":
+            colour = USERS_STYLE[row["users"]][0]
+            axes.axvline(row["value"]["mean"], color=colour, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.5)
+    _legend(figure, axes)
+    return figure
+
+
+def _behaviour_figure(results: list[Result]) -> Any:
+    figure = _figure(2, len(_order(results)), n_rows=2)
+    figure.get_layout_engine().set(hspace=0.06, wspace=0.04)
+    panels = figure.subplots(2, 2, sharey=True)
+    for axes, (key, title, unit) in zip(
+        panels.flat,
+        (
+            ("click_rate", "Click rate", "%"),
+            ("purchases", "Purchases per session", ""),
+            ("exposures", "Exposures per session", ""),
+            ("requests", "Requests per session", ""),
+        ),
+        strict=True,
+    ):
+        _dots(axes, results, key, title, unit)
+    _legend(figure, panels[0, 0])
+    return figure
+
+
+def _bias_figure(results: list[Result]) -> Any:
+    rows = [row for row in results if estimate(row, "bias")]
+    figure = _figure(1, len(_order(rows)))
+    axes = figure.add_subplot()
+    _dots(axes, rows, "bias", "Bias: value on learned users relative to the ground truth", unit="%")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    keep = next((value for row in rows if row["policy"] == "keep" and (value := estimate(row, "bias"))), None)
+    if keep is not None:
+        axes.axvline(keep[0], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "bias of keep", (keep[0], 1), xycoords=("data", "axes fraction"), xytext=(4, -2), color=INK,
+            textcoords="offset points", fontsize=8, va="top",
+        )  # fmt: skip
+    return figure
+
+
+def _training_figure(curve: dict[str, list[float]]) -> Any:
+    from matplotlib.ticker import FuncFormatter
+
+    figure = _figure(1, 5)
+    axes = figure.add_subplot()
+    slots, reward = np.array(curve["slots"]), np.array(curve["reward"])
+    width = max(1, len(reward) // 10)
+    smooth = np.convolve(reward, np.full(width, 1 / width), mode="valid")
+    middle = np.convolve(slots, np.full(width, 1 / width), mode="valid")
+    axes.plot(slots, reward, color="#bbbbbb", linewidth=1.2)
+    axes.plot(middle, smooth, color=USERS_STYLE["learned"][0], linewidth=1.8)
+    title = "Training: mean reward of the last 100 sessions (grey) and its moving average"
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("slots played", fontsize=9, color=INK)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda slots, _: f"{slots:,.0f}"))
+    _plain(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    return figure

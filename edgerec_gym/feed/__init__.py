@@ -1,0 +1,1 @@
+"""The dynamics of the feed: one implementation, batch first."""

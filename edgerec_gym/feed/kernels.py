@@ -1,0 +1,247 @@
+"""The feed's dynamics as kernels over one row of the batch: begin, place, absorb.
+
+The order within a step: decode; a request joins the wire; the card lands; the user
+answers the slot `lookahead` above (users/); history, cloud and counters update; a due page arrives; the end.
+"""
+
+from __future__ import annotations
+
+from edgerec_gym.answers import (
+    CLICK,
+    CLICK_PROBABILITY,
+    FOCUSED,
+    HOUR,
+    LAST_CLICKED,
+    LEAVE,
+    N_EXPOSURE_ACTIONS,
+    N_EXPOSURES,
+    N_PAGE_VIEW_ACTIONS,
+    N_PAGE_VIEWS,
+    PAGE_AGE,
+    PAGE_REQUESTED,
+    PAGE_VIEW,
+    PURCHASE_PROBABILITY,
+    SINCE_PAGE_VIEW,
+    SLOT,
+)
+from edgerec_gym.cloud.retrieval import build_page, mark_shown
+from edgerec_gym.cloud.wire import SYNC_INCREMENTAL, SYNC_PERIODIC, receive, send, upload
+from edgerec_gym.compiled.jit import kernel
+from edgerec_gym.compiled.random_stream import episode_key
+from edgerec_gym.feed import reward
+from edgerec_gym.feed.observe import append, clear_history, observe, pool_changed
+from edgerec_gym.feed.rules import insertion_allowed
+from edgerec_gym.spaces import MIX, REQUEST, RERANK
+from edgerec_gym.state import NO_ITEM, UNUSED
+
+DWELL_CENTRE = 0.4  # of e1 and d1 in 0..1: shorter looks speak against the item
+
+
+@kernel
+def next_episode(feed, row):
+    """Count the episode and set its key."""
+    feed.episode[row] += 1
+    feed.key[row] = episode_key(feed.split, feed.seed[row], feed.episode[row])
+
+
+@kernel
+def begin(feed, cloud, row, worker):
+    """Start a session: the user's features, `hour` and `key` are in place; ship the first page."""
+    clear_history(feed, row)
+    feed.slot[row] = 0
+    feed.exposures[row] = 0
+    feed.page_views[row] = 0
+    feed.last_page_view[row] = -1
+    feed.last_clicked[row] = 0
+    feed.page[row] = 0
+    feed.page_age[row] = 0
+    feed.page_requested[row] = 0
+    feed.wire[row] = 0
+    feed.wire_requested[row] = 0
+    feed.requests[row] = 0
+    for k in range(feed.n_types):
+        feed.type_count[row, k] = 0
+        feed.type_last[row, k] = -1
+    for k in range(feed.shown.shape[1]):
+        feed.shown[row, k] = UNUSED
+    for j in range(feed.window_items.shape[1]):
+        feed.window_items[row, j] = NO_ITEM
+        for k in range(feed.window_cards.shape[2]):
+            feed.window_cards[row, j, k] = 0.0
+    for k in range(feed.n_embedding):
+        feed.interest[row, k] = 0.0
+        feed.known_interest[row, k] = 0.0
+        feed.wire_interest[row, k] = 0.0
+    build_page(feed, cloud, row, worker)
+    clear_outcome(feed, row)
+    pool_changed(feed, row)
+    observe(feed, row)
+
+
+@kernel
+def clear_outcome(feed, row):
+    """Nothing has happened in this row."""
+    reward.clear(feed, row)
+    feed.reward[row] = 0.0
+    feed.cost[row] = 0
+    feed.invalid[row] = False
+    feed.terminated[row] = False
+    feed.truncated[row] = False
+    feed.sent[row] = 0
+    feed.arrived[row] = False
+    feed.focus_active[row] = False
+    feed.response[row, CLICK_PROBABILITY] = 0.0
+    feed.response[row, PURCHASE_PROBABILITY] = 0.0
+    feed.placed_action[row] = -1
+    feed.placed_item[row] = NO_ITEM
+
+
+@kernel
+def keep(feed, row):
+    """Lowest unused pool row: the cloud's order."""
+    for r in range(feed.n_pool):
+        if feed.pool_items[row, r] != NO_ITEM:
+            return r
+    return -1
+
+
+@kernel
+def place(feed, cloud, row, action):
+    """Decode the action, send requests, land the card at the bottom of the screen, set the focus."""
+    clear_outcome(feed, row)
+    n_pool, track = feed.n_pool, feed.track
+    where, request = -1, False  # a pool row 0..N-1, or N + card; -1 = keep
+    if feed.observation_bytes[row, feed.mask_at + action] == 0:
+        feed.invalid[row] = True
+        feed.reward_terms[row, reward.TERM_INVALID] = 1.0
+    elif track == RERANK:
+        where = action
+    elif track == MIX:
+        where = n_pool + action - 1 if action > 0 else -1
+    elif track == REQUEST:
+        request = action == 1
+    elif action == n_pool + feed.n_cards:
+        request = True
+    else:
+        where = action
+    if where < 0:
+        where = keep(feed, row)
+    if request:
+        send(feed, cloud, row, 1)
+        feed.requests[row] += 1
+        feed.sent[row] = 1
+        feed.reward_terms[row, reward.TERM_REQUEST] = 1.0
+    elif feed.wire[row] == 0 and feed.page_age[row] >= feed.page_size - feed.latency:
+        send(feed, cloud, row, 0)
+        feed.sent[row] = 2
+    _land(feed, row, where)
+    _set_focus(feed, row)
+
+
+@kernel
+def _land(feed, row, where):
+    """Move a card of the pool or of the cards to the bottom of the screen."""
+    width, n_features, newest = feed.n_features + feed.n_types, feed.n_features, feed.newest
+    for j in range(newest):
+        feed.window_items[row, j] = feed.window_items[row, j + 1]
+        feed.window_age[row, j] = feed.window_age[row, j + 1]
+        feed.window_requested[row, j] = feed.window_requested[row, j + 1]
+        for k in range(width):
+            feed.window_cards[row, j, k] = feed.window_cards[row, j + 1, k]
+        for k in range(feed.page_summary.shape[1]):
+            feed.window_page[row, j, k] = feed.window_page[row, j + 1, k]
+    if where < feed.n_pool:
+        item, at, card_type = feed.pool_items[row, where], feed.pool_at + where * n_features, 0
+        feed.pool_items[row, where] = NO_ITEM
+    else:
+        m = where - feed.n_pool
+        item, at, card_type = feed.card_items[row, m], feed.cards_at + m * width, 1 + m % (feed.n_types - 1)
+        feed.card_items[row, m] = NO_ITEM
+        for k in range(n_features, width):
+            feed.observation[row, at + k] = 0.0
+    for k in range(n_features):
+        feed.window_cards[row, newest, k] = feed.observation[row, at + k]
+        feed.observation[row, at + k] = 0.0
+    for k in range(n_features, width):
+        feed.window_cards[row, newest, k] = 0.0
+    feed.window_cards[row, newest, n_features + card_type] = 1.0
+    if feed.penalty == 1 and card_type > 0 and not insertion_allowed(feed, row, card_type):
+        feed.cost[row] = 1
+    feed.window_items[row, newest] = item
+    feed.window_age[row, newest] = feed.page_age[row]
+    feed.window_requested[row, newest] = feed.page_requested[row]
+    for k in range(feed.page_summary.shape[1]):
+        feed.window_page[row, newest, k] = feed.page_summary[row, k]
+    mark_shown(feed, row, item)
+    feed.type_count[row, card_type] += 1
+    feed.type_last[row, card_type] = feed.slot[row]
+    feed.placed_action[row] = where
+    feed.placed_item[row] = item
+    feed.slot[row] += 1
+    feed.page_age[row] += 1
+    if where < feed.n_pool and feed.track <= RERANK:
+        feed.observation_bytes[row, feed.mask_at + where] = 0
+
+
+@kernel
+def _set_focus(feed, row):
+    """The focused card stands `lookahead` slots above the bottom, third in the window."""
+    focused = feed.slot[row] - 1 - feed.lookahead
+    feed.focus_active[row] = focused >= 0
+    if focused >= 0:
+        context = feed.focus_context
+        context[row, SLOT] = focused
+        context[row, PAGE_AGE] = feed.window_age[row, FOCUSED]
+        context[row, PAGE_REQUESTED] = feed.window_requested[row, FOCUSED]
+        context[row, HOUR] = feed.hour[row]
+        context[row, N_EXPOSURES] = feed.exposures[row]
+        context[row, N_PAGE_VIEWS] = feed.page_views[row]
+        last = feed.last_page_view[row]
+        context[row, SINCE_PAGE_VIEW] = focused - last if last >= 0 else feed.max_slots
+        context[row, LAST_CLICKED] = feed.last_clicked[row]
+
+
+@kernel
+def _record_answer(feed, cloud, row):
+    """Histories, evidence for the cloud, reward terms."""
+    slot = int(feed.focus_context[row, SLOT])
+    click = feed.response[row, CLICK]
+    append(
+        feed, row, slot, feed.exposures_at, feed.n_exposure_rows, feed.exposures[row], 0, N_EXPOSURE_ACTIONS
+    )
+    feed.exposures[row] += 1
+    evidence = cloud.dwell_weight * (feed.response[row, 0] - DWELL_CENTRE) + cloud.click_weight * click
+    if click > 0:
+        append(
+            feed, row, slot, feed.page_views_at, feed.n_page_view_rows, feed.page_views[row],
+            PAGE_VIEW, N_PAGE_VIEW_ACTIONS,
+        )  # fmt: skip
+        feed.page_views[row] += 1
+        feed.last_page_view[row] = slot
+        evidence += cloud.page_view_weight * (feed.response[row, PAGE_VIEW] - DWELL_CENTRE)
+    feed.last_clicked[row] = int(click)
+    for k in range(feed.n_embedding):
+        seen = feed.window_cards[row, FOCUSED, k]
+        feed.interest[row, k] = cloud.interest_decay * feed.interest[row, k] + evidence * seen
+    reward.count_answer(feed, row, feed.window_cards[row, FOCUSED, feed.n_features] == 0)
+
+
+@kernel
+def absorb(feed, cloud, row, worker):
+    """Take in the answer: history, cloud, arrival, end, reward, next observation."""
+    if feed.focus_active[row]:
+        _record_answer(feed, cloud, row)
+        feed.terminated[row] = feed.response[row, LEAVE] > 0
+    slot = feed.slot[row]
+    feed.truncated[row] = slot >= feed.max_slots and not feed.terminated[row]
+    if cloud.sync == SYNC_INCREMENTAL or (cloud.sync == SYNC_PERIODIC and slot % cloud.sync_period == 0):
+        upload(feed, row)
+    if feed.wire[row] > 0:
+        feed.wire[row] -= 1
+        if feed.wire[row] == 0:
+            receive(feed, row)
+            build_page(feed, cloud, row, worker)
+            pool_changed(feed, row)
+            feed.arrived[row] = True
+    reward.settle(feed, row)
+    observe(feed, row)

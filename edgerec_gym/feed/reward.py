@@ -1,0 +1,47 @@
+"""Reward = sum of named terms x weights (RewardConfig); the terms are in `info["reward_terms"]`."""
+
+from __future__ import annotations
+
+from edgerec_gym.answers import BUY, CLICK, LEAVE
+from edgerec_gym.compiled.jit import kernel
+from edgerec_gym.state import REWARD_TERMS
+
+(
+    TERM_CLICK,
+    TERM_PURCHASE,
+    TERM_REQUEST,
+    TERM_INVALID,
+    TERM_INSERT_CLICK,
+    TERM_LEAVE,
+    TERM_UNCERTAINTY,
+) = range(len(REWARD_TERMS))
+
+
+@kernel
+def clear(feed, row):
+    """Start the step's account of one row."""
+    for term in range(feed.reward_terms.shape[1]):
+        feed.reward_terms[row, term] = 0.0
+
+
+@kernel
+def count_answer(feed, row, is_card):
+    """Enter what the user did with the focused card."""
+    terms = feed.reward_terms
+    click = feed.response[row, CLICK]
+    terms[row, TERM_CLICK] = click
+    terms[row, TERM_PURCHASE] = feed.response[row, BUY]
+    terms[row, TERM_INSERT_CLICK] = click if is_card else 0.0
+    terms[row, TERM_LEAVE] = feed.response[row, LEAVE]
+    terms[row, TERM_UNCERTAINTY] = feed.uncertainty[row]
+
+
+@kernel
+def settle(feed, row):
+    """Weigh the terms (they become reward units) and sum them."""
+    total = 0.0
+    for term in range(feed.reward_terms.shape[1]):
+        value = feed.reward_terms[row, term] * feed.reward_weights[term]
+        feed.reward_terms[row, term] = value
+        total += value
+    feed.reward[row] = total

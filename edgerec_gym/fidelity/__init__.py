@@ -1,0 +1,1 @@
+"""How true learned users are: held-out sessions, rollouts, effects of decisions, two-sample tests."""

@@ -1,0 +1,111 @@
+"""Can a classifier tell simulated sessions from logged ones? An AUC of .5 is ideal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
+
+from edgerec_gym.answers import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
+from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.simulator.losses import FLOOR_LEVEL, auc
+
+FOLDS = 5
+
+
+def session_features(sessions: LoggedSessions) -> tuple[np.ndarray, list[str]]:
+    """Return what a session looks like, (S, k) float64 (NaN where it does not apply), and the names of it."""
+    index = np.arange(len(sessions))
+    rows = sessions.answered_rows(index)
+    owner = np.repeat(index, sessions.answered)
+    actions, context = sessions.actions[rows].astype(np.float64), sessions.context[rows].astype(np.float64)
+    kind = sessions.catalog.card_type[sessions.item[rows]]
+    click = actions[:, CLICK]
+    base = sessions.scalars[rows, 1].astype(np.float64)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, values, len(sessions))
+
+    def mean(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        weights = total(weight)
+        return np.where(weights > 0, total(values * weight) / np.maximum(weights, 1e-9), np.nan)
+
+    every = np.ones(len(rows))
+    spread = np.sqrt(np.maximum(mean(actions[:, 0] ** 2, every) - mean(actions[:, 0], every) ** 2, 0))
+    columns = {
+        "length": sessions.answered.astype(np.float64),
+        "clicks": total(click),
+        "left": total(actions[:, LEAVE]),
+        "dwell": mean(actions[:, 0], every),
+        "dwell_spread": spread,
+        "dwell_of_clicked": mean(actions[:, 0], click),
+        "slot_of_clicks": mean(context[:, SLOT], click),
+        "page_age_of_clicks": mean(context[:, PAGE_AGE], click),
+        "gap_before_clicks": mean(context[:, SINCE_PAGE_VIEW], click),
+        "base_ctr": mean(base, every),
+        "base_ctr_of_clicked": mean(base, click),
+        "base_ctr_of_long_looks": mean(base, actions[:, 0]),
+    }
+    columns |= {f"exposure_{k + 1}": mean(actions[:, k], every) for k in range(1, CLICK)}
+    columns |= {f"page_view_{k - PAGE_VIEW + 1}": mean(actions[:, k], click) for k in range(PAGE_VIEW, LEAVE)}
+    columns |= {f"clicks_on_type_{k}": total(click * (kind == k)) for k in range(sessions.n_types)}
+    return np.column_stack(list(columns.values())), list(columns)
+
+
+def two_sample(
+    log: LoggedSessions, simulated: LoggedSessions, *, repeats: int = 10, seed: int = 0
+) -> dict[str, Any]:
+    """Cross-validated AUC of boosted trees that tell simulated sessions from logged ones.
+
+    Args:
+        log: sessions.
+        simulated: about as many.
+        repeats: random halves of the log that the floor is estimated on.
+        seed: of folds, trees and halves.
+
+    Returns:
+        `auc`; `floor`, that of log half against log half (95th percentile of the distance from .5, added to
+        .5); `weak`: more than twice as far above .5 as the floor; `most_telling`: the three features that
+        tell both apart best on their own, with their AUC.
+    """
+    ours, names = session_features(log)
+    theirs, _ = session_features(simulated)
+    found = _cross_validated(ours, theirs, seed)
+    rng, chance = np.random.default_rng(seed), []
+    for _ in range(repeats):
+        order = rng.permutation(len(ours))
+        half = len(order) // 2
+        chance.append(_cross_validated(ours[order[:half]], ours[order[half:]], seed))
+    floor = 0.5 + float(np.quantile(np.abs(np.array(chance) - 0.5), FLOOR_LEVEL))
+    single = {name: _single_auc(ours[:, k], theirs[:, k]) for k, name in enumerate(names)}
+    telling = sorted(single, key=lambda name: -abs(single[name] - 0.5))[:3]
+    return {
+        "auc": found,
+        "floor": floor,
+        "weak": bool(found - 0.5 > 2 * (floor - 0.5)),
+        "most_telling": {name: single[name] for name in telling},
+    }
+
+
+def _cross_validated(a: np.ndarray, b: np.ndarray, seed: int) -> float:
+    features = np.concatenate([a, b])
+    label = np.repeat([0, 1], [len(a), len(b)])
+    # Constant or absent columns tell nothing, and all-NaN ones make the trees warn.
+    told = [len(np.unique(column[~np.isnan(column)])) > 1 for column in features.T]
+    trees = HistGradientBoostingClassifier(
+        max_iter=60, max_depth=4, learning_rate=0.1, min_samples_leaf=10, random_state=seed
+    )
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    with threadpool_limits(1):  # on a busy machine OpenMP's threads wait for each other for minutes
+        score = cross_val_predict(trees, features[:, told], label, cv=folds, method="predict_proba")[:, 1]
+    return auc(score, label > 0)
+
+
+def _single_auc(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a[~np.isnan(a)], b[~np.isnan(b)]
+    if not len(a) or not len(b):
+        return 0.5
+    return auc(np.concatenate([a, b]), np.repeat([False, True], [len(a), len(b)]))

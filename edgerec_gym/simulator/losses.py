@@ -1,0 +1,208 @@
+"""How well a network tells what users do: log-losses for fitting, figures on held-out sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgerec_gym.answers import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
+from edgerec_gym.logs.ebnerd_reference import impression_auc
+from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
+from edgerec_gym.simulator.dataset import padded, plan_batches
+from edgerec_gym.simulator.inputs import N_ACTIONS
+from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
+
+# What a head counts in the loss: everything else turns on the click, and exposures are frequent.
+HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 2.0}
+HEAD_WEIGHTS["ranking"] = 1.0
+UNFITTED = {  # heads that a log without these cannot teach
+    "exposure_actions": ("dwell", "exposure"),
+    "page_view_duration": ("page_view",),
+    "page_view_actions": ("signs",),
+    "leave": ("leave",),
+}
+MOST_HELD_OUT = 1_000_000  # answered slots that figures are computed on
+CALIBRATION_BINS = 15
+FLOOR_LEVEL = 0.95  # quantile of what chance alone makes of a figure
+BATCH_SLOTS = 8000
+
+
+def fitted_heads(unidentified: frozenset[str]) -> list[str]:
+    """Heads that a log can teach."""
+    unfitted = {head for reason in unidentified & UNFITTED.keys() for head in UNFITTED[reason]}
+    heads = [head for head in HEADS if head not in unfitted]
+    # Where the cards of a page are answered at once, which of them is clicked says more than how many.
+    return [*heads, "ranking"] if "order_within_page" in unidentified else heads
+
+
+def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dict[str, Tensor]:
+    """Negative log-likelihood of what was done, by head.
+
+    Args:
+        logits: of :meth:`UserNetwork.forward_sequence`.
+        rows: (N, 19) response rows up to `leave`.
+        heads: those to compute.
+
+    Returns:
+        (N,) each, in nats; page-view heads and "ranking" (that this card of its page is clicked and not
+        another one, a softmax over the page) are 0 without a click.
+    """
+    click = rows[:, CLICK]
+
+    def dwell() -> Tensor:
+        return functional.cross_entropy(logits["dwell"], _level(rows[:, 0], DWELL_BUCKETS), reduction="none")
+
+    def exposure() -> Tensor:
+        target = (rows[:, 1:CLICK] * (torch.tensor(LEVELS) - 1)).round().long()
+        levels = logits["exposure"].view(-1, MOST_LEVELS)
+        loss = functional.cross_entropy(levels, target.flatten(), reduction="none")
+        return loss.view(-1, len(LEVELS)).sum(1)
+
+    def page_view() -> Tensor:
+        target = _level(rows[:, PAGE_VIEW], PAGE_VIEW_BUCKETS)
+        return click * functional.cross_entropy(logits["page_view"], target, reduction="none")
+
+    def signs() -> Tensor:
+        return click * _binary(logits["signs"], rows[:, PAGE_VIEW + 1 : N_ACTIONS]).sum(1)
+
+    def ranking() -> Tensor:
+        pages, page = torch.unique(logits["page"], return_inverse=True)
+        score = logits["click"][:, 0]
+        highest = torch.full((len(pages),), -torch.inf).scatter_reduce(0, page, score.detach(), "amax")
+        total = torch.zeros(len(pages)).index_add(0, page, torch.exp(score - highest[page]))
+        return click * (torch.log(total)[page] + highest[page] - score)
+
+    losses = {
+        "dwell": dwell,
+        "exposure": exposure,
+        "click": lambda: _binary(logits["click"][:, 0], click),
+        "page_view": page_view,
+        "signs": signs,
+        "leave": lambda: _binary(logits["leave"][:, 0], rows[:, LEAVE]),
+        "ranking": ranking,
+    }
+    return {head: losses[head]() for head in heads}
+
+
+def _binary(logits: Tensor, target: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def _level(value: Tensor, levels: int) -> Tensor:
+    return (value * (levels - 1)).round().long()
+
+
+def objective(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
+    """Weighted mean over slots (N,) of the weighted sum over heads; a scalar."""
+    total = torch.stack([HEAD_WEIGHTS[head] * loss for head, loss in losses.items()]).sum(0)
+    return (total * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def held_out_loss(network: UserNetwork, sessions: LoggedSessions, heads: list[str]) -> float:
+    """Objective on held-out sessions, each slot with the same weight."""
+    total, slots = 0.0, 0
+    for index in _fixed_batches(sessions):
+        logits, rows = network.forward_sequence(padded(sessions, index, np.ones(len(index))))
+        total += float(objective(log_losses(logits, rows, heads), torch.ones(len(rows)))) * len(rows)
+        slots += len(rows)
+    return total / slots
+
+
+def _fixed_batches(sessions: LoggedSessions) -> Iterator[np.ndarray]:
+    yield from plan_batches(sessions.answered, BATCH_SLOTS, np.random.default_rng(0))
+
+
+@torch.no_grad()
+def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: list[str]) -> dict[str, Any]:
+    """Fidelity of an ensemble on held-out sessions.
+
+    Returns:
+        `log_loss` by head (nats a slot, mean over members) beside `click_log_loss_constant`, that of always
+        predicting the average; of the ensemble's mean click probability `click_auc`, `impression_auc` (mean
+        over pages) and `click_ece` (expected calibration error), beside `click_auc_member`, the mean of the
+        members' own, and `_base`, what the shipped base ctr alone reaches; what all this was computed on.
+    """
+    sums = dict.fromkeys(heads, 0.0)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("click", "page", "base", "probability")}
+    n_sessions = slots = pages = 0
+    for chunk, index in _held_out_batches(stream):
+        batch = padded(chunk, index, np.ones(len(index)))
+        probability = []
+        for network in networks:
+            logits, rows = network.forward_sequence(batch)
+            probability.append(logits["click_probability"].numpy())
+            for head, loss in log_losses(logits, rows, heads).items():
+                sums[head] += float(loss.sum()) / len(networks)
+        placed = chunk.answered_rows(index)
+        ends = np.cumsum([pages, *(chunk.page[chunk.starts[index + 1] - 1] + 1)])  # of numbers of pages
+        parts["page"].append(chunk.page[placed] + np.repeat(ends[:-1], chunk.answered[index]))
+        parts["click"].append(rows[:, CLICK].numpy() > 0)
+        parts["base"].append(chunk.scalars[placed, 1])
+        parts["probability"].append(np.stack(probability))
+        n_sessions, slots, pages = n_sessions + len(index), slots + len(placed), int(ends[-1])
+    click, page, base = (np.concatenate(parts[name]) for name in ("click", "page", "base"))
+    members = np.concatenate(parts["probability"], axis=1)  # (members, slots)
+    mean = members.mean(0)
+    rate = float(np.clip(click.mean(), 1e-6, 1 - 1e-6))
+    figures = {
+        "log_loss": {head: total / slots for head, total in sums.items()},
+        "click_log_loss_constant": float(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate)),
+        "click_auc": auc(mean, click),
+        "click_auc_member": float(np.mean([auc(p, click) for p in members])),
+        "click_auc_base": auc(base, click),
+        "impression_auc": impression_auc(mean, click, page),
+        "impression_auc_base": impression_auc(base, click, page),
+        "click_ece": calibration_error(reliability(mean, click)),
+        "click_rate": float(click.mean()),
+        "click_rate_predicted": float(mean.mean()),
+        "sessions": n_sessions,
+        "slots": slots,
+    }
+    # No figure where the sessions have no clicks to tell from.
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in figures.items()}
+
+
+def _held_out_batches(stream: SessionStream) -> Iterator[tuple[LoggedSessions, np.ndarray]]:
+    """Batches of all sessions, or of enough of them."""
+    slots = 0
+    for chunk in stream.chunks():
+        for index in _fixed_batches(chunk):
+            yield chunk, index
+            slots += int(chunk.answered[index].sum())
+            if slots >= MOST_HELD_OUT:
+                return
+
+
+def auc(score: np.ndarray, happened: np.ndarray) -> float:
+    """Probability that a slot where it happened scores higher than one where not; NaN if one kind lacks."""
+    return impression_auc(score, happened, np.zeros(len(score), np.int64))
+
+
+def reliability(probability: np.ndarray, happened: np.ndarray) -> list[dict[str, float]]:
+    """Reliability curve over bins of equally many slots.
+
+    Args:
+        probability: (n,) predicted.
+        happened: (n,) bool or 0 and 1.
+
+    Returns:
+        `predicted` and `observed` mean rates and the number of `slots`, by bin, rising in what is predicted.
+    """
+    bins = np.array_split(np.argsort(probability, kind="stable"), CALIBRATION_BINS)
+    return [
+        {"predicted": float(probability[b].mean()), "observed": float(happened[b].mean()), "slots": len(b)}
+        for b in bins
+        if len(b)
+    ]
+
+
+def calibration_error(curve: list[dict[str, float]]) -> float:
+    """Mean distance between predicted and observed rate over the bins of :func:`reliability`."""
+    slots = sum(b["slots"] for b in curve)
+    return float(sum(b["slots"] * abs(b["predicted"] - b["observed"]) for b in curve) / slots)
