@@ -32,7 +32,7 @@ gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
 agents: $(STAMP)  ## ship the runs that edgerec bench has trained on lite, for its --quick
 	$(BIN)/python -m benchmarks.ship_agents
 
-leaderboard: $(STAMP)  ## write the leaderboard of README.md from benchmarks/results
+leaderboard: $(STAMP)  ## write docs/leaderboard.md from benchmarks/results
 	$(BIN)/python -m benchmarks.leaderboard
 
 # The stamp is removed first and written last, so an interrupted install is done again.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgerec_gym.bench.contest import TRACKS, tracks
 from edgerec_gym.bench.run import Order, settings_of
 from edgerec_gym.bench.shipped import ship
+from edgerec_gym.bench.track import TRACKS
 
 
 def main() -> None:
@@ -22,10 +22,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--track", action="append", choices=TRACKS)
     arguments = parser.parse_args()
-    for setting in settings_of(Order(tracks=tuple(arguments.track or tracks())), arguments.runs):
+    for setting in settings_of(Order(tracks=tuple(arguments.track or TRACKS)), arguments.runs):
         written = ship(setting)
         size = sum(file.stat().st_size for folder in written for file in folder.iterdir())
-        print(f"{setting.track}: {len(written)} runs, {size / 1e6:.1f} MB")
+        print(f"{setting.track.name}: {len(written)} runs, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

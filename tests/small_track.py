@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.bench.rerank import make_policy
+from edgerec_gym.bench.setting import Setting, make_policy
+from edgerec_gym.bench.track import Track
 from edgerec_gym.evaluation.cache import Entry, Place, Rows, row
 from edgerec_gym.files import make_folder, read_json, write_json
 from edgerec_gym.policy import Observation, best_legal
@@ -51,43 +52,56 @@ def make_fresh(_: Place, run: str) -> Fresh:
     return Fresh(read_json(Path(run) / "policy.json")["weight"])
 
 
-def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
+def policies() -> tuple[str, ...]:
+    """Names: keep first, the oracle last."""
+    return POLICIES
+
+
+def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Entries by name; "fresh" is trained."""
     found = []
     for name in names:
         if name != "fresh":
             found.append(Entry(name, make_policy, {"name": name}))
             continue
-        for seed in seeds:
-            run = out / "runs" / f"fresh-{seed}"
+        for seed in range(setting.seeds):
+            run = setting.runs / "runs" / f"fresh-{seed}"
             found.append(Entry(name, make_fresh, {"run": str(run)}, (run,), seed))
     return found
 
 
-def needed(names: Sequence[str]) -> set[str]:
-    """Agents that policies are made of."""
-    return {"fresh"} & set(names)
-
-
-def train_all(
-    out: Path,
-    scenario: str,
-    sizes: Sizes,
-    agents: set[str],
-    seeds: Sequence[int],
-    workers: int,
-    progress: Any,
-) -> None:
+def train(setting: Setting, names: Sequence[str], workers: int, progress: Any) -> None:
     """Draw the weights."""
-    assert agents == {"fresh"}
-    for seed in seeds:
-        run = make_folder(out / "runs" / f"fresh-{seed}")
+    assert "fresh" in names
+    for seed in range(setting.seeds):
+        run = make_folder(setting.runs / "runs" / f"fresh-{seed}")
         weight = float(np.random.default_rng(seed).random())
         write_json(run / "policy.json", {"weight": weight})
         (run / "policy.safetensors").write_bytes(b"")
 
 
-def run(out: Path, *, scenario: str, sizes: Sizes, seeds: int, workers: int, progress: Any = None) -> Rows:
+def rows(out: Path, *, scenario: str, sizes: Sizes, seeds: int, **options: Any) -> Rows:
     """Train; one row of its own."""
-    train_all(out, scenario, sizes, needed(POLICIES), range(seeds), workers, progress)
+    train(Setting(TRACK, scenario, sizes, seeds, (), out, out), POLICIES, 1, None)
     return [row("fresh", "weight", {"mean": 1.0, "low": 1.0, "high": 1.0}, seeds, sizes.sessions)]
+
+
+def tables(rows: Rows) -> dict[str, Any]:
+    """One table."""
+    return {"weights": (["policy"], [[item["policy"]] for item in rows])}
+
+
+TRACK = Track(
+    name="rerank",
+    env_id=ENV_ID,
+    title="Small",
+    summary="Trains in no time.",
+    sizes=FULL,
+    quick=QUICK,
+    policies=policies,
+    entries=entries,
+    train=train,
+    rows=rows,
+    tables=tables,
+    by_position=True,
+)

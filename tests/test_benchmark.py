@@ -120,7 +120,7 @@ def test_the_track_rerank_runs_through(tmp_path):
     hyper = {agent: {"epochs": 1} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
     sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=4096, hyper=hyper)
-    rows = rerank.run(tmp_path, sizes=sizes, seeds=1, workers=1)
+    rows = rerank.rows(tmp_path, sizes=sizes, seeds=1, workers=1)
     policies = {item["policy"] for item in rows}
     assert policies >= {
         "keep",
@@ -136,12 +136,12 @@ def test_the_track_rerank_runs_through(tmp_path):
     files = list((tmp_path / "played").glob("*.safetensors"))
     assert all(np.isfinite(values).all() for file in files for values in load_file(file).values())
     before = {file: file.stat().st_mtime_ns for file in files}
-    assert rerank.run(tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
+    assert rerank.rows(tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_the_track_rerank_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(InputError, match="unknown policy 'best'"):
-        rerank.run(tmp_path, policies=["best"])
-    with pytest.raises(InputError, match="needs a scenario with a ground truth"):
-        rerank.run(tmp_path, scenario="mine")
+        rerank.rows(tmp_path, policies=["best"])
+    with pytest.raises(InputError, match="runs on lite, default; got the scenario 'mine'"):
+        rerank.rows(tmp_path, scenario="mine")

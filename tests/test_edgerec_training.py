@@ -20,6 +20,7 @@ from edgerec_gym.agents.edgerec.rules import rules_from
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.bench import joint
+from edgerec_gym.bench.training import track_setting
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
@@ -155,7 +156,8 @@ def test_rows_of_the_track() -> None:
 
 def test_policies_of_the_track(tmp_path: Path) -> None:
     assert len(joint.POLICIES) - len(joint.ABLATIONS) >= 12
-    found = joint.entries(tmp_path, range(2), joint.POLICIES, "lite")
+    setting = track_setting("joint", tmp_path, "lite", None, 2)
+    found = setting.track.code("entries")(setting, joint.POLICIES)
     assert {entry.seed for entry in found if entry.policy == "edgerec"} == {0, 1}
     with pytest.raises(InputError, match="unknown policy"):
-        joint.entries(tmp_path, range(2), ["nobody"], "lite")
+        setting.track.code("entries")(setting, ["nobody"])

@@ -21,14 +21,14 @@ from edgerec_gym.agents.insertion.policies import InsertionPlan, insertions, net
 from edgerec_gym.agents.insertion.values import SlotValues, TrueValues
 from edgerec_gym.agents.learning.rollouts import Played
 from edgerec_gym.agents.list_policy import SlotBySlot
-from edgerec_gym.agents.lists import evaluator_training
 from edgerec_gym.agents.lists.evaluator_training import build
 from edgerec_gym.agents.planner.solve import SOLVERS
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.bench.mix import track
 from edgerec_gym.bench.mix.predictions import auc, calibration_error, log_loss
-from edgerec_gym.bench.mix.prices import cards_seen, find_price, share_of
+from edgerec_gym.bench.mix.prices import find_price, share_of
 from edgerec_gym.bench.plots import draw_frontier
+from edgerec_gym.bench.rows import cards_seen
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place
 from edgerec_gym.evaluation.play import play
@@ -347,7 +347,7 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     options: dict[str, Any] = {"sizes": sizes, "seeds": 1, "workers": 1}
     policies = ("esan + exact, fine-tuned", "oracle + exact")
     told: list[str] = []
-    rows = track.run(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
+    rows = track.rows(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
     found = {(item["policy"], item["metric"]): item for item in rows}
     fixed = found["fixed-slot", "share"]["mean"]
     for policy in policies:
@@ -366,14 +366,14 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     draw_frontier(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     told.clear()
-    assert track.run(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options) == rows
+    assert track.rows(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options) == rows
     assert not told, "everything is used again"
 
 
 def test_the_track_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown policy 'best'; allowed: greedy"):
-        track.run(tmp_path, policies=["best"])
-    with pytest.raises(InputError, match="needs a scenario with a ground truth"):
-        track.run(tmp_path, scenario="mine")
+        track.rows(tmp_path, policies=["best"])
+    with pytest.raises(InputError, match="runs on lite, default; got the scenario 'mine'"):
+        track.rows(tmp_path, scenario="mine")
     assert set(PLAYED) < set(IDS) and Keep.name == track.KEEP
-    assert evaluator_training.INSERTER in track.ABLATIONS
+    assert "esan" in track.ABLATIONS

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.pages.replay import write_replay
 from edgerec_gym.pages.report import write_report_page
 from edgerec_gym.pages.session import record_session
 
+TRACKS = all_tracks()
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -38,7 +40,7 @@ def browser() -> Iterator[Any]:
 def pages(tmp_path_factory) -> dict[str, Path]:
     """A report, and replays of a session with and without explanations."""
     folder = tmp_path_factory.mktemp("pages")
-    made = {"report": write_report_page(RESULTS, folder / "report.html")[0]}
+    made = {"report": write_report_page(RESULTS, folder / "report.html", tracks=TRACKS)[0]}
     for name, policy, env_id in (("oracle", "oracle", "EdgeFeedMix-v0"), ("keep", "keep", "EdgeFeed-v0")):
         found = find_policy(policy, env_id, "lite", "synthetic")
         told = record_session(found, env_id=env_id, scenario="lite", users="synthetic", session=3)

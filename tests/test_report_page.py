@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.errors import InputError
 from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, line_chart
 from edgerec_gym.pages.report import write_report_page
 from edgerec_gym.pages.scales import Scale, label, ticks
 from edgerec_gym.pages.sources import find_sources
 
+TRACKS = all_tracks()
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 VOID = {"meta", "link", "br", "input"}
 
@@ -67,7 +69,7 @@ def interval(mean):
 
 
 def test_the_benchmark_results_of_the_repository(tmp_path):
-    path, sections, missing = write_report_page(RESULTS, tmp_path / "report.html")
+    path, sections, missing = write_report_page(RESULTS, tmp_path / "report.html", tracks=TRACKS)
     assert {"Re-ranking: lite", "Mixed insertion: lite", "Fidelity of learned users: default"} <= set(
         sections
     )
@@ -91,7 +93,7 @@ def test_requests_and_all_decisions_at_once(tmp_path):
     write(tmp_path, "request.json", {"rows": rows})
     quick = [row("edgerec", "value", 3.0, quick=True), row("edgerec", "value", 3.2, scenario="default")]
     write(tmp_path, "joint.json", {"rows": quick, "runs": [{"versions": {"numpy": "2"}, "machine": "m"}]})
-    path, sections, _ = write_report_page(tmp_path)
+    path, sections, _ = write_report_page(tmp_path, tracks=TRACKS)
     assert path == tmp_path / "report.html"
     joint = ["All three decisions: lite, quick", "All three decisions: default"]
     assert sections == [*joint, "Requests: lite"]
@@ -99,7 +101,7 @@ def test_requests_and_all_decisions_at_once(tmp_path):
     assert "Frontier: value against requests" in texts
     assert "uplift-x" in texts  # the legend names the family
     assert any("numpy 2" in text for text in texts)
-    again, *_ = write_report_page(tmp_path)  # the page that lies there now is no source
+    again, *_ = write_report_page(tmp_path, tracks=TRACKS)  # the page that lies there now is no source
     assert again.read_text() == path.read_text()
 
 
@@ -113,7 +115,7 @@ def test_the_whole_benchmark_in_one_file(tmp_path):
     rows += [row("a", "gap_closed", 0.25, **tags | {"shift": "impatient"})]
     every = {"track": "all", "scenario": "all", "tasks": 2}
     rows += [row("a", "interquartile_mean", 0.3, **every), row("keep", "value", 2.0, track="mix")]
-    path, sections, _ = write_report_page(write(tmp_path, "benchmark.json", {"rows": rows}))
+    path, sections, _ = write_report_page(write(tmp_path, "benchmark.json", {"rows": rows}), tracks=TRACKS)
     assert sections == ["All three decisions: lite", "The whole benchmark", "Mixed insertion: lite"]
     texts = checked(path).texts
     assert "impatient" in texts and "25.0% [15.0%, 35.0%]" in texts and "1.23" not in texts
@@ -138,11 +140,11 @@ def test_an_evaluation_and_its_training(tmp_path):
     curve = {"slots": [float(k) for k in range(100)], "reward": [k / 100 for k in range(100)]}
     write(tmp_path / "report", "results.json", {"results": results, "training_curve": curve})
     write(tmp_path / "policy", "policy.json", {"agent": "crban", "gauc": [0.5, 0.6], "hyper": {"epochs": 2}})
-    path, sections, _ = write_report_page(tmp_path)
+    path, sections, _ = write_report_page(tmp_path, tracks=TRACKS)
     assert sections == ["Evaluation: results", "Learning curves", "Training: crban"]
     points = [{"slots": s, "learned": interval(2.0), "synthetic": interval(1.5)} for s in (10, 20)]
     write(tmp_path / "policy", "learning_curve.json", {"training": curve, "checkpoints": points})
-    texts = checked(write_report_page(tmp_path)[0]).texts
+    texts = checked(write_report_page(tmp_path, tracks=TRACKS)[0]).texts
     assert texts.count("Learning curve") == 1  # not the training alone once more
     assert "ground truth, best actions" in texts
 
@@ -151,7 +153,7 @@ def test_names_are_text_and_numbers_that_do_not_exist_are_left_out(tmp_path):
     bad = "<script>alert('&')</script>"
     nothing = row("b", "value", 1.0) | {"mean": None, "low": None, "high": None}
     rows = [row(bad, "value", 2.0), nothing, row(bad, "gap_closed", 0.5) | {"low": None, "high": None}]
-    path, *_ = write_report_page(write(tmp_path, "rerank.json", {"rows": rows}))
+    path, *_ = write_report_page(write(tmp_path, "rerank.json", {"rows": rows}), tracks=TRACKS)
     checker = checked(path)
     assert bad in checker.texts and bad not in path.read_text()
     assert "50%" in checker.texts and "b" not in checker.texts
@@ -169,18 +171,18 @@ def test_names_are_text_and_numbers_that_do_not_exist_are_left_out(tmp_path):
 def test_folders_without_anything_to_show(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
-        write_report_page(tmp_path)
+        write_report_page(tmp_path, tracks=TRACKS)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_places_that_cannot_be_read_or_written(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
-        write_report_page(tmp_path / "nowhere")
+        write_report_page(tmp_path / "nowhere", tracks=TRACKS)
     with pytest.raises(InputError, match="is a folder; name an HTML file"):
-        write_report_page(RESULTS / "rerank.json", tmp_path)
+        write_report_page(RESULTS / "rerank.json", tmp_path, tracks=TRACKS)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write to the folder"):
-        write_report_page(RESULTS / "rerank.json", tmp_path / "file" / "report.html")
+        write_report_page(RESULTS / "rerank.json", tmp_path / "file" / "report.html", tracks=TRACKS)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (2.41, 4.7), (-0.013, 0.002), (1e5, 3e5), (0.1, 0.1001)])

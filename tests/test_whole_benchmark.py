@@ -15,11 +15,15 @@ import small_track
 from scipy.stats import trim_mean
 
 from benchmarks import leaderboard
-from edgerec_gym.bench import contest, run, shipped
-from edgerec_gym.bench.contest import chosen, make_contest, names_of, track_module, tracks
-from edgerec_gym.bench.mix import prices, track
+from edgerec_gym.bench import run as whole
+from edgerec_gym.bench import shipped
+from edgerec_gym.bench import track as tracks
+from edgerec_gym.bench.comparison import make_comparison
+from edgerec_gym.bench.mix import prices
+from edgerec_gym.bench.mix import track as mix
 from edgerec_gym.bench.run import Order, plan, run, settings_of
 from edgerec_gym.bench.shipped import ship
+from edgerec_gym.bench.track import TRACKS, find_track
 from edgerec_gym.config import SHIFTS, SyntheticUserConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import save_rows
@@ -42,11 +46,10 @@ class Last:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A benchmark of one small track, which ships nothing yet; the folder of its runs."""
-    monkeypatch.setattr(contest, "TRACKS", ("rerank",))
-    for module in (contests, whole_benchmark):
-        monkeypatch.setattr(module, "track_module", lambda track: small_track)
+    monkeypatch.setitem(tracks.TRACKS, "rerank", small_track.TRACK)
+    monkeypatch.setattr(tracks, "track_names", lambda: ("rerank",))
+    monkeypatch.setattr(whole, "track_names", lambda: ("rerank",))
     monkeypatch.setattr(shipped, "SHIPPED_FOLDER", tmp_path / "shipped")
-    monkeypatch.setattr(run, "PICTURES", {})
     return tmp_path / "runs"
 
 
@@ -126,7 +129,7 @@ def test_ones_own_policy_joins(small: Path, tmp_path: Path, monkeypatch: pytest.
     assert figures(rows, "gain_over_keep")[own]["high"] < 0 and own in figures(rows, "exploitation_gap")
     assert "0 of 0 runs to train" in result.stderr and not (tmp_path / "benchmarks").exists()
     order = Order(policies=(own,), sessions=20, shifts=())
-    assert chosen("rerank", order.policies) == ("keep", "greedy", "fresh", own, "oracle")
+    assert find_track("rerank").chosen(order.policies) == ("keep", "greedy", "fresh", own, "oracle")
     file.write_text(MINE.replace("1 - mask", "1 - 0 * mask"))  # its content decides what is played anew
     run(order, Path("runs"), Path("runs"), workers=1, progress=lambda *a: told.append(a[2]))
     assert own in told and "greedy" not in told
@@ -148,31 +151,31 @@ def test_bad_input_ends_in_one_line(options: tuple[str, ...], message: str) -> N
     command_line.fails_with(message, "bench", *options)
 
 
-def test_every_track_names_its_contest(tmp_path: Path) -> None:
+def test_every_track_names_its_policies(tmp_path: Path) -> None:
     lines = plan(Order(scenarios=("lite", "default")), tmp_path)
-    for track in tracks():
-        assert [line for line in lines if line.startswith(f"{track} on lite: ")]
-        assert track_module(track).ENV_ID in gym.registry
-        [setting] = settings_of(Order(tracks=(track,), seeds=2), tmp_path)
+    for track in TRACKS.values():
+        assert [line for line in lines if line.startswith(f"{track.name} on lite: ")]
+        assert track.env_id in gym.registry
+        [setting] = settings_of(Order(tracks=(track.name,), seeds=2), tmp_path)
         entries = setting.entries()
         policies = list(dict.fromkeys(entry.policy for entry in entries))
-        assert len(policies) == len(names_of(track)) and policies[0] == "keep"
+        assert len(policies) == len(track.names()) and policies[0] == "keep"
         assert entries[-1].seed is None and not entries[-1].files, "the oracle is the last"
         assert setting.run_folders()
-    assert len(names_of("rerank")) >= 12
+    assert len(TRACKS["rerank"].names()) >= 12
 
 
-@pytest.mark.parametrize("track", tracks())
+@pytest.mark.parametrize("track", TRACKS)
 def test_all_that_quick_plays_is_shipped(track: str, tmp_path: Path) -> None:
     [setting] = settings_of(Order(tracks=(track,), quick=True), tmp_path)
-    contest = make_contest(setting)
-    assert not contest.missing
-    assert contest.entries[0].policy == contest.keep
-    assert len({entry.policy for entry in contest.entries}) == len(names_of(track))
+    comparison = make_comparison(setting)
+    assert not comparison.missing
+    assert comparison.entries[0].policy == comparison.keep
+    assert len({entry.policy for entry in comparison.entries}) == len(TRACKS[track].names())
 
 
 def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = track.Sizes(
+    sizes = mix.Sizes(
         log_sessions=150,
         held_sessions=20,
         sessions=10,
@@ -180,10 +183,10 @@ def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monkey
         frontier_sessions=5,
         hyper={"esan": {"epochs": 1, "hidden": 8}, "esan-pg": {"updates": 1, "batch_size": 4, "samples": 2}},
     )
-    monkeypatch.setitem(track.FULL, "lite", sizes)
-    monkeypatch.setattr(track, "ABLATIONS", {"esan": {}})
+    monkeypatch.setitem(mix.FULL, "lite", sizes)
+    monkeypatch.setattr(mix, "ABLATIONS", {"esan": {}})
     fast = {"greedy": ("esan", "greedy"), "oracle + exact": (None, "greedy")}
-    monkeypatch.setattr(track, "PLANNERS", fast)
+    monkeypatch.setattr(mix, "PLANNERS", fast)
     monkeypatch.setattr(prices, "MOST_TRIALS", 1)
     order = Order(tracks=("mix",), seeds=1, policies=("greedy",), shifts=())
     first, again = (run(order, tmp_path / name, tmp_path / name, workers=1) for name in ("a", "b"))
@@ -218,10 +221,9 @@ def test_shifts_are_of_known_synthetic_users() -> None:
 # --- the leaderboard --------------------------------------------------------------------------------------
 
 
-def test_the_readme_shows_what_the_results_say() -> None:
-    text = (leaderboard.ROOT / "README.md").read_text(encoding="utf-8")
-    wanted = leaderboard.leaderboard(leaderboard.ROOT / "benchmarks/results")
-    assert text == leaderboard.replaced(text, wanted), "run python -m benchmarks.leaderboard"
+def test_the_page_shows_what_the_results_say() -> None:
+    wanted = leaderboard.page(leaderboard.ROOT / "benchmarks/results")
+    assert leaderboard.PAGE.read_text(encoding="utf-8") == wanted, "run python -m benchmarks.leaderboard"
 
 
 def test_the_leaderboard_ranks_and_prefers_full_runs(tmp_path: Path) -> None:
@@ -237,11 +239,12 @@ def test_the_leaderboard_ranks_and_prefers_full_runs(tmp_path: Path) -> None:
     rows += [made("keep", "value", 99, shift=SHIFT), made("good", "gap_closed", 0.25, shift=SHIFT)]
     for track, quick in (("rerank", False), ("rerank", True), ("joint", True)):
         about = {"track": track, "scenario": "lite", "quick": quick, "seeds": 3, "sessions": 10_000}
-        save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, run.SAME)
+        save_rows(tmp_path / "benchmark.json", rows[: None if not quick else 1], about, whole.SAME)
     lines = leaderboard.leaderboard(tmp_path).splitlines()
-    assert lines[0].startswith("**joint**, `lite`, 10,000 sessions, `--quick`, shipped runs")
-    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| keep", ""]
-    assert lines[6].startswith("**rerank**, `lite`, 10,000 sessions, 3 training seeds")
-    assert lines[8] == f"| policy | value | gap closed {SHIFT} | better than |"
-    assert [line.split(" | ")[0] for line in lines[10:]] == ["| good", "| mid", "| keep"]
-    assert lines[10] == "| good | 4.000 | 25.0% | 1 |"
+    assert lines[0] == "## joint, lite"
+    assert lines[2].startswith("10,000 sessions, `--quick`, shipped runs (edgerec_gym ")
+    assert [line.split(" | ")[0] for line in lines[6:8]] == ["| keep", ""]
+    assert lines[8] == "## rerank, lite" and lines[10].startswith("10,000 sessions, 3 training seeds")
+    assert lines[12] == f"| policy | value | gap closed {SHIFT} | better than |"
+    assert [line.split(" | ")[0] for line in lines[14:]] == ["| good", "| mid", "| keep"]
+    assert lines[14] == "| good | 4.000 | 25.0% | 1 |"

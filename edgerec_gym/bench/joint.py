@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.edgerec import load
 from edgerec_gym.agents.edgerec.agent import EdgeRec
 from edgerec_gym.agents.edgerec.judges import load_parts
+from edgerec_gym.agents.edgerec.load import load_policy
 from edgerec_gym.agents.edgerec.rules import rules_from
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.bench.figures import (
+from edgerec_gym.bench.request.policies import make_planner
+from edgerec_gym.bench.rerank import BRIEFLY, make_diverse
+from edgerec_gym.bench.rows import (
     Played,
     Values,
     difference,
@@ -28,13 +30,12 @@ from edgerec_gym.bench.figures import (
     ratio,
     values_of,
 )
-from edgerec_gym.bench.request.track import make_planner
-from edgerec_gym.bench.rerank import BRIEFLY, make_diverse, make_policy
-from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.bench.setting import Setting, make_policy, own_entry
+from edgerec_gym.bench.track import is_own
+from edgerec_gym.bench.training import asked, run_folder, track_setting, train_missing
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval
-from edgerec_gym.files import make_folder
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
@@ -47,7 +48,7 @@ PARTS = {  # that the agent is made of, by scenario; first the re-ranker that ra
     "lite": ("dnn", ESAN, UPLIFT),
     "default": ("crban", ESAN, UPLIFT),
 }
-JOINT, BLIND = load.AGENT, "edgerec-no-page-views"
+JOINT, BLIND = "edgerec", "edgerec-no-page-views"
 SINGLE = ("greedy", "device-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn")
 INSERT_ONLY, REQUEST_ONLY = "esan + exact, cards only", "uplift-x, requests only"
 TOGETHER, JOINT_PLANS = "parts together", "edgerec, whole plans"
@@ -64,6 +65,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # of the jointly trained agent -> rule
     },
 }
 NO_PAGE_VIEWS = "edgerec, no page views"
+ONLY_TRUE = (*ABLATIONS, NO_PAGE_VIEWS)  # play the ground truth as it is only
 STALE = ", stale cloud"  # behaviour reaches it every 20 slots; by default with every request for a page
 STALE_POLICIES = (KEEP, JOINT)
 METRICS = {
@@ -225,22 +227,21 @@ FULL = {
 # --- training -----------------------------------------------------------------------------------------
 
 
-def train_all(
-    out: Path,
-    scenario: str,
-    sizes: Sizes,
-    seeds: Sequence[int],
-    agents: Sequence[str],
-    workers: int,
-    progress: Progress | None,
-) -> None:
-    """Collect and train what is missing, several runs at once; finished runs are left as they are."""
+def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
+    """Collect and train what some policies need and is missing, several runs at once."""
+    out, scenario, sizes = setting.runs, setting.scenario, setting.sizes
+    agents = needed(names, scenario)
     collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
     collect(
         out / "request-logs", preset_name=scenario, sessions=sizes.request_sessions, randomise=["request"]
     )
     stages = [
-        [(agent, seed) for seed in seeds for agent in agents if (agent in (JOINT, BLIND)) == joint]
+        [
+            (agent, seed)
+            for seed in range(setting.seeds)
+            for agent in agents
+            if (agent in (JOINT, BLIND)) == joint
+        ]
         for joint in (False, True)
     ]
     train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
@@ -276,7 +277,7 @@ def make_parts(place: Place, runs: list[str], rules: dict[str, Any]) -> Policy:
 def make_agent(place: Place, run: str, rules: dict[str, Any]) -> Policy:
     """Return the jointly trained agent with some rules."""
     env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users, **place.config)
-    return load.load_policy(run, env, rules=rules_from(rules))
+    return load_policy(run, env, rules=rules_from(rules))
 
 
 def make_requests(place: Place, run: str) -> Policy:
@@ -319,19 +320,24 @@ def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
     return Entry(name, make_policy, {"name": last}, runs, seed)
 
 
-def entries(out: Path, seeds: Sequence[int], names: Sequence[str], scenario: str) -> list[Entry]:
+def policies() -> tuple[str, ...]:
+    """Names of the policies: keep first, the oracle last."""
+    return (KEEP, *(name for name in POLICIES if name not in (KEEP, ORACLE)), ORACLE)
+
+
+def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Entries of some policies, one for each training seed where there is something to train."""
     for name in names:
-        if name not in POLICIES and ":" not in name:
+        if name not in POLICIES and not is_own(name):
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
     return [
-        entry(out, name, seed, scenario)
+        own_entry(name) if is_own(name) else entry(setting.runs, name, seed, setting.scenario)
         for name in names
-        for seed in (seeds if _agents_of(name, scenario) else (None,))
+        for seed in (range(setting.seeds) if _agents_of(name, setting.scenario) else (None,))
     ]
 
 
-def run(
+def rows(
     out: str | Path,
     *,
     scenario: str = "lite",
@@ -348,27 +354,23 @@ def run(
         scenario: "lite" or "default".
         sizes: how much work; None for the full run of the scenario.
         seeds: training seeds 0, 1, ...
-        policies: of :data:`POLICIES`, or one's own as module:Class; keep and the oracle are always there.
-            None given: all.
+        policies: of :data:`POLICIES`, or one's own as module:Class or a run's folder; keep and the oracle are
+            always there. None given, or only one's own: all.
         workers: processes.
         progress: called with (done, in all, text).
 
     Raises:
         InputError: an unknown policy or scenario.
     """
-    if scenario not in FULL:
-        raise InputError(
-            f"the track joint needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
-        )
-    out, sizes = make_folder(out), sizes or FULL[scenario]
-    names = tuple(dict.fromkeys((KEEP, ORACLE, *(policies or POLICIES))))
-    wanted = entries(out, range(seeds), names, scenario)
-    train_all(out, scenario, sizes, range(seeds), needed(names, scenario), workers, progress)
+    setting = track_setting("joint", out, scenario, sizes, seeds)
+    names, sizes, cache = asked(setting.track, policies, POLICIES), setting.sizes, setting.cache / "played"
+    wanted = entries(setting, names)
+    train(setting, names, workers, progress)
     options: dict[str, Any] = {"workers": workers, "progress": progress}
-    true = played(wanted, Place(ENV_ID, scenario, "synthetic", sizes.sessions), out / "played", **options)
+    true = played(wanted, Place(ENV_ID, scenario, "synthetic", sizes.sessions), cache, **options)
     place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))
-    learned = played([e for e in wanted if e.policy in LEARNED], place, out / "played", **options)
+    learned = played([e for e in wanted if e.policy in LEARNED], place, cache, **options)
     late = Scenario.load(scenario).config.cloud.replace(sync="periodic", sync_period=20).to_dict()
     place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, config={"cloud": late})
-    stale = played([e for e in wanted if e.policy in STALE_POLICIES], place, out / "played", **options)
+    stale = played([e for e in wanted if e.policy in STALE_POLICIES], place, cache, **options)
     return make_rows(true, learned, stale if JOINT in names else {})

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
-from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.registry import RERANKER, family, train_agent
 from edgerec_gym.agents.rerank.reranker import RerankPolicy
 from edgerec_gym.agents.rerank.train import load_reranker
-from edgerec_gym.bench.figures import Played, difference, exploitation_gap, gap_closed, mean, values_of
-from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.bench.plots import draw_positions
+from edgerec_gym.bench.rows import Played, difference, exploitation_gap, gap_closed, mean, values_of
+from edgerec_gym.bench.setting import Setting, make_policy, own_entry
+from edgerec_gym.bench.track import is_own
+from edgerec_gym.bench.training import asked, run_folder, track_setting, train_missing
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
-from edgerec_gym.files import make_folder
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
@@ -149,18 +150,14 @@ def needed(names: Sequence[str]) -> set[str]:
     return found
 
 
-def train_all(
-    out: Path,
-    scenario: str,
-    sizes: Sizes,
-    agents: set[str],
-    seeds: Sequence[int],
-    workers: int,
-    progress: Progress | None,
-) -> None:
-    """Train what is missing of `agents`, several runs at once; finished runs are left as they are."""
+def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
+    """Train what some policies need and is missing, several runs at once; finished runs stay as they are."""
+    out, scenario, sizes, agents = setting.runs, setting.scenario, setting.sizes, needed(names)
     collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
-    stages = [[(agent, seed) for seed in seeds for agent in stage if agent in agents] for stage in STAGES]
+    stages = [
+        [(agent, seed) for seed in range(setting.seeds) for agent in stage if agent in agents]
+        for stage in STAGES
+    ]
     train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
 
@@ -180,35 +177,38 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
     )
 
 
-def make_policy(place: Place, name: str) -> Policy:
-    """Return a baseline, a policy of the user's own or a run's policy, to play a place."""
-    return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
-
-
 def make_diverse(place: Place, kind: str, run: str) -> Policy:
     """Return a diversity policy over the scores of a trained pointwise re-ranker."""
     scorer = RerankPolicy("dnn", load_reranker(run, Scenario.load(place.scenario).config))
     return DIVERSIFIERS[kind](scorer=scorer.scores)
 
 
-def entries(out: Path, seeds: Sequence[int], names: Sequence[str]) -> list[Entry]:
-    """Return the entries of some policies of :data:`POLICIES`, or of one's own as module:Class."""
+def policies() -> tuple[str, ...]:
+    """Names of the policies: keep first, the oracle last."""
+    return ("keep", *(name for name in POLICIES if name not in ("keep", "oracle")), "oracle")
+
+
+def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
+    """Return the entries of some policies of :data:`POLICIES`, or of one's own."""
     found = []
     for name in names:
-        if name in BASELINES or ":" in name:
+        if is_own(name):
+            found.append(own_entry(name))
+        elif name in BASELINES:
             found.append(Entry(name, make_policy, {"name": name}))
-            continue
-        if name not in POLICIES:
+        elif name not in POLICIES:
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
-        for seed in seeds:
-            if name in DIVERSIFIERS:
-                run = run_folder(out, "dnn", seed)
-                arguments = {"kind": name, "run": str(run)}
-                found.append(Entry(f"{name} on dnn", make_diverse, arguments, (run,), seed))
-            else:
-                run = run_folder(out, name, seed)
-                found.append(Entry(name, make_policy, {"name": str(run)}, (run,), seed))
+        else:
+            found += [_trained(setting.runs, name, seed) for seed in range(setting.seeds)]
     return found
+
+
+def _trained(out: Path, name: str, seed: int) -> Entry:
+    if name in DIVERSIFIERS:
+        run = run_folder(out, "dnn", seed)
+        return Entry(f"{name} on dnn", make_diverse, {"kind": name, "run": str(run)}, (run,), seed)
+    run = run_folder(out, name, seed)
+    return Entry(name, make_policy, {"name": str(run)}, (run,), seed)
 
 
 def make_rows(true: Played, learned: Played) -> Rows:
@@ -253,7 +253,7 @@ def _figures(policy: str, true: Played, learned: Played) -> dict[str, Interval]:
     return figures
 
 
-def run(
+def rows(
     out: str | Path,
     *,
     scenario: str = "lite",
@@ -270,30 +270,32 @@ def run(
         scenario: "lite" or "default".
         sizes: how much work; None for the full run of the scenario.
         seeds: training seeds 0, 1, ...
-        policies: of :data:`POLICIES`, or one's own as module:Class; keep and the oracle are always there.
-            None given: all.
+        policies: of :data:`POLICIES`, or one's own as module:Class or a run's folder; keep and the oracle are
+            always there. None given, or only one's own: all.
         workers: processes.
         progress: called with (done, in all, text).
 
     Raises:
         InputError: an unknown policy or scenario.
     """
-    if scenario not in FULL:
-        raise InputError(
-            f"the track rerank needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
-        )
-    out, sizes = make_folder(out), sizes or FULL[scenario]
-    names = tuple(dict.fromkeys(("keep", "oracle", *(policies or POLICIES))))
-    wanted = entries(out, range(seeds), names)
-    train_all(out, scenario, sizes, needed(names), range(seeds), workers, progress)
+    setting = track_setting("rerank", out, scenario, sizes, seeds)
+    names, sizes = asked(setting.track, policies, POLICIES), setting.sizes
+    wanted = entries(setting, names)
+    train(setting, names, workers, progress)
+    cache = setting.cache / "played"
+    options: dict[str, Any] = {"workers": workers, "progress": progress}
     true_place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, by_position=True)
-    true = played(wanted, true_place, out / "played", workers=workers, progress=progress)
+    true = played(wanted, true_place, cache, **options)
     simulated = [entry for entry in wanted if entry.policy in LEARNED]
     learned_place = Place(ENV_ID, scenario, "learned", min(sizes.sessions, sizes.learned_sessions))
-    learned = played(simulated, learned_place, out / "played", workers=workers, progress=progress)
-    return make_rows(true, learned)
+    return make_rows(true, played(simulated, learned_place, cache, **options))
 
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Header and body of the table, by title."""
     return {ENV_ID: table(rows, METRICS)}
+
+
+def picture(rows: Rows, path: str | Path) -> None:
+    """Draw the click rate at every place of a page."""
+    draw_positions(rows, path)

@@ -1,4 +1,4 @@
-"""Rows of a contest: values, shares of the gap, exploitation, speed, aggregates over tasks, comparisons.
+"""Figures of policies that have played the same sessions, and the rows of a comparison made of them.
 
 A task is the ground truth of a scenario, as it is or shifted. The score of a run on a task is the share of
 the way from keep (0) to the oracle (1), in value, both on that task.
@@ -6,23 +6,72 @@ the way from keep (0) to the oracle (1), in value, both on that task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgerec_gym.bench.contest import Contest
-from edgerec_gym.bench.figures import Played, difference, exploitation_gap, gap_closed, mean, values_of
-from edgerec_gym.config import SHIFTS
-from edgerec_gym.evaluation.cache import Rows, row, table
+from edgerec_gym.bench.comparison import Comparison
+from edgerec_gym.evaluation.cache import Rows, row
 from edgerec_gym.evaluation.comparisons import (
     compare_all,
     interquartile_mean,
     probability_of_improvement,
     stratified_interval,
 )
-from edgerec_gym.evaluation.intervals import Interval
-from edgerec_gym.evaluation.play import Times
+from edgerec_gym.evaluation.intervals import Interval, seeds_interval
+from edgerec_gym.evaluation.play import Sessions, Times
+
+Played = dict[tuple[str, int | None], Sessions]  # by (policy, training seed)
+Values = Callable[[str], np.ndarray]
+
+
+def values_of(played: Played, policy: str) -> Values:
+    """Function from the name of a figure to its values (seeds, sessions); "cards" counts all types."""
+    seeds = [sessions for (name, _), sessions in played.items() if name == policy]
+    return lambda figure: np.stack([cards_seen(s) if figure == "cards" else s[figure] for s in seeds])
+
+
+def mean(values: np.ndarray) -> Interval:
+    """Mean of values (seeds, sessions)."""
+    return seeds_interval([values], lambda m: m[..., 0])
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> Interval:
+    """Mean of `one` less that of `other`, both (seeds, sessions), paired by session."""
+    return seeds_interval([one, other], lambda m: m[..., 0] - m[..., 1])
+
+
+def ratio(one: np.ndarray, other: np.ndarray) -> Interval:
+    """Mean of `one` over that of `other`, both (seeds, sessions)."""
+    return seeds_interval([one, other], lambda m: m[..., 0] / m[..., 1])
+
+
+def gap_closed(own: np.ndarray, keep: np.ndarray, oracle: np.ndarray) -> Interval:
+    """Share of the way from keep to the oracle, of values (seeds, sessions)."""
+    return seeds_interval([own, keep, oracle], lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1]))
+
+
+def exploitation_gap(
+    learned: np.ndarray, true: np.ndarray, kept_learned: np.ndarray, kept_true: np.ndarray
+) -> Interval:
+    """How much more learned users promise of a policy than the ground truth gives, beyond that of keep.
+
+    All are (seeds, sessions); of the true ones the first sessions, as many as learned users played.
+    """
+    n_sessions = learned.shape[1]
+    true, kept_true = true[:, :n_sessions], kept_true[:, :n_sessions]
+    return seeds_interval(
+        [learned, true, kept_learned, kept_true], lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3]
+    )
+
+
+def cards_seen(sessions: Sessions) -> np.ndarray:
+    """Mix-in cards that were answered, of every session."""
+    return np.sum([values for name, values in sessions.items() if name.startswith("cards_")], axis=0)
+
+
+# --- rows of a comparison -----------------------------------------------------------------------------------
 
 Taken = dict[tuple[str, int | None], Times]
 FIGURES = {
@@ -32,17 +81,6 @@ FIGURES = {
     "length": "exposures",
 }
 NOT_SHIFTED = "none"
-SIGNIFICANT = 0.05
-COLUMNS = {
-    "value": ".3f",
-    "gain_over_keep": "+.3f 95%",
-    "gap_closed": ".1%",
-    **{f"gap_closed_{shift}": ".1%" for shift in SHIFTS},
-    "interquartile_mean": ".1% 95%",
-    "exploitation_gap": "+.1%",
-    "better_than": ".0f",
-    "policy_steps_per_second": ",.0f",
-}
 
 
 def policies_of(played: Played) -> list[str]:
@@ -55,26 +93,26 @@ def figure_of(played: Played, policy: str, figure: str = "value") -> np.ndarray:
     return values_of(played, policy)(figure)
 
 
-def shares(contest: Contest, played: Played) -> dict[str, np.ndarray]:
+def shares(comparison: Comparison, played: Played) -> dict[str, np.ndarray]:
     """Share of the gap between keep and the oracle that each run closes, (R,) by policy."""
-    keep, oracle = figure_of(played, contest.keep), figure_of(played, contest.oracle)
+    keep, oracle = figure_of(played, comparison.keep), figure_of(played, comparison.oracle)
     gap = oracle.mean() - keep[:, : oracle.shape[1]].mean()
     return {
         policy: (figure_of(played, policy).mean(axis=1) - keep.mean()) / gap
         for policy in policies_of(played)
-        if policy not in (contest.keep, contest.oracle)
+        if policy not in (comparison.keep, comparison.oracle)
     }
 
 
-def value_rows(contest: Contest, played: Played, shift: str | None) -> Rows:
+def value_rows(comparison: Comparison, played: Played, shift: str | None) -> Rows:
     """Value, gain over keep, share of the gap of every policy on one task; other figures unless shifted."""
-    keep, oracle = figure_of(played, contest.keep), figure_of(played, contest.oracle)
+    keep, oracle = figure_of(played, comparison.keep), figure_of(played, comparison.oracle)
     n_oracle, rows = oracle.shape[1], []
     for policy in policies_of(played):
         own = figure_of(played, policy)
         seeds, sessions = own.shape
         figures: dict[str, Interval] = {"value": mean(own)}
-        if policy != contest.keep:
+        if policy != comparison.keep:
             figures["gain_over_keep"] = difference(own, keep[:, :sessions])
             figures["gap_closed"] = gap_closed(own[:, :n_oracle], keep[:, :n_oracle], oracle)
         if shift is None:
@@ -88,12 +126,12 @@ def value_rows(contest: Contest, played: Played, shift: str | None) -> Rows:
     return rows
 
 
-def exploitation_rows(contest: Contest, true: Played, learned: Played) -> Rows:
+def exploitation_rows(comparison: Comparison, true: Played, learned: Played) -> Rows:
     """How much more the learned users promise than the ground truth gives, beyond keep."""
     rows: Rows = []
-    kept = [figure_of(users, contest.keep) for users in (learned, true)]
+    kept = [figure_of(users, comparison.keep) for users in (learned, true)]
     for policy in policies_of(learned):
-        if policy != contest.keep:
+        if policy != comparison.keep:
             own = [figure_of(users, policy) for users in (learned, true)]
             found = exploitation_gap(*own, *kept)
             rows.append(row(policy, "exploitation_gap", found, *own[0].shape, shift=NOT_SHIFTED))
@@ -141,9 +179,11 @@ def aggregate_rows(tasks: Sequence[dict[str, np.ndarray]], sessions: int) -> Row
     return rows
 
 
-def comparison_rows(contest: Contest, played: Played) -> Rows:
+def comparison_rows(comparison: Comparison, played: Played) -> Rows:
     """Differences in value of every two policies but the oracle, with corrected p-values."""
-    values = {policy: figure_of(played, policy) for policy in policies_of(played) if policy != contest.oracle}
+    values = {
+        policy: figure_of(played, policy) for policy in policies_of(played) if policy != comparison.oracle
+    }
     rows: Rows = []
     for found in compare_all(values):
         more: dict[str, Any] = {
@@ -154,35 +194,3 @@ def comparison_rows(contest: Contest, played: Played) -> Rows:
         }
         rows.append(row(found.better, "difference", found.difference, *values[found.better].shape, **more))
     return rows
-
-
-def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Header and body of the table of each track and scenario, best policy first, by title.
-
-    `better_than` counts the policies that one is significantly better than, after correction; the
-    interquartile mean is that of the shares of the gap with users as they are and with all that are shifted.
-    """
-    found = {}
-    for track, scenario in dict.fromkeys((item["track"], item["scenario"]) for item in rows):
-        all_users = [item for item in rows if (item["track"], item["scenario"]) == (track, scenario)]
-        own = [item for item in all_users if item.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
-        values = {item["policy"]: item["mean"] for item in own if item["metric"] == "value"}
-        compared = [item for item in own if item["metric"] == "difference"]
-        taking_part = {name for item in compared for name in (item["policy"], item["against"])}
-        wins = {policy: 0 for policy in values if policy in taking_part}  # not the oracle
-        for item in compared:
-            wins[item["policy"]] += item["p_holm"] < SIGNIFICANT
-        own += [
-            {"policy": policy, "metric": "better_than", "mean": n, "low": n, "high": n}
-            for policy, n in wins.items()
-        ]
-        own += [
-            {**item, "metric": f"gap_closed_{item['shift']}"}
-            for item in all_users
-            if item["metric"] == "gap_closed" and item.get("shift") in SHIFTS
-        ]
-        order = sorted(own, key=lambda item: -values.get(item["policy"], 0.0))
-        shown = [item for item in order if item["metric"] in COLUMNS]
-        metrics = {name: form for name, form in COLUMNS.items() if any(i["metric"] == name for i in shown)}
-        found[f"{track}, {scenario}"] = table(shown, metrics)
-    return found

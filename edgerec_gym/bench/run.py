@@ -16,22 +16,14 @@ import numpy as np
 
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench import rows as rows_of
-from edgerec_gym.bench.contest import (
-    Contest,
-    Setting,
-    check_policies,
-    is_own,
-    is_trained,
-    make_contest,
-    track_module,
-    tracks,
-    train,
-)
-from edgerec_gym.bench.plots import PICTURES
+from edgerec_gym.bench.comparison import Comparison, make_comparison
+from edgerec_gym.bench.setting import Setting, check_policies
 from edgerec_gym.bench.shipped import SHIPPED_SCENARIO, shipped_folder
+from edgerec_gym.bench.track import Track, find_track, is_own, track_names
 from edgerec_gym.config import SHIFTS
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, play_times, played, save_rows
+from edgerec_gym.runs import is_finished
 
 NAME = "benchmark"  # of the file of rows
 SHIFTED_SESSIONS = 2000  # with each kind of shifted users
@@ -69,33 +61,44 @@ class Order:
 
 
 def settings_of(order: Order, base: Path) -> list[Setting]:
-    """Return the contests of an order; `base` holds the folders bench-TRACK-SCENARIO.
+    """Return the settings of an order; `base` holds the folders bench-TRACK-SCENARIO.
 
     Raises:
         InputError: unknown track, scenario, shift or policy.
     """
-    names = order.tracks or tracks()
-    check_policies(names, order.policies)
+    tracks = [find_track(name) for name in order.tracks or track_names()]
+    check_policies(tracks, order.policies)
     for shift in order.shifts or ():
         if shift not in SHIFTS:
             raise InputError(f"unknown shift {shift!r}; allowed: {', '.join(SHIFTS)}")
     scenarios = (SHIPPED_SCENARIO,) if order.quick else order.scenarios
-    known = {name: track_module(name).FULL for name in names}
+    known = {track.name: track.code("sizes") for track in tracks}
     for scenario in scenarios:
         if not any(scenario in sizes for sizes in known.values()):
             allowed = list(dict.fromkeys(name for sizes in known.values() for name in sizes))
             raise InputError(f"scenario {scenario!r} has no ground truth; allowed: {', '.join(allowed)}")
-    found = []
-    for track, scenario in ((t, s) for t in names for s in scenarios if s in known[t]):
-        sessions = order.sessions or (QUICK_SESSIONS if order.quick else known[track][scenario].sessions)
-        sizes, seeds = replace(known[track][scenario], sessions=sessions), 1 if order.quick else order.seeds
-        if order.quick and hasattr(sizes, "price_sessions"):  # where no prices are shipped
-            sizes = replace(sizes, price_sessions=track_module(track).QUICK.price_sessions)
-        folder = base / f"bench-{track}-{scenario}"
-        runs = shipped_folder(track, scenario) if order.quick else folder
-        cache = base / f"bench-{track}-shipped" if order.quick else folder
-        found.append(Setting(track, scenario, sizes, seeds, tuple(order.policies), runs, cache))
-    return found
+    return [
+        _setting(order, track, scenario, base)
+        for track in tracks
+        for scenario in scenarios
+        if scenario in known[track.name]
+    ]
+
+
+def _setting(order: Order, track: Track, scenario: str, base: Path) -> Setting:
+    full = track.full_sizes(scenario)
+    sessions = order.sessions or (QUICK_SESSIONS if order.quick else full.sessions)
+    folder = base / f"bench-{track.name}-{scenario}"
+    return Setting(
+        track,
+        scenario,
+        replace(full, sessions=sessions),
+        1 if order.quick else order.seeds,
+        tuple(order.policies),
+        runs=shipped_folder(track.name, scenario) if order.quick else folder,
+        cache=base / f"bench-{track.name}-shipped" if order.quick else folder,
+        quick=order.quick,
+    )
 
 
 def plan(order: Order, base: str | Path) -> list[str]:
@@ -105,15 +108,15 @@ def plan(order: Order, base: str | Path) -> list[str]:
         needed, entries = setting.run_folders(), len(setting.entries())
         for name in setting.policies:
             if is_own(name):  # better known before the work
-                find_policy(name, track_module(setting.track).ENV_ID, setting.scenario, "synthetic")
+                find_policy(name, setting.track.env_id, setting.scenario, "synthetic")
                 entries += 1
-        missing = sum(not is_trained(run) for run in needed)
+        missing = sum(not is_finished(run) for run in needed)
         sessions = setting.sizes.sessions
         training = f"{missing} of {len(needed)} runs to train, "
         if order.quick:
             training = f"{len(needed) - missing} shipped runs ({missing} are not shipped), "
         lines.append(
-            f"{setting.track} on {setting.scenario}: {training}{entries} policies and seeds play {sessions} "
+            f"{setting.track.name} on {setting.scenario}: {training}{entries} policies and seeds play {sessions} "
             f"sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of {shifts} shifts, "
             f"and {_learned_sessions(setting)} of learned users"
         )
@@ -147,7 +150,7 @@ def run(
         start = monotonic()
         rows, scores = _run_one(order, setting, Path(results), workers, progress, tell)
         about = {
-            "track": setting.track,
+            "track": setting.track.name,
             "scenario": setting.scenario,
             "quick": order.quick,
             "seeds": setting.seeds,
@@ -157,7 +160,7 @@ def run(
         }
         save_rows(Path(results) / f"{NAME}.json", rows, about, SAME)
         found += [{**item, **{key: about[key] for key in SAME}} for item in rows]
-        tasks[setting.track, setting.scenario] = scores
+        tasks[setting.track.name, setting.scenario] = scores
     if len({track for track, _ in tasks}) > 1:
         everywhere = [task for scores in tasks.values() for task in scores]
         sessions = max(item["sessions"] for item in found)
@@ -180,29 +183,31 @@ def _run_one(
     """Rows of one track on one scenario, and its scores by task."""
     options: dict[str, Any] = {"workers": workers, "progress": progress}
     _train(order, setting, results, options)
-    contest = make_contest(setting, **options)
-    if contest.missing:
-        tell(f"{setting.track}: no run of {', '.join(contest.missing)}; left out")
+    comparison = make_comparison(setting, **options)
+    if comparison.missing:
+        tell(f"{setting.track.name}: no run of {', '.join(comparison.missing)}; left out")
     cache = setting.cache / "played"
 
-    def play(place: Place, entries: Sequence[Entry] = contest.entries) -> rows_of.Played:
+    def play(place: Place, entries: Sequence[Entry] = comparison.entries) -> rows_of.Played:
         return played(entries, place, cache, **options)
 
     rows: Rows = []
     scores = []
     shifts = tuple(SHIFTS) if order.shifts is None else order.shifts
-    sessions = min(contest.place.sessions, SHIFTED_SESSIONS)
-    fewer = replace(contest.place, sessions=sessions, by_position=False)
+    sessions = min(comparison.place.sessions, SHIFTED_SESSIONS)
+    fewer = replace(comparison.place, sessions=sessions, by_position=False)
     for shift in (None, *shifts):
-        place = contest.place if shift is None else replace(fewer, shift=shift)
-        true = _with_oracle(contest, place, contest.entries if shift is None else contest.contestants, play)
-        rows += rows_of.value_rows(contest, true, shift)
-        scores.append(rows_of.shares(contest, true))
+        place = comparison.place if shift is None else replace(fewer, shift=shift)
+        true = _with_oracle(
+            comparison, place, comparison.entries if shift is None else comparison.contestants, play
+        )
+        rows += rows_of.value_rows(comparison, true, shift)
+        scores.append(rows_of.shares(comparison, true))
         if shift is None:
-            rows += rows_of.comparison_rows(contest, true)
-            rows += _speed(contest, cache)
+            rows += rows_of.comparison_rows(comparison, true)
+            rows += _speed(comparison, cache)
             place = replace(fewer, users="learned", sessions=_learned_sessions(setting))
-            rows += rows_of.exploitation_rows(contest, true, play(place, _playable(contest, place)))
+            rows += rows_of.exploitation_rows(comparison, true, play(place, _playable(comparison, place)))
     rows += rows_of.aggregate_rows(scores, setting.sizes.sessions)
     return rows, scores
 
@@ -214,43 +219,43 @@ def _learned_sessions(setting: Setting) -> int:
 
 def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any]) -> None:
     """Run the track by itself, or only train what is missing; nothing of a quick run."""
-    module, folder = track_module(setting.track), setting.runs
+    track, folder = setting.track, setting.runs
     place = {"scenario": setting.scenario, "sizes": setting.sizes, "seeds": setting.seeds}
     if order.complete:
-        rows = module.run(folder, **place, **options)
-        about = {"track": setting.track, "scenario": setting.scenario, "quick": False}
+        rows = track.code("rows")(folder, **place, **options)
+        about = {"track": setting.track.name, "scenario": setting.scenario, "quick": False}
         about |= {"seeds": setting.seeds, "sessions": setting.sizes.sessions}
-        file = results / f"{setting.track}.json"
+        file = results / f"{track.name}.json"
         save_rows(file, rows, about, ("scenario", "quick"))
-        if setting.track in PICTURES:
-            PICTURES[setting.track](rows, file.with_name(f"{setting.track}-{setting.scenario}.png"))
-    elif not order.quick and not all(map(is_trained, setting.run_folders())):
-        train(setting, **options)
+        if track.picture is not None:
+            track.code("picture")(rows, file.with_name(f"{track.name}-{setting.scenario}.png"))
+    elif not order.quick and not all(map(is_finished, setting.run_folders())):
+        setting.train(**options)
 
 
 def _with_oracle(
-    contest: Contest, place: Place, entries: Sequence[Entry], play: Callable[..., rows_of.Played]
+    comparison: Comparison, place: Place, entries: Sequence[Entry], play: Callable[..., rows_of.Played]
 ) -> rows_of.Played:
     """Play all; the oracle perhaps fewer sessions, the first ones of the same."""
-    fewer = min(place.sessions, contest.oracle_sessions or place.sessions)
-    oracle = [entry for entry in entries if entry.policy == contest.oracle]
-    others = [entry for entry in entries if entry.policy != contest.oracle]
+    fewer = min(place.sessions, comparison.oracle_sessions or place.sessions)
+    oracle = [entry for entry in entries if entry.policy == comparison.oracle]
+    others = [entry for entry in entries if entry.policy != comparison.oracle]
     return play(place, others) | play(replace(place, sessions=fewer), oracle)
 
 
-def _playable(contest: Contest, place: Place) -> list[Entry]:
+def _playable(comparison: Comparison, place: Place) -> list[Entry]:
     """Entries that can play learned users: not those that read the ground truth."""
 
     def reads(entry: Entry) -> bool:
         return (
-            entry.policy == contest.oracle
+            entry.policy == comparison.oracle
             or is_own(entry.policy)
             and hasattr(entry.make(place, **entry.arguments), "bind")
         )
 
-    return [entry for entry in contest.contestants if not reads(entry)]
+    return [entry for entry in comparison.contestants if not reads(entry)]
 
 
-def _speed(contest: Contest, cache: Path) -> Rows:
-    others = [entry for entry in contest.entries if entry.policy != contest.oracle]
-    return rows_of.speed_rows(play_times(others, contest.place, cache), contest.place.sessions)
+def _speed(comparison: Comparison, cache: Path) -> Rows:
+    others = [entry for entry in comparison.entries if entry.policy != comparison.oracle]
+    return rows_of.speed_rows(play_times(others, comparison.place, cache), comparison.place.sessions)

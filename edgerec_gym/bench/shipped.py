@@ -6,10 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from edgerec_gym.bench.contest import PRICES, Setting, is_trained, make_contest
+from edgerec_gym.bench.setting import Setting
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Progress
-from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.files import make_folder
+from edgerec_gym.runs import is_finished
 from edgerec_gym.scenario import SHIPPED_FOLDER
 
 SHIPPED_SCENARIO = "lite"
@@ -31,17 +32,17 @@ def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None
     Raises:
         InputError: a run is not finished.
     """
-    target, written = shipped_folder(setting.track, setting.scenario), []
+    target, written = shipped_folder(setting.track.name, setting.scenario), []
     first = replace(setting, seeds=1)
     for run in first.run_folders():
-        if not is_trained(run):
-            raise InputError(f"{run} holds no finished run: run edgerec bench --track {setting.track} first")
+        if not is_finished(run):
+            raise InputError(
+                f"{run} holds no finished run: run edgerec bench --track {setting.track.name} first"
+            )
         folder = make_folder(target / run.relative_to(setting.runs))
         for file in (*run.glob("*.safetensors"), *run.glob("*.json"), *run.glob("*.toml")):
             shutil.copyfile(file, folder / file.name)
         written.append(folder)
-    if setting.track == "mix":
-        contest = make_contest(first, workers=workers, progress=progress)
-        priced = {e.policy: e.arguments["price"] for e in contest.entries if "price" in e.arguments}
-        write_json(target / PRICES, priced)
+    if setting.track.ship is not None:
+        setting.track.code("ship")(first, target, workers, progress)
     return written

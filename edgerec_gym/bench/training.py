@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgerec_gym.bench.setting import Setting
+from edgerec_gym.bench.track import Track, find_track, is_own
+from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Progress, run_jobs
+from edgerec_gym.files import make_folder
 from edgerec_gym.runs import is_finished
 
 Job = tuple[str, int]  # name of a run, training seed
@@ -48,3 +52,27 @@ def train_missing(
             if progress:
                 name, seed = waiting[index]
                 progress(done, total, f"trained {name}, seed {seed}")
+
+
+def track_setting(name: str, out: str | Path, scenario: str, sizes: Any, seeds: int) -> Setting:
+    """Return the setting of a track that is run by itself in one folder.
+
+    Raises:
+        InputError: a scenario that the track does not know, or seeds below 1.
+    """
+    track = find_track(name)
+    full = track.full_sizes(scenario)
+    if seeds < 1:
+        raise InputError(f"seeds = {seeds} must be at least 1")
+    out = make_folder(out)
+    return Setting(track, scenario, sizes or full, seeds, (), runs=out, cache=out)
+
+
+def asked(track: Track, policies: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    """Names that a track plays by itself: keep, the oracle, then those asked for, or all in their order.
+
+    Policies of one's own join all others, unless some of those are named, too.
+    """
+    keep, *_, oracle = track.names()
+    named = [*order, *policies] if all(map(is_own, policies)) else policies
+    return tuple(dict.fromkeys((keep, oracle, *named)))

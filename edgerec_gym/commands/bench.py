@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from edgerec_gym.bench.track import TRACKS, find_track, track_names
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson
 from edgerec_gym.errors import InputError
@@ -56,7 +56,7 @@ Policies = Annotated[
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
 Tracks = Annotated[
     list[str] | None,
-    typer.Option("--track", help="rerank, mix, request, joint; several times for more. Default: all."),
+    typer.Option("--track", help=f"{', '.join(track_names())}; several times for more. Default: all."),
 ]
 Shifts = Annotated[
     list[str] | None,
@@ -92,7 +92,7 @@ def whole(
                 raise InputError(f"options of {context.invoked_subcommand!r} stand behind it, not before it")
         return
     from edgerec_gym.bench import run as benchmark
-    from edgerec_gym.bench.rows import leaderboards
+    from edgerec_gym.bench.leaderboard import leaderboards
     from edgerec_gym.evaluation.cache import saved_rows
     from edgerec_gym.evaluation.report import require_matplotlib
 
@@ -139,61 +139,54 @@ def track(
     as_json: AsJson = False,
 ) -> None:
     """Run one track, write its rows and its picture, print its tables."""
-    from edgerec_gym.bench.contest import chosen, is_own, track_module
-    from edgerec_gym.bench.plots import PICTURES
     from edgerec_gym.evaluation.cache import save_rows, saved_rows
     from edgerec_gym.evaluation.report import require_matplotlib
 
-    name = str(context.info_name)
-    module = track_module(name)
+    found = find_track(str(context.info_name))
     scenario, *others = ["lite"] if quick else scenarios or ["lite"]
     if others:
         raise InputError("a track plays one scenario at a time; give --scenario once")
-    if scenario not in module.FULL:
-        raise InputError(f"the track {name} runs on {', '.join(module.FULL)}; got the scenario {scenario!r}")
-    if name in PICTURES:
+    full = found.full_sizes(scenario)
+    if found.picture is not None:
         require_matplotlib()  # better known before the work
-    sizes = module.QUICK if quick else module.FULL[scenario]
+    sizes = found.code("quick") if quick else full
     if sessions is not None:
         sizes = replace(sizes, sessions=sessions)
     suffix = f"{scenario}{'-quick' if quick else ''}"
-    out, results = out or RUNS / f"bench-{name}-{suffix}", results or RESULTS / f"{name}.json"
+    out, results = out or RUNS / f"bench-{found.name}-{suffix}", results or RESULTS / f"{found.name}.json"
     saved_rows(results)  # a file that is none is better known before the work, too
-    options: dict[str, Any] = {"scenario": scenario, "sizes": sizes, "workers": workers}
-    options["seeds"] = 1 if quick else seeds
-    if policies:
-        if "policies" not in inspect.signature(module.run).parameters:
-            raise InputError(f"the track {name} always plays all of its policies; leave --policy out")
-        joins = name in ("rerank", "joint") and all(is_own(policy) for policy in policies)
-        options["policies"] = chosen(name, policies) if joins else policies
+    seeds = 1 if quick else seeds
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
     ):
-        rows = module.run(out, progress=progress, **options)
+        rows = found.code("rows")(
+            out,
+            scenario=scenario,
+            sizes=sizes,
+            seeds=seeds,
+            policies=tuple(policies or ()),
+            workers=workers,
+            progress=progress,
+        )
     about = {
-        "track": name,
+        "track": found.name,
         "scenario": scenario,
         "quick": quick,
-        "seeds": options["seeds"],
+        "seeds": seeds,
         "sessions": sizes.sessions,
     }
     save_rows(results, rows, about, same=("scenario", "quick"))
-    if name in PICTURES:
-        PICTURES[name](rows, results.with_name(f"{results.stem}-{suffix}.png"))
+    if found.picture is not None:
+        found.code("picture")(rows, results.with_name(f"{results.stem}-{suffix}.png"))
     if as_json:
         console.print_json({"rows": rows, "about": about})
         return
-    for title, (header, body) in module.tables(rows).items():
+    for title, (header, body) in found.code("tables")(rows).items():
         console.print_table(title, header, body)
     print(f"{scenario}, ground truth, {sizes.sessions} sessions; rows: {results}")
 
 
-TRACK_HELP = {
-    "rerank": "Re-rankers, generators, sequence search and policy gradients on EdgeFeedRerank-v0.",
-    "mix": "Insertion policies at equal share of the page views on EdgeFeedMix-v0, and what ESAN predicts.",
-    "request": "Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets.",
-    "joint": "The whole EdgeRec agent, its ablations and single decisions on EdgeFeed-v0.",
-}
-for _name, _help in TRACK_HELP.items():
-    bench.command(_name, help=_help)(track)
+for _name in track_names():
+    _known = TRACKS.get(_name)
+    bench.command(_name, help="A track of an installed package." if _known is None else _known.summary)(track)

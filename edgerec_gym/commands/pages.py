@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, ScenarioName, Seed
 from edgerec_gym.errors import InputError
@@ -48,7 +49,7 @@ def report(
         raise InputError(
             f"{run} holds no training run whose checkpoints could be played; leave --scenario out"
         )
-    path, sections, missing = write_report_page(run, out)
+    path, sections, missing = write_report_page(run, out, tracks=all_tracks())
     if as_json:
         console.print_json({"out": str(path), "sections": sections, "missing": missing})
         return

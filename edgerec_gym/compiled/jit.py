@@ -16,7 +16,7 @@ from typing import Any
 
 from numba import njit
 
-_ROOT = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]
 _OWN = "compiled/jit.py"
 _KERNELS = {"kernel", "product_kernel", "entry_point"}
 _SOURCES = (

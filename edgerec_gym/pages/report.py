@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,12 @@ from edgerec_gym.pages.run_sections import (
     training_section,
 )
 from edgerec_gym.pages.sources import Sources, fidelity_parts, find_sources
-from edgerec_gym.pages.track_sections import TITLES, track_sections
+from edgerec_gym.pages.track_sections import Track, track_sections
 
 FILE = "report.html"
 Section = tuple[str, str]  # title, HTML
-# What a section needs, and the command that makes it.
+# What a section needs, and the command that makes it; tracks of the benchmark come on top.
 MAKERS = {
-    "rerank": "edgerec bench rerank",
-    "mix": "edgerec bench mix",
-    "request": "edgerec bench request",
-    "joint": "edgerec bench joint",
     "evaluation": "edgerec evaluate --out RUN",
     "learning curves": "edgerec train, or edgerec demo",
     "fidelity": "edgerec fidelity --out RUN",
@@ -32,7 +29,11 @@ MAKERS = {
 
 
 def write_report_page(
-    run: str | Path, out: str | Path | None = None, *, curve: dict[str, Any] | None = None
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    curve: dict[str, Any] | None = None,
+    tracks: Sequence[Track] = (),
 ) -> tuple[Path, list[str], list[str]]:
     """Write the report of a run.
 
@@ -40,6 +41,7 @@ def write_report_page(
         run: see :func:`~edgerec_gym.pages.sources.find_sources`.
         out: the HTML file; None: report.html in the run's folder.
         curve: a learning curve that lies in no file of the run.
+        tracks: of the benchmark, which give their titles.
 
     Returns:
         The file, the titles of its sections, and what is missing, with the command that makes it.
@@ -51,16 +53,18 @@ def write_report_page(
     found = find_sources(run)
     if curve is not None:
         found.curves.append((run, curve))
-    sections, missing = _sections(found), _missing(found)
+    sections, missing = _sections(found, tracks), _missing(found, tracks)
     folder = run if run.is_dir() else run.parent
     path = write_page(out if out is not None else folder / FILE, _page(run, found, sections, missing))
     return path, [title for title, _ in sections], missing
 
 
-def _sections(found: Sources) -> list[Section]:
+def _sections(found: Sources, tracks: Sequence[Track]) -> list[Section]:
     sections: list[Section] = []
-    for file, rows in sorted(found.tracks, key=lambda source: _place(source[0].stem)):
-        sections += track_sections(file.stem, rows)
+    order = ["joint", *(track.name for track in tracks if track.name != "joint"), "all"]
+    ranks = {name: rank for rank, name in enumerate(order)}  # the joint one first; others last
+    for file, rows in sorted(found.tracks, key=lambda source: ranks.get(source[0].stem, len(ranks))):
+        sections += track_sections(file.stem, rows, tracks)
     for file, rows in found.evaluations:
         places = [tuple(str(r[key]) for key in ("env_id", "scenario") if r.get(key)) for r in rows]
         for place in dict.fromkeys(places):
@@ -78,20 +82,15 @@ def _sections(found: Sources) -> list[Section]:
     return sections
 
 
-def _place(track: str) -> int:
-    """Tracks in the order of TITLES, the joint one first; others last."""
-    order = ["joint", *(name for name in TITLES if name != "joint")]
-    return order.index(track) if track in order else len(order)
-
-
-def _missing(found: Sources) -> list[str]:
+def _missing(found: Sources, tracks: Sequence[Track]) -> list[str]:
     """What the report has nothing of, with the command that makes it."""
     here = {row.get("track", file.stem) for file, rows in found.tracks for row in rows}
     here |= {"evaluation"} if found.evaluations else set()
     here |= {"learning curves"} if found.curves or found.exploitation or found.trainings else set()
     here |= {"fidelity"} if found.fidelity else set()
-    asked = [name for name in MAKERS if found.tracks or name not in TITLES]  # tracks of benchmarks only
-    return [f"{name} ({MAKERS[name]})" for name in asked if name not in here]
+    played = {track.name: f"edgerec bench {track.name}" for track in tracks}
+    makers = (played if found.tracks else {}) | MAKERS  # tracks are missed in benchmarks only
+    return [f"{name} ({maker})" for name, maker in makers.items() if name not in here]
 
 
 def _page(run: Path, found: Sources, sections: list[Section], missing: list[str]) -> str:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 
 Rows = list[dict[str, Any]]
-TITLES = {
-    "rerank": "Re-ranking",
-    "mix": "Mixed insertion",
-    "request": "Requests",
-    "joint": "All three decisions",
-    "all": "The whole benchmark",
-}
 MOST = 30  # policies of a leaderboard
 NOT_SHIFTED, SIGNIFICANT = "none", 0.05
 # Metric -> title and format of a leaderboard's column; " 95%" shows the interval, too.
@@ -44,7 +37,6 @@ COLUMNS = {
     "violations": ("violations", ".0f"),
     "policy_steps_per_second": ("slots/s of the policy", ",.0f"),
 }
-FRONTIERS: dict[str, Callable[[Rows], str]]  # by track; below
 
 
 def estimate(row: dict[str, Any] | None) -> Estimate | None:
@@ -61,13 +53,32 @@ def by_policy(rows: Rows, metric: str) -> dict[str, Estimate]:
     return {policy: value for policy, value in found.items() if value is not None}
 
 
-def track_sections(file: str, rows: Rows) -> list[tuple[str, str]]:
+class Track(Protocol):
+    """What a report needs to know of a track, see :class:`edgerec_gym.bench.track.Track`."""
+
+    @property
+    def name(self) -> str:
+        """As the rows call it."""
+
+    @property
+    def title(self) -> str:
+        """Of its section."""
+
+    @property
+    def budgets(self) -> bool:
+        """Whether its policies come as families, one for each budget of requests."""
+
+
+def track_sections(file: str, rows: Rows, tracks: Sequence[Track] = ()) -> list[tuple[str, str]]:
     """Sections (title, HTML) of a file of rows, one for each track, scenario and size that it tells apart.
 
     Args:
         file: its name, which is the track where rows do not say it.
         rows: of `edgerec bench`.
+        tracks: that are known; others have their name as title.
     """
+    titles = {"all": "The whole benchmark", **{track.name: track.title for track in tracks}}
+    budgets = {track.name for track in tracks if track.budgets}
     groups: dict[tuple[str, str, bool], Rows] = {}
     for row in rows:
         place = (row.get("track", file), row.get("scenario", ""), bool(row.get("quick")))
@@ -75,12 +86,12 @@ def track_sections(file: str, rows: Rows) -> list[tuple[str, str]]:
     sections = []
     for (track, scenario, quick), own in groups.items():
         where = ", ".join(filter(None, (scenario if scenario != track else "", "quick" if quick else "")))
-        title = TITLES.get(track, track.replace("_", " "))
-        sections.append((f"{title}{': ' if where else ''}{where}", _track(track, own)))
+        title = titles.get(track, track.replace("_", " "))
+        sections.append((f"{title}{': ' if where else ''}{where}", _track(own, track in budgets)))
     return sections
 
 
-def _track(track: str, every: Rows) -> str:
+def _track(every: Rows, budgets: bool) -> str:
     shifted = [row for row in every if row.get("shift", NOT_SHIFTED) != NOT_SHIFTED]
     rows = [row for row in every if row.get("shift", NOT_SHIFTED) == NOT_SHIFTED]
     rows += _wins(rows)
@@ -91,7 +102,7 @@ def _track(track: str, every: Rows) -> str:
         f'<p class="note">Ground truth, {told}{seeds} training {"seed" if seeds == 1 else "seeds"}; every '
         "policy meets the same sessions with the same luck; bars and bands are 95 % intervals.</p>"
     ]
-    parts += ['<div class="figures">', leaderboard(rows), *_of_track(track, rows), "</div>"]
+    parts += ['<div class="figures">', leaderboard(rows), *_of_track(rows, budgets), "</div>"]
     parts += [_table(rows), _shifts(shifted)]
     return "\n".join(parts)
 
@@ -143,7 +154,7 @@ def leaderboard(rows: Rows) -> str:
     return figure("Value of a session", drawing, note=note)
 
 
-def _of_track(track: str, rows: Rows) -> list[str]:
+def _of_track(rows: Rows, budgets: bool) -> list[str]:
     """Figures that only some tracks have rows for."""
     parts = [
         _intervals(rows, "interquartile_mean", "Interquartile mean over tasks", ".1%",
@@ -159,7 +170,7 @@ def _of_track(track: str, rows: Rows) -> list[str]:
         _lines(rows, "frontier", "share", "Frontier: value against share of cards",
                ("share of cards among the slots that were seen", "value of a session"), "x"),
     ]  # fmt: skip
-    if track == "request":
+    if budgets:
         parts.append(_request_frontier(rows))
     return parts
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from edgerec_gym.bench.rows import cards_seen
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, content_key, run_jobs
 from edgerec_gym.evaluation.play import Sessions, play
@@ -21,11 +20,6 @@ MOST_TRIALS = 14
 def at_price(entry: Entry, price: float) -> Entry:
     """Return an entry whose `make` takes a price, at this one."""
     return replace(entry, arguments=entry.arguments | {"price": price})
-
-
-def cards_seen(sessions: Sessions) -> np.ndarray:
-    """Mix-in cards that were answered, of every session."""
-    return np.sum([values for name, values in sessions.items() if name.startswith("cards_")], axis=0)
 
 
 def share_of(sessions: Sessions) -> float:

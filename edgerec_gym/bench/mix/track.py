@@ -19,14 +19,18 @@ from edgerec_gym.agents.insertion.policies import REPLAN_AFTER, InsertionPlan, p
 from edgerec_gym.agents.insertion.train import load_network
 from edgerec_gym.agents.insertion.values import TrueValues, ValueModel
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.bench.figures import Played, difference, mean, ratio, values_of
+from edgerec_gym.bench.comparison import make_comparison
 from edgerec_gym.bench.mix.predictions import score
 from edgerec_gym.bench.mix.prices import at_price, find_prices, share_of
-from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.bench.plots import draw_frontier
+from edgerec_gym.bench.rows import Played, difference, mean, ratio, values_of
+from edgerec_gym.bench.setting import Setting
+from edgerec_gym.bench.training import run_folder, track_setting, train_missing
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import read_json, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
@@ -42,6 +46,7 @@ ABLATIONS: dict[str, dict[str, int]] = {
     "esan, neither": {"surroundings": 0, "behaviour": 0},
 }
 TUNED = "esan-pg"
+PRICES = "prices.json"  # of shipped insertion policies: name -> price at which shares are equal
 PLANNERS: dict[str, tuple[str | None, str]] = {  # policy -> run that values cards (None: the truth), solver
     "greedy": ("esan", "greedy"),
     "dual threshold": ("esan", "dual"),
@@ -101,15 +106,20 @@ FULL = {
 }
 
 
-def train_all(
-    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
-) -> None:
-    """Collect and train what is missing, several runs at once; finished runs are left as they are."""
+def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
+    """Collect and train what is missing, several runs at once; finished runs are left as they are.
+
+    All runs are trained, whichever policies are asked for: the ablations tell what ESAN's predictions owe to.
+    """
+    out, scenario, sizes = setting.runs, setting.scenario, setting.sizes
     collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
     collect(
         out / "held-logs", preset_name=scenario, sessions=sizes.held_sessions, seed=1, randomise=["insert"]
     )
-    stages = [[(name, seed) for seed in seeds for name in stage] for stage in (tuple(ABLATIONS), (TUNED,))]
+    stages = [
+        [(name, seed) for seed in range(setting.seeds) for name in stage]
+        for stage in (tuple(ABLATIONS), (TUNED,))
+    ]
     train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
 
@@ -144,10 +154,55 @@ def make_fixed(place: Place, every: int) -> Policy:
 def make_planner(place: Place, name: str, run: str | None, solver: str, price: float) -> Policy:
     """Return a policy of :data:`PLANNERS` at a price."""
     config = Scenario.load(place.scenario).config.replace(**place.config)
-    values: ValueModel = TrueValues() if run is None else NetworkValues(load_network(run, config))
+    values: ValueModel = TrueValues() if run is None else _network_values(run, config)
     plan = InsertionPlan(name, values, config, solver=solver, price=price)
     # The oracle reads the user's state anew at every slot.
     return policy_of(plan, track_of(place.env_id), 1 if run is None else REPLAN_AFTER)
+
+
+def _network_values(run: str, config: FeedConfig) -> ValueModel:
+    return NetworkValues(load_network(run, config))
+
+
+def policies() -> tuple[str, ...]:
+    """Names of the policies: keep first, the oracle last."""
+    oracle = next(name for name, (run, _) in PLANNERS.items() if run is None)
+    return (KEEP, FIXED, *(name for name in PLANNERS if name != oracle), oracle)
+
+
+def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
+    """Entries of some policies, the planners at the price 0; :func:`at_equal_share` finds their prices."""
+    rules = {KEEP: Entry(KEEP, make_keep), FIXED: fixed_entry()}
+    planned = [name for name in names if name in PLANNERS]
+    found = [rules[name] for name in names if name in rules]
+    return found + planner_entries(setting.runs, range(setting.seeds), planned)
+
+
+def fixed_entry() -> Entry:
+    """Fixed slots, whose share all others take."""
+    return Entry(FIXED, make_fixed, {"every": EVERY})
+
+
+def at_equal_share(
+    setting: Setting, place: Place, entries: Sequence[Entry], workers: int, progress: Progress | None
+) -> list[Entry]:
+    """Bring insertion policies to the share of fixed slots, at prices that are shipped or found."""
+    free = [entry for entry in entries if "price" in entry.arguments]
+    if (setting.runs / PRICES).is_file():
+        prices = read_json(setting.runs / PRICES)
+        priced = [at_price(entry, prices[entry.policy]) for entry in free]
+    else:
+        sessions = (QUICK if setting.quick else setting.sizes).price_sessions
+        where, cache = replace(place, sessions=sessions), setting.cache / "prices"
+        priced = find_prices(free, fixed_entry(), where, cache, workers=workers, progress=progress)
+    return [entry for entry in entries if entry not in free] + priced
+
+
+def ship_prices(setting: Setting, folder: Path, workers: int, progress: Progress | None) -> None:
+    """Write the prices of the policies of a setting, so that a quick run need not look for them."""
+    comparison = make_comparison(setting, workers=workers, progress=progress)
+    priced = {e.policy: e.arguments["price"] for e in comparison.entries if "price" in e.arguments}
+    write_json(folder / PRICES, priced)
 
 
 def planner_entries(out: Path, seeds: Sequence[int], names: Sequence[str], price: float = 0.0) -> list[Entry]:
@@ -240,7 +295,7 @@ def frontier_rows(points: Played) -> Rows:
     return rows
 
 
-def run(
+def rows(
     out: str | Path,
     *,
     scenario: str = "lite",
@@ -267,22 +322,18 @@ def run(
     Raises:
         InputError: an unknown policy or scenario, or a share that no price gives.
     """
-    if scenario not in FULL:
-        raise InputError(
-            f"the track mix needs a scenario with a ground truth: {', '.join(FULL)}; got {scenario!r}"
-        )
     for name in policies:
         if name not in PLANNERS:
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(PLANNERS)}")
-    out, sizes = make_folder(out), sizes or FULL[scenario]
-    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    setting = track_setting("mix", out, scenario, sizes, seeds)
+    out, sizes = setting.runs, setting.sizes
+    train(setting, policies, workers, progress)
     free = planner_entries(out, range(seeds), policies or tuple(PLANNERS))
-    fixed = Entry(FIXED, make_fixed, {"every": EVERY})
     place = Place(ENV_ID, scenario, "synthetic", sizes.price_sessions)
-    priced = find_prices(free, fixed, place, out / "prices", workers=workers, progress=progress)
     options: dict[str, Any] = {"workers": workers, "progress": progress}
+    priced = find_prices(free, fixed_entry(), place, out / "prices", **options)
     place = Place(ENV_ID, scenario, "synthetic", sizes.sessions)
-    true = played([Entry(KEEP, make_keep), fixed, *priced], place, out / "played", **options)
+    true = played([Entry(KEEP, make_keep), fixed_entry(), *priced], place, out / "played", **options)
     prices: dict[str, list[float]] = {}
     for entry in priced:
         prices.setdefault(entry.policy, []).append(entry.arguments["price"])
@@ -299,3 +350,8 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
         f"{ENV_ID}, equal share": table(scored, METRICS),
         "clicks on held-out random insertions": table(predicted, PREDICTION),
     }
+
+
+def picture(rows: Rows, path: str | Path) -> None:
+    """Draw value against the share of cards."""
+    draw_frontier(rows, path)

@@ -15,44 +15,45 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.data.decisions import split_decisions
-from edgerec_gym.agents.ppo.trained_policy import load_policy as load_trained
-from edgerec_gym.agents.registry import load_policy, train_agent
+from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.requests import dqn
-from edgerec_gym.agents.requests.dqn import DQNScore
-from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
+from edgerec_gym.agents.requests.planner import price_of
 from edgerec_gym.agents.requests.scores import (
-    ChanceScore,
-    IntentScore,
-    PolicyScore,
-    Score,
-    UpliftScore,
     readable,
 )
 from edgerec_gym.agents.requests.train import load_model, uplift
 from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
-from edgerec_gym.agents.requests.waiting import Waiting, WaitingScore, plan_waiting, replay_pages
-from edgerec_gym.bench.contest import is_own, own_entry
+from edgerec_gym.agents.requests.waiting import plan_waiting, replay_pages
+from edgerec_gym.bench.plots import draw_requests
 from edgerec_gym.bench.request.curves import curve_rows
 from edgerec_gym.bench.request.effects import EffectSample, true_effects
+from edgerec_gym.bench.request.policies import (
+    ENV_ID,
+    HORIZON,
+    cool_down,
+    learner_score,
+    make_baseline,
+    make_learner,
+    make_learner_at,
+    make_oracle,
+    make_planner,
+    make_waiting,
+)
 from edgerec_gym.bench.request.rows import audit_rows, fleet_rows, quality_rows
-from edgerec_gym.bench.request.rows import tables as tables  # of `edgerec bench`
-from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.bench.setting import Setting, own_entry
+from edgerec_gym.bench.track import is_own
+from edgerec_gym.bench.training import run_folder, track_setting, train_missing
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.files import read_json, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.policy import Policy
-from edgerec_gym.registration import make_feeds
-from edgerec_gym.runs import read_run
+from edgerec_gym.runs import is_finished, read_run
 from edgerec_gym.scenario import Scenario
 
-ENV_ID = "EdgeFeedRequest-v0"
 PPO = "pointer-ppo"
 PLANNER = "uplift-x"  # that the headline is about, and that also plays with the value of waiting
-HORIZON = 15  # slots, of effects that policies and figures are about
 WAITING_PLANS = "waiting.json"  # in the planner's run: rate -> price, value of going on by age of the page
 
 
@@ -121,21 +122,20 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
     )
 
 
-def train_all(
-    out: Path, scenario: str, sizes: Sizes, seeds: Sequence[int], workers: int, progress: Progress | None
-) -> None:
-    """Collect the log, train what is missing, and plan the waiting of the planners."""
+def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
+    """Collect the log, train what is missing, and plan the waiting of the planners; all policies are trained."""
+    out, sizes, seeds = setting.runs, setting.sizes, range(setting.seeds)
     collect(
         out / "logs",
-        preset_name=scenario,
+        preset_name=setting.scenario,
         sessions=sizes.log_sessions,
         randomise=["request"],
         progress=(lambda done, total: progress(done, total, "log sessions")) if progress else None,
     )
     jobs = [(agent, seed) for seed in seeds for agent in (*ESTIMATORS, PPO, dqn.AGENT)]
-    train_missing(_train_one, out, scenario, sizes, [jobs], workers, progress)
+    train_missing(_train_one, out, setting.scenario, sizes, [jobs], workers, progress)
     for seed in seeds:
-        _plan_waiting(out, scenario, sizes.waiting_rates, seed)
+        _plan_waiting(out, setting.scenario, sizes.waiting_rates, seed)
 
 
 def _plan_waiting(out: Path, scenario: str, rates: Sequence[float], seed: int) -> None:
@@ -161,70 +161,9 @@ def waiting_plans(run: Path) -> dict[float, dict[str, Any]]:
 
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting
 AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # beside planners
-SEED = 1  # of the sessions that are scored; 0 was looked at while this was built
-
-
-def cool_down(scenario: Scenario) -> int:
-    """Slots that a page is given before a planner asks again: what an automatic page gets."""
-    return scenario.config.page_size - scenario.config.request_latency
-
-
-# --- policies, as worker processes make them ----------------------------------------------------------
-
-
-def make_baseline(place: Place, kind: str, number: float = 0) -> Policy:
-    """Return keep, one-extra, interval (every `number` slots), chance or intent (price `number`)."""
-    scenario = Scenario.load(place.scenario)
-    if kind == "interval":
-        return make_policy("fixed-interval", place.env_id, every=int(number))
-    if kind == "one-extra":
-        return OneExtra()
-    if kind == "chance":
-        return RequestPlanner("chance", ChanceScore(place.seed), 1.0 - number)
-    if kind == "intent":
-        score = IntentScore(scenario.config)
-        return RequestPlanner("intent", score, float(number), cool_down=cool_down(scenario))
-    return make_policy(kind, place.env_id)
-
-
-def make_planner(place: Place, run: str, price: float, outcome: bool = False) -> Policy:
-    """Return the planner of an estimator's run at a price; with `outcome` by the outcome, not its gain."""
-    scenario = Scenario.load(place.scenario)
-    score = UpliftScore(load_model(run, scenario.config), outcome)
-    return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
-
-
-def make_waiting(place: Place, run: str, price: float, later: list[list[float]]) -> Policy:
-    """Return the planner of an estimator's run that waits for the best moment of a page."""
-    scenario = Scenario.load(place.scenario)
-    estimate = UpliftScore(load_model(run, scenario.config))
-    score = WaitingScore(estimate, Waiting(price, np.array(later)), scenario.config.page_size)
-    return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
-
-
-def make_oracle(place: Place, price: float) -> Policy:
-    """Return the oracle at a price."""
-    return TrueEffectPlanner(price, HORIZON, cool_down=cool_down(Scenario.load(place.scenario)))
-
-
-def make_learner(place: Place, run: str) -> Policy:
-    """Return what reinforcement learning has learned."""
-    env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users)
-    return load_policy(run, env)
-
-
-def make_learner_at(place: Place, run: str, price: float) -> Policy:
-    """Return the planner that takes what reinforcement learning has learned as a score, at a price."""
-    scenario = Scenario.load(place.scenario)
-    return RequestPlanner("planner", learner_score(run, scenario), price, cool_down=cool_down(scenario))
-
-
-def learner_score(run: str | Path, scenario: Scenario) -> Score:
-    """Values of DQN, or log-odds of PPO, as a score of a request."""
-    if read_run(run).agent == dqn.AGENT:
-        return DQNScore(run, scenario.config)
-    env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")
-    return PolicyScore(load_trained(run, env))
+INTERVAL = 0.5  # of a page, between requests of the rule
+CHANCE, INTENT, TRUE_EFFECT = 0.05, 0.45, 0.25  # budgets of other rules and of the oracle of requests
+RATE = 1  # which of the track's budgets planners of requests play at
 
 
 def own_entries(names: Sequence[str]) -> list[Entry]:
@@ -237,10 +176,62 @@ def own_entries(names: Sequence[str]) -> list[Entry]:
     return [own_entry(name) for name in dict.fromkeys(names)]
 
 
-def entries(
+def policies() -> tuple[str, ...]:
+    """Names of the policies of the whole benchmark: keep first, the oracle last."""
+    return (
+        "keep",
+        "one-extra",
+        "interval",
+        "chance",
+        "intent",
+        *ESTIMATORS,
+        WAITING,
+        PPO,
+        dqn.AGENT,
+        "oracle",
+    )
+
+
+def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
+    """Entries of some policies, each at one budget; with the price None while a run is not trained."""
+    page, rate = Scenario.load(setting.scenario).config.page_size, setting.sizes.rates[RATE]
+    numbers = {"interval": max(1, round(INTERVAL * page)), "chance": CHANCE, "intent": INTENT}
+    seeds, found = range(setting.seeds), []
+    for name in names:
+        if name == "oracle":
+            found.append(Entry(f"true-effect {TRUE_EFFECT:g}", make_oracle, {"price": TRUE_EFFECT}))
+        elif name in ESTIMATORS:
+            for seed in seeds:
+                run = run_folder(setting.runs, name, seed)
+                arguments = {"run": str(run), "price": _price_at(run, rate)}
+                found.append(Entry(f"{name} {rate:g}", make_planner, arguments, (run,), seed))
+        elif name == WAITING:
+            for seed in seeds:
+                run = run_folder(setting.runs, PLANNER, seed)
+                found += waiting_entries(run, [setting.sizes.waiting_rates[RATE]], seed)
+        elif name in (PPO, dqn.AGENT):
+            for seed in seeds:
+                run = run_folder(setting.runs, name, seed)
+                found.append(Entry(name, make_learner, {"run": str(run)}, (run,), seed))
+        else:
+            number = numbers.get(name)
+            arguments = {"kind": name} | ({} if number is None else {"number": number})
+            policy = name if number is None else f"{name} {number:g}"
+            found.append(Entry(policy, make_baseline, arguments))
+    return found
+
+
+def _price_at(run: Path, rate: float) -> float | None:
+    """Price at which an estimator spends a share of the moments; None while it is not trained."""
+    if not is_finished(run):
+        return None
+    return price_of(np.array(read_run(run).record["quantiles"]), rate)
+
+
+def every_entry(
     out: Path, scenario: Scenario, sizes: Sizes, seeds: Sequence[int], sample: EffectSample
 ) -> list[Entry]:
-    """All policies of the track; a family of budgets shares the first word of its names."""
+    """All policies that the track plays by itself; a family of budgets shares the first word of its names."""
     page = scenario.config.page_size
     found = [
         Entry("keep", make_baseline, {"kind": "keep"}),
@@ -285,7 +276,7 @@ def waiting_entries(run: Path, rates: Sequence[float], seed: int) -> list[Entry]
     ]
 
 
-def run(
+def rows(
     out: str | Path,
     *,
     scenario: str = "lite",
@@ -309,30 +300,27 @@ def run(
     Raises:
         InputError: an unknown scenario or policy, or seeds below 1.
     """
-    if scenario not in FULL:
-        raise InputError(f"the track request has the scenarios {', '.join(FULL)}; got {scenario!r}")
-    if seeds < 1:
-        raise InputError(f"seeds = {seeds} must be at least 1")
-    place = Place(ENV_ID, scenario, "synthetic", (sizes or FULL[scenario]).sessions, seed=SEED)
+    setting = track_setting("request", out, scenario, sizes, seeds)
+    out, sizes, seed, loaded = setting.runs, setting.sizes, setting.track.seed, Scenario.load(scenario)
+    place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=seed)
     own = own_entries(policies)
     for entry in own:
         entry.make(place, **entry.arguments)  # better known before the work
-    out, sizes, loaded = make_folder(out), sizes or FULL[scenario], Scenario.load(scenario)
-    train_all(out, scenario, sizes, range(seeds), workers, progress)
+    train(setting, setting.names(), workers, progress)
     if progress:
         progress(0, sizes.effect_sessions, "true effects of requests, by session")
-    sample = true_effects(scenario, sizes.effect_sessions, seed=SEED, share=0.12)
-    wanted = [*entries(out, loaded, sizes, range(seeds), sample), *own]
+    sample = true_effects(scenario, sizes.effect_sessions, seed=seed, share=0.12)
+    wanted = [*every_entry(out, loaded, sizes, range(seeds), sample), *own]
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)
     oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
-    short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=SEED)
+    short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=seed)
     best = played(oracle, short, out / "played", workers=workers, progress=progress)
     models = {
-        agent: [load_model(run_folder(out, agent, seed), loaded.config) for seed in range(seeds)]
+        agent: [load_model(run_folder(out, agent, k), loaded.config) for k in range(seeds)]
         for agent in ESTIMATORS
     }
-    rows = curve_rows(scored, best, loaded.config.reward)
-    rows += quality_rows(models, sample, HORIZON, loaded.config.reward)
+    found = curve_rows(scored, best, loaded.config.reward)
+    found += quality_rows(models, sample, HORIZON, loaded.config.reward)
     names = {
         *AUDITED,
         *(entry.policy for entry in own),
@@ -340,13 +328,18 @@ def run(
         f"{WAITING} {sizes.waiting_rates[1]:g}",
     }
     audited = [entry for entry in wanted if entry.policy in names and entry.seed in (None, 0)] + oracle[1:2]
-    rows += audit_rows(
-        audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=SEED), out, HORIZON
+    found += audit_rows(
+        audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=seed), out, HORIZON
     )
-    return rows + fleet_rows(
-        {seed: run_folder(out, PLANNER, seed) for seed in range(seeds)},
+    return found + fleet_rows(
+        {k: run_folder(out, PLANNER, k) for k in range(seeds)},
         scenario,
         concurrent=sizes.concurrent,
         ticks=sizes.ticks,
         cool_down=cool_down(loaded),
     )
+
+
+def picture(rows: Rows, path: str | Path) -> None:
+    """Draw what is bought against what is requested."""
+    draw_requests(rows, path)

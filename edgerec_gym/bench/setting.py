@@ -1,0 +1,89 @@
+"""A track on one scenario, its runs and entries, and policies of one's own that join."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.bench.track import Track, is_own
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.cache import Entry, Place, Progress
+from edgerec_gym.policy import Policy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A track on one scenario, with the folders of its runs.
+
+    Attributes:
+        track: which.
+        scenario: that the track knows.
+        sizes: of the track.
+        seeds: training seeds 0, 1, ...
+        policies: asked for, see :meth:`Track.chosen`.
+        runs: folder of the track's runs, trained there or shipped.
+        cache: folder of sessions played and prices found.
+        quick: whether shipped runs are played.
+    """
+
+    track: Track
+    scenario: str
+    sizes: Any
+    seeds: int
+    policies: tuple[str, ...]
+    runs: Path
+    cache: Path
+    quick: bool = False
+
+    def names(self) -> list[str]:
+        """Names of the policies that should play, but one's own."""
+        return [name for name in self.track.chosen(self.policies) if not is_own(name)]
+
+    def entries(self) -> list[Entry]:
+        """All that should play but one's own, the oracle last; those whose runs are missing, too."""
+        return list(self.track.code("entries")(self, self.names()))
+
+    def run_folders(self) -> list[Path]:
+        """Runs that these policies play from."""
+        return list(dict.fromkeys(run for entry in self.entries() for run in entry.files))
+
+    def train(self, workers: int, progress: Progress | None) -> None:
+        """Train what is missing, and as little else as the track allows."""
+        self.track.code("train")(self, self.names(), workers, progress)
+
+
+# --- policies of one's own ------------------------------------------------------------------------------
+
+
+def make_policy(place: Place, name: str) -> Policy:
+    """Return a baseline, a policy of the user's own or a run's policy, to play a place."""
+    return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
+
+
+def own_entry(name: str) -> Entry:
+    """Entry of one's own policy; the content of its file decides, so a changed one plays anew."""
+    if Path(name).is_dir():
+        return Entry(name, make_policy, {"name": name}, (Path(name),))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = find_spec(name.partition(":")[0])
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(f"policy {name!r}: cannot import {name.partition(':')[0]!r}")
+    return Entry(name, make_policy, {"name": name}, (Path(spec.origin),))
+
+
+def check_policies(tracks: Sequence[Track], policies: Sequence[str]) -> None:
+    """Raise InputError if a policy plays none of the tracks."""
+    known = list(dict.fromkeys(name for track in tracks for name in track.names()))
+    for name in policies:
+        if not is_own(name) and name not in known:
+            allowed = f"{', '.join(known)}, module:Class, or a run's folder"
+            raise InputError(f"unknown policy {name!r}; allowed: {allowed}")
