@@ -1,9 +1,9 @@
 """The table of agents: what each learns from, what it starts from, and the code that trains and loads it.
 
-Code is named as Gymnasium names an entry point, "module:attribute", and imported when it is used, so the table can
-be read without torch. An installed package adds agents of its own through entry points of the group
-`edgerec_gym.agents`, whose objects are :class:`Agent`; `edgerec train --agent my_module:AGENT` takes one without an
-installation.
+Code is named as Gymnasium names an entry point, "module:attribute", and imported when it is used, so the
+table can be read without torch. An installed package adds agents of its own through entry points of the group
+`edgerec_gym.agents`, whose objects are :class:`Agent`; `edgerec train --agent my_module:AGENT` takes one
+without an installation.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ class Agent:
         family: what kind it is: "re-ranker", "generator", "estimator", ...
         learns_from: of "logs" and "play". With both it plays, and logs may be given, too.
         starts_from: names of agents whose runs it may be based on.
-        takes: further arguments of :attr:`train`: "env_id", "scenario", "users", "steps", "num_envs", "rules".
+        takes: further arguments of :attr:`train`: "env_id", "scenario", "users", "steps", "num_envs",
+            "rules".
         config: its hyper-parameters, a :class:`~edgerec_gym.config.Config`.
-        train: called as `train(out, agent=..., seed=..., resume=..., threads=..., progress=..., **hyper)`, with
-            `logs` if it learns from logs, `based_on` if it starts from runs, and what `takes` names; returns the
-            content of policy.json.
-        load: called as `load(run, env)` with a :class:`~edgerec_gym.runs.Run`; returns the policy that plays it.
-            None for agents that do not play.
+        train: called as `train(out, agent=..., seed=..., resume=..., threads=..., progress=..., **hyper)`,
+            with `logs` if it learns from logs, `based_on` if it starts from runs, and what `takes` names;
+            returns the content of policy.json.
+        load: called as `load(run, env)` with a :class:`~edgerec_gym.runs.Run`; returns the policy that plays
+            it. None for agents that do not play.
         network: class of the network, where `train` and `load` serve several agents; `train` gets it as
             `network`.
-        graphs: the network as ONNX graphs, called as `graphs(network, places)`; None without a form for a device.
-        load_network: called as `load_network(run, config)`, for :attr:`graphs` and for agents that start from it.
+        graphs: the network as ONNX graphs, called as `graphs(network, places)`; None without a form for a
+            device.
+        load_network: called as `load_network(run, config)`, for :attr:`graphs` and for agents that start from
+            it.
     """
 
     name: str
@@ -82,7 +85,8 @@ def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
 
     Args:
         name: of the agent.
-        network: a :class:`~edgerec_gym.agents.rerank.reranker.ListScorer` or `ListEmitter`, or "module:Class".
+        network: a :class:`~edgerec_gym.agents.rerank.reranker.ListScorer` or `ListEmitter`, or
+            "module:Class".
         summary: one line for help texts.
         **more: further fields of :class:`Agent`.
     """
@@ -306,8 +310,8 @@ def train_agent(
         threads: torch threads.
         hyper: hyper-parameters by name.
         progress: called with (epochs, updates or slots done, in all, text).
-        **place: where agents play that learn by playing: env_id, scenario, users, steps, num_envs. What an agent
-            does not take is left out.
+        **place: where agents play that learn by playing: env_id, scenario, users, steps, num_envs. What an
+            agent does not take is left out.
 
     Returns:
         The content of policy.json.

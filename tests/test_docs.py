@@ -4,11 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT / "docs")): path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))

@@ -6,11 +6,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "quickstart.py": ("--num-envs 8", "8 sessions, greedy by base ctr"),
     "train_maskable_ppo.py": ("--steps 4096 --sessions 10", "value"),

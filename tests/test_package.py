@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 WITHOUT_EXTRAS = """
 import sys
 for name in "torch stable_baselines3 sb3_contrib matplotlib sklearn scipy onnx lightgbm".split():

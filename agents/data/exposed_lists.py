@@ -1,8 +1,8 @@
 """Lists as they were exposed, with what users did; and expected purchases of the cards that were opened.
 
-A log has ten times as many long looks, carts and favourites as purchases. The regression of purchases on these
-actions is a surrogate index (Athey et al., NBER 26463, 2019): as far as a card leads to purchases through them, a
-network that learns the index learns the same expectation from far fewer sessions.
+A log has ten times as many long looks, carts and favourites as purchases. The regression of purchases on
+these actions is a surrogate index (Athey et al., NBER 26463, 2019): as far as a card leads to purchases
+through them, a network that learns the index learns the same expectation from far fewer sessions.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def read_decisions(
 
     Raises:
         InputError: propensities that are missing, a log whose order or cards were drawn, too, a policy that
-            acts where the log never does, and what :class:`~edgerec_gym.evaluation.off_policy.LoggedDecisions` refuses.
+            acts where the log never does, and what
+            :class:`~edgerec_gym.evaluation.off_policy.LoggedDecisions` refuses.
     """
     parts: list[dict[str, np.ndarray]] = []
     done = 0

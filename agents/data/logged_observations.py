@@ -1,7 +1,7 @@
 """Whole observations, rewards and actions of a log, as the environment of an id gave them.
 
-:class:`~edgerec_gym.agents.data.observed_log.RequestLog` reads what agents learn from; here are the rest: mix-in
-cards, masks of legal actions, the observation behind the last slot, and the reward of every step.
+:class:`~edgerec_gym.agents.data.observed_log.RequestLog` reads what agents learn from; here are the rest:
+mix-in cards, masks of legal actions, the observation behind the last slot, and the reward of every step.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Slot by slot the agent plays a plan. A click, a deletion, some exposures without
 end of the plan trigger a new one: first the order of the pool, then the cards that are worth more in that
 order than what they displace, then whether a request gains more than its price (Gong et al., EdgeRec,
 CIKM'20, and its later talks on insertion and AdaRequest). With the joint option several whole plans are
-compared by what they are learned to be worth (edgerec_values.py). Rules: edgerec_rules.py.
+compared by what they are learned to be worth (values.py). Rules: rules.py.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The network of the EdgeRec agent: one perception of the user's behaviour, and a head for each decision.
 
-Behaviour is encoded once (HUBSM, :class:`~edgerec_gym.agents.perception.perception.Perception`). Every card, goods or
-mixed, attends to it once; from these codes come the order of the goods and the matrix of values of cards at
-slots (ESAN's own layers). The request head attends to the same behaviour. Perception, attention and matrix
-start as those of a trained ESAN; order and request learn from teachers (edgerec_training.py).
+Behaviour is encoded once (HUBSM, :class:`~edgerec_gym.agents.perception.perception.Perception`). Every card,
+goods or mixed, attends to it once; from these codes come the order of the goods and the matrix of values of
+cards at slots (ESAN's own layers). The request head attends to the same behaviour. Perception, attention and
+matrix start as those of a trained ESAN; order and request learn from teachers (train.py).
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ class EdgeRecNetwork(nn.Module):
         esan: gives perception, attention and matrix; used as it is, not copied.
         hidden: width of the order and request heads.
         page_views: False hides what was opened, in the histories and in the context.
-        plan_features: figures that whole plans are compared by (edgerec_values.py).
+        plan_features: figures that whole plans are compared by (values.py).
         match: the weight of live match to start with.
 
     Attributes:
         match: weight of the match with live interest, beside the order head; 1 = device-greedy's.
         price: (C,) reward that a card of each type must earn beyond what it displaces.
         effect: (2,) scale and shift of the gain of a request.
-        plan: (features,) weights of the value of whole plans (edgerec_values.py); zero = not learned.
+        plan: (features,) weights of the value of whole plans (values.py); zero = not learned.
         plan_spread: (features, features) how sure they are.
     """
 
@@ -167,7 +167,7 @@ class EdgeRecNetwork(nn.Module):
         )
 
     def scores(self, observation: TensorObservation, coded: Coded, with_match: bool = True) -> Tensor:
-        """Score the pool, (B, N) logits, :data:`~edgerec_gym.agents.rerank.reranker.ABSENT` where a row is used.
+        """Score the pool, (B, N) logits; a row that is used up gets ABSENT.
 
         `with_match` = False leaves out the weighted match with live interest: the order head alone.
         """

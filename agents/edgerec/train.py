@@ -1,15 +1,15 @@
 """Train the EdgeRec agent: from separately trained parts to one network, jointly, on learned users.
 
 1. *Teach*. The parts play learned users together. The network takes perception, attention and the matrix of
-   values from ESAN. The order head learns the re-ranker's scores and the request head the uplift model's gain, at
-   the moments that the parts have met (distillation).
-2. *Play*. Policy gradient: at each plan, Gaussian noise is added to the scores, to the values of the cards and to
-   the gain of a request, and the agent plans for what comes out (perturb and plan, as in
+   values from ESAN. The order head learns the re-ranker's scores and the request head the uplift model's
+   gain, at the moments that the parts have met (distillation).
+2. *Play*. Policy gradient: at each plan, Gaussian noise is added to the scores, to the values of the cards
+   and to the gain of a request, and the agent plans for what comes out (perturb and plan, as in
    :mod:`edgerec_gym.agents.insertion.gradient`). The gradient is the score function of all three, weighted by
    what followed in the session minus what followed in the other copies of the session (leave-one-out, common
    random numbers). The divergence from the network that was taught is a penalty. Perception stays as it is.
-3. *Select*. Every few updates the agent plays held-out sessions of learned users. The best network is kept, the
-   taught one included.
+3. *Select*. Every few updates the agent plays held-out sessions of learned users. The best network is kept,
+   the taught one included.
 4. *Compare*. What whole plans are worth is learned from rollouts of the best network
    (:mod:`edgerec_gym.agents.edgerec.values`).
 

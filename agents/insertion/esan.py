@@ -84,7 +84,7 @@ class Surroundings(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Probabilities of :data:`~edgerec_gym.agents.data.exposed_lists.OUTCOMES` in T slots ahead, of B sessions.
+    """Probabilities of the OUTCOMES of exposed lists in T slots ahead, of B sessions.
 
     Attributes:
         cards: (B, M, T, 4) float32 of each card at each slot, 0 where there is no card.

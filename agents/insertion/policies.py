@@ -1,9 +1,9 @@
 """Policies of mixed insertion: value every card at every slot ahead, then plan under the feed's rules.
 
-A plan reaches to the end of the page, whose cards the device knows. It is made anew when something has happened
-(:class:`~edgerec_gym.agents.list_policy.SlotBySlot`). A card at a slot is worth what it is expected to earn there,
-minus what the goods that it pushes down lose, minus a *price*. The price is the dual variable of a cap on the
-share of page views: raised or lowered, it brings any policy to the share that is wanted.
+A plan reaches to the end of the page, whose cards the device knows. It is made anew when something has
+happened (:class:`~edgerec_gym.agents.list_policy.SlotBySlot`). A card at a slot is worth what it is expected
+to earn there, minus what the goods that it pushes down lose, minus a *price*. The price is the dual variable
+of a cap on the share of page views: raised or lowered, it brings any policy to the share that is wanted.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ def train(
 ) -> dict[str, Any]:
     """Train ESAN and write the run's folder.
 
-    As :func:`~edgerec_gym.agents.lists.evaluator_training.train`, on a log with mix-in cards; `hyper` are fields
-    of :class:`~edgerec_gym.agents.insertion.esan.ESANConfig`.
+    As :func:`~edgerec_gym.agents.lists.evaluator_training.train`, on a log with mix-in cards; `hyper` are
+    fields of :class:`~edgerec_gym.agents.insertion.esan.ESANConfig`.
 
     Raises:
         InputError: as there, and a log without mix-in cards.

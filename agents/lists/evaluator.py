@@ -3,8 +3,9 @@
 A re-ranker scores a card before its neighbours are known. An evaluator judges a finished list: at every place
 it sees all the cards above (a GRU that starts with those on screen) and those below that are on screen by the
 time the card is answered, `lookahead` of them; the behaviour so far (HUBSM, attended by every card as in
-CRBAN), context and user. It is learned from exposed lists (:mod:`edgerec_gym.agents.lists.evaluator_training`), and
-is the simulator of the re-rank-rank stage of EdgeRec's "2.0"; PRank of PRS (2102.12057) is alike.
+CRBAN), context and user. It is learned from exposed lists
+(:mod:`edgerec_gym.agents.lists.evaluator_training`), and is the simulator of the re-rank-rank stage of
+EdgeRec's "2.0"; PRank of PRS (2102.12057) is alike.
 
 Cards further below are left out on purpose. They cannot matter, since they are chosen after the answer; and
 logged lists end where the user left, so that a network which sees the end would know from it who is leaving.

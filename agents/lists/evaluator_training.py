@@ -64,8 +64,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a list evaluator and write the run's folder.
 
-    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`). The mean loss of the
-    stopping sessions decides when to stop, and the best epoch is calibrated on them.
+    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`). The mean loss of
+    the stopping sessions decides when to stop, and the best epoch is calibrated on them.
 
     Args:
         out: the run's folder.

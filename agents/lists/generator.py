@@ -7,9 +7,9 @@
 | pointer-distilled | cross-entropy to the list that the sequence search picks | logs, an evaluator |
 | sequence-search | nothing: it joins an evaluator and, if given, a generator | an evaluator, a scenario |
 
-Each can start from a trained generator. A run is a folder as :mod:`edgerec_gym.runs` describes it, with the mean
-reward of every update. A killed run resumes after its last checkpoint and ends with the same parameters as one
-that was not interrupted.
+Each can start from a trained generator. A run is a folder as :mod:`edgerec_gym.runs` describes it, with the
+mean reward of every update. A killed run resumes after its last checkpoint and ends with the same parameters
+as one that was not interrupted.
 """
 
 from __future__ import annotations

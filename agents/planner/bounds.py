@@ -1,12 +1,13 @@
 """Upper bounds on plans: limits of each problem, the best rest of one type's plan, Lagrangian relaxation.
 
-With prices on slots (one card each), cards (placed once) and weight (the caps), each type is planned alone. The
-prices come from subgradient steps (Held, Wolfe & Crowder 1974; Fisher 1981) of Polyak's length.
+With prices on slots (one card each), cards (placed once) and weight (the caps), each type is planned alone.
+The prices come from subgradient steps (Held, Wolfe & Crowder 1974; Fisher 1981) of Polyak's length.
 
-The rest of a type's plan from slot t on depends on a *state*, the cards of the type placed so far. A coarse state
-is their number: that a card is placed only once is left to the prices, and so is the cap on weight. A fine state
-is which cards, and how much weight is free, in levels; weights are rounded down to levels, so the rest stays an
-upper bound. A type of many cards keeps its coarse state, and a type whose cap cannot bind has a single level.
+The rest of a type's plan from slot t on depends on a *state*, the cards of the type placed so far. A coarse
+state is their number: that a card is placed only once is left to the prices, and so is the cap on weight. A
+fine state is which cards, and how much weight is free, in levels; weights are rounded down to levels, so the
+rest stays an upper bound. A type of many cards keeps its coarse state, and a type whose cap cannot bind has a
+single level.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Search over partial plans, slot by slot: dynamic programming with bounds and dominance.
 
 A label is a partial plan. Its state is what the future depends on: from which slot on each type may land, and
-which cards are left. Labels of one state compete: one that is worth less than another of its state is dropped,
-and so is one whose value plus the bound on the rest does not exceed the best plan known. If more labels are left
-than a given width, the worst are dropped: with a small width that is a beam search. If nothing is dropped, the
-result is exact.
+which cards are left. Labels of one state compete: one that is worth less than another of its state is
+dropped, and so is one whose value plus the bound on the rest does not exceed the best plan known. If more
+labels are left than a given width, the worst are dropped: with a small width that is a beam search. If
+nothing is dropped, the result is exact.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 | solver | what it does |
 | --- | --- |
-| exact | dynamic programming over slots with Lagrangian bounds, memo and dominance (mix_search.py) |
+| exact | dynamic programming over slots with Lagrangian bounds, memo and dominance (search.py) |
 | beam | the same, with at most `width` partial plans a slot |
 | greedy | the best card and slot that the rules still allow, and again, by value |
 | density | greedy by value per weight |

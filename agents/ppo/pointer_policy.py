@@ -1,11 +1,11 @@
 """The pointer policy for sb3-contrib's MaskablePPO, on every Discrete id, and the features that it points by.
 
-One scorer is shared by all pool rows, one by all cards, and one gives the request, so matching is learned once
-and not a hundred times. Candidates are scored by what they find in the encoded behaviour, by the state of the
-session, and by a summary of the pool, which is the local ranking context.
+One scorer is shared by all pool rows, one by all cards, and one gives the request, so matching is learned
+once and not a hundred times. Candidates are scored by what they find in the encoded behaviour, by the state
+of the session, and by a summary of the pool, which is the local ranking context.
 
-All tracks share one layout of logits. Pool rows are normalised among themselves (log-softmax), so *some pool row*
-has logit 0, and cards and the request compete with that.
+All tracks share one layout of logits. Pool rows are normalised among themselves (log-softmax), so *some pool
+row* has logit 0, and cards and the request compete with that.
 """
 
 from __future__ import annotations

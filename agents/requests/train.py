@@ -92,8 +92,8 @@ def train(
 ) -> dict[str, Any]:
     """Train an estimator and write the run's folder.
 
-    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`); the residual loss of
-    the stopping sessions decides when to stop.
+    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`); the residual loss
+    of the stopping sessions decides when to stop.
 
     Args:
         out: the run's folder.

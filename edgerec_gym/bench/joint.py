@@ -2,8 +2,8 @@
 
 A re-ranker, ESAN and an uplift model learn from logs; MaskablePPO and the EdgeRec agent learn by playing the
 learned users of the scenario. All are scored on synthetic users that training never saw (split `eval`, common
-random numbers). Ablations are the jointly trained agent with a rule changed, or trained without page views, or
-with a cloud that hears of behaviour late.
+random numbers). Ablations are the jointly trained agent with a rule changed, or trained without page views,
+or with a cloud that hears of behaviour late.
 """
 
 from __future__ import annotations

@@ -52,9 +52,9 @@ def learning_curve(
         progress: called with (checkpoints played, in all, users).
 
     Returns:
-        `training`: the reward while training, as :func:`~edgerec_gym.evaluation.report.read_training_curve` returns it;
-        `checkpoints`: of each its `slots`, and the value of a session by kind of users as {mean, low, high}.
-        The same is written into the run.
+        `training`: the reward while training, as :func:`~edgerec_gym.evaluation.report.read_training_curve`
+        returns it; `checkpoints`: of each its `slots`, and the value of a session by kind of users as {mean,
+        low, high}. The same is written into the run.
 
     Raises:
         InputError: no such run, one that did not learn by playing, or a scenario of other sizes.

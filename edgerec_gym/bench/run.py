@@ -95,7 +95,7 @@ def _setting(order: Order, track: Track, scenario: str, base: Path) -> Setting:
         replace(full, sessions=sessions),
         1 if order.quick else order.seeds,
         tuple(order.policies),
-        runs=shipped_folder(track.name, scenario) if order.quick else folder,
+        runs=shipped_folder(track, scenario) if order.quick else folder,
         cache=base / f"bench-{track.name}-shipped" if order.quick else folder,
         quick=order.quick,
     )
@@ -116,8 +116,8 @@ def plan(order: Order, base: str | Path) -> list[str]:
         if order.quick:
             training = f"{len(needed) - missing} shipped runs ({missing} are not shipped), "
         lines.append(
-            f"{setting.track.name} on {setting.scenario}: {training}{entries} policies and seeds play {sessions} "
-            f"sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of {shifts} shifts, "
+            f"{setting.track.name} on {setting.scenario}: {training}{entries} policies and seeds play "
+            f"{sessions} sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of {shifts} shifts, "
             f"and {_learned_sessions(setting)} of learned users"
         )
     return lines

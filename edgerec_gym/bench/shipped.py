@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgerec_gym.bench.setting import Setting
+from edgerec_gym.bench.track import Track, find_track
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Progress
 from edgerec_gym.files import make_folder
@@ -16,9 +17,12 @@ from edgerec_gym.scenario import SHIPPED_FOLDER
 SHIPPED_SCENARIO = "lite"
 
 
-def shipped_folder(track: str, scenario: str = SHIPPED_SCENARIO) -> Path:
-    """Folder of the runs of a track that the package ships."""
-    return SHIPPED_FOLDER / scenario / "agents" / track
+def shipped_folder(track: str | Track, scenario: str = SHIPPED_SCENARIO) -> Path:
+    """Folder of the runs of a track that its package ships."""
+    known = track if isinstance(track, Track) else find_track(track)
+    if known.shipped is not None:
+        return Path(known.shipped) / scenario
+    return SHIPPED_FOLDER / scenario / "agents" / known.name
 
 
 def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> list[Path]:
@@ -32,7 +36,7 @@ def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None
     Raises:
         InputError: a run is not finished.
     """
-    target, written = shipped_folder(setting.track.name, setting.scenario), []
+    target, written = shipped_folder(setting.track, setting.scenario), []
     first = replace(setting, seeds=1)
     for run in first.run_folders():
         if not is_finished(run):

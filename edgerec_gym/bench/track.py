@@ -1,8 +1,9 @@
 """Tracks of the benchmark: what a track is, and the table of them.
 
-A track is one id of the environment, the policies that play it, and what is measured of them. Its code is named as
-Gymnasium names an entry point, "module:attribute", and imported when it is used. An installed package adds tracks of
-its own through entry points of the group `edgerec_gym.tracks`, whose objects are :class:`Track`.
+A track is one id of the environment, the policies that play it, and what is measured of them. Its code is
+named as Gymnasium names an entry point, "module:attribute", and imported when it is used. An installed
+package adds tracks of its own through entry points of the group `edgerec_gym.tracks`, whose objects are
+:class:`Track`.
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ class Track:
         policies: called without arguments; names of the policies, keep first, the oracle last.
         entries: called as `entries(setting, names)`; the :class:`~edgerec_gym.evaluation.cache.Entry` of some
             policies and training seeds, the oracle last, those whose runs are missing included.
-        train: called as `train(setting, names, workers, progress)`; trains the runs that these policies need and
-            that are missing.
+        train: called as `train(setting, names, workers, progress)`; trains the runs that these policies need
+            and that are missing.
         rows: the track by itself, called as `rows(out, scenario=..., sizes=..., seeds=..., policies=...,
             workers=..., progress=...)`: trains, plays, and returns the rows that the track publishes.
         tables: called as `tables(rows)`; header and body of its tables by title.
         picture: called as `picture(rows, path)`; draws a PNG file. None without one.
-        prepare: called as `prepare(setting, place, entries, workers, progress)`; brings entries to where they can
-            be compared, such as equal share. None where they can be as they are.
+        prepare: called as `prepare(setting, place, entries, workers, progress)`; brings entries to where they
+            can be compared, such as equal share. None where they can be as they are.
         ship: called as `ship(setting, folder)`; writes what `--quick` needs beside runs. None if nothing.
+        shipped: folder of the runs that `--quick` plays, FOLDER/SCENARIO/runs/...; None for this package's
+            own.
         ablations: names of policies that play the ground truth as it is only.
         seed: of the sessions that are scored.
         by_position: whether to tell what happened at each place of a page.
@@ -65,6 +68,7 @@ class Track:
     picture: Code = None
     prepare: Code = None
     ship: Code = None
+    shipped: str | Path | None = None
     ablations: Code = ()
     seed: int = 0
     by_position: bool = False
@@ -119,7 +123,7 @@ _ALL = (
         "mix.track",
         env_id="EdgeFeedMix-v0",
         title="Mixed insertion",
-        summary="Insertion policies at equal share of the page views on EdgeFeedMix-v0, and what ESAN predicts.",
+        summary="Insertion policies at equal share of cards on EdgeFeedMix-v0, and what ESAN predicts.",
         prepare="edgerec_gym.bench.mix.track:at_equal_share",
         ship="edgerec_gym.bench.mix.track:ship_prices",
     ),

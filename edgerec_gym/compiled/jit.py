@@ -1,7 +1,8 @@
 """How kernels are compiled: decorators, and what the disk cache depends on.
 
-A kernel is a plain function over scalars and rows of arrays (bundled in named tuples, see compiled/arrays.py): no
-objects, no allocation, no exceptions, so that the same source can be compiled for a GPU.
+A kernel is a plain function over scalars and rows of arrays (bundled in named tuples, see
+compiled/arrays.py): no objects, no allocation, no exceptions, so that the same source can be compiled for a
+GPU.
 """
 
 from __future__ import annotations

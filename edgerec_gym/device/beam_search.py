@@ -1,6 +1,7 @@
 """The sequence search as a phone runs it: the beams of the torch module, grown by steps.
 
-:mod:`edgerec_gym.agents.lists.sequence_search` judges every beginning from its first place on; the results agree.
+:mod:`edgerec_gym.agents.lists.sequence_search` judges every beginning from its first place on; the results
+agree.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ session give weights of 8 at most, where a hundred would leave nothing to count.
 - *DR* (doubly robust, Jiang & Li, ICML 2016): a fitted value of every decision takes out the noise that it
   can explain; unbiased whatever that value is, since it is fitted on other sessions (cross-fitting).
 
-Intervals are 95 % percentile bootstraps over sessions (:mod:`edgerec_gym.evaluation.intervals`); values are not refitted.
+Intervals are 95 % percentile bootstraps over sessions (:mod:`edgerec_gym.evaluation.intervals`); values are
+not refitted.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class InputEncoder(nn.Module):
 
     Args:
         config: the feed; fixes sizes and the units of the context.
-        unidentified: what the log cannot tell (logs/schema.py).
+        unidentified: what the log cannot tell (scenario.py).
         behaviour: False hides the columns of the context that tell earlier answers.
     """
 

@@ -70,7 +70,7 @@ class UserNetwork(nn.Module):
 
     Args:
         config: the feed; fixes the sizes F, T, U and the units of the context.
-        unidentified: what the log cannot tell (logs/schema.py).
+        unidentified: what the log cannot tell (scenario.py).
         hidden: size of the exposure GRU; the page-view GRU has two thirds of it, the head four thirds.
         behaviour: False makes a network for comparison that knows no earlier answer, and no earlier card but
             the neighbours: its memory stays zero, the context tells of no page view. It has no step graph.

@@ -31,8 +31,8 @@ def family(policy: str) -> str:
 class Curves:
     """Figures of policies, and the same of resampled training seeds and sessions, drawn once for all of them.
 
-    The bootstrap is that of :func:`~edgerec_gym.evaluation.intervals.seeds_interval`: every resample draws training seeds,
-    then sessions, the same ones for every policy, so differences are paired.
+    The bootstrap is that of :func:`~edgerec_gym.evaluation.intervals.seeds_interval`: every resample draws
+    training seeds, then sessions, the same ones for every policy, so differences are paired.
 
     Args:
         played: results of `edgerec_gym.evaluation.cache.played`, the same sessions for all.

@@ -1,8 +1,8 @@
 """True effects of requests at moments of play: a sample of moments, and those that a policy has chosen.
 
-"The purchase rate after a chosen request is 3.6 times that of an average moment" compares moments with each other:
-a policy that only finds users who buy anyway would look as good. Here every chosen moment is played twice, with
-its request and without. The difference is what the request has done.
+"The purchase rate after a chosen request is 3.6 times that of an average moment" compares moments with each
+other: a policy that only finds users who buy anyway would look as good. Here every chosen moment is played
+twice, with its request and without. The difference is what the request has done.
 """
 
 from __future__ import annotations

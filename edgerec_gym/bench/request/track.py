@@ -1,9 +1,9 @@
 """The track request: uplift planners, rules, reinforcement learning and the oracle.
 
-Estimators learn from one log whose requests were drawn by chance; PPO and DQN learn by playing the learned users.
-All are scored on synthetic users that training never saw (EdgeFeedRequest-v0, split `eval`, common random
-numbers): curves of what is bought against what is requested, the quality of the estimated effects, the true effect
-of the requests that were made, and a budget that all sessions share.
+Estimators learn from one log whose requests were drawn by chance; PPO and DQN learn by playing the learned
+users. All are scored on synthetic users that training never saw (EdgeFeedRequest-v0, split `eval`, common
+random numbers): curves of what is bought against what is requested, the quality of the estimated effects, the
+true effect of the requests that were made, and a budget that all sessions share.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
-    """Collect the log, train what is missing, and plan the waiting of the planners; all policies are trained."""
+    """Collect the log, train what is missing of all policies, and plan the waiting of the planners."""
     out, sizes, seeds = setting.runs, setting.sizes, range(setting.seeds)
     collect(
         out / "logs",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from places import ROOT, TESTS
 from small_log import CONFIG, PROVENANCE, catalog, columns, read, write_log, writer
 
 from edgerec_gym.cloud.catalog import Catalog
@@ -117,10 +118,9 @@ w.write(columns([4], first=2))
 
 
 def test_killed_writer_loses_only_its_open_part(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(here.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    done = subprocess.run(command, cwd=here, env=environment, check=False)
+    done = subprocess.run(command, cwd=TESTS, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.glob(".*.tmp"))
     reader = LogReader(tmp_path)

@@ -13,12 +13,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from command_line import fails_with, run_well, tiny_logs
+from places import ROOT
 
 import edgerec_gym
 from edgerec_gym.logs import collect as collect_module
 from edgerec_gym.logs.store import LogReader
-
-ROOT = Path(edgerec_gym.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +180,17 @@ def test_collect_logs_a_policy(tmp_path):
 STOPPING_CHILD = """
 import sys, time
 from pathlib import Path
-from edgerec_gym import atomic
+from edgerec_gym import files
 from edgerec_gym.cli import main
 from edgerec_gym.logs import collect
 collect.SESSIONS_PER_PART = 10
-rename = atomic.os.replace
+rename = files.os.replace
 def replace(source, target):
     if Path(target).name == "part-00002.parquet":
         Path(target).with_name("stopped").touch()
         time.sleep(60)
     rename(source, target)
-atomic.os.replace = replace
+files.os.replace = replace
 main()
 """
 

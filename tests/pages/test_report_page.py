@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from places import RESULTS
 
 from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.errors import InputError
@@ -17,7 +18,6 @@ from edgerec_gym.pages.scales import Scale, label, ticks
 from edgerec_gym.pages.sources import find_sources
 
 TRACKS = all_tracks()
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 VOID = {"meta", "link", "br", "input"}
 
 

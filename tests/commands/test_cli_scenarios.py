@@ -10,12 +10,9 @@ import pytest
 import small_ebnerd
 from command_line import fails_with, run, run_well, tiny_logs
 
-import edgerec_gym
 from edgerec_gym.commands import demo
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
-
-ROOT = Path(edgerec_gym.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import fails_with, run_well
+from places import SHARED_DATA
 
 from benchmarks.off_policy import HalfPage, part
 from benchmarks.open_bandit import CAMPAIGNS, load_open_bandit, open_bandit_rows, random_decisions
@@ -24,7 +24,7 @@ from edgerec_gym.logs.logging_policy import RandomisedPolicy, moment_age
 from edgerec_gym.logs.store import LogReader
 
 SESSIONS, SEED, MOMENTS = 150, 4, 2
-OPEN_BANDIT = Path(__file__).parents[2] / "shared" / "data" / "open_bandit"
+OPEN_BANDIT = SHARED_DATA / "open_bandit"
 
 
 @pytest.fixture(scope="module")

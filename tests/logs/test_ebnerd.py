@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from places import SHARED_DATA
 from small_ebnerd import BEGIN, MadeUp, bundle, convert, rows_of, save
 
 from edgerec_gym.errors import InputError
@@ -18,7 +19,7 @@ from edgerec_gym.logs.store import LogReader
 pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
 
-DEMO = Path(__file__).parents[2] / "shared" / "data" / "ebnerd_demo"
+DEMO = SHARED_DATA / "ebnerd_demo"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import RESULTS
 
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.track import all_tracks
@@ -17,7 +18,6 @@ from edgerec_gym.pages.report import write_report_page
 from edgerec_gym.pages.session import record_session
 
 TRACKS = all_tracks()
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from command_line import fails_with, run_well
-
-import edgerec_gym
-
-ROOT = Path(edgerec_gym.__file__).parents[1]
+from places import ROOT
 
 
 @pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
