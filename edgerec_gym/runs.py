@@ -78,7 +78,7 @@ def read_run(folder: str | Path | Run) -> Run:
 
 def is_finished(run: Path) -> bool:
     """Whether a folder holds a finished run."""
-    return is_finished(run)
+    return (run / RECORD).is_file()
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:

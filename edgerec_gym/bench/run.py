@@ -117,8 +117,8 @@ def plan(order: Order, base: str | Path) -> list[str]:
             training = f"{len(needed) - missing} shipped runs ({missing} are not shipped), "
         lines.append(
             f"{setting.track.name} on {setting.scenario}: {training}{entries} policies and seeds play "
-            f"{sessions} sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of {shifts} shifts, "
-            f"and {_learned_sessions(setting)} of learned users"
+            f"{sessions} sessions of the ground truth, {min(sessions, SHIFTED_SESSIONS)} with each of "
+            f"{shifts} shifts, and {_learned_sessions(setting)} of learned users"
         )
     return lines
 
