@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 import edgerec_gym
-from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.data.moments import split_moments
 from edgerec_gym.agents.learning.tensors import TensorObservation, to_tensors
 from edgerec_gym.agents.lists.evaluator import ListEvaluator
 from edgerec_gym.agents.lists.evaluator_training import load_evaluator
@@ -96,7 +96,7 @@ def train_all(out: Path, logs: Path, seed: int, epochs: int, updates: int) -> di
 
 def page_arrivals(reader: LogReader, wanted: int) -> tuple[TensorObservation, np.ndarray]:
     """Held-out requests with all N candidates, and their sessions (R,)."""
-    _, _, held_out = split_requests(reader, horizon=K, no_click=K, per_session=1000, seed=0)
+    _, _, held_out = split_moments(reader, horizon=K, no_click=K, per_session=1000, seed=0)
     observations, sessions = [], []
     for chunk in held_out.chunks():
         batch = chunk.batch(np.arange(len(chunk)))

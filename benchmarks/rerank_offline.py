@@ -29,12 +29,12 @@ from safetensors.numpy import load_file, save_file
 
 import edgerec_gym
 from edgerec_gym.agents.baselines import DeviceGreedy
-from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.data.moments import split_moments
 from edgerec_gym.agents.data.observed_log import NOT_SHOWN
 from edgerec_gym.agents.perception.perception import base_logit
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.rerank.reranker import RerankerConfig
-from edgerec_gym.agents.rerank.train import Held, load_reranker, request_settings
+from edgerec_gym.agents.rerank.train import Held, load_reranker, moment_settings
 from edgerec_gym.bench.rerank import FULL as TRACK
 from edgerec_gym.bench.rerank import RERANKERS
 from edgerec_gym.bench.training import run_folder
@@ -185,7 +185,7 @@ def show(results: dict[str, dict[str, Figures]]) -> None:
 def held_out(logs: Path) -> tuple[Held, LogReader, list[int] | None]:
     """Requests of the held-out days that have a click and a miss; the log; its training days."""
     reader = LogReader(logs)
-    train_stream, _, stream = split_requests(reader, **request_settings(RerankerConfig(), 0))
+    train_stream, _, stream = split_moments(reader, **moment_settings(RerankerConfig(), 0))
     return Held.from_stream(stream), reader, train_stream.days
 
 

@@ -40,7 +40,7 @@ from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fit import run_trainers
 from edgerec_gym.simulator.model import UserNetwork
-from edgerec_gym.simulator.trainer import Trainer, batch_slots
+from edgerec_gym.simulator.trainer import UserTrainer, batch_slots
 
 RESULTS = Path(__file__).parent / "results" / "user_models.json"
 BLOCK = 256  # sessions predicted at a time
@@ -80,7 +80,7 @@ def network_predictions(
     study: Study, seed: int, threads: int, progress: Callable[[int, int, str], None] | None = None
 ) -> dict[str, Predictions]:
     """Train the networks of a seed, or go on; predictions by model."""
-    trainers: dict[str, list[Trainer]] = {}
+    trainers: dict[str, list[UserTrainer]] = {}
     for name, design in NETWORKS.items():
         stem = f"{name.replace(',', '').replace(' ', '-')}-seed{seed}"
         trainers[name] = [

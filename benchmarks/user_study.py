@@ -17,7 +17,7 @@ from edgerec_gym.logs.store import LogReader
 from edgerec_gym.simulator.fit import new_network, stopping_sessions, work_folder
 from edgerec_gym.simulator.losses import fitted_heads
 from edgerec_gym.simulator.statistics import LogStatistics
-from edgerec_gym.simulator.trainer import Trainer
+from edgerec_gym.simulator.trainer import UserTrainer
 
 MOST_SLOTS = 1_000_000  # of held-out sessions, and that models with hand-made features are fitted on
 
@@ -66,14 +66,14 @@ class Study:
         parts = (gather(self.train, self.effort.baseline_slots), self.stop, self.held_out)
         return Parts(*(answered_slots(sessions, encoder, self.frozen_pages) for sessions in parts))
 
-    def trainer(self, design: Design, seed: int, member: int, path: Path) -> Trainer:
+    def trainer(self, design: Design, seed: int, member: int, path: Path) -> UserTrainer:
         """A network about to be trained, or the checkpoint of it."""
         hidden = () if design.neighbours else ("neighbours",)
         unidentified = (*self.reader.unidentified, *hidden)
         network = new_network(
             self.reader.config, unidentified, self.seen, seed=seed, member=member, behaviour=design.behaviour
         )
-        return Trainer(
+        return UserTrainer(
             network,
             self.train,
             self.stop,

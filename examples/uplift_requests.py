@@ -16,7 +16,7 @@ from matplotlib.ticker import MultipleLocator
 
 from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
-from edgerec_gym.agents.requests.scores import ChanceScore, IntentScore, Score, UpliftScore, readable
+from edgerec_gym.agents.requests.scores import ChanceScore, IntentScore, Score, UpliftScore, decision_inputs
 from edgerec_gym.agents.requests.train import load_model, train, uplift
 from edgerec_gym.bench.request.effects import true_effects
 from edgerec_gym.evaluation.intervals import mean_interval
@@ -56,7 +56,7 @@ if run is None:
     train(run, out / "log", agent="uplift-x", seed=arguments.seed, resume=True, epochs=arguments.epochs)
 network = load_model(run, config)
 sample = true_effects(scenario, sessions, seed=arguments.seed, share=0.12)
-estimated = uplift(network, readable(sample.observation))
+estimated = uplift(network, decision_inputs(sample.observation))
 scores: dict[str, tuple[Score, np.ndarray]] = {
     "uplift": (UpliftScore(network), estimated.tau.double().numpy()),
     "outcome": (UpliftScore(network, outcome=True), estimated.mu1.double().numpy()),

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.data.log_stream import Keep, LogStream, split_stream
-from edgerec_gym.agents.data.observed_log import REQUEST_COLUMNS, RequestLog
+from edgerec_gym.agents.data.observed_log import OBSERVED_COLUMNS, ObservedLog
 from edgerec_gym.answers import BUY, CLICK, PAGE_VIEW, PAGE_VIEW_BUCKETS
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.sessions import LoggedSessions
@@ -56,7 +56,7 @@ class Decisions:
 
     def __init__(
         self,
-        log: RequestLog,
+        log: ObservedLog,
         propensity: np.ndarray,
         horizon: int,
         controls: float,
@@ -138,7 +138,7 @@ class DecisionStream(LogStream[Decisions]):
         InputError: nothing was requested by chance, or propensities are unknown, 0 everywhere, or 1.
     """
 
-    columns: ClassVar[list[str]] = [*REQUEST_COLUMNS, "request_propensity"]
+    columns: ClassVar[list[str]] = [*OBSERVED_COLUMNS, "request_propensity"]
     cached_slots = 8_000_000  # about 1.5 GB
 
     def __init__(
@@ -169,7 +169,7 @@ class DecisionStream(LogStream[Decisions]):
                 "without one; both are needed: collect with --randomise request"
             )
 
-    def _chunk(self, table: pa.Table, log: RequestLog, rng: np.random.Generator) -> Decisions:
+    def _chunk(self, table: pa.Table, log: ObservedLog, rng: np.random.Generator) -> Decisions:
         where = str(self.reader.folder)
         if table["request_propensity"].null_count:
             raise InputError(f"{where}: the probabilities of its requests are unknown (request_propensity)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from edgerec_gym.agents.data.moments import Requests, RequestStream
+from edgerec_gym.agents.data.moments import RerankMoments, RerankStream
 from edgerec_gym.answers import BUY, CLICK, LEAVE, N_PAGE_VIEW_ACTIONS, PAGE_VIEW, PAGE_VIEW_BUCKETS
 from edgerec_gym.policy import Observation
 
@@ -27,7 +27,7 @@ class ListBatch:
 
     Attributes:
         observation: what the device saw when the list began, as in
-            :class:`~edgerec_gym.agents.data.moments.RequestBatch`.
+            :class:`~edgerec_gym.agents.data.moments.RerankBatch`.
         cards: (B, K, F + T) float32, zero where no card was placed.
         outcomes: (B, K, 4) float32 in 0..1, columns :data:`OUTCOMES`; zero where nothing was answered.
         placed: (B, K) bool; the placed cards come first. A list ends with its page or with the session.
@@ -42,7 +42,7 @@ class ListBatch:
 
 
 def exposed_lists(
-    requests: Requests,
+    requests: RerankMoments,
     index: np.ndarray,
     horizon: int,
     purchase: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -133,7 +133,7 @@ class PurchaseSurrogate:
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
 
-def logged_actions(stream: RequestStream) -> Iterator[np.ndarray]:
+def logged_actions(stream: RerankStream) -> Iterator[np.ndarray]:
     """Response rows of all slots of a stream's sessions, arrays (P, 19)."""
     for chunk in stream.chunks():
         yield chunk.log.sessions.actions

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.data.observed_log import RequestLog
+from edgerec_gym.agents.data.observed_log import ObservedLog
 from edgerec_gym.logs.sessions import LoggedSessions, split_sessions
 from edgerec_gym.logs.store import LogReader
 
@@ -51,7 +51,7 @@ class LogStream(Generic[Chunk]):
         kept: list[Chunk] = []
         slots, config = 0, self.reader.config
         for table in log_tables(self.reader, self.days, self.keep, self.columns):
-            log = RequestLog(table, LoggedSessions.from_table(table, config, self.reader.catalog), config)
+            log = ObservedLog(table, LoggedSessions.from_table(table, config, self.reader.catalog), config)
             rng = np.random.default_rng([self.seed, int(log.sessions.session[0])])
             chunk = self._chunk(table, log, rng)
             slots += table.num_rows
@@ -63,7 +63,7 @@ class LogStream(Generic[Chunk]):
         if slots <= self.cached_slots:
             self._cache = kept
 
-    def _chunk(self, table: pa.Table, log: RequestLog, rng: np.random.Generator) -> Chunk:
+    def _chunk(self, table: pa.Table, log: ObservedLog, rng: np.random.Generator) -> Chunk:
         raise NotImplementedError
 
 

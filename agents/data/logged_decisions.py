@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.data.log_stream import log_tables
-from edgerec_gym.agents.data.logged_observations import ObservedLog, step_rewards
+from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards
 from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.off_policy import LoggedDecisions
@@ -108,7 +108,7 @@ def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool)
     """Fields of LoggedDecisions of some sessions."""
     config = reader.config
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
-    log = ObservedLog(table, sessions, config, TRACK)
+    log = TrackLog(table, sessions, config, TRACK)
     logging = _logging(reader, table)
     length = np.diff(sessions.starts)
     session = np.repeat(np.arange(len(length)), length)
@@ -176,7 +176,7 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
     return logging
 
 
-def _ask_slot_by_slot(log: ObservedLog, policy: Policy, target: np.ndarray) -> None:
+def _ask_slot_by_slot(log: TrackLog, policy: Policy, target: np.ndarray) -> None:
     """Fill in the probabilities (P, 2) of a policy that remembers; sessions that are over stand still."""
     length, starts = np.diff(log.sessions.starts), log.sessions.starts[:-1]
     for first in range(0, len(length), ROWS):

@@ -1,6 +1,6 @@
 """Whole observations, rewards and actions of a log, as the environment of an id gave them.
 
-:class:`~edgerec_gym.agents.data.observed_log.RequestLog` reads what agents learn from; here are the rest:
+:class:`~edgerec_gym.agents.data.observed_log.ObservedLog` reads what agents learn from; here are the rest:
 mix-in cards, masks of legal actions, the observation behind the last slot, and the reward of every step.
 """
 
@@ -17,7 +17,7 @@ except ImportError:
     raise MissingExtraError("reading observations from logs", "train") from None
 
 from edgerec_gym.agents.data.logged_pages import cloud_scores
-from edgerec_gym.agents.data.observed_log import RequestLog
+from edgerec_gym.agents.data.observed_log import ObservedLog
 from edgerec_gym.answers import BUY, CLICK, LEAVE
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.schema import SCHEMA
@@ -31,7 +31,7 @@ IN_FLIGHT = CONTEXT.index("in_flight")
 _UNKNOWN = ("candidates", "cards", "user_features", "exposure_actions", "click", "page_view_actions", "leave")
 
 
-class ObservedLog(RequestLog):
+class TrackLog(ObservedLog):
     """Sessions of a log with whole observations at any slot of them.
 
     Args:
@@ -106,7 +106,7 @@ class ObservedLog(RequestLog):
         return (slot[:, None] >= np.array(config.first_slots)) & far & fits
 
 
-def _cards(table: pa.Table, log: RequestLog, config: FeedConfig) -> np.ndarray:
+def _cards(table: pa.Table, log: ObservedLog, config: FeedConfig) -> np.ndarray:
     """Catalogue rows of the mix-in cards of each page by card row, (G, M) int64, -1 where there is none."""
     column = table["cards"].combine_chunks().take(pa.array(log.pages.first)).to_pylist()
     cards = np.full((len(column), config.n_cards), NO_CARD, np.int64)
@@ -136,9 +136,7 @@ def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) 
     return earned + reward.cost(table["request"].to_numpy())
 
 
-def track_actions(
-    log: ObservedLog, table: pa.Table, observation: Observation, rows: np.ndarray
-) -> np.ndarray:
+def track_actions(log: TrackLog, table: pa.Table, observation: Observation, rows: np.ndarray) -> np.ndarray:
     """Actions of some slots in the action space of the log's track, (R,) int64.
 
     Args:

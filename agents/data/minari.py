@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from edgerec_gym import __version__
 from edgerec_gym.agents.data.log_stream import log_tables
-from edgerec_gym.agents.data.logged_observations import ObservedLog, step_rewards, track_actions, with_last
+from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, track_actions, with_last
 from edgerec_gym.answers import LEAVE
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import make_folder
@@ -167,7 +167,7 @@ def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
     """Episodes of some sessions, in the order of the log."""
     config, table = reader.config, with_last(plain)
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
-    log = ObservedLog(table, sessions, config, track)
+    log = TrackLog(table, sessions, config, track)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts)  # with the row behind the last slot
     infos = {
@@ -191,7 +191,7 @@ def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
 
 
 def _episode(
-    log: ObservedLog,
+    log: TrackLog,
     table: pa.Table,
     seen: dict[str, np.ndarray],
     rows: np.ndarray,

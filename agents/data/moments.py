@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.data.log_stream import Keep, LogStream, split_stream
-from edgerec_gym.agents.data.observed_log import NOT_SHOWN, REQUEST_COLUMNS, RequestLog
+from edgerec_gym.agents.data.observed_log import NOT_SHOWN, OBSERVED_COLUMNS, ObservedLog
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation
 
 
 @dataclass(frozen=True)
-class RequestBatch:
+class RerankBatch:
     """B re-rank requests.
 
     Attributes:
@@ -38,10 +38,10 @@ class RequestBatch:
     user: np.ndarray
 
 
-class Requests:
+class RerankMoments:
     """The labelled requests of one chunk of a log, batched on demand."""
 
-    def __init__(self, log: RequestLog, session: np.ndarray, slot: np.ndarray, horizon: int) -> None:
+    def __init__(self, log: ObservedLog, session: np.ndarray, slot: np.ndarray, horizon: int) -> None:
         shown, click = log.labels(session, slot, horizon)
         kept = shown[:, 0] != NOT_SHOWN
         self.log, self.session, self.slot = log, session[kept], slot[kept]
@@ -50,10 +50,10 @@ class Requests:
     def __len__(self) -> int:
         return len(self.session)
 
-    def batch(self, index: np.ndarray) -> RequestBatch:
+    def batch(self, index: np.ndarray) -> RerankBatch:
         """Build the observations of the requests `index` (B,)."""
         session = self.session[index]
-        return RequestBatch(
+        return RerankBatch(
             self.log.observations(session, self.slot[index]),
             self.shown[index],
             self.click[index],
@@ -62,7 +62,7 @@ class Requests:
         )
 
 
-class RequestStream(LogStream[Requests]):
+class RerankStream(LogStream[RerankMoments]):
     """The re-rank requests of some days of a log.
 
     Args:
@@ -76,7 +76,7 @@ class RequestStream(LogStream[Requests]):
         cached_slots: kept in memory if there are at most so many slots.
     """
 
-    columns = REQUEST_COLUMNS
+    columns = OBSERVED_COLUMNS
     cached_slots = 2_000_000
 
     def __init__(
@@ -97,24 +97,24 @@ class RequestStream(LogStream[Requests]):
         super().__init__(reader, days, keep, seed, cached_slots)
         self.horizon, self.no_click, self.per_session = horizon, no_click, per_session
 
-    def _chunk(self, table: pa.Table, log: RequestLog, rng: np.random.Generator) -> Requests:
+    def _chunk(self, table: pa.Table, log: ObservedLog, rng: np.random.Generator) -> RerankMoments:
         # Where a page is answered at once, nothing is known between its cards.
         at_once = "order_within_page" in self.reader.unidentified
         session, slot = log.moments(self.no_click, at_once)
         order = np.lexsort((rng.random(len(session)), session))
         drawn = np.arange(len(session)) - np.searchsorted(session, session) < self.per_session
         chosen = np.sort(order[drawn])
-        return Requests(log, session[chosen], slot[chosen], self.horizon)
+        return RerankMoments(log, session[chosen], slot[chosen], self.horizon)
 
 
-def split_requests(
+def split_moments(
     reader: LogReader, held_out_from: int | None = None, **settings: int
-) -> tuple[RequestStream, RequestStream, RequestStream]:
+) -> tuple[RerankStream, RerankStream, RerankStream]:
     """Requests to train on, requests that decide when to stop, and requests held out, the last by day.
 
     Args:
         reader: the log.
         held_out_from: first held-out day; default: the last seventh of the days.
-        **settings: horizon, no_click, per_session and seed of :class:`RequestStream`.
+        **settings: horizon, no_click, per_session and seed of :class:`RerankStream`.
     """
-    return split_stream(RequestStream, reader, held_out_from, **settings)
+    return split_stream(RerankStream, reader, held_out_from, **settings)

@@ -19,15 +19,15 @@ from edgerec_gym.logs.sessions import COLUMNS, LoggedSessions
 from edgerec_gym.policy import NOT_SHOWN, Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
-REQUEST_COLUMNS = [*COLUMNS, "user", "candidates", "request"]
+OBSERVED_COLUMNS = [*COLUMNS, "user", "candidates", "request"]
 DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason")  # 0 = not deleted
 
 
-class RequestLog:
+class ObservedLog:
     """Sessions of a log, and the observation at any slot of them.
 
     Args:
-        table: whole sessions with :data:`REQUEST_COLUMNS` and `user`.
+        table: whole sessions with :data:`OBSERVED_COLUMNS` and `user`.
         sessions: the same.
         config: of the logged feed.
     """

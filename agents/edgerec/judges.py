@@ -193,7 +193,7 @@ class JointNetwork:
         with torch_threads(self.threads), torch.no_grad():
             for at in range(0, len(rows), PLAY_BATCH):
                 some = slice(at, at + PLAY_BATCH)
-                tensors = readable(seen, some)
+                tensors = agent_inputs(seen, some)
                 codes = {
                     name: BehaviourCodes(part.items[some], part.values[some], part.present[some])
                     for name, part in behaviour.items()
@@ -208,7 +208,7 @@ class _Encoded(NamedTuple):
     coded: Coded
 
 
-def readable(observation: Observation, rows: slice | np.ndarray = slice(None)) -> TensorObservation:
+def agent_inputs(observation: Observation, rows: slice | np.ndarray = slice(None)) -> TensorObservation:
     """Some rows of an observation as tensors, with the cards."""
     return {
         key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))

@@ -27,7 +27,7 @@ class Stream(Protocol):
         """Yield everything once."""
 
 
-def request_settings(settings: Any, seed: int) -> dict[str, int]:
+def moment_settings(settings: Any, seed: int) -> dict[str, int]:
     """Settings of the requests that a network is trained on, from its hyper-parameters."""
     return {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")} | {"seed": seed}
 

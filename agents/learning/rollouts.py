@@ -12,7 +12,7 @@ from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 from edgerec_gym.state import NO_ITEM
 
 
-class Played(NamedTuple):
+class PlayedPlan(NamedTuple):
     """Plans of R sessions, made at the same time.
 
     Attributes:
@@ -29,7 +29,9 @@ class Played(NamedTuple):
 Planner = Callable[[Observation, np.ndarray], tuple[dict[str, np.ndarray], Any]]
 
 
-def play_plans(env: EdgeFeedSlateVectorEnv, planner: Planner) -> tuple[np.ndarray, np.ndarray, list[Played]]:
+def play_plans(
+    env: EdgeFeedSlateVectorEnv, planner: Planner
+) -> tuple[np.ndarray, np.ndarray, list[PlayedPlan]]:
     """Play all rows to their ends.
 
     Args:
@@ -45,7 +47,7 @@ def play_plans(env: EdgeFeedSlateVectorEnv, planner: Planner) -> tuple[np.ndarra
     n_rows = batch.num_envs
     earned, cards = np.zeros((2, n_rows, config.max_slots))
     done = np.zeros(n_rows, np.bool_)
-    plans: list[Played] = []
+    plans: list[PlayedPlan] = []
     types = env.scenario.catalog.card_type
     while not done.all():
         live = np.flatnonzero(~done)
@@ -68,7 +70,7 @@ def play_plans(env: EdgeFeedSlateVectorEnv, planner: Planner) -> tuple[np.ndarra
         row, place = np.nonzero(answered)
         earned[live[row], position[row, place]] = value[row, place]
         cards[live[row], position[row, place]] = card[row, place]
-        plans.append(Played(kept, live, position))
+        plans.append(PlayedPlan(kept, live, position))
         done |= batch.arrays.terminated | batch.arrays.truncated
     return earned, cards, plans
 

@@ -20,9 +20,9 @@ from edgerec_gym.agents.data.exposed_lists import (
     exposed_lists,
     logged_actions,
 )
-from edgerec_gym.agents.data.moments import Requests, RequestStream, split_requests
+from edgerec_gym.agents.data.moments import RerankMoments, RerankStream, split_moments
 from edgerec_gym.agents.learning import parameters
-from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record, request_settings
+from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record, moment_settings
 from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.lists.evaluator import (
     CLICK,
@@ -137,7 +137,7 @@ class JudgeTrainer(EpochTrainer[Judge]):
 
     def __init__(self, reader: LogReader, record: dict[str, Any], settings: Any) -> None:
         network = self.build(reader.config, settings, tuple(record["identified"]), record["seed"])
-        self.training, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
+        self.training, stop, _ = split_moments(reader, **moment_settings(settings, record["seed"]))
         super().__init__(network, record, settings, self.training)
         self.stopping = held_lists(stop, network.list_size)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
@@ -150,7 +150,7 @@ class JudgeTrainer(EpochTrainer[Judge]):
         """Make the network with initial parameters drawn from `seed`."""
         raise NotImplementedError
 
-    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+    def loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Mean loss of the lists that follow the requests `index` (B,) of a chunk."""
         return self._loss(
             self.network.judge(exposed_lists(chunk, index, self.network.list_size, self.purchase))
@@ -206,7 +206,7 @@ class EvaluatorTrainer(JudgeTrainer[ListEvaluator]):
         """Make the evaluator."""
         return build(config, settings, identified, seed)
 
-    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+    def loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Mean loss of lists; every other list is seen as a search would that has got to a place of it."""
         lists = exposed_lists(chunk, index, self.network.list_size, self.purchase)
         cut = torch.randint(1, 2 * self.network.list_size, (len(index),), generator=generator)
@@ -221,7 +221,7 @@ def order_loss(found: Judged) -> Tensor:
     return -(click * log_p).sum() / found.answered.sum().clamp(min=1)
 
 
-def held_lists(stream: RequestStream, horizon: int, most: int = MOST_HELD) -> list[ListBatch]:
+def held_lists(stream: RerankStream, horizon: int, most: int = MOST_HELD) -> list[ListBatch]:
     """Read the first `most` lists of a stream, in batches."""
     batches: list[ListBatch] = []
     left = most

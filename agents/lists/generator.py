@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym.agents.data.moments import RequestBatch, RequestStream, split_requests
+from edgerec_gym.agents.data.moments import RerankBatch, RerankStream, split_moments
 from edgerec_gym.agents.data.observed_log import NOT_SHOWN
 from edgerec_gym.agents.learning import parameters
-from edgerec_gym.agents.learning.epochs import Report, request_settings
+from edgerec_gym.agents.learning.epochs import Report, moment_settings
 from edgerec_gym.agents.learning.tensors import TensorObservation, to_tensors, torch_threads
 from edgerec_gym.agents.lists.evaluator import EvaluatorConfig, ListEvaluator
 from edgerec_gym.agents.lists.evaluator_training import AGENT as JUDGE
@@ -191,11 +191,11 @@ class GeneratorTrainer:
         self.evaluator, self.seed = evaluator, record["seed"]
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.distils = record["agent"] == "pointer-distilled"
-        self.stream: RequestStream | None = None
+        self.stream: RerankStream | None = None
         if reader is not None:
-            drawn = request_settings(network.settings, self.seed)
-            self.stream, _, _ = split_requests(reader, **drawn)
-        self._requests: Iterator[RequestBatch] | None = None
+            drawn = moment_settings(network.settings, self.seed)
+            self.stream, _, _ = split_moments(reader, **drawn)
+        self._requests: Iterator[RerankBatch] | None = None
 
     def update(self) -> None:
         """Draw lists, reward them, and take the gradient steps of one update."""
@@ -212,18 +212,16 @@ class GeneratorTrainer:
             self._learn(scale_advantages(decisions), requests, generator)
         self.record = self.record | {"steps": done + 1, "reward": [*self.record["reward"], reward]}
 
-    def _next_requests(self) -> RequestBatch | None:
+    def _next_requests(self) -> RerankBatch | None:
         """The logged requests of this update."""
         if self.stream is None:
             return None
         if self._requests is None:
             batch_size, done = self.settings.batch_size, self.record["steps"]
-            self._requests = request_batches(self.stream, batch_size, self.seed, done)
+            self._requests = moment_batches(self.stream, batch_size, self.seed, done)
         return next(self._requests)
 
-    def _decisions(
-        self, requests: RequestBatch | None, generator: torch.Generator
-    ) -> tuple[Decisions, float]:
+    def _decisions(self, requests: RerankBatch | None, generator: torch.Generator) -> tuple[Decisions, float]:
         """Lists with advantages, and their mean reward."""
         s = self.settings
         if self.env is None:
@@ -238,7 +236,7 @@ class GeneratorTrainer:
             self.network, self.env, seeds.tolist(), s.samples, bool(s.self_critical), s.discount, generator
         )
 
-    def _learn(self, decisions: Decisions, requests: RequestBatch | None, generator: torch.Generator) -> None:
+    def _learn(self, decisions: Decisions, requests: RerankBatch | None, generator: torch.Generator) -> None:
         """REINFORCE takes one step over all moments, PPO one for each part of them in every epoch."""
         s, epochs = self.settings, max(1, self.settings.ppo_epochs)
         clip = s.clip if s.ppo_epochs else None
@@ -251,7 +249,7 @@ class GeneratorTrainer:
                     self._demonstrate(requests, generator)
                     self._step()
 
-    def _demonstrate(self, requests: RequestBatch | None, generator: torch.Generator) -> None:
+    def _demonstrate(self, requests: RerankBatch | None, generator: torch.Generator) -> None:
         """Add the gradient of the demonstrations."""
         weight = self.settings.demonstration_weight(self.record["steps"])
         if requests is None or not weight:
@@ -323,7 +321,7 @@ def distillation_loss(network: PointerNet, observation: TensorObservation, rows:
     return -decoded.log_probabilities.sum() / (rows != NOT_SHOWN).sum().clamp(min=1)
 
 
-def request_batches(stream: RequestStream, size: int, seed: int, start: int) -> Iterator[RequestBatch]:
+def moment_batches(stream: RerankStream, size: int, seed: int, start: int) -> Iterator[RerankBatch]:
     """Yield batches of up to `size` requests for ever, in an order of `seed`, from number `start` on."""
     number, passes = 0, 0
     while True:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgerec_gym.agents.learning.rollouts import Played, advantages, play_plans
+from edgerec_gym.agents.learning.rollouts import PlayedPlan, advantages, play_plans
 from edgerec_gym.agents.learning.tensors import TensorObservation, to_tensors
 from edgerec_gym.agents.list_policy import order_of
 from edgerec_gym.agents.lists.pointer_net import Decoded, PointerNet
@@ -195,7 +195,7 @@ def _decode(
         return Decoded(*(torch.where(mask, a, b) for a, b in zip(best, sampled, strict=True)))
 
 
-def _decisions(played: list[Played], sampled: np.ndarray, advantage: np.ndarray) -> Decisions:
+def _decisions(played: list[PlayedPlan], sampled: np.ndarray, advantage: np.ndarray) -> Decisions:
     """Plans of the rows that are `sampled` (B,) bool, as decisions."""
     kept = [sampled[part.rows] for part in played]
     observations = [

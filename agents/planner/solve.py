@@ -21,7 +21,7 @@ import numpy as np
 from edgerec_gym.agents.planner import kernels
 from edgerec_gym.agents.planner.arrays import UNREACHABLE, MixArrays, allocate
 from edgerec_gym.agents.planner.problem import LEFT_OUT, MixBatch, MixProblem, Plan, PlanBatch
-from edgerec_gym.compiled.arrays import Table
+from edgerec_gym.compiled.arrays import AddressTable
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.errors import InputError
 
@@ -125,7 +125,7 @@ def _allocate(batch: MixBatch, threads: int, labels: int) -> MixArrays:
 
 def _run(a: MixArrays, threads: int, kernel: Callable[..., None], *arguments: Any) -> None:
     """Call an entry point on all rows."""
-    table, n_rows = Table(a), len(a.value)
+    table, n_rows = AddressTable(a), len(a.value)
     if threads == 1 or n_rows <= CHUNK:
         kernel(table.address, *arguments, 0, n_rows, 0)
         return

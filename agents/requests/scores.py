@@ -29,7 +29,7 @@ class UpliftScore:
 
     def __call__(self, observation: Observation) -> np.ndarray:
         """Score (R,) float32."""
-        seen = readable(observation)
+        seen = decision_inputs(observation)
         if self.outcome:
             return uplift(self.network, seen, self.threads).mu1.numpy()
         return effects_alone(self.network, seen, self.threads)
@@ -70,6 +70,6 @@ class ChanceScore:
         return self.generator.random(len(observation["context"]))
 
 
-def readable(observation: Observation) -> Observation:
+def decision_inputs(observation: Observation) -> Observation:
     """The part of an observation that uplift estimators were trained on."""
     return {key: values for key, values in observation.items() if key not in ("cards", "action_mask")}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerec_gym.agents.data.decisions import DecisionStream
-from edgerec_gym.agents.data.observed_log import RequestLog
+from edgerec_gym.agents.data.observed_log import ObservedLog
 from edgerec_gym.agents.requests.scores import Score
 from edgerec_gym.agents.requests.train import effects_alone
 from edgerec_gym.agents.requests.uplift_models import UpliftModel
@@ -144,7 +144,7 @@ def replay_pages(network: UpliftModel, stream: DecisionStream, sessions: int = R
     return np.concatenate(parts)
 
 
-def _replayed(network: UpliftModel, log: RequestLog, sessions: int) -> np.ndarray:
+def _replayed(network: UpliftModel, log: ObservedLog, sessions: int) -> np.ndarray:
     starts, size = log.sessions.starts[: sessions + 1], log.config.page_size
     rows = np.arange(starts[-1])
     session = np.searchsorted(starts, rows, side="right") - 1

@@ -43,10 +43,10 @@ try:
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
-from edgerec_gym.agents.data.moments import RequestBatch, Requests, RequestStream, split_requests
+from edgerec_gym.agents.data.moments import RerankBatch, RerankMoments, RerankStream, split_moments
 from edgerec_gym.agents.data.observed_log import NOT_SHOWN
 from edgerec_gym.agents.learning import parameters
-from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record, request_settings
+from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record, moment_settings
 from edgerec_gym.agents.learning.tensors import to_tensors, torch_threads
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.registry import find_agent
@@ -105,14 +105,14 @@ def train(
     if start is not None and is_finished(run):
         return read_run(run).record  # finished: the settings, and so its end, are the same
     with torch_threads(threads):
-        trainer = Trainer(reader, record, settings, network)
+        trainer = RerankTrainer(reader, record, settings, network)
         trainer.run(run, start, "GAUC", progress)
     parameters.save_parameters(run / PARAMETERS, trainer.best)
     write_record(run, trainer.record)
     return trainer.record
 
 
-class Trainer(EpochTrainer[Reranker]):
+class RerankTrainer(EpochTrainer[Reranker]):
     """One re-ranker in training; the GAUC of the stopping sessions' requests decides when to stop.
 
     Args:
@@ -128,7 +128,7 @@ class Trainer(EpochTrainer[Reranker]):
         self, reader: LogReader, record: dict[str, Any], settings: RerankerConfig, kind: type[Reranker]
     ) -> None:
         network = build(kind, reader.config, settings, record["seed"])
-        train, stop, _ = split_requests(reader, **request_settings(settings, record["seed"]))
+        train, stop, _ = split_moments(reader, **moment_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
         self.stopping = Held.from_stream(stop)
         if not self.stopping.informative:
@@ -137,7 +137,7 @@ class Trainer(EpochTrainer[Reranker]):
                 "when to stop; a re-ranker needs more sessions"
             )
 
-    def loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+    def loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Mean loss of the requests `index` (B,) of a chunk, in random order.
 
         Of those without a click the first ones stand for all.
@@ -152,7 +152,7 @@ class Trainer(EpochTrainer[Reranker]):
         losses = [n * self._mean_loss(chunk, rows, generator) for rows, n in parts]
         return torch.stack(losses).sum() / sum(n for _, n in parts)
 
-    def _mean_loss(self, chunk: Requests, index: np.ndarray, generator: torch.Generator) -> Tensor:
+    def _mean_loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
         batch = chunk.batch(index)
         return self.network.loss(
             to_tensors(batch.observation),
@@ -170,12 +170,12 @@ class Trainer(EpochTrainer[Reranker]):
 class Held:
     """Requests that are not trained on, in batches."""
 
-    batches: list[RequestBatch]
+    batches: list[RerankBatch]
 
     @classmethod
-    def from_stream(cls, stream: RequestStream, most: int = MOST_HELD) -> Held:
+    def from_stream(cls, stream: RerankStream, most: int = MOST_HELD) -> Held:
         """Read the requests of a stream that have both a click and a miss, the first `most` of them."""
-        batches: list[RequestBatch] = []
+        batches: list[RerankBatch] = []
         left = most
         for chunk in stream.chunks():
             clicks = chunk.click.sum(1)

@@ -69,7 +69,7 @@ class TableType(types.Type):
             kind = _numba_type(hint)
             self.members[name], self.first_word[name] = kind, self.words
             self.words += 1 + (kind.ndim if isinstance(kind, BareArrayType) else 0)
-        super().__init__(f"Table({owner.__module__}.{owner.__qualname__})")
+        super().__init__(f"AddressTable({owner.__module__}.{owner.__qualname__})")
 
 
 def _numba_type(hint: Any) -> types.Type:
@@ -84,7 +84,7 @@ def table_type(owner: type) -> TableType:
     return TableType(owner)
 
 
-class Table:
+class AddressTable:
     """What kernels read of a named tuple: numbers, addresses and shapes; keeps the arrays alive.
 
     Attributes:
@@ -93,7 +93,7 @@ class Table:
 
     def __init__(self, values: NamedTuple) -> None:
         kind = table_type(type(values))
-        self._values, self._nested = values, []  # type: tuple[NamedTuple, list[Table]]
+        self._values, self._nested = values, []  # type: tuple[NamedTuple, list[AddressTable]]
         self._words = np.zeros(kind.words, np.int64)
         for name, member in kind.members.items():
             self._write(kind.first_word[name], name, member, getattr(values, name))
@@ -107,7 +107,7 @@ class Table:
             self._words[at] = value.ctypes.data
             self._words[at + 1 : at + 1 + member.ndim] = value.shape
         elif isinstance(member, TableType):
-            self._nested.append(Table(value))
+            self._nested.append(AddressTable(value))
             self._words[at] = self._nested[-1].address
         else:
             self._words[at : at + 1].view(np.float64 if member == types.float64 else np.int64)[0] = value

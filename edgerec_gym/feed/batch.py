@@ -10,7 +10,7 @@ import numpy as np
 from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, Focus, UserModel
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.cloud.wire import CloudArrays, cloud_ranking, make_cloud
-from edgerec_gym.compiled.arrays import Table, reader
+from edgerec_gym.compiled.arrays import AddressTable, reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point, kernel
 from edgerec_gym.compiled.random_stream import SPLITS
 from edgerec_gym.compiled.workers import Workers
@@ -137,8 +137,8 @@ class FeedBatch:
         ranking = cloud_ranking(cloud, config, n_workers)
         self.arrays = a = allocate(config, track, num_envs, self.split, ranking)
         users.allocate(num_envs, config, self._workers)
-        self._compiled_users: Table | None = getattr(users, "kernel_state", None)
-        self._feed, self._cloud = Table(a), Table(cloud)
+        self._compiled_users: AddressTable | None = getattr(users, "kernel_state", None)
+        self._feed, self._cloud = AddressTable(a), AddressTable(cloud)
         self._focus = Focus(
             a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key, a.window_page
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgerec_gym.answers import UserModel
 from edgerec_gym.cloud.catalog import Catalog
-from edgerec_gym.compiled.arrays import Table, reader
+from edgerec_gym.compiled.arrays import AddressTable, reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.feed.batch import BEGIN, PLAY, WAIT, FeedBatch, begin_synthetic, read_cloud, read_feed
@@ -109,7 +109,7 @@ class SlateBatch(FeedBatch):
     ) -> None:
         super().__init__(num_envs, "joint", config, catalog, users, split=split, threads=threads)
         self.slates = s = allocate_slates(config, num_envs)
-        self._slates = Table(s)
+        self._slates = AddressTable(s)
         self.reward, self.reward_terms = s.reward, s.reward_terms
         self.outcomes = {
             "slots": s.slots,

@@ -15,7 +15,7 @@ import pyarrow as pa
 from edgerec_gym.answers import BUY, CLICK
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.evaluation.intervals import bootstrap
-from edgerec_gym.fidelity.rollouts import Played
+from edgerec_gym.fidelity.rollouts import LogSample
 from edgerec_gym.logs.logging_policy import ORDER_PROBABILITY, RandomisedPolicy
 
 HORIZON = 10  # slots from the decision on whose outcomes count
@@ -28,7 +28,7 @@ INTERVENTIONS = {
 
 
 def interventions(
-    log: Played, simulated: Played, config: FeedConfig, randomise: Sequence[str], seed: int = 0
+    log: LogSample, simulated: LogSample, config: FeedConfig, randomise: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
     """Compare what decisions cause in the log and on the learned users.
 
@@ -127,7 +127,7 @@ def keep_rows(table: pa.Table, config: FeedConfig) -> tuple[np.ndarray, np.ndarr
 
 
 def _effect(
-    played: Played, treated: np.ndarray, control: np.ndarray, outcome: str, config: FeedConfig, seed: int
+    played: LogSample, treated: np.ndarray, control: np.ndarray, outcome: str, config: FeedConfig, seed: int
 ) -> dict[str, float]:
     """Difference of the weighted means of both arms, with its 95 % bootstrap interval by session."""
     sessions = played.sessions

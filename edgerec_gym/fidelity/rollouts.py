@@ -40,14 +40,14 @@ NEEDS = {
 NOMINAL = ("card_type",)
 
 
-class Played(NamedTuple):
+class LogSample(NamedTuple):
     """Sessions as arrays, and the table of the log schema that they come from, row by row the same slots."""
 
     sessions: LoggedSessions
     table: pa.Table
 
 
-def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = False) -> Played:
+def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = False) -> LogSample:
     """Up to `most` of the sessions that a fit of this scenario on this log holds out, the first ones.
 
     Args:
@@ -86,8 +86,8 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
     return _played(pa.concat_tables(tables).combine_chunks(), scenario)
 
 
-def _played(table: pa.Table, scenario: Scenario) -> Played:
-    return Played(LoggedSessions.from_table(table, scenario.config, scenario.catalog), table)
+def _played(table: pa.Table, scenario: Scenario) -> LogSample:
+    return LogSample(LoggedSessions.from_table(table, scenario.config, scenario.catalog), table)
 
 
 def simulate(
@@ -96,7 +96,7 @@ def simulate(
     randomise: Sequence[str],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Played:
+) -> LogSample:
     """Play the policy that randomises these decisions on the learned users of a scenario."""
     size = min(sessions, SESSIONS_PER_PART)
     batch = FeedBatch(size, "joint", scenario.config, scenario.catalog, LearnedUsers(scenario), split="log")
@@ -116,7 +116,7 @@ class Counts(NamedTuple):
     exposures: np.ndarray | None = None
 
 
-def counts(played: Played, scenario: Scenario) -> dict[str, Counts]:
+def counts(played: LogSample, scenario: Scenario) -> dict[str, Counts]:
     """Count what :data:`NEEDS` names, the same K for all sessions of a scenario.
 
     `click_gap` is the number of slots from one click of a session to the next.
@@ -153,7 +153,7 @@ def counts(played: Played, scenario: Scenario) -> dict[str, Counts]:
 
 
 def compare(
-    log: Played, simulated: Played, scenario: Scenario, unidentified: frozenset[str], seed: int = 0
+    log: LogSample, simulated: LogSample, scenario: Scenario, unidentified: frozenset[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Distances between logged and simulated sessions, beside what chance alone makes of them.
 

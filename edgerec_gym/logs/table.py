@@ -45,7 +45,7 @@ from edgerec_gym.logs.table_items import (
 )
 from edgerec_gym.logs.table_mapping import TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
-from edgerec_gym.logs.table_source import Table
+from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
 
 ROWS_PER_PART = 500_000  # of the table; whole users, so a part may have more
@@ -76,7 +76,7 @@ def import_table(
         MissingExtraError: without scikit-learn, where embeddings must be derived.
     """
     mapping = read_mapping(mapping_path)
-    table = Table(table_path, mapping)
+    table = SourceTable(table_path, mapping)
     provenance: dict[str, Any] = {
         "source": "table",
         "file": table.path.name,
@@ -133,7 +133,9 @@ def _result(provenance: dict[str, Any], unidentified: tuple[str, ...]) -> dict[s
     }
 
 
-def _config(mapping: TableMapping, survey: Survey, catalog: Catalog, size: int, table: Table) -> FeedConfig:
+def _config(
+    mapping: TableMapping, survey: Survey, catalog: Catalog, size: int, table: SourceTable
+) -> FeedConfig:
     """Sizes of the feed: those of the mapping file, else from the table, as large as its items allow."""
     goods = np.bincount(catalog.category[catalog.card_type == 0])
     cloud = CloudConfig(  # how the logged feed was ranked is not known: by base_ctr alone
@@ -164,7 +166,7 @@ def _config(mapping: TableMapping, survey: Survey, catalog: Catalog, size: int, 
     return FeedConfig(cloud=cloud).replace(**(sizes | mapping.feed))
 
 
-def _notes(table: Table, counts: dict[str, int], config: FeedConfig) -> list[str]:
+def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> list[str]:
     """What a reader of the log should know, in words."""
     columns = table.mapping.columns
     early = counts["days"] > 1
@@ -207,7 +209,7 @@ def _notes(table: Table, counts: dict[str, int], config: FeedConfig) -> list[str
     return [text for text, applies in notes.items() if applies]
 
 
-def _coded(rows: pl.DataFrame, table: Table, items: pl.DataFrame) -> pl.DataFrame:
+def _coded(rows: pl.DataFrame, table: SourceTable, items: pl.DataFrame) -> pl.DataFrame:
     """Users and items by their place in the sorted ids."""
     users = table.users.select("user", user_code=pl.int_range(pl.len(), dtype=pl.Int64))
     places = items.select("item", item_code=pl.int_range(pl.len(), dtype=pl.Int64))
@@ -222,7 +224,7 @@ def _part(
     catalog: Catalog,
     place: np.ndarray,
     highest: float,
-    table: Table,
+    table: SourceTable,
 ) -> dict[str, Any]:
     """Columns of the log schema for coded rows."""
     columns, n = table.mapping.columns, rows.height

@@ -9,7 +9,7 @@ import polars as pl
 
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.logs.ebnerd_features import MIN_READERS, article_embeddings, unit_length
-from edgerec_gym.logs.table_source import Table
+from edgerec_gym.logs.table_source import SourceTable
 
 DAY = 24 * 3600
 FIT_SHARE = 0.7  # of the days; what is derived once for all rows is derived from these first ones
@@ -101,7 +101,7 @@ def fixed_values(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.group_by("item").agg(*((lowest, highest) if names else ()))
 
 
-def check_fixed(items: pl.DataFrame, table: Table) -> pl.DataFrame:
+def check_fixed(items: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
     """Return the values of each item, sorted by item; InputError if an item has two.
 
     Args:
@@ -132,7 +132,7 @@ def price_level(price: np.ndarray, highest: float) -> np.ndarray:
 
 
 def make_catalog(
-    items: pl.DataFrame, sums: ItemDays, clicks: pl.DataFrame, cut: int, size: int, table: Table
+    items: pl.DataFrame, sums: ItemDays, clicks: pl.DataFrame, cut: int, size: int, table: SourceTable
 ) -> tuple[Catalog, np.ndarray, float]:
     """Make the catalogue as it stood when day `cut` began.
 

@@ -7,14 +7,14 @@ from collections import Counter
 import numpy as np
 import polars as pl
 
-from edgerec_gym.logs.table_source import Table
+from edgerec_gym.logs.table_source import SourceTable
 
 
-def cut_sessions(rows: pl.DataFrame, table: Table) -> tuple[pl.DataFrame, Counter[str]]:
+def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, Counter[str]]:
     """Put rows into the order in which they were shown, and number sessions, pages and slots.
 
     Args:
-        rows: of whole users, columns of :attr:`Table.scan`, in the order of the file.
+        rows: of whole users, columns of :attr:`SourceTable.scan`, in the order of the file.
         table: where they come from.
 
     Returns:
@@ -49,7 +49,7 @@ def split_long(rows: pl.DataFrame, max_slots: int) -> pl.DataFrame:
     return _numbered(rows.with_columns(session=_runs(session), page=_runs(page)))
 
 
-def _in_order(rows: pl.DataFrame, table: Table) -> pl.DataFrame:
+def _in_order(rows: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
     """Sort by user, session, page and place; adds page_start and page_end (seconds)."""
     visit = ["user", "session"] if "session" in rows.columns else ["user"]
     by_position = "position" in rows.columns
@@ -71,7 +71,7 @@ def _in_order(rows: pl.DataFrame, table: Table) -> pl.DataFrame:
     return rows.sort("user", *order)
 
 
-def _check_spans(rows: pl.DataFrame, page: list[str], table: Table) -> None:
+def _check_spans(rows: pl.DataFrame, page: list[str], table: SourceTable) -> None:
     """Without sessions, a list id that comes back later would join pages of different visits."""
     minutes = table.mapping.columns.session_gap_minutes
     late = rows.filter(pl.col("seconds") - pl.col("page_start") > minutes * 60)
@@ -84,7 +84,7 @@ def _check_spans(rows: pl.DataFrame, page: list[str], table: Table) -> None:
         )
 
 
-def _check_once(rows: pl.DataFrame, key: list[str], table: Table) -> None:
+def _check_once(rows: pl.DataFrame, key: list[str], table: SourceTable) -> None:
     """Two rows that differ but have the same place cannot both be what was shown there."""
     twice = rows.filter(pl.struct(key).is_duplicated()).sort("row")
     if twice.height:

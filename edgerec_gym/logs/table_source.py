@@ -1,7 +1,7 @@
 """Read a Parquet or CSV table by a column mapping, and find the first value that is wrong.
 
 Rows are counted from 0, in a CSV file after its header. The file is never held in memory: one pass checks
-every value, and :meth:`Table.chunk` reads the rows of some users.
+every value, and :meth:`SourceTable.chunk` reads the rows of some users.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUMBERS = {  # meaning -> (lowest, highest)
 }
 
 
-class Table:
+class SourceTable:
     """A checked table.
 
     Args:

@@ -12,7 +12,7 @@ import polars as pl
 
 from edgerec_gym.logs.table_items import DAY, SUMS, ItemDays, check_fixed, daily_sums, fixed_values
 from edgerec_gym.logs.table_sessions import cut_sessions
-from edgerec_gym.logs.table_source import Table
+from edgerec_gym.logs.table_source import SourceTable
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +40,7 @@ class Survey:
     counts: Counter[str]
 
 
-def take_survey(table: Table, ranges: list[tuple[Any, Any]], progress: Progress | None) -> Survey:
+def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Progress | None) -> Survey:
     """Read all rows once.
 
     Args:

@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Entry(NamedTuple):
+class ChartEntry(NamedTuple):
     """A line of an interval chart: for each series an estimate, or None."""
 
     name: str
@@ -68,7 +68,7 @@ def legend(names: Sequence[str]) -> str:
 
 
 def interval_chart(
-    entries: Sequence[Entry],
+    entries: Sequence[ChartEntry],
     title: str,
     style: str = ".2f",
     *,
@@ -111,7 +111,7 @@ def interval_chart(
     return _svg(height, title, parts)
 
 
-def _scale(entries: Sequence[Entry], reference: float | None, start: float, end: float) -> Scale:
+def _scale(entries: Sequence[ChartEntry], reference: float | None, start: float, end: float) -> Scale:
     """The scale of all estimates, but for oracles far above the others, which get an arrow."""
     extra = [] if reference is None else [reference]
 
@@ -125,7 +125,7 @@ def _scale(entries: Sequence[Entry], reference: float | None, start: float, end:
     return without if narrow and far and near and min(far) >= without.low else every
 
 
-def _number(entry: Entry, style: str) -> str:
+def _number(entry: ChartEntry, style: str) -> str:
     first = entry.estimates[0]
     return "" if first is None else format(first.mean, style)
 

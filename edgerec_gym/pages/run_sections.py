@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgerec_gym.evaluation.report import NOTES, USERS_TITLES, tables
-from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, legend, line_chart
+from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 from edgerec_gym.pages.track_sections import chart_of, line_of
 
@@ -70,7 +70,7 @@ def _evaluated(rows: Rows, metric: str, title: str, style: str, reference: float
         if of == users
     }
     order = sorted(best, key=lambda policy: -best[policy])
-    entries = [Entry(policy, [found.get((policy, users)) for users in kinds]) for policy in order]
+    entries = [ChartEntry(policy, [found.get((policy, users)) for users in kinds]) for policy in order]
     names = [USERS_TITLES.get(users, users) for users in kinds]
     drawing = interval_chart(entries, title, style, series=names, percent="%" in style, reference=reference)
     return figure(title, drawing, legend(names) if len(names) > 1 else "")
@@ -218,7 +218,7 @@ def _click_rate(name: str, found: dict[str, Any]) -> str:
 def _effects(interventions: dict[str, Any] | None) -> str:
     """Effects of decisions in logs beside those in rollouts."""
     entries = [
-        Entry(f"{decision} on {outcome}", [of_metric(found, "log"), of_metric(found, "simulated")])
+        ChartEntry(f"{decision} on {outcome}", [of_metric(found, "log"), of_metric(found, "simulated")])
         for decision, outcomes in (interventions or {}).items()
         for outcome, found in outcomes.items()
     ]
@@ -234,7 +234,9 @@ def _policies(policies: Rows | None) -> str:
     if not policies:
         return ""
     order = sorted(policies, key=lambda row: -row["true_value"]["mean"])
-    entries = [Entry(row["policy"], [of_metric(row, "true_value"), of_metric(row, "value")]) for row in order]
+    entries = [
+        ChartEntry(row["policy"], [of_metric(row, "true_value"), of_metric(row, "value")]) for row in order
+    ]
     names = [USERS_TITLES["synthetic"], USERS_TITLES["learned"]]
     title = "Do learned users rank policies as the ground truth does?"
     return figure(title, interval_chart(entries, title, series=names), legend(names), "95 % intervals.")

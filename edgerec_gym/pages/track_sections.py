@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, legend, line_chart
+from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 
 Rows = list[dict[str, Any]]
@@ -145,7 +145,7 @@ def leaderboard(rows: Rows) -> str:
         families = [family(policy) for policy in order]
         order = [policy for k, policy in enumerate(order) if families[k] not in families[:k]]
     drawing = interval_chart(
-        [Entry(policy, [values[policy]]) for policy in order],
+        [ChartEntry(policy, [values[policy]]) for policy in order],
         "value of a session by policy, with 95 % intervals",
         reference=None if keep is None else keep.mean,
     )
@@ -181,7 +181,7 @@ def _intervals(rows: Rows, metric: str, title: str, style: str, note: str) -> st
         return ""
     order = sorted(values, key=lambda policy: -values[policy].mean)
     drawing = interval_chart(
-        [Entry(policy, [values[policy]]) for policy in order], title, style, percent="%" in style
+        [ChartEntry(policy, [values[policy]]) for policy in order], title, style, percent="%" in style
     )
     return figure(title, drawing, note=note)
 

@@ -28,7 +28,7 @@ from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.losses import fitted_heads, held_out_figures
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.statistics import LogStatistics
-from edgerec_gym.simulator.trainer import Trainer, batch_slots
+from edgerec_gym.simulator.trainer import UserTrainer, batch_slots
 
 CHECKPOINTS = "fit"  # folder inside the scenario's, removed at the end
 STOPPING_SESSIONS = 3000  # at most
@@ -103,7 +103,7 @@ def fit(
     heads = fitted_heads(frozenset(reader.unidentified))
     work = work_folder(out, settings, resume)
     trainers = [
-        Trainer(
+        UserTrainer(
             new_network(reader.config, reader.unidentified, seen, seed=seed, member=k, hidden=hidden),
             train,
             stopping,
@@ -204,7 +204,7 @@ def new_network(
 
 
 def run_trainers(
-    trainers: list[Trainer], epochs: int, slots: int, threads: int, progress: Report | None
+    trainers: list[UserTrainer], epochs: int, slots: int, threads: int, progress: Report | None
 ) -> None:
     """Train networks to their best weights, `threads` at a time, each on one thread of torch's.
 
@@ -227,7 +227,7 @@ def run_trainers(
                 best = min(t.progress.best_loss for t in trainers)
                 progress(done, total(), f"held-out loss {best:.4f}" if math.isfinite(best) else "")
 
-    def train(trainer: Trainer) -> None:
+    def train(trainer: UserTrainer) -> None:
         torch.set_num_threads(1)  # of this worker: small matrices gain nothing from more
         try:
             while not (stop.is_set() or trainer.progress.done or trainer.progress.epoch >= epochs):

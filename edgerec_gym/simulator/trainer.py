@@ -45,7 +45,7 @@ class Progress:
         return self.drops >= DROPS
 
 
-class Trainer:
+class UserTrainer:
     """Train one network.
 
     Args:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from edgerec_gym.answers import CONTEXT_SIZE, DWELL_BUCKETS, PAGE_SUMMARY, WINDOW, Focus, UserStart
-from edgerec_gym.compiled.arrays import Table
+from edgerec_gym.compiled.arrays import AddressTable
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -210,8 +210,8 @@ class LearnedUsers:
             for _ in range(len(workers))
         ]
         self._workers, self._focus = workers, None  # type: tuple[Workers, Focus | None]
-        self._networks_table, self._memory_table = Table(networks), Table(self._memory)
-        self._block_tables = [Table(block) for block in self._blocks]
+        self._networks_table, self._memory_table = AddressTable(networks), AddressTable(self._memory)
+        self._block_tables = [AddressTable(block) for block in self._blocks]
         self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
@@ -232,7 +232,7 @@ class LearnedUsers:
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""
         if focus is not self._focus:
-            self._focus, self._focus_table = focus, Table(focus)
+            self._focus, self._focus_table = focus, AddressTable(focus)
         memory = self._memory
         sort_sessions(self._focus_table.address, self._memory_table.address)
         first = memory.first.tolist()

@@ -8,12 +8,12 @@ import numpy as np
 
 from edgerec_gym.answers import FOCUSED, WINDOW, Focus, UserStart
 from edgerec_gym.compiled.arrays import (
+    AddressTable,
     Float32Matrix,
     Float32Vector,
     Float64Matrix,
     Float64Vector,
     Int32Vector,
-    Table,
     UInt64Vector,
     reader,
 )
@@ -205,7 +205,7 @@ class SyntheticUsers:
             boredom=np.zeros(num_envs),
             refresh_now=np.zeros(num_envs),
         )
-        self.kernel_state = Table(self.arrays)
+        self.kernel_state = AddressTable(self.arrays)
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""

@@ -25,7 +25,7 @@ from edgerec_gym.simulator.losses import auc
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.pack import pack
 from edgerec_gym.simulator.statistics import LogStatistics
-from edgerec_gym.simulator.trainer import Trainer
+from edgerec_gym.simulator.trainer import UserTrainer
 
 SLOTS = 16  # placed in a session; the last one is not answered
 ANSWERS = ("exposure_actions", "click", "page_view_actions")
@@ -217,7 +217,7 @@ def test_every_row_computes_and_finished_fits_are_kept(tmp_path, monkeypatch, ca
         raise AssertionError("a finished fit is done again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run_epoch", refuse)
+        patch.setattr(UserTrainer, "run_epoch", refuse)
         patch.setattr(user_study, "answered_slots", refuse)
         user_models.main([*command, "--seeds", "1"])
     assert json.loads(out.read_text()) == one

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from edgerec_gym.compiled import jit
-from edgerec_gym.compiled.arrays import Float32Matrix, Int32Vector, Table, move, reader
+from edgerec_gym.compiled.arrays import AddressTable, Float32Matrix, Int32Vector, move, reader
 from edgerec_gym.compiled.selection import BUCKETS, best_first
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.evaluation.throughput import measure
@@ -48,7 +48,7 @@ def change(address):
 
 def test_a_kernel_reads_and_writes_the_arrays_of_a_table():
     outer = Outer(3, 0.5, np.arange(8, dtype=np.float32).reshape(2, 4), Inner(np.zeros(5, np.int32)))
-    table = Table(outer)  # the address is good as long as the table lives
+    table = AddressTable(outer)  # the address is good as long as the table lives
     change(table.address)
     assert outer.values.tolist() == [[1, 2, 3, 3], [4, 5, 7.5, 7]]
     assert outer.inner.counts.tolist() == [0, 0, 0, 0, 7]
@@ -59,7 +59,7 @@ def test_a_kernel_reads_and_writes_the_arrays_of_a_table():
 )
 def test_a_table_takes_only_what_its_class_declares(values):
     with pytest.raises(TypeError, match="values is "):
-        Table(Outer(1, 1.0, values, Inner(np.zeros(1, np.int32))))
+        AddressTable(Outer(1, 1.0, values, Inner(np.zeros(1, np.int32))))
 
 
 @settings(max_examples=60, deadline=None)

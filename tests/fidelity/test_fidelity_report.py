@@ -18,7 +18,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.fidelity.expected import event_figures
 from edgerec_gym.fidelity.interventions import arms, interventions, keep_rows
 from edgerec_gym.fidelity.report import fidelity_report, rank_policies
-from edgerec_gym.fidelity.rollouts import Played, compare, held_out, simulate
+from edgerec_gym.fidelity.rollouts import LogSample, compare, held_out, simulate
 from edgerec_gym.fidelity.two_sample import session_features, two_sample
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.logging_policy import DECISIONS, ORDER_PROBABILITY, session_habits
@@ -47,13 +47,13 @@ def scenario(folder: Path) -> Scenario:
 
 
 @pytest.fixture(scope="module")
-def log(folder: Path, scenario: Scenario) -> Played:
+def log(folder: Path, scenario: Scenario) -> LogSample:
     """All sessions of the log."""
     return held_out(LogReader(folder / "logs"), scenario, 1000, whole=True)
 
 
-def part(log: Played, index: np.ndarray) -> Played:
-    return Played(log.sessions.select(index), log.table)
+def part(log: LogSample, index: np.ndarray) -> LogSample:
+    return LogSample(log.sessions.select(index), log.table)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from places import RESULTS
 
 from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.errors import InputError
-from edgerec_gym.pages.charts import Entry, Estimate, Line, interval_chart, line_chart
+from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart, line_chart
 from edgerec_gym.pages.report import write_report_page
 from edgerec_gym.pages.scales import Scale, label, ticks
 from edgerec_gym.pages.sources import find_sources
@@ -194,8 +194,10 @@ def test_ticks_are_few_round_and_inside(low, high):
 
 
 def test_an_oracle_far_off_does_not_squeeze_the_others():
-    entries = [Entry(name, [Estimate(x, x - 0.1, x + 0.1)]) for name, x in (("a", 1), ("b", 1.5), ("c", 2))]
-    oracle = Entry("oracle", [Estimate(20, 19, 21)])
+    entries = [
+        ChartEntry(name, [Estimate(x, x - 0.1, x + 0.1)]) for name, x in (("a", 1), ("b", 1.5), ("c", 2))
+    ]
+    oracle = ChartEntry("oracle", [Estimate(20, 19, 21)])
     alone, beside = interval_chart(entries, "t"), interval_chart([*entries, oracle], "t")
     assert "20.00 [19.00, 21.00]" in beside
     other = interval_chart([*entries, oracle._replace(name="best")], "t")

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from edgerec_gym.agents.data.exposed_lists import ListBatch, exposed_lists
-from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.data.moments import split_moments
 from edgerec_gym.agents.insertion.esan import ESAN
 from edgerec_gym.agents.insertion.train import load_network
-from edgerec_gym.agents.learning.epochs import request_settings
+from edgerec_gym.agents.learning.epochs import moment_settings
 from edgerec_gym.agents.lists.evaluator import CLICK
 from edgerec_gym.agents.lists.evaluator_training import judge_all
 from edgerec_gym.agents.rerank.train import SCORE_BATCH
@@ -36,7 +36,7 @@ class HeldCards(NamedTuple):
 def held_cards(logs: str | Path, network: ESAN, most: int = MOST_LISTS) -> HeldCards:
     """Read the first `most` lists of the held-out days; the same for all networks with the same horizon."""
     reader = LogReader(logs)
-    _, _, stream = split_requests(reader, **request_settings(network.settings, 0))
+    _, _, stream = split_moments(reader, **moment_settings(network.settings, 0))
     batches: list[ListBatch] = []
     sessions: list[np.ndarray] = []
     left = most

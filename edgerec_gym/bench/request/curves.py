@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from edgerec_gym.bench.rows import Played
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.evaluation.cache import Rows, row
 from edgerec_gym.evaluation.intervals import LEVEL, RESAMPLES, Interval, Statistic, resampled_means
-from edgerec_gym.evaluation.play import Sessions
 
-Played = dict[tuple[str, int | None], Sessions]
 FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and purchases
     "requests": "requests",
     "benefit": "",

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgerec_gym.agents.requests.effects import HORIZONS
 from edgerec_gym.agents.requests.planner import PriceController, RequestPlanner
-from edgerec_gym.agents.requests.scores import UpliftScore, readable
+from edgerec_gym.agents.requests.scores import UpliftScore, decision_inputs
 from edgerec_gym.agents.requests.train import load_model, uplift
 from edgerec_gym.agents.requests.uplift_models import UpliftModel
 from edgerec_gym.bench.request.effects import Audit, EffectSample, audit
@@ -74,7 +74,7 @@ def quality_rows(
     tau, h = requested - kept, sample.horizons.index(horizon)
     error = np.sqrt(sample.effects.error[:, h] ** 2 @ np.array(reward.outcome_weights) ** 2)
     bought = sample.effects.drawn[:, h, 1] > 0
-    observation = readable(sample.observation)
+    observation = decision_inputs(sample.observation)
     rows: Rows = []
     for agent, networks in models.items():
         effects = [[part.double().numpy() for part in uplift(network, observation)] for network in networks]

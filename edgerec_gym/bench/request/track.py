@@ -20,7 +20,7 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.requests import dqn
 from edgerec_gym.agents.requests.planner import price_of
 from edgerec_gym.agents.requests.scores import (
-    readable,
+    decision_inputs,
 )
 from edgerec_gym.agents.requests.train import load_model, uplift
 from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
@@ -242,7 +242,7 @@ def every_entry(
         found.append(Entry(f"interval {every}", make_baseline, {"kind": "interval", "number": every}))
     for kind, numbers in (("chance", (0.02, 0.05, 0.1, 0.2)), ("intent", (0.6, 0.45, 0.3))):
         found += [Entry(f"{kind} {x:g}", make_baseline, {"kind": kind, "number": x}) for x in numbers]
-    observation = readable(sample.observation)
+    observation = decision_inputs(sample.observation)
     for seed in seeds:
         for agent in ESTIMATORS:
             run = run_folder(out, agent, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgerec_gym.agents.data.logged_observations import ObservedLog, step_rewards, track_actions, with_last
+from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, track_actions, with_last
 from edgerec_gym.config import RewardConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
@@ -39,7 +39,7 @@ def test_a_log_is_the_environment_step_by_step(track, changes):
     plain = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(TRACKS[track]), None)
     table, catalog = with_last(plain), batch.users.world.catalog
     sessions = LoggedSessions.from_table(table, config, catalog)
-    log = ObservedLog(table, sessions, config, track)
+    log = TrackLog(table, sessions, config, track)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts) - 1  # the row behind the last slot is no step
     batch = make_batch(track, config)
@@ -78,7 +78,7 @@ def test_an_action_of_another_track_is_named():
     batch = make_batch("joint", config)
     table = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(), None)
     sessions = LoggedSessions.from_table(table, config, batch.users.world.catalog)
-    log = ObservedLog(table, sessions, config, "request")
+    log = TrackLog(table, sessions, config, "request")
     rows = np.arange(table.num_rows)
     session = np.repeat(np.arange(SESSIONS), np.diff(sessions.starts))
     seen = log.observations(session, rows - sessions.starts[session])

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from small_log import write_log
 
-from edgerec_gym.agents.data.moments import RequestBatch, RequestStream, split_requests
-from edgerec_gym.agents.data.observed_log import NOT_SHOWN, RequestLog
+from edgerec_gym.agents.data.moments import RerankBatch, RerankStream, split_moments
+from edgerec_gym.agents.data.observed_log import NOT_SHOWN, ObservedLog
 from edgerec_gym.answers import CLICK
 from edgerec_gym.config import CloudConfig, FeedConfig, preset
 from edgerec_gym.errors import InputError
@@ -32,11 +32,11 @@ def make_batch(config: FeedConfig) -> FeedBatch:
     return FeedBatch(SESSIONS, "joint", config, users.world.catalog, users, split="log")
 
 
-def logged(config: FeedConfig) -> tuple[pa.Table, RequestLog]:
+def logged(config: FeedConfig) -> tuple[pa.Table, ObservedLog]:
     batch = make_batch(config)
     table = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(), None)
     catalog = batch.users.world.catalog  # type: ignore[attr-defined]
-    return table, RequestLog(table, LoggedSessions.from_table(table, config, catalog), config)
+    return table, ObservedLog(table, LoggedSessions.from_table(table, config, catalog), config)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def all_requests(stream: RequestStream) -> list[RequestBatch]:
+def all_requests(stream: RerankStream) -> list[RerankBatch]:
     return [chunk.batch(np.arange(len(chunk))) for chunk in stream.chunks()]
 
 
@@ -127,7 +127,7 @@ def test_labels_are_the_answers_of_the_next_slots() -> None:
 
 def test_split_is_by_day_and_session(log_folder: Path) -> None:
     reader = LogReader(log_folder)
-    parts = [all_requests(stream) for stream in split_requests(reader, **SETTINGS)]
+    parts = [all_requests(stream) for stream in split_moments(reader, **SETTINGS)]
     train, stop, held_out = ({int(s) for b in part for s in b.session} for part in parts)
     assert train and stop and held_out
     assert not (train & stop or train & held_out or stop & held_out)
@@ -139,8 +139,8 @@ def test_split_is_by_day_and_session(log_folder: Path) -> None:
 
 def test_at_most_some_requests_a_session(log_folder: Path) -> None:
     reader = LogReader(log_folder)
-    few, _, _ = split_requests(reader, **SETTINGS | {"per_session": 2})
-    many, _, _ = split_requests(reader, **SETTINGS | {"per_session": 100})
+    few, _, _ = split_moments(reader, **SETTINGS | {"per_session": 2})
+    many, _, _ = split_moments(reader, **SETTINGS | {"per_session": 100})
     counts = [
         np.unique(np.concatenate([b.session for b in all_requests(s)]), return_counts=True)[1]
         for s in (few, many)
@@ -153,8 +153,8 @@ def test_a_log_that_does_not_fit_is_read_again_and_gives_the_same(
 ) -> None:
     monkeypatch.setattr("edgerec_gym.agents.data.log_stream.CHUNK_SLOTS", 500)
     reader = LogReader(log_folder)
-    kept = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS)
-    streamed = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS, cached_slots=1)
+    kept = RerankStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS)
+    streamed = RerankStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS, cached_slots=1)
     for _ in range(2):
         for a, b in zip(all_requests(kept), all_requests(streamed), strict=True):
             assert np.array_equal(a.shown, b.shown) and np.array_equal(a.click, b.click)
@@ -168,7 +168,7 @@ def test_a_log_without_candidates_takes_what_a_page_showed(tmp_path: Path) -> No
     table = table.set_column(
         at, table.schema.field(at), pa.nulls(table.num_rows, table.schema.field(at).type)
     )
-    without = RequestLog(table, log.sessions, log.config)
+    without = ObservedLog(table, log.sessions, log.config)
     first = without.observations(np.array([0]), np.array([0]))["pool"][0]
     page = (table["session"].to_numpy() == 0) & (table["page"].to_numpy() == 0)
     goods = np.flatnonzero(page & (table["card_type"].to_numpy() == 0))
@@ -181,7 +181,7 @@ def test_a_log_without_candidates_takes_what_a_page_showed(tmp_path: Path) -> No
 def test_a_hand_made_log_is_read(tmp_path: Path) -> None:
     """Its items repeat and its candidates are few; nothing of that breaks the requests."""
     reader = LogReader(write_log(tmp_path))
-    stream = RequestStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS)
+    stream = RerankStream(reader, None, lambda s: np.ones(len(s), bool), **SETTINGS)
     batches = all_requests(stream)
     assert sum(len(b.session) for b in batches) > 0
     for batch in batches:
@@ -191,4 +191,4 @@ def test_a_hand_made_log_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["horizon", "no_click", "per_session"])
 def test_settings_are_checked(log_folder: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
-        split_requests(LogReader(log_folder), **SETTINGS | {name: 0})
+        split_moments(LogReader(log_folder), **SETTINGS | {name: 0})

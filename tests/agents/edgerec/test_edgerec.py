@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgerec_gym.agents.edgerec.agent import EdgeRec
-from edgerec_gym.agents.edgerec.judges import JointNetwork, readable
+from edgerec_gym.agents.edgerec.judges import JointNetwork, agent_inputs
 from edgerec_gym.agents.edgerec.network import EdgeRecNetwork
 from edgerec_gym.agents.edgerec.rollouts import play_sessions
 from edgerec_gym.agents.edgerec.rules import Rules, load_rules, rules_from
@@ -164,7 +164,7 @@ def test_perception_takes_in_one_event_at_a_time(network: EdgeRecNetwork, lite: 
     judge.see(observation)
     late.see(observation)  # one that comes late reads the histories
     with torch.no_grad():
-        at_once = network.esan.perception(readable(observation))
+        at_once = network.esan.perception(agent_inputs(observation))
     for found in (judge.behaviour(np.arange(32)), late.behaviour(np.arange(32))):
         for name, codes in at_once.items():
             here = codes.present

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from edgerec_gym.agents.data.exposed_lists import ListBatch, exposed_lists
-from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.data.moments import split_moments
 from edgerec_gym.agents.insertion.esan import ESAN, ESANConfig, Prediction
 from edgerec_gym.agents.insertion.network_values import NetworkValues
 from edgerec_gym.agents.insertion.train import build, load_network, train
@@ -211,7 +211,7 @@ def test_learns_what_the_neighbours_do(lite: Scenario) -> None:
 
 
 def test_cards_weigh_more_than_goods(logs: Path, network: ESAN) -> None:
-    stream, _, _ = split_requests(LogReader(logs), horizon=10, no_click=10, per_session=8, seed=0)
+    stream, _, _ = split_moments(LogReader(logs), horizon=10, no_click=10, per_session=8, seed=0)
     batch = exposed_lists(next(iter(stream.chunks())), np.arange(60), network.list_size)
     judged = network.judge(batch)
     assert judged.logits.shape == (60, 10, 4) and not judged.answered.all()

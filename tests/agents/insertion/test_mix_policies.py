@@ -19,7 +19,7 @@ from edgerec_gym.agents.insertion.gradient import ESANGradient, ESANGradientConf
 from edgerec_gym.agents.insertion.network_values import NetworkValues
 from edgerec_gym.agents.insertion.policies import InsertionPlan, insertions, net_gains, policy_of
 from edgerec_gym.agents.insertion.values import SlotValues, TrueValues
-from edgerec_gym.agents.learning.rollouts import Played
+from edgerec_gym.agents.learning.rollouts import PlayedPlan
 from edgerec_gym.agents.list_policy import SlotBySlot
 from edgerec_gym.agents.lists.evaluator_training import build
 from edgerec_gym.agents.planner.solve import SOLVERS
@@ -246,7 +246,7 @@ def test_learns_which_cards_pay(lite: Scenario, monkeypatch: pytest.MonkeyPatch)
         cards = np.zeros_like(reward)
         cards[:, :10] = plan["insert"] > 0
         env.batch.arrays.exposures[:] = 10
-        return reward, cards, [Played(kept, rows, position)]
+        return reward, cards, [PlayedPlan(kept, rows, position)]
 
     monkeypatch.setattr(gradient, "play_plans", world)
     env = make_feeds("EdgeFeedMix-v0", 20, scenario=lite, users="synthetic")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from small_rerankers import build as build_reranker
 
 from edgerec_gym.agents.data.exposed_lists import OUTCOMES, PurchaseSurrogate, exposed_lists
-from edgerec_gym.agents.data.moments import split_requests
+from edgerec_gym.agents.data.moments import split_moments
 from edgerec_gym.agents.learning.epochs import log_record
 from edgerec_gym.agents.learning.tensors import to_tensors
 from edgerec_gym.agents.lists import evaluator_training
@@ -158,7 +158,7 @@ def test_value_by_hand(evaluator: ListEvaluator) -> None:
 
 def test_lists_are_what_the_log_shows(logs: Path) -> None:
     reader = LogReader(logs)
-    stream, _, _ = split_requests(reader, horizon=10, no_click=10, per_session=8, seed=0)
+    stream, _, _ = split_moments(reader, horizon=10, no_click=10, per_session=8, seed=0)
     chunk = next(iter(stream.chunks()))
     batch = exposed_lists(chunk, np.arange(len(chunk)), 10)
     sessions, pages = chunk.log.sessions, chunk.log.pages.of_slot

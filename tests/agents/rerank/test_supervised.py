@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file
 from small_rerankers import RERANKERS, build, train
 
-from edgerec_gym.agents.data.moments import Requests, split_requests
+from edgerec_gym.agents.data.moments import RerankMoments, split_moments
 from edgerec_gym.agents.find_policy import find_policy
-from edgerec_gym.agents.learning.epochs import log_record, request_settings
+from edgerec_gym.agents.learning.epochs import log_record, moment_settings
 from edgerec_gym.agents.learning.parameters import checkpoints
 from edgerec_gym.agents.learning.tensors import to_tensors
 from edgerec_gym.agents.registry import train_agent
@@ -46,7 +46,7 @@ def same(a: Path, b: Path) -> bool:
 def test_learns_a_few_requests_by_heart(logs: Path, agent: str) -> None:
     settings = RerankerConfig(learning_rate=0.01, hidden=16)
     reader = LogReader(logs)
-    stream, _, _ = split_requests(reader, **request_settings(settings, 0))
+    stream, _, _ = split_moments(reader, **moment_settings(settings, 0))
     few = Held.from_stream(stream, most=16)
     network = build(agent, reader.config, settings)
     before = few.gauc(network)
@@ -71,7 +71,7 @@ def test_a_run_is_loaded_back_and_played(logs: Path, lite: Scenario, tmp_path: P
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
     reader = LogReader(logs)
     settings = RerankerConfig.from_dict(record["hyper"])
-    _, stop, _ = split_requests(reader, **request_settings(settings, 0))
+    _, stop, _ = split_moments(reader, **moment_settings(settings, 0))
     found = Held.from_stream(stop).gauc(load_reranker(tmp_path, reader.config))
     assert found == pytest.approx(max(record["gauc"]), abs=1e-9)
     policies = [find_policy(name, "EdgeFeedRerank-v0", lite, "synthetic") for name in ("keep", str(tmp_path))]
@@ -81,15 +81,15 @@ def test_a_run_is_loaded_back_and_played(logs: Path, lite: Scenario, tmp_path: P
 
 
 def test_some_misses_stand_for_all(logs: Path) -> None:
-    def loss(misses: float, chunk: Requests, index: np.ndarray) -> float:
+    def loss(misses: float, chunk: RerankMoments, index: np.ndarray) -> float:
         reader, settings = LogReader(logs), RerankerConfig(hidden=8, misses=misses)
-        trainer = training.Trainer(
+        trainer = training.RerankTrainer(
             reader, log_record("dnn", "rerank", reader, 0, settings) | {"gauc": []}, settings
         )
         return float(trainer.loss(chunk, index, torch.Generator()).detach())
 
     reader = LogReader(logs)
-    chunk = next(split_requests(reader, **request_settings(RerankerConfig(), 0))[0].chunks())
+    chunk = next(split_moments(reader, **moment_settings(RerankerConfig(), 0))[0].chunks())
     full = (chunk.shown >= 0).all(1)
     clicked = chunk.click.any(1)
     hits, miss = np.flatnonzero(full & clicked)[:3], np.flatnonzero(full & ~clicked)[0]
@@ -113,18 +113,18 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 ) -> None:
     small = QUICK | {"epochs": 4}
     whole = train(tmp_path / "whole", logs, agent="dnn", **small)
-    original, epochs = training.Trainer.run_epoch, []
+    original, epochs = training.RerankTrainer.run_epoch, []
 
-    def dies(self: training.Trainer) -> None:
+    def dies(self: training.RerankTrainer) -> None:
         if len(epochs) == 2:
             raise KeyboardInterrupt
         epochs.append(1)
         original(self)
 
-    monkeypatch.setattr(training.Trainer, "run_epoch", dies)
+    monkeypatch.setattr(training.RerankTrainer, "run_epoch", dies)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", logs, agent="dnn", **small)
-    monkeypatch.setattr(training.Trainer, "run_epoch", original)
+    monkeypatch.setattr(training.RerankTrainer, "run_epoch", original)
     assert not (tmp_path / "killed" / "policy.json").exists()
     assert [p.name for p in checkpoints(tmp_path / "killed")] == ["step-000000000001", "step-000000000002"]
     load_reranker(tmp_path / "killed", LogReader(logs).config)
