@@ -320,8 +320,9 @@ def train_agent(
         InputError: unknown agent, logs or runs missing or not used, and what the training itself refuses.
     """
     found = find_agent(agent)
-    arguments = {name: value for name, value in place.items() if name in found.takes}
     _check_sources(found, logs, based_on, rules)
+    train = found.code("train")  # first: it says which extra is missing
+    arguments = {name: value for name, value in place.items() if name in found.takes}
     if LOGS in found.learns_from:
         arguments["logs"] = logs
     if found.starts_from:
@@ -330,7 +331,7 @@ def train_agent(
         arguments["rules"] = rules
     if found.network is not None:
         arguments["network"] = found.code("network")
-    record: dict[str, Any] = found.code("train")(
+    record: dict[str, Any] = train(
         out,
         agent=found.name,
         seed=seed,

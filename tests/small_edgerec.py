@@ -10,7 +10,7 @@ import torch
 from edgerec_gym.agents.edgerec.network import EdgeRecNetwork
 from edgerec_gym.agents.edgerec.values import FEATURES
 from edgerec_gym.agents.insertion.esan import ESANConfig
-from edgerec_gym.agents.lists.evaluator_training import build
+from edgerec_gym.agents.insertion.train import build
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario

@@ -69,14 +69,3 @@ def test_agents_have_one_name():
 def test_agents_link_points_to_the_folder():
     link = ROOT / "edgerec_gym" / "agents"
     assert link.resolve() == (ROOT / "agents").resolve()
-
-
-def test_the_arrow_points_one_way():
-    """Nothing in edgerec_gym imports the agents, but for the commands, inside their functions."""
-    for file in (ROOT / "edgerec_gym").rglob("*.py"):
-        if "agents" in file.relative_to(ROOT / "edgerec_gym").parts:
-            continue
-        for line in file.read_text().splitlines():
-            if "import" in line and "edgerec_gym.agents" in line:
-                inside_command = file.parent.name == "commands" or file.name == "commands/demo.py"
-                assert inside_command and line.startswith("    "), (file, line)

@@ -70,7 +70,7 @@ def test_the_command_line_starts_without_torch():
         ("no scenario 'nowhere'", "train --out x --scenario nowhere"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "evaluate keep --id EdgeFeed-v9"),
         ("unknown id 'EdgeFeed-v9'; ids are EdgeFeed-v0", "train --out x --id EdgeFeed-v9"),
-        ("unknown agent 'dqn'; allowed: pointer-ppo, flat-ppo, crban", "train --out x --agent dqn"),
+        ("unknown agent 'dqn'; allowed: pointer-ppo, flat-ppo, dnn", "train --out x --agent dqn"),
         ("agent 'crban' learns from logs: give a log folder with --logs", "train --out x --agent crban"),
         ("logs.json does not exist", "train --out x --agent crban --logs nowhere"),
         ("learns by playing and reads no logs", "train --out x --logs nowhere"),

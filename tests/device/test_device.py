@@ -237,11 +237,13 @@ def test_codes_are_those_of_the_incremental_perception(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["EdgeFeedSlate-v0", "EdgeFeedRerank-v0", "EdgeFeed-v0"])
-@pytest.mark.parametrize("agent", ["crban", "pointer", "search"])
+@pytest.mark.parametrize("agent", ["crban", "pointer", "sequence-search"])
 def test_it_plays_as_the_torch_policy_does(tmp_path: Path, lite: Scenario, env_id: str, agent: str) -> None:
     """As long as histories hold all that has happened; without draws, since they depend on the batch."""
     k = lite.config.slate_size
-    network: Reranker = {"crban": crban, "pointer": pointer, "search": lambda: search(samples=0)}[agent]()
+    network: Reranker = {"crban": crban, "pointer": pointer, "sequence-search": lambda: search(samples=0)}[
+        agent
+    ]()
     export_network(network, tmp_path / "device", find_agent(agent), "lite", lite.config, k)
     options: dict[str, Any] = {"scenario": lite, "users": "synthetic", "max_slots": 20}
     env = make_feeds(env_id, 6, **options)

@@ -31,7 +31,9 @@ def logs(tmp_path_factory):
 def test_episodes_are_what_the_environment_plays(logs, tmp_path, monkeypatch, name, env_id):
     minari = pytest.importorskip("minari")
     pytest.importorskip("h5py")
-    monkeypatch.setattr(minari, "BLOCK_SLOTS", 100)  # several blocks, and sessions larger than one
+    monkeypatch.setattr(
+        "edgerec_gym.agents.data.minari.BLOCK_SLOTS", 100
+    )  # several blocks, and sessions larger than one
     out = tmp_path / "minari" / "edgefeed-test-v0"
     done = export_minari(logs / name, out, env_id=env_id)
     assert {path.name for path in out.parent.iterdir()} == {out.name}  # nothing temporary is left

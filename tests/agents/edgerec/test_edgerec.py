@@ -17,7 +17,7 @@ from edgerec_gym.agents.edgerec.rules import Rules, load_rules, rules_from
 from edgerec_gym.agents.edgerec.values import N_CANDIDATES, Branch, fit
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.insertion.esan import ESANConfig
-from edgerec_gym.agents.lists.evaluator_training import build
+from edgerec_gym.agents.insertion.train import build
 from edgerec_gym.errors import InputError
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario

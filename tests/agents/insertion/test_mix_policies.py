@@ -18,10 +18,10 @@ from edgerec_gym.agents.insertion.esan import ESAN, ESANConfig
 from edgerec_gym.agents.insertion.gradient import ESANGradient, ESANGradientConfig, at_equal_share
 from edgerec_gym.agents.insertion.network_values import NetworkValues
 from edgerec_gym.agents.insertion.policies import InsertionPlan, insertions, net_gains, policy_of
+from edgerec_gym.agents.insertion.train import build
 from edgerec_gym.agents.insertion.values import SlotValues, TrueValues
 from edgerec_gym.agents.learning.rollouts import PlayedPlan
 from edgerec_gym.agents.list_policy import SlotBySlot
-from edgerec_gym.agents.lists.evaluator_training import build
 from edgerec_gym.agents.planner.solve import SOLVERS
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.bench.mix import track

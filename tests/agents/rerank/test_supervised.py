@@ -84,7 +84,10 @@ def test_some_misses_stand_for_all(logs: Path) -> None:
     def loss(misses: float, chunk: RerankMoments, index: np.ndarray) -> float:
         reader, settings = LogReader(logs), RerankerConfig(hidden=8, misses=misses)
         trainer = training.RerankTrainer(
-            reader, log_record("dnn", "rerank", reader, 0, settings) | {"gauc": []}, settings
+            reader,
+            log_record("dnn", "rerank", reader, 0, settings) | {"gauc": []},
+            settings,
+            RERANKERS["dnn"],
         )
         return float(trainer.loss(chunk, index, torch.Generator()).detach())
 
@@ -168,7 +171,6 @@ def test_refuses_what_does_not_fit(logs: Path, lite: Scenario, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agent": "lambdamart"}, "unknown agent 'lambdamart'; allowed: crban, dnn"),
         ({"hidden_size": 3}, "RerankerConfig has no field 'hidden_size'; did you mean 'hidden'"),
         ({"hidden": 1}, "hidden = 1 is out of range"),
         ({"seed": -1}, "seed = -1 is out of range"),
@@ -192,5 +194,5 @@ def test_the_table_of_agents_says_what_is_missing(logs: Path, tmp_path: Path) ->
         train_agent("crban", tmp_path, logs=None, **common)
     with pytest.raises(InputError, match="agent 'pointer-ppo' learns by playing and reads no logs"):
         train_agent("pointer-ppo", tmp_path, logs=logs, **common)
-    with pytest.raises(InputError, match="unknown agent 'dqn'; allowed: pointer-ppo, flat-ppo, crban"):
+    with pytest.raises(InputError, match="unknown agent 'dqn'; allowed: pointer-ppo, flat-ppo, dnn"):
         train_agent("dqn", tmp_path, logs=logs, **common)
