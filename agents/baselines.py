@@ -1,16 +1,16 @@
-"""Simple policies that every learned one must beat. All follow :class:`~edgerec_gym.policy.Policy`.
+"""Simple policies that every learned policy must beat. All follow :class:`~edgerec_gym.policy.Policy`.
 
 | name | decides | tracks |
 | --- | --- | --- |
 | random | uniformly among the legal actions | all |
 | keep | cloud order, no cards, automatic pages only | all |
 | greedy | the pool row with the highest base ctr score | joint, rerank, slate |
-| device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | the same |
+| device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | as greedy |
 | mmr, dpp | base ctr, diversified against the cards shown last (diversity.py) | joint, rerank |
 | fixed-slot | cloud order, a card at every k-th slot, card types in turn | joint, mix |
-| fixed-interval | cloud order, a request when the page is m slots old | joint, request |
+| fixed-interval | cloud order, a request once the page is m slots old | joint, request |
 
-On the track slate (EdgeFeedSlate-v0) they plan lists: see :mod:`edgerec_gym.agents.list_policy`.
+On the slate track (EdgeFeedSlate-v0) they plan lists; see :mod:`edgerec_gym.agents.list_policy`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Keep:
         return observation["action_mask"].argmax(axis=1)
 
     def scores(self, observation: Observation) -> np.ndarray:
-        """Return (B, N), no score above another."""
+        """Return (B, N) zeros: no row is preferred."""
         return np.zeros(observation["pool"].shape[:2])
 
 
 class Random:
-    """Uniform over the legal actions, from its own generator."""
+    """Uniform over the legal actions, drawn from its own generator."""
 
     name = "random"
 
@@ -62,7 +62,7 @@ class Random:
         self.generator = np.random.default_rng(seed)
 
     def reset(self, mask: np.ndarray) -> None:
-        """Do nothing: the generator runs on."""
+        """Do nothing: the generator keeps its state."""
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
@@ -93,7 +93,7 @@ class Greedy:
 
 
 class DeviceGreedy(LiveInterest):
-    """Re-rank by base ctr plus the match with what the user did on this device (options: its parent's)."""
+    """Re-rank by base ctr plus match with recent behaviour on the device (options of the parent class)."""
 
     name = "device-greedy"
     stateless = True
@@ -107,11 +107,11 @@ class DeviceGreedy(LiveInterest):
 
 
 class FixedSlot:
-    """Cloud order with a card at every k-th slot, card types in turn; one that is not legal is skipped.
+    """Cloud order with a card at every k-th slot; card types take turns, and illegal ones are skipped.
 
     Args:
         track: "joint" or "mix".
-        every: slots from one card to the next.
+        every: k, the number of slots from one card to the next.
     """
 
     name = "fixed-slot"
@@ -132,10 +132,10 @@ class FixedSlot:
         """Return (B,) int64."""
         mask, n_features = observation["action_mask"], observation["pool"].shape[2]
         first = observation["pool"].shape[1] if self.track == "joint" else 1
-        types = observation["cards"][:, :, n_features + 1 :]  # (B, M, T - 1) one-hot, goods left out
+        types = observation["cards"][:, :, n_features + 1 :]  # (B, M, T - 1) one-hot, without goods
         legal = mask[:, first : first + types.shape[1], None] * types > 0
         n_types = types.shape[2]
-        order = (self.turn[:, None] + np.arange(n_types)) % n_types  # (B, T - 1), whose turn it is first
+        order = (self.turn[:, None] + np.arange(n_types)) % n_types  # (B, T - 1), next in turn first
         fits = np.take_along_axis(legal.any(axis=1), order, axis=1)
         chosen = np.take_along_axis(order, fits.argmax(axis=1)[:, None], axis=1)[:, 0]
         insert = (self.slot % self.every == self.every - 1) & fits.any(axis=1)
@@ -146,18 +146,18 @@ class FixedSlot:
 
 
 class FixedInterval:
-    """Cloud order with a request whenever the page is `every` slots old, where it is legal.
+    """Cloud order with a request, if legal, whenever the page is `every` slots old.
 
     Args:
-        every: slots from a page's arrival to the request; None for half a page.
+        every: slots from a page's arrival to the request; None means half a page.
     """
 
     name = "fixed-interval"
 
     def __init__(self, every: int | None = None) -> None:
         self.every = None if every is None else _at_least_one("every", every)
-        self.age = np.zeros(0)  # of the page, in slots
-        self.pages = np.zeros(0)  # the same, in pages, as observed last
+        self.age = np.zeros(0)  # of the current page, in slots
+        self.pages = np.zeros(0)  # the same in pages, from the last observation
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
@@ -194,7 +194,7 @@ BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
 
 
 def baselines_of(track: str) -> tuple[str, ...]:
-    """Names of the baselines that play a track."""
+    """Return the names of the baselines that play a track."""
     return tuple(name for name, (_, tracks) in BASELINES.items() if track in tracks)
 
 
@@ -203,18 +203,18 @@ def make_policy(
 ) -> Policy:
     """Make a policy by name.
 
-    List policies play EdgeFeed-v0 and EdgeFeedRerank-v0 slot by slot, and EdgeFeedSlate-v0 as it is.
+    List policies play EdgeFeed-v0 and EdgeFeedRerank-v0 slot by slot, and EdgeFeedSlate-v0 directly.
 
     Args:
-        name: a baseline, or "package.module:Class" for a policy of your own.
+        name: name of a baseline, or "package.module:Class" for your own policy.
         id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request", "slate".
-        seed: of the policy's own randomness.
-        slate_size: K, of the plans of EdgeFeedSlate-v0.
-        **options: arguments of the policy. `track`, `seed` and `slate_size` are passed on to those that take
-            them.
+        seed: seed of the policy's own generator.
+        slate_size: K, the length of a plan in EdgeFeedSlate-v0.
+        **options: arguments of the policy. `track`, `seed` and `slate_size` are passed to policies that
+            accept them.
 
     Raises:
-        InputError: unknown name or option, or a policy that does not play this track.
+        InputError: if the name or an option is unknown, or the policy does not play this track.
     """
     track = track_of(id_or_track)
     factory: Callable[..., Any]
@@ -242,7 +242,7 @@ def make_policy(
 
 
 def _for_track(policy: Any, track: str, slate_size: int) -> Policy:
-    """Give a list policy the form in which it plays a track."""
+    """Wrap a list policy so that it plays a track."""
     if track == SLATE and not hasattr(policy, "plan") and hasattr(policy, "scores"):
         policy = ScoredList(policy, slate_size)
     if not hasattr(policy, "plan") or (hasattr(policy, "act") and track != SLATE):
@@ -264,6 +264,6 @@ def _import_class(name: str) -> Callable[..., Policy]:
         raise InputError(f"policy {name!r}: module {module!r} has no {attribute!r}") from None
     if not ((hasattr(factory, "act") or hasattr(factory, "plan")) and hasattr(factory, "reset")):
         raise InputError(
-            f"policy {name!r} is no policy: it needs reset(mask) and act(observation) or plan(observation)"
+            f"policy {name!r} is not a policy: it needs reset(mask) and act(observation) or plan(observation)"
         )
     return factory

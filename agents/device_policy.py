@@ -1,4 +1,4 @@
-"""Play an exported re-ranker in the environment: every session is one phone's."""
+"""Play an exported re-ranker in the environment, one phone per session."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ COUNTS = {name: CONTEXT.index(name) for name in SEQUENCES}
 
 
 class DevicePolicy:
-    """Sessions on phones, one a row: events are taken up as they show in the observation.
+    """Run one phone session per row; each appends events as they appear in the observation.
 
-    While a session is no longer than the histories, it plays as the torch policy does; after that the phone
-    remembers more. At every slot it plays the row that it puts first (a sequence search plays its lists); no
-    cards, no requests.
+    As long as a session fits into the histories, the policy plays as the torch policy does; after that the
+    phone remembers more. At every slot it plays its top row (a sequence search plays its lists). It inserts
+    no cards and makes no requests.
 
     Args:
-        name: of the policy.
-        model: what runs.
-        max_slots: of the environment, which scales the counts of events in its context.
+        name: name of the policy.
+        model: the exported model to run.
+        max_slots: the environment's max_slots, the scale of the event counts in the context.
     """
 
     def __init__(self, name: str, model: DeviceModel, max_slots: int) -> None:
@@ -37,18 +37,18 @@ class DevicePolicy:
         self.sessions: list[DeviceSession] = []
 
     def reset(self, mask: np.ndarray) -> None:
-        """Start the sessions where `mask` (B,) is True."""
+        """Start new sessions where `mask` (B,) is True."""
         if len(self.sessions) != len(mask):
             self.sessions = [DeviceSession(self.model) for _ in mask]
         for row in np.flatnonzero(mask):
             self.sessions[row] = DeviceSession(self.model)
 
     def scores(self, observation: Observation) -> np.ndarray:
-        """Return (B, N) float32; of CRBAN only."""
+        """Return (B, N) float32; CRBAN only."""
         return np.stack([session.scores(one) for session, one in self._followed(observation)])
 
     def lists(self, observation: Observation, k: int) -> np.ndarray:
-        """Return (B, k) int64 pool rows, -1 behind the end of a list."""
+        """Return (B, k) int64 pool rows, -1 after the end of a list."""
         return np.stack([session.rerank(one, k) for session, one in self._followed(observation)])
 
     def act(self, observation: Observation) -> np.ndarray:
@@ -61,7 +61,7 @@ class DevicePolicy:
         return best_legal(score, observation["action_mask"])
 
     def _followed(self, observation: Observation) -> list[tuple[DeviceSession, Observation]]:
-        """Sessions that have taken up what has happened, and their observations."""
+        """Bring the sessions up to date; return each with its observation."""
         check_observation(observation)
         if len(self.sessions) != len(observation["context"]):
             self.reset(np.ones(len(observation["context"]), np.bool_))
@@ -72,23 +72,23 @@ class DevicePolicy:
                 name: round(float(one["context"][column]) * self.max_slots) for name, column in COUNTS.items()
             }
             if any(total[name] < self.sessions[row].count[name] for name in SEQUENCES):
-                self.sessions[row] = DeviceSession(self.model)  # a new session, started without a reset
+                self.sessions[row] = DeviceSession(self.model)  # a new session began without a reset
             session = self.sessions[row]
             for name in SEQUENCES:
                 new = total[name] - session.count[name]
                 events = one[name][one[name].any(axis=1)]
                 for event in events[max(0, len(events) - new) :]:
                     session.append(name, event)
-                session.count[name] = total[name]  # also those that the history has lost already
+                session.count[name] = total[name]  # including events that have left the history
             both.append((session, one))
         return both
 
 
 def load_policy(folder: str | Path, env: Any) -> Policy:
-    """Load an exported re-ranker to play an environment of the tracks joint, rerank or slate.
+    """Load an exported re-ranker to play the joint, rerank or slate track.
 
     Raises:
-        InputError: broken files, or an environment of another track or of other sizes.
+        InputError: if files are broken, or the environment has another track or other sizes.
     """
     feed = getattr(env, "unwrapped", env)
     if feed.track not in TRACKS:

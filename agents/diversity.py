@@ -1,6 +1,6 @@
 """Diversity on top of a pointwise score: maximal marginal relevance and determinantal point processes.
 
-Both build a list greedily and count the cards shown last as its beginning, so they also play slot by slot.
+Both build a list greedily and treat the cards shown last as its beginning, so they also play slot by slot.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import N_SCALARS
 
 BASE_CTR = 1
-LEAST_VARIANCE = 1e-9  # below that, a card is a combination of those before it
+LEAST_VARIANCE = 1e-9  # below this, a card is a linear combination of earlier ones
 
 Scorer = Callable[[Observation], np.ndarray]
 
 
 def base_ctr_score(observation: Observation) -> np.ndarray:
-    """Logit of the base ctr of every pool row, (B, N)."""
+    """Return the logit of the base ctr of every pool row, (B, N)."""
     pool = observation["pool"]
     ctr = np.clip(pool[:, :, pool.shape[2] - N_SCALARS + BASE_CTR].astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(ctr / (1 - ctr))
 
 
 def last_shown(observation: Observation, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the cards placed last, (B, window, d), and which of them are there, (B, window)."""
+    """Return embeddings of the last cards placed, (B, window, d), and which are present, (B, window)."""
     d = observation["pool"].shape[2] - N_SCALARS
     cards = [observation["exposures"][:, :, :d]]
     if "screen" in observation:
@@ -39,22 +39,22 @@ def last_shown(observation: Observation, window: int) -> tuple[np.ndarray, np.nd
 
 
 class _Nearest:
-    """Cosine of each card to the most similar card of the list, 0 while the list is empty."""
+    """Cosine between each card and the most similar card on the list; 0 while the list is empty."""
 
     def __init__(self, cards: np.ndarray) -> None:
         self.cards = cards  # (B, L, d)
         self.value = np.zeros(cards.shape[:2])
 
     def add(self, row: np.ndarray, present: np.ndarray) -> None:
-        """Put card `row` (B,) on the list where `present` (B,)."""
+        """Add card `row` (B,) to the list where `present` (B,)."""
         cosine = similarity(self.cards, row)
         self.value = np.where(present[:, None], np.maximum(self.value, cosine), self.value)
 
 
 class _Volume:
-    """Log of how much each card adds to the volume of the list (Chen et al., NeurIPS'18).
+    """Log of the volume that each card would add to the list (Chen et al., NeurIPS'18).
 
-    The kernel is (1 + cosine) / 2; the list's Cholesky factor grows by a row with every card.
+    The kernel is (1 + cosine) / 2; the list's Cholesky factor grows by one row per card.
     """
 
     def __init__(self, cards: np.ndarray) -> None:
@@ -64,11 +64,11 @@ class _Volume:
 
     @property
     def value(self) -> np.ndarray:
-        """(B, L)."""
+        """Log of the added volume, (B, L)."""
         return np.log(self.variance)
 
     def add(self, row: np.ndarray, present: np.ndarray) -> None:
-        """Put card `row` (B,) on the list where `present` (B,)."""
+        """Add card `row` (B,) to the list where `present` (B,)."""
         kernel = (1 + similarity(self.cards, row)) / 2
         every = np.arange(len(row))
         known = (self.factor @ self.factor[every, row][:, :, None])[:, :, 0]
@@ -78,12 +78,12 @@ class _Volume:
 
 
 def similarity(cards: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Cosines (B, L) of card `row` (B,) with all cards (B, L, d) of length 1."""
+    """Return cosines (B, L) of card `row` (B,) with all cards (B, L, d), which have unit length."""
     return (cards @ cards[np.arange(len(row)), row][:, :, None])[:, :, 0]
 
 
 class _GreedyList:
-    """Emit the list that greedily maximises relevance x score + weight x diversity."""
+    """Greedily maximise relevance x score + (1 - relevance) x weight x diversity."""
 
     name = ""
     memory: type[_Nearest] | type[_Volume]
@@ -101,11 +101,11 @@ class _GreedyList:
         """Do nothing: the observation holds the cards shown last."""
 
     def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64, the legal pool row that comes next."""
+        """Return the next legal pool row, (B,) int64."""
         return self.emit(observation, 1)[:, 0]
 
     def emit(self, observation: Observation, k: int) -> np.ndarray:
-        """Return k different legal pool rows in order, (B, k) int64; -1 where the pool has fewer."""
+        """Return k distinct legal pool rows in order, (B, k) int64; -1 where the pool has fewer."""
         score = self.scorer(observation)
         left = observation["action_mask"][:, : score.shape[1]] > 0
         shown, present = last_shown(observation, self.window)
@@ -126,11 +126,11 @@ class _GreedyList:
 
 
 class MaximalMarginalRelevance(_GreedyList):
-    """Score minus the similarity to the most similar card of the list (Carbonell and Goldstein, SIGIR'98).
+    """Score minus similarity to the most similar card on the list (Carbonell and Goldstein, SIGIR'98).
 
     Args:
-        relevance: lambda, in 0..1; 1 is the score alone.
-        window: cards shown last that count as the list's beginning.
+        relevance: lambda, in 0..1; 1 uses the score alone.
+        window: how many of the last cards shown count as the list's beginning.
         scorer: observation -> (B, N); default: the logit of the base ctr.
     """
 
@@ -144,8 +144,8 @@ class DeterminantalPointProcess(_GreedyList):
     """Greedy maximum a posteriori list of a determinantal point process (Chen et al., NeurIPS'18).
 
     Args:
-        relevance: theta, in 0..1; 1 is the score alone.
-        window: cards shown last that count as the list's beginning.
+        relevance: theta, in 0..1; 1 uses the score alone.
+        window: how many of the last cards shown count as the list's beginning.
         scorer: observation -> (B, N), in logits; default: the logit of the base ctr.
     """
 

@@ -1,4 +1,4 @@
-"""Policies by name, as the command line takes them."""
+"""Find policies by name, as given on the command line."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from edgerec_gym.scenario import Scenario
 
 
 def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, seed: int = 0) -> Policy:
-    """Return a baseline, the oracle, a trained policy or one of the user's own.
+    """Return a baseline, the oracle, a trained policy or the user's own policy.
 
     Args:
         name: a name of :data:`~edgerec_gym.agents.baselines.BASELINES`, "oracle", the folder of a trained
-            run or of an exported device model, or "module:Class" (the module may lie in the working
+            run or of an exported device model, or "module:Class" (the module may be in the working
             directory).
-        env_id: the id that it will play.
-        scenario: the scenario that it will play, which says the sizes that a trained policy must fit.
-        users: the users that it will meet.
-        seed: of the policy's own randomness.
+        env_id: the environment id to play.
+        scenario: the scenario to play; a trained policy must fit its sizes.
+        users: the kind of users to play with.
+        seed: seed of the policy's own generator.
 
     Raises:
-        InputError: no such policy, or one that does not fit.
-        MissingExtraError: a trained policy without torch.
+        InputError: if there is no such policy, or it does not fit.
+        MissingExtraError: if a trained policy needs torch, which is not installed.
     """
     if name == OraclePolicy.name:
         return OraclePolicy()
@@ -43,7 +43,7 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
         return load_policy(name, env)
     if ":" in name:
         if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())  # a console script does not start with it
+            sys.path.insert(0, os.getcwd())  # a console script does not put it on the path
     elif name not in BASELINES:
         known = ", ".join((*BASELINES, OraclePolicy.name))
         raise InputError(
@@ -56,7 +56,7 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
 def find_policies(
     names: Sequence[str], env_id: str, scenario: str | Scenario, users: str, seed: int = 0
 ) -> list[Policy]:
-    """Return the policies of several names, each once; several trained runs are named by their folders."""
+    """Return the named policies without duplicates; if several are runs, they are named by their folders."""
     runs = [name for name in dict.fromkeys(names) if Path(name).is_dir()]
     found: dict[str, Policy] = {}
     for name in dict.fromkeys(names):

@@ -1,8 +1,8 @@
-"""List policies: they plan the next K slots at once, as EdgeFeedSlate-v0 takes them.
+"""List policies plan the next K slots at once, as EdgeFeedSlate-v0 expects.
 
 :class:`SlateBySlate` plays a list policy in EdgeFeedSlate-v0, where the environment ends a stale plan;
-:class:`SlotBySlot` plays it in EdgeFeed-v0 or EdgeFeedRerank-v0 and sees from the observation when one is. A
-policy that decides slot by slot cannot plan a list, unless it has scores (:class:`ScoredList`).
+:class:`SlotBySlot` plays it in the joint, rerank and mix tracks and detects stale plans from the observation.
+A policy that decides slot by slot can plan a list only if it has scores (:class:`ScoredList`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # 
 class ListPolicy(Protocol):
     """Plans the next slots of a batch of sessions, from observations only.
 
-    Rows of one call need not be equally far: a caller may use the plan of some of them and call again. One
-    that plans each row from its observation alone may say so with `stateless = True`: then it is asked for
-    the rows only that need a plan.
+    Rows of one call may be at different slots: a caller may use the plans of some rows only and call again.
+    A policy that plans each row from its observation alone may set `stateless = True`; it is then called
+    only with the rows that need a plan.
     """
 
     name: str
@@ -51,15 +51,15 @@ class Scorer(Protocol):
         """Forget the rows where `mask` (B,) bool is True."""
 
     def scores(self, observation: Observation) -> np.ndarray:
-        """Return (B, N) scores of the pool rows, higher first."""
+        """Return (B, N) scores of the pool rows; higher is better."""
 
 
 class ScoredList:
-    """The pool by its scores now, no cards, no requests.
+    """Plan the pool in order of its current scores, without cards or requests.
 
     Args:
         scorer: scores the pool, e.g. Greedy or DeviceGreedy.
-        slate_size: K.
+        slate_size: K, the length of a plan.
     """
 
     def __init__(self, scorer: Scorer, slate_size: int) -> None:
@@ -82,9 +82,9 @@ class ScoredList:
 
 
 def order_of(lists: np.ndarray, n_pool: int) -> np.ndarray:
-    """Scores (B, N) float32 in -1..1 of the pool rows, so that lists (B, K) int64 of them come first.
+    """Return scores (B, N) float32 in -1..1 that put the rows of lists (B, K) int64 first, in order.
 
-    -1 in a list is no row; rows that are in no list follow in cloud order.
+    -1 in a list stands for no row. Rows that are not listed follow in cloud order.
     """
     n_sessions, n_places = lists.shape
     order = np.zeros((n_sessions, n_pool + 1), np.float32)
@@ -102,15 +102,15 @@ class Emitter(Protocol):
         """Forget the rows where `mask` (B,) bool is True."""
 
     def lists(self, observation: Observation, k: int) -> np.ndarray:
-        """Return (B, k) int64 pool rows in order, -1 behind the end of a list."""
+        """Return (B, k) int64 pool rows in order, -1 after the end of a list."""
 
 
 class EmittedList:
-    """The list that an emitter emits now, no cards, no requests.
+    """Plan the list that an emitter returns, without cards or requests.
 
     Args:
         emitter: emits lists, e.g. a trained generator.
-        slate_size: K.
+        slate_size: K, the length of a plan.
     """
 
     def __init__(self, emitter: Emitter, slate_size: int) -> None:
@@ -132,13 +132,13 @@ class EmittedList:
 
 
 class RandomList:
-    """A random order, no card or a legal one at a random slot, and every other time a request, if legal.
+    """A random order, no card or a legal one at a random slot, and half the time a request, if legal.
 
-    A card that is legal now stays so until another one is placed or a page comes: it may wait for its slot.
+    A card that is legal now stays legal until another one is placed or a page arrives, so it can wait.
 
     Args:
-        slate_size: K.
-        seed: of its own generator.
+        slate_size: K, the length of a plan.
+        seed: seed of the policy's own generator.
     """
 
     name = "random"
@@ -147,7 +147,7 @@ class RandomList:
         self.slate_size, self.generator = slate_size, np.random.default_rng(seed)
 
     def reset(self, mask: np.ndarray) -> None:
-        """Do nothing: the generator runs on."""
+        """Do nothing: the generator keeps its state."""
 
     def plan(self, observation: Observation) -> dict[str, np.ndarray]:
         """Return the plan; see :class:`ListPolicy`."""
@@ -167,16 +167,16 @@ class RandomList:
 
 
 class SlateBySlate:
-    """Plays a list policy in EdgeFeedSlate-v0; follows :class:`~edgerec_gym.policy.Policy`.
+    """Play a list policy in EdgeFeedSlate-v0 as a :class:`~edgerec_gym.policy.Policy`.
 
     Args:
-        list_policy: plans.
+        list_policy: makes the plans.
     """
 
     def __init__(self, list_policy: ListPolicy) -> None:
         self.list_policy, self.name = list_policy, list_policy.name
         self.stateless = getattr(list_policy, "stateless", False)
-        if hasattr(list_policy, "bind"):  # an oracle
+        if hasattr(list_policy, "bind"):  # it is an oracle
             self.bind = list_policy.bind
 
     def reset(self, mask: np.ndarray) -> None:
@@ -184,31 +184,31 @@ class SlateBySlate:
         self.list_policy.reset(mask)
 
     def act(self, observation: Observation) -> Any:
-        """Return the plan; InputError if the observation is not finite."""
+        """Return the plan; raise InputError if the observation is not finite."""
         check_observation(observation)
         return self.list_policy.plan(observation)
 
     def explain(self, row: int) -> Explanation | None:
-        """Tell what the list policy says of its last plan in one row."""
+        """Return the list policy's explanation of its last plan in one row."""
         return self.list_policy.explain(row) if hasattr(self.list_policy, "explain") else None
 
 
 class SlotBySlot:
-    """Plays a list policy in EdgeFeed-v0, EdgeFeedRerank-v0 or EdgeFeedMix-v0; knows only the observation.
+    """Play a list policy in EdgeFeed-v0, EdgeFeedRerank-v0 or EdgeFeedMix-v0 from observations only.
 
     A new plan is made at each trigger: a click, a deletion (exposure action delete_reason), `every` exposures
-    without a click, a new page, or when all K slots of the plan are filled. What is not legal at a slot (also
-    cards and requests in EdgeFeedRerank-v0) is left out: the next row in order is placed. In EdgeFeedMix-v0
-    only the cards are played. A request is made with the first slot of a plan and takes the place of what
-    stood there, as in EdgeFeedSlate-v0.
+    without a click, a new page, or the end of the plan's K slots. Where an action is illegal (like cards
+    and requests in EdgeFeedRerank-v0), the next row in order is placed instead. In EdgeFeedMix-v0 only the
+    cards are played. A request is made at the first slot of a plan and replaces what was planned there, as in
+    EdgeFeedSlate-v0.
 
     Args:
-        list_policy: plans.
-        every: exposures without a click that make a plan stale, at least 1; None: only its end does.
-        mix: it plays EdgeFeedMix-v0.
+        list_policy: makes the plans.
+        every: exposures without a click that make a plan stale, at least 1; None disables this trigger.
+        mix: whether it plays EdgeFeedMix-v0.
 
     Raises:
-        InputError: `every` is no such number; a plan of a wrong form or with scores that are not finite.
+        InputError: if `every` is invalid, or a plan is malformed or has scores that are not finite.
     """
 
     def __init__(self, list_policy: ListPolicy, every: int | None = None, mix: bool = False) -> None:
@@ -216,7 +216,7 @@ class SlotBySlot:
             raise InputError(f"every = {every!r} must be a whole number of exposures, at least 1, or None")
         self.list_policy, self.every, self.mix, self.name = list_policy, every, mix, list_policy.name
         self._stale = np.zeros(0, np.bool_)
-        if hasattr(list_policy, "bind"):  # an oracle
+        if hasattr(list_policy, "bind"):  # it is an oracle
             self.bind = list_policy.bind
 
     def reset(self, mask: np.ndarray) -> None:
@@ -224,11 +224,11 @@ class SlotBySlot:
         self.list_policy.reset(mask)
         if not len(self._stale):
             self._stale = np.ones(len(mask), np.bool_)
-            self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; without a click
+            self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; since a click
             self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
             self._last = np.zeros(len(mask), np.int64)
-            self._why = np.full(len(mask), "", object)  # what would have made a plan stale last
-            self._said: list[Explanation | None] = [None] * len(mask)  # when the plan was made
+            self._why = np.full(len(mask), "", object)  # the most recent trigger
+            self._said: list[Explanation | None] = [None] * len(mask)  # explanations given with the plan
             self._plan: Plan | None = None
         self._stale |= mask
         self._slot[mask] = -1
@@ -236,7 +236,7 @@ class SlotBySlot:
         self._page_views[mask] = 0
 
     def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64; sessions that stand still, since they have ended, repeat their last action."""
+        """Return (B,) int64; sessions that have ended repeat their last action."""
         slot = observation["context"][:, SLOT]
         moved, self._slot = slot != self._slot, slot.copy()
         stale = self._stale | self._triggered(observation)
@@ -250,14 +250,14 @@ class SlotBySlot:
         return self._last.copy()
 
     def _triggered(self, observation: Observation) -> np.ndarray:
-        """Where something has happened since the last slot that makes a plan stale, (B,) bool."""
+        """Return (B,) bool: where an event since the last slot makes the plan stale."""
         events = self._events(observation)
         why = np.select(list(events.values()), list(events), "end of the plan")
         self._why = np.where(self._stale, "start", why)
         return np.any(list(events.values()), axis=0)
 
     def _events(self, observation: Observation) -> dict[str, np.ndarray]:
-        """What makes a plan stale, the most telling first, (B,) bool each; asked once a slot."""
+        """Return the triggers in order of priority, (B,) bool each; called once per slot."""
         context, history = observation["context"], observation["exposures"]
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
@@ -270,12 +270,12 @@ class SlotBySlot:
         return {"new page": page, "click": clicked, "deletion": deleted, "no click for long": quiet}
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
-        """Take new plans where the old ones are stale, (B,) bool."""
+        """Make new plans where the old ones are `stale` (B,) bool."""
         check_observation(observation)
         some = stale if getattr(self.list_policy, "stateless", False) else np.ones_like(stale)
         asked = observation if some.all() else {key: value[some] for key, value in observation.items()}
         plan = self._planned(asked, np.flatnonzero(some))
-        if self._plan is None:  # the policy's arrays stay its own: these are copied into
+        if self._plan is None:  # own arrays to copy into: the policy keeps its own
             self._plan = Plan(*(np.zeros((len(stale), *new.shape[1:]), new.dtype) for new in plan))
         if plan.insert.shape[1:] != self._plan.insert.shape[1:]:
             raise InputError(f"the plans of {self.name!r} must not change their number of slots")
@@ -289,8 +289,8 @@ class SlotBySlot:
                     self._said[row] = self.list_policy.explain(k)
 
     def explain(self, row: int) -> Explanation | None:
-        """Tell what the plan in force says of the slots from this one on, and why it was made, if now."""
-        past = int(self._position[row]) - 1  # slots of the plan that lie behind
+        """Explain the current plan from this slot on, with the trigger if it was made at this slot."""
+        past = int(self._position[row]) - 1  # slots of the plan already played
         trigger = str(self._why[row]) if past == 0 else None
         said = self._said[row]
         if said is None:
@@ -300,12 +300,12 @@ class SlotBySlot:
         return replace(said, plan=plan, matrix=matrix, trigger=trigger)
 
     def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
-        """New plans of some rows (R,) int64 of the batch, whose observation it is."""
+        """Return new plans for the batch rows `rows` (R,) int64; `observation` holds only these."""
         n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
         return check_plan(self.list_policy.plan(observation), n_pool, n_cards, None, len(rows))
 
     def _action(self, observation: Observation) -> np.ndarray:
-        """The plans' actions at their positions, (B,) int64."""
+        """Return the plans' actions at their positions, (B,) int64."""
         assert self._plan is not None
         mask = observation["action_mask"]
         n_pool, n_cards = observation["pool"].shape[1], observation["cards"].shape[1]
@@ -315,7 +315,7 @@ class SlotBySlot:
             ids = "EdgeFeedMix-v0" if self.mix else "EdgeFeed-v0 and EdgeFeedRerank-v0"
             raise InputError(f"{self.name!r} plays {ids}, not {mask.shape[1]} actions")
         rows = np.arange(len(mask))
-        position = np.minimum(self._position, insert.shape[1] - 1)  # sessions that stand still
+        position = np.minimum(self._position, insert.shape[1] - 1)  # ended sessions go past it
         card = insert[rows, position] - 1
         if self.mix:
             return np.where(mask[rows, card + 1] != 0, card + 1, 0)

@@ -1,6 +1,6 @@
-"""The reference policy of each track: reads the ground truth's latent state, which nothing else may.
+"""The reference policy of each track: it alone may read the latent state of the ground truth.
 
-Myopic, so a policy that plans ahead may pass it. `bind(env)` refuses anything but synthetic users.
+It is myopic, so a policy that plans ahead may beat it. `bind(env)` accepts only synthetic users.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from edgerec_gym.registration import SLATE
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
-INSERTION_HORIZON = 20  # slots that plans look ahead
+INSERTION_HORIZON = 20  # slots ahead that plans consider
 
 
 class OraclePolicy:
-    """Greedy by true value: order, insertions and requests, as far as the track lets it decide.
+    """Greedy by true value in the decisions that the track leaves to the policy.
 
-    - order: the pool row with the highest true value (click and purchase probability x reward weights);
-    - insertion: in EdgeFeedMix-v0 exact plans over true values, made anew at every slot, at the price
-      `margin` of a card; elsewhere the best legal card if it is worth `margin` more than the row that would
-      stand there (rules make a card now cost a card later, hence the margin);
-    - request: when what the device knows of the present intent exceeds what the current page was built
-      from by `knowledge_gain` (difference of two cosines, shrunk where there is little evidence).
+    - Order: the pool row with the highest true value (click and purchase probability x reward weights).
+    - Insertion: in EdgeFeedMix-v0, exact plans over true values, renewed at every slot, with a price of
+      `margin` per card. Elsewhere, the best legal card if it is worth `margin` more than the row it
+      displaces (under the rules a card now costs a card later, hence the margin).
+    - Request: when the device's evidence matches the true intent better than the evidence behind the current
+      page does, by `knowledge_gain` (difference of two cosines, shrunk where there is little evidence).
 
     Args:
-        margin: in reward units.
-        knowledge_gain: in 0..2.
+        margin: least gain of an inserted card, in reward units.
+        knowledge_gain: least gain in match that justifies a request, in 0..2.
     """
 
     name = "oracle"
@@ -44,7 +44,7 @@ class OraclePolicy:
         self._last = np.zeros((0, 0))  # true values (B, N + M) of the last call
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
-        """Take the environment whose latent state is read; InputError unless its users are synthetic."""
+        """Set the environment whose latent state is read; raise InputError unless its users are synthetic."""
         users = env.unwrapped.users
         if not isinstance(users, SyntheticUsers):
             raise InputError("the oracle needs users='synthetic': learned users have no ground truth to read")
@@ -56,12 +56,12 @@ class OraclePolicy:
             self._inserter = policy_of(plan, "mix", every=1)
 
     def reset(self, mask: np.ndarray) -> None:
-        """Forget the plans of some rows."""
+        """Forget the plans of the rows where `mask` (B,) is True."""
         if self._inserter is not None:
             self._inserter.reset(mask)
 
     def act(self, observation: Observation) -> Any:
-        """Return (B,) int64; in EdgeFeedSlate-v0 the plan of the same choices, all by the values now."""
+        """Return (B,) int64; in EdgeFeedSlate-v0, a plan by the same rules and the current values."""
         if self._env is None:
             raise InputError("bind the oracle to an environment first: policy.bind(env)")
         track, n_pool = self._env.track, self._env.config.pool_size
@@ -87,7 +87,7 @@ class OraclePolicy:
         return np.where(wants & mask[:, -1], mask.shape[1] - 1, action)
 
     def explain(self, row: int) -> Explanation:
-        """Tell the true values that the last call has compared in one row."""
+        """Return the true values that the last call compared in one row."""
         if self._inserter is not None:
             return self._inserter.explain(row)  # type: ignore[attr-defined]
         assert self._env is not None
@@ -97,7 +97,7 @@ class OraclePolicy:
         return Explanation(scores=pool, matrix=np.where(cards < 0, -np.inf, cards)[:, None])
 
     def _plan(self, pool: np.ndarray, cards: np.ndarray, request: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows by value, and at each slot of the plan the best card the rules leave, if it is worth it."""
+        """Order rows by value; insert at each slot the best legal card if it is worth `margin` more."""
         assert self._env is not None
         config, feed = self._env.config, self._env.batch.arrays
         gaps, first_slots, caps = (np.array(v) for v in (config.gaps, config.first_slots, config.share_caps))
@@ -122,7 +122,7 @@ class OraclePolicy:
         return {"order": pool, "insert": insert, "request": request.astype(np.int64)}
 
     def _values(self) -> np.ndarray:
-        """True value of every candidate at the next slot, (B, N + M) in reward units; -1 where empty."""
+        """Return every candidate's true value at the next slot, (B, N + M) in reward units; -1 if empty."""
         assert self._env is not None
         env, reward = self._env, self._env.config.reward
         n_pool = env.config.pool_size

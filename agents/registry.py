@@ -1,9 +1,9 @@
-"""The table of agents: what each learns from, what it starts from, and the code that trains and loads it.
+"""The table of agents: what each one learns from, what it builds on, and the code that trains and loads it.
 
-Code is named as Gymnasium names an entry point, "module:attribute", and imported when it is used, so the
-table can be read without torch. An installed package adds agents of its own through entry points of the group
-`edgerec_gym.agents`, whose objects are :class:`Agent`; `edgerec train --agent my_module:AGENT` takes one
-without an installation.
+Code is referenced like a Gymnasium entry point, "module:attribute", and imported on first use, so the table
+can be read without torch. An installed package adds its own agents through entry points of the group
+`edgerec_gym.agents` that resolve to :class:`Agent` objects. `edgerec train --agent my_module:AGENT` uses an
+agent without installation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.runs import Run, read_run
 
-GROUP = "edgerec_gym.agents"  # of entry points
+GROUP = "edgerec_gym.agents"  # entry point group
 LOGS, PLAY = "logs", "play"
-SCENARIO = ("scenario", "users")  # arguments of agents that play
+SCENARIO = ("scenario", "users")  # arguments of agents that learn by playing
 Progress = Callable[[int, int, str], None]
 Code = str | Callable[..., Any]  # "module:attribute", or the object itself
 
@@ -32,25 +32,25 @@ class Agent:
     """One agent.
 
     Attributes:
-        name: as `edgerec train --agent` takes it; also in the record of its runs.
+        name: name for `edgerec train --agent`, also stored in the record of its runs.
         summary: one line for help texts.
-        family: what kind it is: "re-ranker", "generator", "estimator", ...
-        learns_from: of "logs" and "play". With both it plays, and logs may be given, too.
+        family: kind of agent: "re-ranker", "generator", "uplift estimator", ...
+        learns_from: "logs", "play", or both. With both, it learns by playing, and logs are optional.
         starts_from: names of agents whose runs it may be based on.
         takes: further arguments of :attr:`train`: "env_id", "scenario", "users", "steps", "num_envs",
             "rules".
-        config: its hyper-parameters, a :class:`~edgerec_gym.config.Config`.
+        config: class of its hyper-parameters, a :class:`~edgerec_gym.config.Config`.
         train: called as `train(out, agent=..., seed=..., resume=..., threads=..., progress=..., **hyper)`,
-            with `logs` if it learns from logs, `based_on` if it starts from runs, and what `takes` names;
-            returns the content of policy.json.
+            with `logs` if it learns from logs, `based_on` if it starts from runs, and the arguments in
+            `takes`; returns the content of policy.json.
         load: called as `load(run, env)` with a :class:`~edgerec_gym.runs.Run`; returns the policy that plays
-            it. None for agents that do not play.
-        network: class of the network, where `train` and `load` serve several agents; `train` gets it as
+            the run. None for agents that do not play.
+        network: class of the network, if several agents share `train` and `load`; passed to `train` as
             `network`.
-        graphs: the network as ONNX graphs, called as `graphs(network, places)`; None without a form for a
-            device.
-        load_network: called as `load_network(run, config)`, for :attr:`graphs` and for agents that start from
-            it.
+        graphs: called as `graphs(network, places)`; returns the network as ONNX graphs. None if the agent
+            cannot be exported to a device.
+        load_network: called as `load_network(run, config)`; used by :attr:`graphs` and by agents that start
+            from this one.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Agent:
     load_network: Code | None = None
 
     def code(self, name: str) -> Any:
-        """Return the object that an attribute names, e.g. "train"; its module is imported now."""
+        """Return the object that an attribute such as "train" refers to, importing its module if needed."""
         value = getattr(self, name)
         return resolve_name(value) if isinstance(value, str) else value
 
@@ -81,10 +81,10 @@ INSERTER, GRADIENT, WHOLE = "insertion", "policy gradient", "whole agent"
 
 
 def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
-    """Return a re-ranker that learns from logs: a network, and one line of what it is.
+    """Return the agent for a re-ranking network that learns from logs.
 
     Args:
-        name: of the agent.
+        name: name of the agent.
         network: a :class:`~edgerec_gym.agents.rerank.reranker.ListScorer` or `ListEmitter`, or
             "module:Class".
         summary: one line for help texts.
@@ -146,8 +146,8 @@ def _ppo(name: str, summary: str) -> Agent:
 
 GENERATORS = ("pointer-evaluator", "pointer-users", "pointer-distilled")
 _ALL = (
-    _ppo("pointer-ppo", "MaskablePPO with the pointer policy, on every id"),
-    _ppo("flat-ppo", "MaskablePPO with a plain network over everything"),
+    _ppo("pointer-ppo", "MaskablePPO with the pointer policy"),
+    _ppo("flat-ppo", "MaskablePPO with a plain network over the whole observation"),
     reranker("dnn", f"{RERANK}.dnn:DNN", "a pointwise network"),
     reranker("dlcm", f"{RERANK}.dlcm:DLCM", "deep listwise context model (Ai et al., 2018)"),
     reranker("prm", f"{RERANK}.prm:PRM", "personalised re-ranking by self-attention (Pei et al., 2019)"),
@@ -155,7 +155,7 @@ _ALL = (
         "setrank", f"{RERANK}.set_rank:SetRank", "permutation-equivariant self-attention (Pang et al., 2020)"
     ),
     reranker(
-        "seq2slate", f"{RERANK}.seq2slate:Seq2Slate", "a pointer network from clicks (Bello et al., 2018)"
+        "seq2slate", f"{RERANK}.seq2slate:Seq2Slate", "pointer network trained on clicks (Bello et al., 2018)"
     ),
     reranker(
         "crban",
@@ -166,26 +166,26 @@ _ALL = (
     reranker(
         "pointer",
         f"{LISTS}.pointer_net:PointerNet",
-        "writes lists, learned from clicks",
+        "pointer network that writes lists, trained on clicks",
         family=GENERATOR,
         graphs=f"{GRAPHS}:pointer_parts",
     ),
     Agent(
         name="evaluator",
-        summary="judges whole lists: what each place of a list is worth",
+        summary="judges whole lists: the value of every place in a list",
         family=EVALUATOR,
         train=f"{LISTS}.evaluator_training:train",
         config=f"{LISTS}.evaluator:EvaluatorConfig",
         load_network=f"{LISTS}.evaluator_training:load_evaluator",
     ),
-    _generator("pointer-evaluator", "pointer by policy gradient on the evaluator"),
+    _generator("pointer-evaluator", "pointer, trained by policy gradient on the evaluator"),
     _generator(
         "pointer-users",
-        "pointer by policy gradient on whole sessions of learned users",
+        "pointer, trained by policy gradient on whole sessions of learned users",
         learns_from=(PLAY, LOGS),
         takes=SCENARIO,
     ),
-    _generator("pointer-distilled", "pointer that learns the lists which the sequence search picks"),
+    _generator("pointer-distilled", "pointer, trained on the lists that the sequence search picks"),
     _generator(
         "sequence-search",
         "beam search, judged by the evaluator; nothing is trained",
@@ -196,7 +196,7 @@ _ALL = (
     ),
     Agent(
         name="esan",
-        summary="what a mix-in card is worth at every slot, among its neighbours",
+        summary="the value of a mix-in card at every slot, given its neighbours",
         family=INSERTER,
         train=f"{INSERTION}.train:train",
         config=f"{INSERTION}.esan:ESANConfig",
@@ -215,7 +215,7 @@ _ALL = (
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
     ),
-    _estimator("uplift-t", "gain of a request: one model a treatment arm"),
+    _estimator("uplift-t", "gain of a request: one model per treatment arm"),
     _estimator("uplift-x", "gain of a request: X-learner (Künzel et al., 2019)"),
     _estimator("uplift-class", "gain of a request: class transformation"),
     _estimator("uplift-dragon", "gain of a request: DragonNet (Shi et al., 2019)"),
@@ -241,7 +241,7 @@ _ALL = (
         load=f"{EDGEREC}.load:load_policy",
     ),
 )
-AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # of this package, by name
+AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # the agents of this package
 
 
 @cache
@@ -250,7 +250,7 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def agent_names() -> tuple[str, ...]:
-    """Names of all agents, those of installed packages last; nothing is imported."""
+    """Return the names of all agents, those of installed packages last, without importing any."""
     return (*AGENTS, *_installed())
 
 
@@ -258,10 +258,10 @@ def find_agent(name: str) -> Agent:
     """Return an agent by name.
 
     Args:
-        name: of this package's agents, of an installed package's, or "module:attribute" of an :class:`Agent`.
+        name: an agent of this or of an installed package, or "module:attribute" of an :class:`Agent`.
 
     Raises:
-        InputError: no such agent, or code that is no agent.
+        InputError: if there is no such agent, or the object is not an :class:`Agent`.
     """
     if name in AGENTS:
         return AGENTS[name]
@@ -279,7 +279,7 @@ def find_agent(name: str) -> Agent:
 
 
 def family(*families: str) -> tuple[str, ...]:
-    """Names of this package's agents of some families, in the order of the table."""
+    """Return the names of this package's agents in the given families, in table order."""
     return tuple(name for name, agent in AGENTS.items() if agent.family in families)
 
 
@@ -300,24 +300,25 @@ def train_agent(
     """Train any agent.
 
     Args:
-        agent: a name, see :func:`find_agent`.
+        agent: name of the agent; see :func:`find_agent`.
         out: the run's folder.
-        logs: the log folder to learn from; None for agents that learn by playing.
-        based_on: runs that it starts from.
-        rules: of the agent edgerec: a TOML file or :class:`~edgerec_gym.agents.edgerec.rules.Rules`.
-        seed: of everything random.
-        resume: go on from the last checkpoint in `out`.
-        threads: torch threads.
+        logs: log folder to learn from; None for agents that learn by playing.
+        based_on: runs to start from.
+        rules: only for the agent edgerec: a TOML file or :class:`~edgerec_gym.agents.edgerec.rules.Rules`.
+        seed: seed of all randomness.
+        resume: continue from the last checkpoint in `out`.
+        threads: number of torch threads.
         hyper: hyper-parameters by name.
-        progress: called with (epochs, updates or slots done, in all, text).
-        **place: where agents play that learn by playing: env_id, scenario, users, steps, num_envs. What an
-            agent does not take is left out.
+        progress: called with (epochs, updates or slots done, total, text).
+        **place: where agents that learn by playing play: env_id, scenario, users, steps, num_envs.
+            Arguments that an agent does not take are ignored.
 
     Returns:
         The content of policy.json.
 
     Raises:
-        InputError: unknown agent, logs or runs missing or not used, and what the training itself refuses.
+        InputError: if the agent is unknown, logs or runs are missing or not used by it, or its training
+            rejects the input.
     """
     found = find_agent(agent)
     _check_sources(found, logs, based_on, rules)
@@ -345,7 +346,7 @@ def train_agent(
 
 
 def _check_sources(agent: Agent, logs: Any, based_on: Sequence[Any], rules: Any) -> None:
-    """Raise InputError where something is given that an agent does not use, or is missing."""
+    """Raise InputError if an input is missing, or given but not used by the agent."""
     told = f"agent {agent.name!r}"
     if rules is not None and "rules" not in agent.takes:
         raise InputError(f"{told} has no rules; leave --rules out")
@@ -353,7 +354,7 @@ def _check_sources(agent: Agent, logs: Any, based_on: Sequence[Any], rules: Any)
         how = "learns by playing and reads no logs" if PLAY in agent.learns_from else "reads no logs"
         raise InputError(f"{told} {how}; leave --logs out")
     if based_on and not agent.starts_from:
-        raise InputError(f"{told} is based on no other run; leave --based-on out")
+        raise InputError(f"{told} cannot be based on other runs; leave --based-on out")
     if logs is None and agent.learns_from == (LOGS,):
         raise InputError(f"{told} learns from logs: give a log folder with --logs")
 
@@ -362,13 +363,13 @@ def load_policy(folder: str | Path | Run, env: Any) -> Policy:
     """Load any agent's run to play an environment.
 
     Raises:
-        InputError: no run there, one that does not fit, or an agent that does not play.
+        InputError: if there is no run, it does not fit, or its agent does not play.
     """
     run = read_run(folder)
     agent = find_agent(run.agent)
     if agent.load is None:
         raise InputError(
-            f"{run.folder} holds an {agent.name}, which judges lists and plays none; "
+            f"{run.folder} holds an {agent.name}, which judges lists but does not play; "
             "train a sequence-search --based-on it"
         )
     policy: Policy = agent.code("load")(run, env)

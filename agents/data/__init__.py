@@ -1,1 +1,1 @@
-"""What agents learn from: logs as the device saw them, moments of re-ranking, decisions, exposed lists."""
+"""Training data for agents: logs as the device saw them, re-ranking moments, decisions, exposed lists."""

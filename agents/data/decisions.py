@@ -1,8 +1,8 @@
-"""Decisions of a log to request a page or not: what the device saw, what it did by chance, what came of it.
+"""Randomised decisions in a log to request a page or not, with what the device saw and the outcome.
 
 A decision is a slot at which the logging policy drew a request with a known probability between 0 and 1. Its
-outcome is what was clicked and bought in the next n slots. Requests are rare, so only some of the slots
-without one are kept, drawn at random; the propensity counts that draw too.
+outcome is the number of clicks and purchases in the next n slots. Requests are rare, so only a random sample
+of the slots without one is kept; the propensity accounts for this sampling.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class DecisionBatch:
 
     Attributes:
         observation: the keys user, pool, exposures, page_views, screen and context of the environment.
-        treated: (B,) float32, 1 = a page was requested.
+        treated: (B,) float32, 1 if a page was requested.
         outcome: (B, 2) float32 clicks and purchases in the next n slots.
         propensity: (B,) float32 probability of a request among the decisions that were kept.
-        session: (B,) int64 ids in the log.
+        session: (B,) int64 session ids in the log.
     """
 
     observation: Observation
@@ -48,10 +48,10 @@ class Decisions:
     Args:
         log: the chunk.
         propensity: (P,) float64 probability of a request at each placed slot of the chunk.
-        horizon: n, slots that an outcome looks ahead.
-        controls: slots without a request that are kept for each request.
-        rng: draws them.
-        purchase_rates: (8,) see :func:`purchase_rates`; None = purchases as they were drawn.
+        horizon: n, the slots counted in an outcome.
+        controls: slots without a request to keep per request.
+        rng: generator that draws these slots.
+        purchase_rates: (8,) rates from :func:`purchase_rates`; None uses the logged purchases.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Decisions:
     ) -> None:
         self.log, sessions = log, log.sessions
         requested = np.diff(log.requests_before) > 0
-        # A slot without a request is kept so often that each request finds `controls` of them.
+        # Keep slots without a request at a rate that leaves `controls` of them per request.
         kept = np.minimum(1.0, controls * propensity / np.maximum(1 - propensity, 1e-9))
         rows = np.flatnonzero((propensity > 0) & (requested | (rng.random(len(requested)) < kept)))
         self.session = np.searchsorted(sessions.starts, rows, side="right") - 1
@@ -79,7 +79,7 @@ class Decisions:
         return len(self.session)
 
     def batch(self, index: np.ndarray) -> DecisionBatch:
-        """Build the observations of the decisions `index` (B,)."""
+        """Build the batch of the decisions `index` (B,)."""
         session = self.session[index]
         return DecisionBatch(
             self.log.observations(session, self.slot[index]),
@@ -93,7 +93,7 @@ class Decisions:
 def _outcomes(
     sessions: LoggedSessions, rows: np.ndarray, session: np.ndarray, horizon: int, rates: np.ndarray | None
 ) -> np.ndarray:
-    """Clicks and purchases (R, 2) float32 in the `horizon` answered slots from `rows` (R,) on."""
+    """Return clicks and purchases (R, 2) float32 in the `horizon` answered slots from `rows` (R,) on."""
     clicks = sessions.actions[:, CLICK] > 0
     bought = clicks * (sessions.actions[:, BUY] if rates is None else rates[_view_levels(sessions)])
     total = np.zeros((len(clicks) + 1, 2))
@@ -107,12 +107,12 @@ def _view_levels(sessions: LoggedSessions) -> np.ndarray:
 
 
 def purchase_rates(sessions: LoggedSessions) -> np.ndarray:
-    """Purchases per page view of each length, (8,) float64: what a page view is worth before luck decides.
+    """Return purchases per page view by length bucket, (8,) float64: an expected value for each page view.
 
-    A purchase follows one page view in twenty, so effects on purchases drown in luck. How long a page was
-    viewed is decided by what the user thinks of it, and says most of what can be said of a purchase: a
-    surrogate outcome (Athey, Chetty, Imbens & Kang, 2019), right as far as a request changes purchases
-    only through page views and their lengths.
+    Only one page view in twenty leads to a purchase, so effects on purchases drown in noise. The length of a
+    page view reflects the user's interest and carries most of the information about a purchase. It serves as
+    a surrogate outcome (Athey, Chetty, Imbens & Kang, 2019), valid if a request changes purchases only
+    through page views and their lengths.
     """
     clicked = sessions.actions[:, CLICK] > 0
     level = _view_levels(sessions)[clicked]
@@ -126,16 +126,16 @@ class DecisionStream(LogStream[Decisions]):
 
     Args:
         reader: the log; its request propensities must be known.
-        days: days to read; None = all.
-        keep: tells from session ids (S,) int64 which to keep.
-        horizon: n, slots that an outcome looks ahead.
-        controls: slots without a request that are kept for each request.
+        days: days to read; None reads all.
+        keep: maps session ids (S,) int64 to a bool mask of those to keep.
+        horizon: n, the slots counted in an outcome.
+        controls: slots without a request to keep per request.
         surrogate: replace purchases by :func:`purchase_rates` of the first chunk.
-        seed: of the draw of those slots.
-        cached_slots: kept in memory if there are at most so many slots.
+        seed: seed of the sampling of these slots.
+        cached_slots: largest number of slots that is cached in memory.
 
     Raises:
-        InputError: nothing was requested by chance, or propensities are unknown, 0 everywhere, or 1.
+        InputError: if no request was random, or propensities are unknown, 0 everywhere, or 1.
     """
 
     columns: ClassVar[list[str]] = [*OBSERVED_COLUMNS, "request_propensity"]
@@ -172,14 +172,14 @@ class DecisionStream(LogStream[Decisions]):
     def _chunk(self, table: pa.Table, log: ObservedLog, rng: np.random.Generator) -> Decisions:
         where = str(self.reader.folder)
         if table["request_propensity"].null_count:
-            raise InputError(f"{where}: the probabilities of its requests are unknown (request_propensity)")
+            raise InputError(f"{where}: request_propensity has missing values; every slot needs one")
         if self.surrogate and self.rates is None:
             self.rates = purchase_rates(log.sessions)
         propensity = table["request_propensity"].to_numpy()
         chunk = Decisions(log, propensity, self.horizon, self.controls, rng, self.rates)
         if len(chunk) and chunk.propensity.max() >= 1:
             raise InputError(
-                f"{where}: a slot was sure to request a page; chance must decide (propensity < 1)"
+                f"{where}: a slot requests a page with certainty; request_propensity must be below 1"
             )
         return chunk
 
@@ -187,11 +187,11 @@ class DecisionStream(LogStream[Decisions]):
 def split_decisions(
     reader: LogReader, held_out_from: int | None = None, **settings: float
 ) -> tuple[DecisionStream, DecisionStream, DecisionStream]:
-    """Decisions to train on, decisions that decide when to stop, and decisions held out, the last by day.
+    """Split decisions into training, early stopping and held-out streams, the last one by day.
 
     Args:
         reader: the log.
-        held_out_from: first held-out day; default: the last seventh of the days.
-        **settings: horizon, controls, surrogate and seed of :class:`DecisionStream`.
+        held_out_from: first held-out day; by default, the last seventh of the days is held out.
+        **settings: horizon, controls, surrogate and seed for :class:`DecisionStream`.
     """
     return split_stream(DecisionStream, reader, held_out_from, **settings)

@@ -1,8 +1,8 @@
-"""Lists as they were exposed, with what users did; and expected purchases of the cards that were opened.
+"""Exposed lists with what users did, and the expected purchases of the cards that were opened.
 
 A log has ten times as many long looks, carts and favourites as purchases. The regression of purchases on
-these actions is a surrogate index (Athey et al., NBER 26463, 2019): as far as a card leads to purchases
-through them, a network that learns the index learns the same expectation from far fewer sessions.
+these actions is a surrogate index (Athey et al., NBER 26463, 2019). If a card leads to purchases only through
+these actions, a network that learns the index learns the same expectation from far fewer sessions.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from edgerec_gym.agents.data.moments import RerankMoments, RerankStream
 from edgerec_gym.answers import BUY, CLICK, LEAVE, N_PAGE_VIEW_ACTIONS, PAGE_VIEW, PAGE_VIEW_BUCKETS
 from edgerec_gym.policy import Observation
 
-LONG_PAGE_VIEW = 0.5  # page-view duration, of 0..1, from which a click is no pseudo-click: about 20 s
+LONG_PAGE_VIEW = 0.5  # least duration, in 0..1, of a click that is not a pseudo-click: about 20 s
 OUTCOMES = ("click", "purchase", "long_page_view", "leave")
 
 
 @dataclass(frozen=True)
 class ListBatch:
-    """B exposed lists of up to K cards, goods and mix-in cards alike, in the order in which they stood.
+    """B exposed lists of up to K cards, goods and mix-in cards alike, in display order.
 
     Attributes:
-        observation: what the device saw when the list began, as in
+        observation: what the device saw at the start of the list, as in
             :class:`~edgerec_gym.agents.data.moments.RerankBatch`.
         cards: (B, K, F + T) float32, zero where no card was placed.
-        outcomes: (B, K, 4) float32 in 0..1, columns :data:`OUTCOMES`; zero where nothing was answered.
+        outcomes: (B, K, 4) float32 in 0..1, columns :data:`OUTCOMES`; zero where unanswered.
         placed: (B, K) bool; the placed cards come first. A list ends with its page or with the session.
-        answered: (B, K) bool; the last cards of a session are placed, but never answered.
+        answered: (B, K) bool; the last cards of a session are placed but never answered.
     """
 
     observation: Observation
@@ -47,13 +47,13 @@ def exposed_lists(
     horizon: int,
     purchase: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> ListBatch:
-    """Read the lists of K = `horizon` slots that follow the requests `index` (B,) int64.
+    """Read the lists of K = `horizon` slots that follow the re-ranking moments `index` (B,) int64.
 
     Args:
-        requests: of a log.
-        index: which of them.
+        requests: the re-ranking moments of a log.
+        index: which of them to read.
         horizon: K.
-        purchase: expected purchases behind response rows; None: those that were made.
+        purchase: maps response rows to expected purchases; None uses the logged purchases.
     """
     log, session, slot = requests.log, requests.session[index], requests.slot[index]
     sessions, page = log.sessions, log.pages.of_slot
@@ -85,8 +85,8 @@ def exposed_lists(
     )
 
 
-LEAST_PURCHASES = 20  # in a log; with fewer, purchases stay as they are
-L2 = 1.0  # penalty of the regression, as strong as one observation
+LEAST_PURCHASES = 20  # logs with fewer keep the purchases themselves as labels
+L2 = 1.0  # penalty of the regression, about the weight of one observation
 FLAGS = [column for column in range(PAGE_VIEW + 1, PAGE_VIEW + N_PAGE_VIEW_ACTIONS) if column != BUY]
 
 
@@ -94,8 +94,8 @@ class PurchaseSurrogate:
     """Logistic regression of a purchase on the other page-view actions.
 
     Args:
-        weight: (F,) float64 of :func:`features`.
-        bias: logit.
+        weight: (F,) float64 coefficients of :func:`features`.
+        bias: intercept, a logit.
     """
 
     def __init__(self, weight: np.ndarray, bias: float) -> None:
@@ -103,7 +103,7 @@ class PurchaseSurrogate:
 
     @classmethod
     def fit(cls, parts: Iterable[np.ndarray]) -> PurchaseSurrogate | None:
-        """Fit to the clicks among response rows, arrays (P, 19); None where too few have bought."""
+        """Fit to the clicked response rows of arrays (P, 19); return None if there are too few purchases."""
         clicked = [part[part[:, CLICK] > 0] for part in parts]
         if sum(int((part[:, BUY] > 0).sum()) for part in clicked) < LEAST_PURCHASES:
             return None
@@ -128,18 +128,18 @@ class PurchaseSurrogate:
         return cls(np.array(weight), bias)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:
-        """Probability of a purchase (...,) float32 behind response rows (..., 18 or more) with a click."""
+        """Return purchase probabilities (...,) float32 of response rows (..., 18 or more) with a click."""
         logit = features(actions) @ self.weight + self.bias
         return (1 / (1 + np.exp(-logit))).astype(np.float32)
 
 
 def logged_actions(stream: RerankStream) -> Iterator[np.ndarray]:
-    """Response rows of all slots of a stream's sessions, arrays (P, 19)."""
+    """Yield the response rows of all slots of a stream's sessions, arrays (P, 19)."""
     for chunk in stream.chunks():
         yield chunk.log.sessions.actions
 
 
 def features(actions: np.ndarray) -> np.ndarray:
-    """The page view's duration by bucket, and its other actions but the purchase: (..., F)."""
+    """Return the one-hot page-view duration and the other actions except the purchase, (..., F)."""
     bucket = np.rint(actions[..., PAGE_VIEW] * (PAGE_VIEW_BUCKETS - 1)).astype(np.int64)
     return np.concatenate([np.eye(PAGE_VIEW_BUCKETS)[bucket], actions[..., FLAGS]], -1)

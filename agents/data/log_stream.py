@@ -1,4 +1,4 @@
-"""Parts of a log as chunks of whole sessions, in memory if they fit, else read again each time."""
+"""Parts of a log as chunks of whole sessions, cached in memory if they fit, else read anew each time."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Keep = Callable[[np.ndarray], np.ndarray]  # session ids (S,) int64 -> (S,) bool
 
 
 class LogStream(Generic[Chunk]):
-    """What is learned from some days of a log, a chunk of sessions at a time.
+    """Training data from some days of a log, one chunk of sessions at a time.
 
-    A subclass names its columns and makes its chunks.
+    A subclass defines the columns to read and builds the chunks.
 
     Args:
         reader: the log.
-        days: days to read; None = all.
-        keep: tells from session ids (S,) int64 which to keep.
-        seed: of what is drawn from each chunk.
-        cached_slots: kept in memory if there are at most so many slots; None = the class's own number.
+        days: days to read; None reads all.
+        keep: maps session ids (S,) int64 to a bool mask of those to keep.
+        seed: seed of the random draws in each chunk.
+        cached_slots: largest number of slots that is cached in memory; None uses the class's default.
     """
 
     columns: ClassVar[list[str]]
@@ -70,7 +70,7 @@ class LogStream(Generic[Chunk]):
 def log_tables(
     reader: LogReader, days: list[int] | None, keep: Keep, columns: list[str]
 ) -> Iterator[pa.Table]:
-    """Tables of about :data:`CHUNK_SLOTS` rows of whole sessions, those that `keep` wants by their ids."""
+    """Yield tables of about :data:`CHUNK_SLOTS` rows: whole sessions that `keep` selects by id."""
     waiting: list[pa.Table] = []
     for table in reader.batches(columns, days):
         kept = table.filter(pa.array(keep(table["session"].to_numpy())))
@@ -86,15 +86,15 @@ def log_tables(
 def split_stream(
     make: Callable[..., Stream], reader: LogReader, held_out_from: int | None, **settings: Any
 ) -> tuple[Stream, Stream, Stream]:
-    """Streams to train on, to decide when to stop, and held out, the last by day.
+    """Split a log into training, early stopping and held-out streams, the last one by day.
 
-    The split is that of learned users (:func:`~edgerec_gym.logs.sessions.split_sessions`).
+    The split is the same as for learned users (:func:`~edgerec_gym.logs.sessions.split_sessions`).
 
     Args:
         make: called as make(reader, days, keep, **settings).
         reader: the log.
-        held_out_from: first held-out day; default: the last seventh of the days.
-        **settings: of the stream.
+        held_out_from: first held-out day; by default, the last seventh of the days is held out.
+        **settings: settings of the stream.
     """
     if held_out_from is None:
         held_out_from = reader.provenance.get("first_validation_day")

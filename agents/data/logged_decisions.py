@@ -1,4 +1,4 @@
-"""Random page requests of a log beside what another policy would have done: for off-policy estimates."""
+"""Pair the randomised page requests of a log with another policy's choices, for off-policy estimates."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.spaces import N_SCALARS
 
 TRACK = "request"
-BLOCK = 4096  # observations that a policy without memory sees at once
-ROWS = 256  # sessions that one with memory plays together; its first call fixes the number
+BLOCK = 4096  # observations per call of a stateless policy
+ROWS = 256  # sessions per call of a stateful policy, whose first call fixes the batch size
 COLUMNS = [name for name in SCHEMA.names if name not in ("day", "time")]
 Progress = Callable[[int, int], None]
 
 
 def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray:
-    """Probability of every action, (B, A) float64.
+    """Return the probability of every action, (B, A) float64.
 
-    A policy that draws has a method `probabilities(observation)`; any other is taken to be sure of `act`.
+    A stochastic policy has a method `probabilities(observation)`; any other is treated as deterministic.
     """
     if hasattr(policy, "probabilities"):
         return np.asarray(policy.probabilities(observation), np.float64)
@@ -39,7 +39,7 @@ def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray
 
 
 def decision_features(observation: Observation) -> np.ndarray:
-    """What a request's value may depend on, (B, d) float64: context, user, pool, match with behaviour."""
+    """Return covariates of a request's value, (B, d) float64: context, user, pool, match with behaviour."""
     score = LiveInterest().scores(observation)
     left = (observation["pool"] != 0).any(axis=2)
     ctr = observation["pool"][:, :, 1 - N_SCALARS]
@@ -64,21 +64,19 @@ def read_decisions(
     at_moments: bool = False,
     progress: Progress | None = None,
 ) -> LoggedDecisions:
-    """Read the random requests of a log and ask a policy of EdgeFeedRequest-v0 what it would have done.
+    """Read the randomised requests of a log and what a policy of EdgeFeedRequest-v0 would have done.
 
-    The policy sees every session as the device saw it, slot by slot. Memory is bounded by a chunk of the log.
+    The policy sees every session slot by slot, as the device saw it. Memory is bounded by a chunk of the log.
 
     Args:
-        reader: a log in which requests alone were drawn (`edgerec collect --randomise request`).
-        policy: that is judged; one with `stateless` is asked in any order.
-        at_moments: judge the policy at the log's random decisions only; elsewhere what was logged is done,
-            whatever it decides.
-        progress: called with (sessions read, in all).
+        reader: a log in which only requests were randomised (`edgerec collect --randomise request`).
+        policy: the policy to evaluate; one with `stateless` is called in any order.
+        at_moments: evaluate the policy only at the log's random decisions; elsewhere, keep the logged action.
+        progress: called with (sessions read, total).
 
     Raises:
-        InputError: propensities that are missing, a log whose order or cards were drawn, too, a policy that
-            acts where the log never does, and what
-            :class:`~edgerec_gym.evaluation.off_policy.LoggedDecisions` refuses.
+        InputError: if propensities are missing, order or cards were randomised too, the policy acts where the
+            log never does, or :class:`~edgerec_gym.evaluation.off_policy.LoggedDecisions` rejects the data.
     """
     parts: list[dict[str, np.ndarray]] = []
     done = 0
@@ -105,7 +103,7 @@ def _check_support(decisions: LoggedDecisions, policy: Policy) -> None:
 
 
 def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool) -> dict[str, np.ndarray]:
-    """Fields of LoggedDecisions of some sessions."""
+    """Return the fields of LoggedDecisions for some sessions."""
     config = reader.config
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
     log = TrackLog(table, sessions, config, TRACK)
@@ -125,7 +123,7 @@ def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool)
         _ask_slot_by_slot(log, policy, target)
     if at_moments:
         target[~drawn] = logging[~drawn]
-    # A sure decision tells nothing, unless the policy would have decided otherwise: then it has no support.
+    # A deterministic decision is uninformative, unless the policy disagrees: then it lacks support.
     rows = np.flatnonzero(drawn | (np.abs(target - logging).max(axis=1) > 0))
     reward = step_rewards(table, sessions, config)
     total = np.concatenate([[0.0], np.cumsum(reward)])
@@ -150,12 +148,12 @@ def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool)
 
 
 def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
-    """Probability of keep and of a request at every slot, (P, 2) float64; InputError if more was drawn."""
+    """Return the probability of keep and request per slot, (P, 2) float64; InputError if more was random."""
     for name in ("request_propensity", "propensity"):
         if table[name].null_count:
             raise InputError(
-                f"{reader.folder}: its propensities are missing (column {name}); off-policy estimates need a "
-                "log of a policy that draws: edgerec collect --randomise request"
+                f"{reader.folder}: propensities are missing (column {name}); off-policy estimates need the "
+                "log of a stochastic policy: edgerec collect --randomise request"
             )
     probability = table["request_propensity"].to_numpy()
     wrong = ~((probability >= 0) & (probability <= 1))
@@ -169,7 +167,7 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
     if len(other):
         session, slot = (table[name][int(other[0])].as_py() for name in ("session", "slot"))
         raise InputError(
-            f"{reader.folder}: session {session}, slot {slot}: more than the request was decided there; "
+            f"{reader.folder}: session {session}, slot {slot}: more than the request was randomised there; "
             "off-policy estimates need a log whose order and cards are the cloud's: "
             "edgerec collect --randomise request"
         )
@@ -177,11 +175,11 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
 
 
 def _ask_slot_by_slot(log: TrackLog, policy: Policy, target: np.ndarray) -> None:
-    """Fill in the probabilities (P, 2) of a policy that remembers; sessions that are over stand still."""
+    """Fill in the probabilities (P, 2) of a stateful policy; ended sessions repeat their last slot."""
     length, starts = np.diff(log.sessions.starts), log.sessions.starts[:-1]
     for first in range(0, len(length), ROWS):
         row = np.arange(first, first + ROWS)
-        session = np.minimum(row, len(length) - 1)  # rows left over play the last one, too
+        session = np.minimum(row, len(length) - 1)  # surplus rows repeat the last session
         policy.reset(np.ones(ROWS, np.bool_))
         for slot in range(length[session].max()):
             at = np.minimum(slot, length[session] - 1)

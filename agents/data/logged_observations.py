@@ -1,7 +1,7 @@
-"""Whole observations, rewards and actions of a log, as the environment of an id gave them.
+"""Complete observations, rewards and actions of a log, as the environment of a track produced them.
 
-:class:`~edgerec_gym.agents.data.observed_log.ObservedLog` reads what agents learn from; here are the rest:
-mix-in cards, masks of legal actions, the observation behind the last slot, and the reward of every step.
+:class:`~edgerec_gym.agents.data.observed_log.ObservedLog` reads what agents learn from. This module adds
+mix-in cards, masks of legal actions, the observation after the last slot, and the reward of every step.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from edgerec_gym.spaces import CONTEXT, TRACKS, n_actions, observation_keys
 
 NO_CARD = -1
 IN_FLIGHT = CONTEXT.index("in_flight")
-# Of a row that stands for what comes after the last slot: nothing is known of it.
+# Columns that are unknown in the row added after the last slot.
 _UNKNOWN = ("candidates", "cards", "user_features", "exposure_actions", "click", "page_view_actions", "leave")
 
 
 class TrackLog(ObservedLog):
-    """Sessions of a log with whole observations at any slot of them.
+    """Sessions of a log with complete observations at any slot.
 
     Args:
         table: whole sessions, all columns of :data:`~edgerec_gym.logs.schema.SCHEMA`.
-        sessions: the same.
-        config: of the logged feed.
-        track: whose mask of legal actions observations have; the rest is the same for all.
+        sessions: the sessions read from `table`.
+        config: configuration of the logged feed.
+        track: track of the action masks; everything else is the same in all tracks.
     """
 
     def __init__(self, table: pa.Table, sessions: LoggedSessions, config: FeedConfig, track: str) -> None:
@@ -55,7 +55,7 @@ class TrackLog(ObservedLog):
         self.card_row = np.where(is_card, placed.argmax(axis=1), NO_CARD)
 
     def observations(self, session: np.ndarray, slot: np.ndarray) -> Observation:
-        """Return what the environment showed before `slot` (R,) of `session` (R,); its keys, (R, ...)."""
+        """Return the environment's observation before `slot` (R,) of `session` (R,): all keys, (R, ...)."""
         found = super().observations(session, slot)
         now = self.sessions.starts[session] + slot
         found["cards"] = self._cards_left(now)
@@ -63,7 +63,7 @@ class TrackLog(ObservedLog):
         return {key: found[key] for key in observation_keys(self.config)}
 
     def _cards_left(self, now: np.ndarray) -> np.ndarray:
-        """Cards of the page that were not placed before, (R, M, F + T) float32."""
+        """Return the cards of the page that have not been placed yet, (R, M, F + T) float32."""
         pages, catalog, d = self.pages, self.sessions.catalog, self.config.embedding_size
         page = pages.of_slot[now]
         items = self.cards[page]
@@ -79,7 +79,7 @@ class TrackLog(ObservedLog):
         return cards * left[:, :, None]
 
     def _mask(self, now: np.ndarray, slot: np.ndarray, found: Observation) -> np.ndarray:
-        """Legal actions of the track, (R, A) int8."""
+        """Return the mask of legal actions of the track, (R, A) int8."""
         pool, cards = (found["pool"] != 0).any(axis=2), (found["cards"] != 0).any(axis=2)
         if self.config.rules == "mask":
             cards &= self._within_rules(now, slot)[:, np.arange(cards.shape[1]) % (self.config.n_types - 1)]
@@ -96,7 +96,7 @@ class TrackLog(ObservedLog):
         return np.concatenate(parts[self.track], axis=1).astype(np.int8)
 
     def _within_rules(self, now: np.ndarray, slot: np.ndarray) -> np.ndarray:
-        """Whether a card of each type may land, (R, T - 1), as :mod:`edgerec_gym.feed.rules` has it."""
+        """Return whether the rules (:mod:`edgerec_gym.feed.rules`) allow a card of each type, (R, T - 1)."""
         config, begin = self.config, now - slot
         last = self.last_card[now] - begin[:, None]
         count = self.cards_before[now] - self.cards_before[begin]
@@ -107,13 +107,13 @@ class TrackLog(ObservedLog):
 
 
 def _cards(table: pa.Table, log: ObservedLog, config: FeedConfig) -> np.ndarray:
-    """Catalogue rows of the mix-in cards of each page by card row, (G, M) int64, -1 where there is none."""
+    """Return the catalogue rows of each page's mix-in cards by card row, (G, M) int64, -1 for none."""
     column = table["cards"].combine_chunks().take(pa.array(log.pages.first)).to_pylist()
     cards = np.full((len(column), config.n_cards), NO_CARD, np.int64)
     types, n_caps = log.sessions.catalog.card_type, config.n_types - 1
     for page, items in enumerate(column):
         row = 0
-        for item in items or ():  # the log leaves empty rows out; row m has type 1 + m mod (T - 1)
+        for item in items or ():  # logs omit empty rows; row m has type 1 + m mod (T - 1)
             row += (int(types[item]) - 1 - row) % n_caps
             if row < config.n_cards:
                 cards[page, row] = item
@@ -122,9 +122,9 @@ def _cards(table: pa.Table, log: ObservedLog, config: FeedConfig) -> np.ndarray:
 
 
 def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> np.ndarray:
-    """Reward of each step, (P,) float64: its request, and the answer to the slot `lookahead` above.
+    """Return the reward of each step, (P,) float64: its request, and the answer `lookahead` slots back.
 
-    What a log does not tell counts 0: illegal actions and the disagreement of learned users.
+    Terms that a log does not record count 0: illegal actions and the disagreement of learned users.
     """
     reward, actions = config.reward, sessions.actions
     is_card = sessions.catalog.card_type[sessions.item] > 0
@@ -137,20 +137,20 @@ def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) 
 
 
 def track_actions(log: TrackLog, table: pa.Table, observation: Observation, rows: np.ndarray) -> np.ndarray:
-    """Actions of some slots in the action space of the log's track, (R,) int64.
+    """Return the actions at some slots in the action space of the log's track, (R,) int64.
 
     Args:
-        log: of the track.
+        log: the log, read for the track.
         table: whole sessions.
-        observation: at those slots.
-        rows: (R,) of the table.
+        observation: the observations at these slots.
+        rows: (R,) rows of the table.
 
     Raises:
-        InputError: an action that the log does not tell, or that the track does not have.
+        InputError: if the log does not record an action, or the track does not have it.
     """
     config, column = log.config, table["action"].combine_chunks().take(pa.array(rows))
     if column.null_count:
-        raise InputError("the log does not tell its actions; collect with a policy of this package")
+        raise InputError("the log does not record its actions; collect it with a policy of this package")
     joint = column.to_numpy().astype(np.int64)
     n_pool, request = config.pool_size, n_actions(config, "joint") - 1
     keep = (observation["pool"] != 0).any(axis=2).argmax(axis=1)
@@ -164,14 +164,14 @@ def track_actions(log: TrackLog, table: pa.Table, observation: Observation, rows
     if len(wrong):
         session, slot = (table[name][int(rows[wrong[0]])].as_py() for name in ("session", "slot"))
         raise InputError(
-            f"session {session}, slot {slot}: action {joint[wrong[0]]} of EdgeFeed-v0 is none of the track "
-            f"{log.track!r}; tracks: {', '.join(TRACKS)}"
+            f"session {session}, slot {slot}: action {joint[wrong[0]]} of EdgeFeed-v0 does not exist in the "
+            f"track {log.track!r}; tracks: {', '.join(TRACKS)}"
         )
     return action
 
 
 def with_last(table: pa.Table) -> pa.Table:
-    """Add a row to each session for the moment after its last slot: what would be seen there."""
+    """Add a row to each session for the state after its last slot, where the final observation is made."""
     session = table["session"].to_numpy()
     ends = np.append(np.flatnonzero(np.diff(session)), len(session) - 1)
     last = table.take(pa.array(ends))

@@ -1,4 +1,4 @@
-"""The pages of a log as the cloud shipped them: candidates, their base ctr, and which was placed when."""
+"""The pages of a log as the cloud shipped them: candidates, base ctr, and when each was placed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.logs.sessions import LoggedSessions
 
 NOT_IN_POOL = -1
-BLOCK = 256  # pages whose interest is summed at once, to bound memory
+BLOCK = 256  # pages processed at once, to bound memory
 BASE_LOGIT, BASE_CTR = 1, 1  # columns of the catalogue's and of the log's item scalars
 
 
@@ -23,10 +23,10 @@ class LoggedPages:
 
     Attributes:
         of_slot: (P,) int64 page of each placed slot.
-        first: (G,) int64 its first placed slot.
+        first: (G,) int64 first placed slot of each page.
         candidates: (G, N) int64 catalogue rows in cloud order, -1 where a page is shorter.
-        base_ctr: (G, N) float32 as shipped.
-        pool_row: (P,) int64 row of the pool that was placed, -1 for a mix-in card.
+        base_ctr: (G, N) float32 base ctr as shipped.
+        pool_row: (P,) int64 pool row placed at each slot, -1 for a mix-in card.
         sent: (G,) int64 placed slot at which the request for the next page was sent; P if none was.
     """
 
@@ -39,12 +39,12 @@ class LoggedPages:
 
     @classmethod
     def from_table(cls, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> LoggedPages:
-        """Read the pages of a table of the log schema and of the sessions made from it.
+        """Read the pages from a table of the log schema and the sessions made from it.
 
-        A page without logged candidates (imported logs) consists of the goods that it showed. The base ctr of
-        a candidate is what was logged where it was placed, else the cloud's own score
-        (:class:`~edgerec_gym.config.CloudConfig`) of the user and of the behaviour synchronised when the
-        page was requested.
+        A page without logged candidates (imported logs) consists of the goods that it showed. A candidate's
+        base ctr is the logged one where it was placed, else the cloud's score
+        (:class:`~edgerec_gym.config.CloudConfig`) for the user and the behaviour that had been synchronised
+        when the page was requested.
         """
         page = table["page"].to_numpy()
         start = np.zeros(len(page), np.bool_)
@@ -70,7 +70,7 @@ class LoggedPages:
 def _candidates(
     table: pa.Table, sessions: LoggedSessions, first: np.ndarray, of_slot: np.ndarray, config: FeedConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates (G, N), -1 where absent, and whether each page's were logged (G,)."""
+    """Return candidates (G, N), -1 where absent, and whether each page's candidates were logged (G,)."""
     column = table["candidates"].combine_chunks().take(pa.array(first))
     logged = column.is_valid().to_numpy(zero_copy_only=False)
     candidates = np.full((len(first), config.pool_size), NOT_IN_POOL, np.int64)
@@ -82,14 +82,14 @@ def _candidates(
     candidates[page[fits], at[fits]] = items[fits]
     goods = np.flatnonzero((sessions.catalog.card_type[sessions.item] == 0) & ~logged[of_slot])
     page = of_slot[goods]
-    at = np.arange(len(goods)) - np.searchsorted(page, page)  # in the order in which they were shown
+    at = np.arange(len(goods)) - np.searchsorted(page, page)  # in display order
     fits = at < config.pool_size
     candidates[page[fits], at[fits]] = sessions.item[goods[fits]]
     return candidates, logged
 
 
 def _pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Row of each placed item (P,) among the candidates (P, N) of its page, -1 where it is not one."""
+    """Return the row of each placed item (P,) among its page's candidates (P, N), -1 if it is not there."""
     found = candidates == item[:, None]
     return np.where(goods & found.any(axis=1), found.argmax(axis=1), NOT_IN_POOL)
 
@@ -101,7 +101,7 @@ def cloud_scores(
     of_slot: np.ndarray,
     config: FeedConfig,
 ) -> np.ndarray:
-    """Base ctr that the cloud ships with every page, (G, N) float32."""
+    """Return the base ctr that the cloud ships with every page, (G, N) float32."""
     cloud, d = config.cloud, config.embedding_size
     session = np.searchsorted(sessions.starts, first, side="right") - 1
     begin = sessions.starts[session]
@@ -117,7 +117,7 @@ def cloud_scores(
 def _synchronised(
     sessions: LoggedSessions, session: np.ndarray, slot: np.ndarray, config: FeedConfig
 ) -> np.ndarray:
-    """Answers (G,) that had reached the cloud when the pages that arrived at `slot` (G,) were requested."""
+    """Count the answers (G,) known to the cloud when the pages that arrived at `slot` (G,) were requested."""
     sent = slot - config.request_latency
     if config.cloud.sync == "periodic":
         sent = sent // config.cloud.sync_period * config.cloud.sync_period
@@ -127,7 +127,7 @@ def _synchronised(
 def _interests(
     sessions: LoggedSessions, begin: np.ndarray, count: np.ndarray, config: FeedConfig
 ) -> np.ndarray:
-    """Decayed evidence (G, d) in the first `count` (G,) answers of sessions that begin at `begin` (G,)."""
+    """Sum the decayed evidence (G, d) of the first `count` (G,) answers of sessions from `begin` (G,)."""
     cloud, actions = config.cloud, sessions.actions
     evidence = cloud.dwell_weight * (actions[:, 0] - DWELL_CENTRE) + actions[:, CLICK] * (
         cloud.click_weight + cloud.page_view_weight * (actions[:, PAGE_VIEW] - DWELL_CENTRE)
@@ -135,7 +135,7 @@ def _interests(
     interest = np.zeros((len(begin), config.embedding_size))
     for at in range(0, len(begin), BLOCK):
         block = slice(at, at + BLOCK)
-        age = np.arange(max(1, count[block].max()))  # 0 = the answer that came last
+        age = np.arange(max(1, count[block].max()))  # 0 = the latest answer
         rows = begin[block, None] + count[block, None] - 1 - age
         known = age < count[block, None]
         rows = np.where(known, rows, 0)

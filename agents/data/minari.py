@@ -1,8 +1,8 @@
-"""Logs as a Minari data set (Farama's standard for offline RL): episodes of any id, propensities kept.
+"""Export logs as a Minari data set (Farama's standard for offline RL), with propensities, for any track.
 
 The folder's name is the data set's id, and its parent is what Minari calls `MINARI_DATASETS_PATH`. The format
-is HDF5, Minari's default. Episodes are written one after the other, from a chunk of the log at a time,
-under a temporary name, so that a killed export leaves no half data set.
+is HDF5, Minari's default. Episodes are written one by one under a temporary name, reading the log in chunks,
+so that a killed export leaves no partial data set.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from edgerec_gym.registration import IDS, SLATE, track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
 
-NAME = re.compile(r"[-_\w]+-v\d+")  # of a Minari data set
-BLOCK_SLOTS = 4096  # whose observations are in memory at once, about 100 MB with the paper's sizes
+NAME = re.compile(r"[-_\w]+-v\d+")  # valid id of a Minari data set
+BLOCK_SLOTS = 4096  # slots observed at once; about 100 MB with the paper's sizes
 Progress = Callable[[int, int], None]
 
 
@@ -46,42 +46,42 @@ def export_minari(
     sessions: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write sessions of a log as episodes of an id.
+    """Write sessions of a log as episodes of an environment.
 
-    Observations are those of the environment, scores to 2e-6, since logs hold the page and not each slot.
-    There is one more than steps, but a page that arrives with the last step is in no log. An episode
-    terminates where the user leaves; every other end is a truncation. Infos, one more than steps and the
-    first of them empty (NaN, False), hold what the logging policy did: `propensity` of the action,
-    `request_propensity`, `randomised`.
+    Observations equal the environment's, with scores accurate to 2e-6, since logs hold pages and not slots.
+    There is one more observation than steps, but logs lack a page that arrives with the last step. An episode
+    terminates if the user leaves; any other end is a truncation. Infos describe the logging policy:
+    `propensity` of the action, `request_propensity`, `randomised`. There is one more than steps; the first
+    is empty (NaN, False).
 
     Args:
         logs: log folder.
         out: folder of the data set, named like "edgefeed-request-v0"; must not exist.
-        env_id: whose actions and masks are written; the log must not have others.
-        scenario: shipped name or folder that :meth:`recover_environment` plays; default: what was logged.
-        sessions: at most so many, from the first on; None = all.
-        progress: called with (sessions done, in all).
+        env_id: environment whose actions and masks are written; the log must hold no other actions.
+        scenario: shipped name or folder for :meth:`recover_environment`; default: the logged scenario.
+        sessions: maximum number of sessions, from the first on; None exports all.
+        progress: called with (sessions done, total).
 
     Returns:
         {"dataset", "episodes", "steps", "env_id"}.
 
     Raises:
-        InputError: a bad name, a folder that exists, an id that does not fit the log, sessions below 1.
-        MissingExtraError: without Minari.
+        InputError: if the name is invalid, the folder exists, the id does not fit the log, or sessions < 1.
+        MissingExtraError: if Minari is not installed.
     """
     storage_class = _require_minari()
     out, track = Path(out), track_of(env_id)
     if track == SLATE:
         raise InputError("a log holds slots, not plans; ids: " + ", ".join(i for i in IDS if IDS[i] != SLATE))
     if not NAME.fullmatch(out.name):
-        raise InputError(f"the folder {out.name!r} names the data set: letters, digits, - and _, then -v0")
+        raise InputError(f"{out.name!r} cannot name a data set; use letters, digits, - and _, then -v0")
     if out.exists():
         raise InputError(f"{out} exists; choose another folder")
     if sessions is not None and sessions < 1:
         raise InputError(f"sessions must be at least 1, got {sessions}")
     reader = LogReader(logs)
     spec = environment_spec(reader, track, scenario)
-    # Minari takes file sizes by a path within a path, which is right for absolute ones only.
+    # Minari joins paths to get file sizes, which only works for absolute paths.
     temporary = make_folder(out.parent).absolute() / f".{out.name}.{os.getpid()}.tmp"
     wanted = reader.sessions if sessions is None else min(sessions, reader.sessions)
     try:
@@ -117,12 +117,12 @@ def _require_minari() -> Any:
 
 
 def environment_spec(reader: LogReader, track: str, scenario: str | None = None) -> Any:
-    """Return the Gymnasium spec of the environment that was logged; InputError if nothing tells which."""
+    """Return the Gymnasium spec of the logged environment; raise InputError if its scenario is unknown."""
     known = reader.provenance.get("preset") or reader.provenance.get("scenario")
     name = scenario or known
     if name is None:
         raise InputError(
-            f"{reader.folder} does not tell its scenario; name the one to recover with --scenario"
+            f"{reader.folder} does not record its scenario; name the one to recover with --scenario"
         )
     loaded = Scenario.load(name)
     logged, plain = reader.config.to_dict(), loaded.config.to_dict()
@@ -164,12 +164,12 @@ def _episodes(reader: LogReader, track: str, wanted: int, progress: Progress | N
 
 
 def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
-    """Episodes of some sessions, in the order of the log."""
+    """Yield the episodes of some sessions in log order."""
     config, table = reader.config, with_last(plain)
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
     log = TrackLog(table, sessions, config, track)
     reward = step_rewards(table, sessions, config)
-    length = np.diff(sessions.starts)  # with the row behind the last slot
+    length = np.diff(sessions.starts)  # includes the row after the last slot
     infos = {
         "propensity": table["propensity"].fill_null(np.nan).to_numpy(),
         "request_propensity": table["request_propensity"].fill_null(np.nan).to_numpy(),
@@ -215,5 +215,5 @@ def _episode(
 
 
 def _nothing(values: np.ndarray) -> np.ndarray:
-    """What stands before the first step: no action was taken yet."""
+    """Return the empty entry before the first step, when no action has been taken."""
     return np.array([False]) if values.dtype == np.bool_ else np.array([np.nan])

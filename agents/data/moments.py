@@ -1,8 +1,8 @@
-"""From a log to re-rank requests: what the device would have seen at a moment, and what was clicked next.
+"""Re-ranking moments of a log: what the device would have seen, and what was clicked next.
 
-A device re-ranks when a page arrives and at triggers (EdgeRec, CIKM'20): a click, a deleted card, or some
-exposures in a row without a click. A request is such a moment; its label is the click on each candidate that
-was shown from the pool in the next K slots.
+A device re-ranks when a page arrives and at triggers (EdgeRec, CIKM'20): a click, a deleted card, or a number
+of exposures in a row without a click. The labels of such a moment are the clicks on the candidates that were
+shown from the pool in the next K slots.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from edgerec_gym.policy import Observation
 
 @dataclass(frozen=True)
 class RerankBatch:
-    """B re-rank requests.
+    """B re-ranking moments.
 
     Attributes:
         observation: the keys user, pool, exposures, page_views, screen and context of the environment.
-        shown: (B, K) int64 pool rows in the order in which they were shown and answered, then -1.
-        click: (B, K) float32 1 where that card was clicked.
-        session: (B,) int64 ids in the log.
-        user: (B,) int64 ids in the log.
+        shown: (B, K) int64 pool rows that were shown and answered, in order, then -1.
+        click: (B, K) float32, 1 where that card was clicked.
+        session: (B,) int64 session ids in the log.
+        user: (B,) int64 user ids in the log.
     """
 
     observation: Observation
@@ -39,7 +39,7 @@ class RerankBatch:
 
 
 class RerankMoments:
-    """The labelled requests of one chunk of a log, batched on demand."""
+    """The labelled re-ranking moments of one chunk of a log, batched on demand."""
 
     def __init__(self, log: ObservedLog, session: np.ndarray, slot: np.ndarray, horizon: int) -> None:
         shown, click = log.labels(session, slot, horizon)
@@ -51,7 +51,7 @@ class RerankMoments:
         return len(self.session)
 
     def batch(self, index: np.ndarray) -> RerankBatch:
-        """Build the observations of the requests `index` (B,)."""
+        """Build the batch of the moments `index` (B,)."""
         session = self.session[index]
         return RerankBatch(
             self.log.observations(session, self.slot[index]),
@@ -63,17 +63,17 @@ class RerankMoments:
 
 
 class RerankStream(LogStream[RerankMoments]):
-    """The re-rank requests of some days of a log.
+    """The re-ranking moments of some days of a log.
 
     Args:
         reader: the log.
-        days: days to read; None = all.
-        keep: tells from session ids (S,) int64 which to keep.
-        horizon: K, slots that a label looks ahead.
-        no_click: exposures in a row without a click that trigger a request.
-        per_session: requests of one session at most, drawn at random.
-        seed: of that draw.
-        cached_slots: kept in memory if there are at most so many slots.
+        days: days to read; None reads all.
+        keep: maps session ids (S,) int64 to a bool mask of those to keep.
+        horizon: K, the slots that the labels look ahead.
+        no_click: exposures in a row without a click that trigger re-ranking.
+        per_session: maximum number of moments per session, drawn at random.
+        seed: seed of that draw.
+        cached_slots: largest number of slots that is cached in memory.
     """
 
     columns = OBSERVED_COLUMNS
@@ -98,7 +98,7 @@ class RerankStream(LogStream[RerankMoments]):
         self.horizon, self.no_click, self.per_session = horizon, no_click, per_session
 
     def _chunk(self, table: pa.Table, log: ObservedLog, rng: np.random.Generator) -> RerankMoments:
-        # Where a page is answered at once, nothing is known between its cards.
+        # If a page is answered as a whole, there is no information between its cards.
         at_once = "order_within_page" in self.reader.unidentified
         session, slot = log.moments(self.no_click, at_once)
         order = np.lexsort((rng.random(len(session)), session))
@@ -110,11 +110,11 @@ class RerankStream(LogStream[RerankMoments]):
 def split_moments(
     reader: LogReader, held_out_from: int | None = None, **settings: int
 ) -> tuple[RerankStream, RerankStream, RerankStream]:
-    """Requests to train on, requests that decide when to stop, and requests held out, the last by day.
+    """Split re-ranking moments into training, early stopping and held-out streams, the last one by day.
 
     Args:
         reader: the log.
-        held_out_from: first held-out day; default: the last seventh of the days.
-        **settings: horizon, no_click, per_session and seed of :class:`RerankStream`.
+        held_out_from: first held-out day; by default, the last seventh of the days is held out.
+        **settings: horizon, no_click, per_session and seed for :class:`RerankStream`.
     """
     return split_stream(RerankStream, reader, held_out_from, **settings)

@@ -24,12 +24,12 @@ DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason")  # 0 = not deleted
 
 
 class ObservedLog:
-    """Sessions of a log, and the observation at any slot of them.
+    """Sessions of a log with the observation at any slot.
 
     Args:
         table: whole sessions with :data:`OBSERVED_COLUMNS` and `user`.
-        sessions: the same.
-        config: of the logged feed.
+        sessions: the sessions read from `table`.
+        config: configuration of the logged feed.
     """
 
     def __init__(self, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> None:
@@ -51,7 +51,7 @@ class ObservedLog:
         self.last_card = np.concatenate([none - 1, np.maximum.accumulate(at, axis=0)])  # before each slot
 
     def moments(self, no_click: int, page_starts_only: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Slots at which a device re-ranks, in order: session index (R,) and slot (R,), both int64."""
+        """Return the slots at which a device re-ranks, in order: session index and slot, (R,) int64 each."""
         sessions, lag = self.sessions, self.config.lookahead + 1  # an answer is known `lag` slots later
         length = np.diff(sessions.starts)
         session = np.repeat(np.arange(len(length)), length)
@@ -71,7 +71,7 @@ class ObservedLog:
         return session[due], slot[due]
 
     def labels(self, session: np.ndarray, slot: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pool rows shown and answered in the next K slots, (R, K) int64, then -1; clicks (R, K) float32."""
+        """Return rows answered in the next K slots, (R, K) int64, then -1; clicks (R, K) float32."""
         sessions, pages = self.sessions, self.pages
         now = sessions.starts[session] + slot
         rows = now[:, None] + np.arange(horizon)
@@ -84,7 +84,7 @@ class ObservedLog:
         return np.where(shown, pages.pool_row[rows], NOT_SHOWN), click.astype(np.float32)
 
     def observations(self, session: np.ndarray, slot: np.ndarray) -> Observation:
-        """Return what the device saw before it filled `slot` (R,) of `session` (R,); keys (R, ...)."""
+        """Return what the device saw before it filled `slot` (R,) of `session` (R,); values (R, ...)."""
         begin = self.sessions.starts[session]
         now = begin + slot
         count = np.clip(slot - self.config.lookahead, 0, self.sessions.answered[session])
@@ -101,7 +101,7 @@ class ObservedLog:
         pages, catalog, d = self.pages, self.sessions.catalog, self.config.embedding_size
         page = pages.of_slot[now]
         candidates = pages.candidates[page]
-        placed = now - pages.first[page]  # so far from this page, cards too
+        placed = now - pages.first[page]  # slots filled from this page, including cards
         request = np.repeat(np.arange(len(now)), placed)
         rows = np.repeat(pages.first[page] - (np.cumsum(placed) - placed), placed) + np.arange(placed.sum())
         used = pages.pool_row[rows]
@@ -126,7 +126,7 @@ class ObservedLog:
     def _history(
         self, begin: np.ndarray, rows: np.ndarray, present: np.ndarray, first_action: int, n_actions: int
     ) -> np.ndarray:
-        """Cards with actions and the slot of the answer, zero where not present, (R, L, ...) float32."""
+        """Return cards with actions and answer slot, zero where not present, (R, L, ...) float32."""
         rows = np.where(present, rows, 0)
         actions = self.sessions.actions[rows, first_action : first_action + n_actions]
         when = ((rows - begin[:, None]) / self.config.max_slots).astype(np.float32)

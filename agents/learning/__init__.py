@@ -1,1 +1,1 @@
-"""How agents learn, whatever they learn: epochs over a log, rollouts, parameters on disk."""
+"""Training tools shared by all agents: epochs over a log, rollouts, parameters on disk."""

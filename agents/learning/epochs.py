@@ -1,4 +1,4 @@
-"""Training on the requests of a log, epoch by epoch: what re-rankers and the list evaluator share."""
+"""Epoch-wise training on a log, shared by all networks that learn from logs."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Stream(Protocol):
-    """What a network is trained on, a chunk with a length at a time."""
+    """Training data in chunks; every chunk has a length."""
 
     def chunks(self) -> Iterator[Any]:
         """Yield everything once."""
 
 
 def moment_settings(settings: Any, seed: int) -> dict[str, int]:
-    """Settings of the requests that a network is trained on, from its hyper-parameters."""
+    """Return the settings of the re-ranking moments to train on, from hyper-parameters and seed."""
     return {name: getattr(settings, name) for name in ("horizon", "no_click", "per_session")} | {"seed": seed}
 
 
 def log_record(agent: str, track: str, reader: LogReader, seed: int, settings: Config) -> dict[str, Any]:
-    """Content of policy.json before the first epoch, but for the figure of every epoch."""
+    """Return the initial content of policy.json, without the figure of every epoch."""
     logs = {"provenance": reader.provenance, "sessions": reader.sessions, "slots": reader.slots}
     sizes = model_sizes(reader.config)
     return new_record(agent, track, seed=seed, settings=settings, sizes=sizes, logs=logs)
 
 
 class EpochTrainer(Generic[Network]):
-    """One network in training. A subclass names its figure, and implements `loss` and `stopping_figure`.
+    """Train one network. A subclass names its figure and implements `loss` and `stopping_figure`.
 
     Args:
         network: with initial parameters; trained in place.
-        record: content of policy.json; steps and figures grow.
+        record: content of policy.json; steps and figures are updated.
         settings: hyper-parameters: learning_rate, weight_decay, max_grad_norm, batch_size, epochs, patience;
-            final_rate, if there is one: the learning rate falls to this share of it by the last epoch.
-        stream: what to train on: re-rank requests, decisions.
+            optionally final_rate, the share of the learning rate that is left in the last epoch.
+        stream: training data, e.g. re-ranking moments or decisions.
 
     Attributes:
-        network: as of the last epoch.
-        best: as of the epoch with the best figure on the stopping sessions.
+        network: network after the last epoch.
+        best: network after the epoch with the best figure on the early-stopping sessions.
     """
 
-    figure: str  # key of the record: the figure of every epoch
-    sign: int  # 1: the larger the better, -1: the smaller
+    figure: str  # the record's key for the figure of every epoch
+    sign: int  # 1 if larger figures are better, -1 if smaller ones are
 
     def __init__(self, network: Network, record: dict[str, Any], settings: Any, stream: Stream) -> None:
         self.network, self.record, self.settings, self.stream = network, record, settings, stream
@@ -67,27 +67,27 @@ class EpochTrainer(Generic[Network]):
         )
 
     def loss(self, chunk: Any, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the rows `index` (B,) of a chunk."""
+        """Return the mean loss of the rows `index` (B,) of a chunk."""
         raise NotImplementedError
 
     def stopping_figure(self) -> float:
-        """Score the network on the stopping sessions."""
+        """Return the network's figure on the early-stopping sessions."""
         raise NotImplementedError
 
     def _scores(self) -> list[float]:
-        """Figures of the epochs so far, larger = better."""
+        """Return the figures of the epochs so far, signed so that larger is better."""
         return [self.sign * figure for figure in self.record[self.figure]]
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are done, or the last ones have not been better."""
+        """Whether all epochs are done, or the last `patience` epochs brought no improvement."""
         seen, patience = self._scores(), self.settings.patience
         if len(seen) >= self.settings.epochs:
             return True
         return len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
 
     def run_epoch(self) -> None:
-        """Train on everything once, then score the stopping sessions."""
+        """Train on all data once, then score the early-stopping sessions."""
         epoch = self.record["steps"]
         order = np.random.default_rng([self.seed, epoch])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -105,7 +105,7 @@ class EpochTrainer(Generic[Network]):
         self.record = self.record | {"steps": epoch + 1, self.figure: figures}
 
     def _learning_rate(self, epoch: int) -> float:
-        """Falls linearly, so that the last epochs average over more of the log."""
+        """Return a linearly falling rate, so that the last epochs average over more of the log."""
         s, last = self.settings, getattr(self.settings, "final_rate", 1.0)
         return s.learning_rate * (1 - (1 - last) * epoch / max(1, s.epochs - 1))
 
@@ -116,7 +116,7 @@ class EpochTrainer(Generic[Network]):
         self.optimizer.step()
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         parameters.restore_checkpoint(folder, self.best, self.optimizer, training=self.network)
         earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in ("steps", self.figure)}
@@ -125,10 +125,10 @@ class EpochTrainer(Generic[Network]):
         """Train to the end, with a checkpoint after every epoch.
 
         Args:
-            folder: of the run.
-            start: checkpoint to go on from, if there is one.
-            label: of the figure, for `progress`.
-            progress: called with (epochs done, epochs at most, text).
+            folder: the run's folder.
+            start: checkpoint to continue from, if any.
+            label: name of the figure in progress messages.
+            progress: called with (epochs done, maximum number of epochs, text).
         """
         if start is not None:
             self.restore(start)

@@ -1,4 +1,4 @@
-"""Parameters of a model and its optimizer as safetensors: written whole or not at all, and never pickled."""
+"""Save and load model and optimizer parameters as safetensors: atomically, and without pickle."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ except ImportError:
 
 OPTIMIZER = "optimizer.safetensors"
 TRAINING = "training.safetensors"
-KEEP_LAST = 2  # checkpoints, by default; the one before last is there while the last is looked at
+KEEP_LAST = 2  # checkpoints kept by default: an older one remains while the last is being read
 
 
 def save_parameters(path: Path, policy: torch.nn.Module) -> None:
     """Write a policy's parameters atomically."""
-    # By name, not state_dict(): SB3 policies list a shared network under several names.
+    # Not state_dict(): SB3 policies list a shared network under several names.
     tensors = {name: p.detach().cpu().contiguous() for name, p in policy.named_parameters()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary)
 
 
 def load_parameters(path: Path, policy: torch.nn.Module) -> None:
-    """Read a policy's parameters in place; InputError names the file, and the parameter that does not fit."""
+    """Load a policy's parameters in place; InputError names the file and any parameter that does not fit."""
     tensors = _read(path)
     own = dict(policy.named_parameters())
     for name in own.keys() | tensors.keys():
@@ -68,7 +68,7 @@ def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     for name, tensor in _read(path).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    # The groups (learning rate, ...) come from the settings and the schedule, so they stay as built.
+    # Keep the groups (learning rate, ...) as built: they come from the settings and the schedule.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -80,15 +80,15 @@ def save_checkpoint(
     training: torch.nn.Module | None = None,
     keep: int = KEEP_LAST,
 ) -> None:
-    """Write `checkpoints/step-N` under a temporary name, rename it, then drop the oldest ones.
+    """Write `checkpoints/step-N` atomically, then remove the oldest checkpoints.
 
     Args:
         run: the run's folder.
-        policy: the parameters to play with.
+        policy: network to play with.
         record: content of policy.json; its "steps" names the folder.
-        optimizer: of the parameters in training.
-        training: the parameters in training, where these are not `policy`'s.
-        keep: how many checkpoints stay.
+        optimizer: optimizer of the network in training.
+        training: network in training, if it is not `policy`.
+        keep: number of checkpoints to keep.
     """
     final = run / CHECKPOINTS / f"step-{record['steps']:012d}"
     if final.exists():
@@ -111,7 +111,7 @@ def restore_checkpoint(
     optimizer: torch.optim.Optimizer,
     training: torch.nn.Module | None = None,
 ) -> None:
-    """Load what :func:`save_checkpoint` wrote into freshly built parameters and optimizer."""
+    """Load a checkpoint of :func:`save_checkpoint` into newly built networks and optimizer."""
     load_parameters(folder / PARAMETERS, policy)
     _load_optimizer(folder / OPTIMIZER, optimizer)
     if training is not None:
@@ -119,5 +119,5 @@ def restore_checkpoint(
 
 
 def _left_behind(run: Path) -> list[Path]:
-    """Half-written checkpoints of killed processes."""
+    """Return partial checkpoints of killed processes."""
     return list((run / CHECKPOINTS).glob(".step-*.tmp"))

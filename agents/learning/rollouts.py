@@ -1,4 +1,4 @@
-"""Whole sessions of EdgeFeedSlate-v0 played by plans, and what followed each plan: rollouts for gradients."""
+"""Rollouts for policy gradients: whole sessions of EdgeFeedSlate-v0, and the return after each slot."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgerec_gym.state import NO_ITEM
 
 
 class PlayedPlan(NamedTuple):
-    """Plans of R sessions, made at the same time.
+    """Plans of R sessions, made in the same step.
 
     Attributes:
-        kept: what the planner wanted to be kept.
-        rows: (R,) int64 of the batch.
-        position: (R, K) int32 slot of the session at each place, -1 where the plan was not played.
+        kept: data that the planner asked to keep.
+        rows: (R,) int64 batch rows.
+        position: (R, K) int32 session slot of each place of the plan, -1 where it was not played.
     """
 
     kept: Any
@@ -32,16 +32,16 @@ Planner = Callable[[Observation, np.ndarray], tuple[dict[str, np.ndarray], Any]]
 def play_plans(
     env: EdgeFeedSlateVectorEnv, planner: Planner
 ) -> tuple[np.ndarray, np.ndarray, list[PlayedPlan]]:
-    """Play all rows to their ends.
+    """Play all rows until their sessions end.
 
     Args:
-        env: just reset.
-        planner: called with the observation of the rows that go on, and these rows (R,); returns their plan,
-            what is missing being no card and no request in cloud order, and whatever is to be kept.
+        env: environment that has just been reset.
+        planner: called with the observation of the live rows and their indices (R,). It returns their plan
+            and any data to keep. Missing parts of the plan default to cloud order, no cards, no request.
 
     Returns:
-        What came with every slot, (B, slots): expected reward, and mix-in cards that were answered; and the
-        plans.
+        Expected reward of every slot (B, slots), whether an answered mix-in card stood there (B, slots), and
+        the plans.
     """
     batch, config, reward = env.batch, env.config, env.config.reward
     n_rows = batch.num_envs
@@ -76,15 +76,15 @@ def play_plans(
 
 
 def advantages(reward: np.ndarray, discount: float, samples: int | None = None) -> np.ndarray:
-    """What follows each slot, discounted, minus its baseline.
+    """Return the discounted return from each slot on, minus its baseline.
 
     Args:
-        reward: (G, S, slots) of S copies of each session.
-        discount: a slot.
-        samples: the copies after so many are the baseline; None: the mean of the other copies.
+        reward: (G, S, slots) rewards of S copies of each of G sessions.
+        discount: discount per slot.
+        samples: number of copies before the baseline copy; None uses the mean of the other copies.
 
     Returns:
-        (G, S, slots + 1).
+        (G, S, slots + 1) advantages.
     """
     ahead = discounted(reward, discount)
     if samples is not None:
@@ -94,7 +94,7 @@ def advantages(reward: np.ndarray, discount: float, samples: int | None = None) 
 
 
 def discounted(reward: np.ndarray, discount: float) -> np.ndarray:
-    """What follows each slot (..., slots + 1), the reward (..., slots) of the slot itself included."""
+    """Return the discounted return (..., slots + 1) from each slot on, including its reward (..., slots)."""
     ahead = np.zeros((*reward.shape[:-1], reward.shape[-1] + 1))
     for slot in range(reward.shape[-1] - 1, -1, -1):
         ahead[..., slot] = reward[..., slot] + discount * ahead[..., slot + 1]

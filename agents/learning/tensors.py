@@ -1,4 +1,4 @@
-"""Observations as tensors, and torch as a good guest: its threads and its generators are put back."""
+"""Convert observations to tensors, and restore torch threads and global random generators after use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAY_BATCH = 128  # sessions scored at once, to bound the memory of attention
 
 
 def to_tensors(observation: Observation, rows: slice = slice(None)) -> TensorObservation:
-    """Turn some rows of an observation into tensors, float32; other keys are left out."""
+    """Convert some rows of an observation to float32 tensors, keeping only the keys that models read."""
     return {
         key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))
         for key in MODEL_KEYS
@@ -31,7 +31,7 @@ def to_tensors(observation: Observation, rows: slice = slice(None)) -> TensorObs
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Use so many torch threads inside the block."""
+    """Set the number of torch threads inside the block."""
     if threads < 1:
         raise InputError(f"threads = {threads} must be at least 1")
     before = torch.get_num_threads()
@@ -44,7 +44,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def private_randomness() -> Iterator[None]:
-    """Put back the global generators, which stable-baselines3 seeds and uses."""
+    """Restore the global random generators, which stable-baselines3 seeds and uses."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:

@@ -1,1 +1,1 @@
-"""Lists that are written and judged: pointer network, list evaluator, generators, sequence search."""
+"""Models that write and judge lists: pointer network, list evaluator, generators, sequence search."""

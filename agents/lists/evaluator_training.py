@@ -1,7 +1,7 @@
 """Train a list evaluator on exposed lists, and load it back.
 
-A run is a folder as :mod:`edgerec_gym.agents.rerank.train` writes it, with the mean loss of every epoch
-instead of the GAUC, and figures of the calibrated evaluator on the sessions that decided when to stop.
+A run is a folder as written by :mod:`edgerec_gym.agents.rerank.train`, with the mean loss of every epoch
+instead of the GAUC, and figures of the calibrated evaluator on the early-stopping sessions.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from edgerec_gym.runs import PARAMETERS, Run, check_seed, check_sizes, find_star
 
 AGENT = "evaluator"
 Judge = TypeVar("Judge", bound=Any)  # a ListEvaluator, or a network with the same judge()
-MOST_HELD = 10_000  # lists kept in memory to decide when to stop
-NEEDED = {  # what a log must be able to tell for an outcome to be learned
+MOST_HELD = 10_000  # lists kept in memory for early stopping
+NEEDED = {  # what a log must identify for an outcome to be learned
     "click": (),
     "purchase": ("page_view_actions",),
     "long_page_view": ("page_view_duration",),
@@ -64,25 +64,25 @@ def train(
 ) -> dict[str, Any]:
     """Train a list evaluator and write the run's folder.
 
-    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`). The mean loss of
-    the stopping sessions decides when to stop, and the best epoch is calibrated on them.
+    Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`). Early stopping uses
+    the mean loss, and the best epoch is calibrated on the early-stopping sessions.
 
     Args:
         out: the run's folder.
-        logs: a log folder whose lists stand in the order in which they were shown.
-        agent: its name.
-        seed: of initial parameters, of the lists drawn from each session and of their order.
-        resume: go on after the last complete epoch in `out`, if there is one.
-        threads: torch threads.
-        progress: called with (epochs done, epochs at most, text).
+        logs: a log folder that holds lists in display order.
+        agent: name of the agent.
+        seed: seed of the initial parameters, the lists drawn from each session, and their order.
+        resume: continue after the last complete epoch in `out`, if any.
+        threads: number of torch threads.
+        progress: called with (epochs done, maximum number of epochs, text).
         **hyper: fields of :class:`~edgerec_gym.agents.lists.evaluator.EvaluatorConfig`.
 
     Returns:
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, a log that is bad, has no clicks, or cannot tell the
-            order of its lists, `out` not writable or in use by another run.
+        InputError: if a name is unknown, a value is out of range, the log is invalid, has no clicks or does
+            not record the order of its lists, or `out` is not writable or holds another run.
     """
     settings = EvaluatorConfig.from_dict(hyper)
     options: dict[str, Any] = {"seed": seed, "resume": resume, "threads": threads, "progress": progress}
@@ -102,7 +102,7 @@ def train_judge(
     threads: int,
     progress: Report | None,
 ) -> dict[str, Any]:
-    """Train a network that judges lists, see :func:`train`; `trainer` says which."""
+    """Train a network that judges lists with the class `trainer`; see :func:`train`."""
     check_seed(seed)
     if "order_within_page" in reader.unidentified:
         raise InputError(f"{reader.folder} cannot tell the order within a page, which an {agent} judges")
@@ -122,18 +122,18 @@ def train_judge(
 
 
 class JudgeTrainer(EpochTrainer[Judge]):
-    """A network in training that judges lists; the loss on the stopping sessions' lists decides when to stop.
+    """Train a network that judges lists, with early stopping by loss.
 
-    A subclass makes the network, and may change the loss.
+    A subclass builds the network and may change the loss.
 
     Args:
         reader: the log.
-        record: content of policy.json; steps and loss grow.
+        record: content of policy.json; steps and loss are updated.
         settings: hyper-parameters.
     """
 
     figure, sign = "loss", -1
-    purchase: PurchaseSurrogate | None = None  # labels of purchases, in place of the purchases themselves
+    purchase: PurchaseSurrogate | None = None  # replaces logged purchases as labels
 
     def __init__(self, reader: LogReader, record: dict[str, Any], settings: Any) -> None:
         network = self.build(reader.config, settings, tuple(record["identified"]), record["seed"])
@@ -142,33 +142,33 @@ class JudgeTrainer(EpochTrainer[Judge]):
         self.stopping = held_lists(stop, network.list_size)
         if not any(batch.outcomes[..., CLICK].any() for batch in self.stopping):
             raise InputError(
-                f"{reader.folder} has no clicked list among the sessions that decide when to stop; "
+                f"{reader.folder} has no list with a click among its early-stopping sessions; "
                 "an evaluator needs more sessions"
             )
 
     def build(self, config: FeedConfig, settings: Any, identified: tuple[bool, ...], seed: int) -> Judge:
-        """Make the network with initial parameters drawn from `seed`."""
+        """Build the network with parameters initialised from `seed`."""
         raise NotImplementedError
 
     def loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the lists that follow the requests `index` (B,) of a chunk."""
+        """Return the mean loss of the lists that follow the moments `index` (B,) of a chunk."""
         return self._loss(
             self.network.judge(exposed_lists(chunk, index, self.network.list_size, self.purchase))
         )
 
     def stopping_figure(self) -> float:
-        """Mean loss of the stopping sessions' lists."""
+        """Return the mean loss on the early-stopping sessions."""
         return self._loss(judge_all(self.network, self.stopping)).item()
 
     def _loss(self, found: Judged) -> Tensor:
         return outcome_losses(found, self.network.identified).sum()
 
     def calibrate(self) -> dict[str, dict[str, float]]:
-        """Fit the best epoch's Platt scaling, and return figures on the stopping sessions.
+        """Fit the best epoch's Platt scaling, and return figures on the early-stopping sessions.
 
         Returns:
-            For every outcome that the log can tell: places judged, log-loss, that of the plain rate, and the
-            calibration error (of 15 bins with equally many places) before and after.
+            For every outcome that the log identifies: places judged, log-loss, log-loss of the constant rate,
+            and the calibration error (15 bins with equally many places) before and after.
         """
         logits, outcomes, answered, _ = judge_all(self.best, self.stopping)
         where = judged(outcomes, answered, self.best.identified)
@@ -194,7 +194,7 @@ class JudgeTrainer(EpochTrainer[Judge]):
 
 
 class EvaluatorTrainer(JudgeTrainer[ListEvaluator]):
-    """One list evaluator in training."""
+    """Train one list evaluator."""
 
     def __init__(self, reader: LogReader, record: dict[str, Any], settings: EvaluatorConfig) -> None:
         super().__init__(reader, record, settings)
@@ -203,11 +203,11 @@ class EvaluatorTrainer(JudgeTrainer[ListEvaluator]):
     def build(
         self, config: FeedConfig, settings: EvaluatorConfig, identified: tuple[bool, ...], seed: int
     ) -> ListEvaluator:
-        """Make the evaluator."""
+        """Build the evaluator."""
         return build(config, settings, identified, seed)
 
     def loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of lists; every other list is seen as a search would that has got to a place of it."""
+        """Return the mean loss of lists; about half are cut at a random place, as a search sees prefixes."""
         lists = exposed_lists(chunk, index, self.network.list_size, self.purchase)
         cut = torch.randint(1, 2 * self.network.list_size, (len(index),), generator=generator)
         found = self.network.judge(lists, cut)
@@ -215,7 +215,7 @@ class EvaluatorTrainer(JudgeTrainer[ListEvaluator]):
 
 
 def order_loss(found: Judged) -> Tensor:
-    """Cross-entropy of the clicks with the softmax of their logits in a list, a place (list softmax)."""
+    """Return the list softmax cross-entropy of the clicks per place."""
     logits, click = found.logits[..., CLICK], found.outcomes[..., CLICK] * found.answered
     log_p = logits.masked_fill(~found.answered, torch.finfo(logits.dtype).min).log_softmax(-1)
     return -(click * log_p).sum() / found.answered.sum().clamp(min=1)
@@ -238,7 +238,7 @@ def held_lists(stream: RerankStream, horizon: int, most: int = MOST_HELD) -> lis
 
 
 def judge_all(network: Any, batches: list[ListBatch]) -> Judged:
-    """Judge many lists, without gradients."""
+    """Judge many lists without gradients."""
     network.eval()
     with torch.inference_mode():
         parts = [network.judge(batch) for batch in batches]
@@ -246,7 +246,7 @@ def judge_all(network: Any, batches: list[ListBatch]) -> Judged:
 
 
 def platt_scaling(logit: Tensor, outcome: Tensor) -> tuple[float, float]:
-    """Scale > 0 and shift (Platt, 1999) that minimise the log-loss of `scale * logit + shift`."""
+    """Return scale > 0 and shift (Platt, 1999) that minimise the log-loss of `scale * logit + shift`."""
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # log of the scale, shift
     optimizer = torch.optim.LBFGS([parameters], max_iter=50, line_search_fn="strong_wolfe")
     logit, outcome = logit.double(), outcome.double()
@@ -255,7 +255,7 @@ def platt_scaling(logit: Tensor, outcome: Tensor) -> tuple[float, float]:
         optimizer.zero_grad()
         scaled = parameters[0].exp() * logit + parameters[1]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(scaled, outcome)
-        # A hair of regularisation: a head that does not tell outcomes apart has no best scale.
+        # Slight regularisation: a head that cannot separate outcomes has no best scale.
         loss = loss + 1e-6 * parameters.square().sum()
         loss.backward()
         return loss
@@ -267,7 +267,7 @@ def platt_scaling(logit: Tensor, outcome: Tensor) -> tuple[float, float]:
 
 
 def calibration_error(logit: Tensor, outcome: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """Mean absolute difference of predicted and true rates over bins with equally many places."""
+    """Return the mean absolute difference of predicted and true rates over bins of equal size."""
     order = torch.argsort(logit)
     p, y = torch.sigmoid(logit)[order], outcome[order]
     parts = zip(p.tensor_split(bins), y.tensor_split(bins), strict=True)
@@ -277,14 +277,14 @@ def calibration_error(logit: Tensor, outcome: Tensor, bins: int = CALIBRATION_BI
 def build(
     config: FeedConfig, settings: EvaluatorConfig, identified: tuple[bool, ...], seed: int = 0
 ) -> ListEvaluator:
-    """Make an evaluator with initial parameters drawn from `seed`; the global generator is left as it was."""
+    """Build an evaluator with parameters initialised from `seed`, leaving the global generator unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ListEvaluator(config, settings, identified)
 
 
 def load_evaluator(folder: str | Path | Run, config: FeedConfig) -> ListEvaluator:
-    """Load an evaluator that :func:`train` wrote; InputError if files are broken or made for other sizes."""
+    """Load an evaluator from a run; raise InputError if files are broken or made for other sizes."""
     run = read_run(folder)
     if run.agent != AGENT:
         raise InputError(f"{run.folder} holds the agent {run.agent!r}, not an {AGENT}")

@@ -1,15 +1,15 @@
-"""Train a generator of lists from rewards or from a search, or put a sequence search together; load both.
+"""Train list generators on rewards or on a search, assemble a sequence search, and load both.
 
 | agent | learns from | needs |
 | --- | --- | --- |
 | pointer-evaluator | policy gradient, reward = the evaluator's value of the list | logs, an evaluator |
 | pointer-users | policy gradient, reward = the rest of the session with the users | a scenario |
 | pointer-distilled | cross-entropy to the list that the sequence search picks | logs, an evaluator |
-| sequence-search | nothing: it joins an evaluator and, if given, a generator | an evaluator, a scenario |
+| sequence-search | nothing: it combines an evaluator and an optional generator | an evaluator, a scenario |
 
-Each can start from a trained generator. A run is a folder as :mod:`edgerec_gym.runs` describes it, with the
+Each can start from a trained generator. A run is a folder as described in :mod:`edgerec_gym.runs`, with the
 mean reward of every update. A killed run resumes after its last checkpoint and ends with the same parameters
-as one that was not interrupted.
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ Parts = Mapping[str, Path]
 
 
 def find_parts(agent: str, based_on: Sequence[str | Path]) -> dict[str, Path]:
-    """Tell the runs that an agent is based on by what they hold.
+    """Identify the runs that an agent is based on by their content.
 
     Returns:
-        Folders by "evaluator" and "generator"; the second may be missing.
+        Folders under the keys "evaluator" and "generator"; each may be missing.
 
     Raises:
-        InputError: a folder without a run, of another kind, or two of one kind; no evaluator where the agent
-            needs one, or one where it needs none.
+        InputError: if a folder has no run or one of another kind, two are of the same kind, a required
+            evaluator is missing, or an evaluator is given but not used.
     """
     parts: dict[str, Path] = {}
     for folder in based_on:
@@ -100,7 +100,7 @@ def find_parts(agent: str, based_on: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def network_settings(parts: Parts) -> RerankerConfig:
-    """Sizes of a generator: those of the one that it starts from, else the defaults."""
+    """Return a generator's settings: those of the run it starts from, else the defaults."""
     if GENERATOR not in parts:
         return RerankerConfig()
     _, record = read_run(parts[GENERATOR])
@@ -108,7 +108,7 @@ def network_settings(parts: Parts) -> RerankerConfig:
 
 
 def make_generator(parts: Parts, config: FeedConfig, seed: int) -> PointerNet:
-    """Return the generator to start from, or a new one with parameters drawn from `seed`."""
+    """Return the generator to start from, or a new one initialised from `seed`."""
     settings = network_settings(parts)
     network = build(PointerNet, config, settings, seed)
     if GENERATOR in parts:
@@ -119,14 +119,14 @@ def make_generator(parts: Parts, config: FeedConfig, seed: int) -> PointerNet:
 
 
 def make_evaluator(parts: Parts, config: FeedConfig) -> ListEvaluator | None:
-    """Return the evaluator that an agent is based on, if there is one; it is not trained further."""
+    """Return the evaluator that an agent is based on, if any, with frozen parameters."""
     if EVALUATOR not in parts:
         return None
     return load_evaluator(parts[EVALUATOR], config).requires_grad_(False)
 
 
 def describe(parts: Parts) -> dict[str, Any]:
-    """Return what a record tells of the runs that it is based on; equal only for equal runs."""
+    """Return the description of base runs for a record; equal only for equal runs."""
     described = {}
     for name, folder in parts.items():
         record = read_run(folder).record
@@ -136,7 +136,7 @@ def describe(parts: Parts) -> dict[str, Any]:
 
 
 def load_network(folder: str | Path | Run, config: FeedConfig) -> Reranker:
-    """Load a generator or a sequence search; InputError if files are broken or made for other sizes."""
+    """Load a generator or sequence search; raise InputError if files are broken or of other sizes."""
     run = read_run(folder)
     if run.agent not in AGENTS:
         raise InputError(f"{run.folder} holds the agent {run.agent!r}; allowed: {', '.join(AGENTS)}")
@@ -156,26 +156,26 @@ def load_network(folder: str | Path | Run, config: FeedConfig) -> Reranker:
 
 
 def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Policy:
-    """Load a run to play an environment of the tracks joint, rerank or slate; as train.load_policy."""
+    """Load a run to play the joint, rerank or slate track; see rerank.train.load_policy."""
     feed = getattr(env, "unwrapped", env)
     run = read_run(folder)
     check_track(run.folder, feed.track)
     return policy_of(run.agent, load_network(run, feed.config), feed, threads)
 
 
-MOMENTS_AT_ONCE = 256  # in one pass of a gradient step, to bound memory
+MOMENTS_AT_ONCE = 256  # moments per pass of a gradient step, to bound memory
 
 
 class GeneratorTrainer:
-    """One generator in training.
+    """Train one generator.
 
     Args:
-        record: content of policy.json; steps and reward grow.
+        record: content of policy.json; steps and reward are updated.
         settings: hyper-parameters.
         network: the generator, trained in place.
-        evaluator: of pointer-evaluator and pointer-distilled.
-        reader: the log, if there is one.
-        env: of pointer-users, with batch_size x (samples + self_critical) rows.
+        evaluator: evaluator for pointer-evaluator and pointer-distilled.
+        reader: the log, if any.
+        env: environment for pointer-users, with batch_size x (samples + self_critical) rows.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class GeneratorTrainer:
         self.record = self.record | {"steps": done + 1, "reward": [*self.record["reward"], reward]}
 
     def _next_requests(self) -> RerankBatch | None:
-        """The logged requests of this update."""
+        """Return the logged moments for this update."""
         if self.stream is None:
             return None
         if self._requests is None:
@@ -222,7 +222,7 @@ class GeneratorTrainer:
         return next(self._requests)
 
     def _decisions(self, requests: RerankBatch | None, generator: torch.Generator) -> tuple[Decisions, float]:
-        """Lists with advantages, and their mean reward."""
+        """Draw lists; return them with their advantages, and their mean reward."""
         s = self.settings
         if self.env is None:
             assert requests is not None and self.evaluator is not None
@@ -237,7 +237,7 @@ class GeneratorTrainer:
         )
 
     def _learn(self, decisions: Decisions, requests: RerankBatch | None, generator: torch.Generator) -> None:
-        """REINFORCE takes one step over all moments, PPO one for each part of them in every epoch."""
+        """Take one step over all moments (REINFORCE), or one per part of them in every epoch (PPO)."""
         s, epochs = self.settings, max(1, self.settings.ppo_epochs)
         clip = s.clip if s.ppo_epochs else None
         for _ in range(epochs):
@@ -259,7 +259,7 @@ class GeneratorTrainer:
         (weight * self.network.loss(observation, shown, click, generator)).backward()
 
     def _distil(self, observation: TensorObservation) -> float:
-        """Take a step towards the lists that the search picks; returns their mean value."""
+        """Take a step towards the lists that the search picks; return their mean value."""
         assert self.evaluator is not None
         search = SequenceSearch(self.network.config, self.evaluator, self.network)
         with torch.no_grad():
@@ -274,7 +274,7 @@ class GeneratorTrainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         parameters.restore_checkpoint(folder, self.network, self.optimizer)
         earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in ("steps", "reward")}
@@ -288,10 +288,11 @@ def evaluator_decisions(
     self_critical: bool,
     generator: torch.Generator,
 ) -> tuple[Decisions, float]:
-    """Draw lists for B requests; advantage = the evaluator's value minus the baseline.
+    """Draw lists for B moments; the advantage is the evaluator's value minus the baseline.
 
-    Lists end with their page: else good cards would be put off to places that never come. The baseline is
-    the value of the greedy list, or the mean of the other lists. Returns the decisions and the mean value.
+    Lists end with their page; otherwise, good cards would be deferred to places that are never shown. The
+    baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and the
+    mean value.
     """
     k = evaluator.settings.horizon
     with torch.no_grad():
@@ -316,13 +317,13 @@ def evaluator_decisions(
 
 
 def distillation_loss(network: PointerNet, observation: TensorObservation, rows: Tensor) -> Tensor:
-    """Cross-entropy of the generator with lists (B, K) that a search has picked, mean over places."""
+    """Return the mean cross-entropy per place of the generator with lists (B, K) picked by a search."""
     decoded = network.forced(network.encode(observation), rows)
     return -decoded.log_probabilities.sum() / (rows != NOT_SHOWN).sum().clamp(min=1)
 
 
 def moment_batches(stream: RerankStream, size: int, seed: int, start: int) -> Iterator[RerankBatch]:
-    """Yield batches of up to `size` requests for ever, in an order of `seed`, from number `start` on."""
+    """Yield batches of up to `size` moments forever, shuffled by `seed`, from batch `start` on."""
     number, passes = 0, 0
     while True:
         order = np.random.default_rng([seed, passes])
@@ -333,7 +334,7 @@ def moment_batches(stream: RerankStream, size: int, seed: int, start: int) -> It
                     yield chunk.batch(shuffled[at : at + size])
                 number += 1
         if not number:
-            raise InputError(f"{stream.reader.folder} has no requests to learn from")
+            raise InputError(f"{stream.reader.folder} has no re-ranking moments to learn from")
         passes += 1
 
 
@@ -354,19 +355,19 @@ def train(
     progress: Report | None = None,
     **hyper: Any,
 ) -> dict[str, Any]:
-    """Train a generator, or join a sequence search, and write the run's folder.
+    """Train a generator or assemble a sequence search, and write the run's folder.
 
     Args:
         out: the run's folder.
         agent: pointer-evaluator, pointer-users, pointer-distilled or sequence-search.
-        based_on: folders of runs: an evaluator, and a generator to start from or to search with.
-        logs: a log folder; pointer-users needs it for demonstrations only, a search not at all.
-        scenario: where pointer-users and the search play; a shipped name, a folder, or a Scenario.
-        users: who answers pointer-users, "learned" or "synthetic".
-        seed: of initial parameters, draws, and the order of requests.
-        resume: go on from the last checkpoint in `out`, if there is one.
-        threads: torch threads.
-        progress: called with (updates done, updates in all, text).
+        based_on: run folders of an evaluator and of a generator to start from or to search with.
+        logs: a log folder; pointer-users needs it only for demonstrations, a search not at all.
+        scenario: scenario for pointer-users and the search: a shipped name, a folder, or a Scenario.
+        users: users for pointer-users, "learned" or "synthetic".
+        seed: seed of the initial parameters, the draws, and the order of moments.
+        resume: continue from the last checkpoint in `out`, if any.
+        threads: number of torch threads.
+        progress: called with (updates done, total, text).
         **hyper: fields of :class:`~edgerec_gym.agents.lists.policy_gradient.PolicyGradientConfig`, or of
             :class:`~edgerec_gym.agents.lists.sequence_search.SearchConfig` for a search.
 
@@ -374,8 +375,8 @@ def train(
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, runs or logs that are missing or do not fit, `out` not
-            writable or in use by another run.
+        InputError: if a name is unknown, a value is out of range, runs or logs are missing or do not fit, or
+            `out` is not writable or holds another run.
     """
     if agent not in AGENTS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(AGENTS)}")
@@ -410,7 +411,7 @@ def train(
         reward=[],
     )
     if place is not None and reader is not None and model_sizes(reader.config) != record["sizes"]:
-        raise InputError(f"{reader.folder} was logged with other sizes than those of scenario {place.name!r}")
+        raise InputError(f"{reader.folder} was logged with other sizes than scenario {place.name!r} has")
     start = find_start(run, record, resume, FIXED)
     evaluator, generator = make_evaluator(parts, config), make_generator(parts, config, seed)
     if isinstance(settings, SearchConfig):

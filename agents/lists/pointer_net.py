@@ -1,9 +1,9 @@
-"""The generator of lists: a pointer network that chooses K of N candidates, one after the other.
+"""The list generator: a pointer network that chooses K of N candidates, one by one.
 
-Exact-K (Gong et al., KDD'19) and the generators of EdgeRec's "2.0" choose a list from a distribution that is
-learned: the encoder reads the candidates (self-attention, no order) and what every candidate finds in the
-behaviour (HUBSM, attended as in CRBAN); the decoder is a GRU that reads the card chosen last, glimpses at the
-cards that are left, and points at one of them. Cards that are used up or chosen have probability 0.
+Exact-K (Gong et al., KDD'19) and the generators of EdgeRec's "2.0" draw a list from a learned distribution.
+The encoder reads the candidates (self-attention, no order), each of which attends to the behaviour (HUBSM,
+as in CRBAN). The decoder is a GRU that reads the last chosen card, glimpses at the remaining cards, and
+points at one of them. Used-up and chosen cards have probability 0.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from edgerec_gym.agents.rerank.reranker import (
 )
 from edgerec_gym.config import FeedConfig
 
-PRIOR = 1.0  # an untrained pointer draws cards by the odds of their base ctr
+PRIOR = 1.0  # an untrained pointer draws cards in proportion to the odds of their base ctr
 
 
 class Candidates(NamedTuple):
     """Encoded candidates of B sessions.
 
     Attributes:
-        codes: (B, N, H) float32.
-        present: (B, N) bool, what may be chosen.
+        codes: (B, N, H) float32 candidate codes.
+        present: (B, N) bool, which candidates may be chosen.
         prior: (B, N) float32, added to the pointer's logits.
         glimpsed: (B, N, H) float32 keys of the glimpse.
         pointed: (B, N, H) float32 keys of the pointer.
@@ -57,17 +57,17 @@ class Candidates(NamedTuple):
     pointed: Tensor
 
     def repeat(self, lists: int) -> Candidates:
-        """Repeat every session for so many lists: (B x lists, ...)."""
+        """Repeat every session `lists` times: (B x lists, ...)."""
         return Candidates(*(part.repeat_interleave(lists, 0) for part in self))
 
 
 class Decoded(NamedTuple):
-    """Lists of K cards; what stands behind the end of a shorter list is -1 and counts 0.
+    """Lists of K cards; places after the end of a shorter list hold -1 and count 0.
 
     Attributes:
         rows: (B, K) int64 pool rows.
-        log_probabilities: (B, K) float32 of each card given those before.
-        entropies: (B, K) float32 of the distribution that each card was chosen from.
+        log_probabilities: (B, K) float32 log-probability of each card given the cards before.
+        entropies: (B, K) float32 entropy of the distribution of each card.
     """
 
     rows: Tensor
@@ -79,9 +79,9 @@ Choose = Callable[[int, Tensor], Tensor]  # (step, log-probabilities (B, N)) -> 
 
 
 class PointerNet(ListEmitter):
-    """Encoder over the candidates, GRU decoder with a glimpse, pointer; greedy, sampled, forced, or beams.
+    """Encoder, GRU decoder with a glimpse, and pointer; decodes greedily, by sampling, forced, or by beams.
 
-    Supervised from clicks (:meth:`loss`) it is the start of what rewards teach
+    Trained on clicks (:meth:`loss`), it is the starting point for training on rewards
     (:mod:`edgerec_gym.agents.lists.policy_gradient`).
     """
 
@@ -99,7 +99,7 @@ class PointerNet(ListEmitter):
         self.blocks = nn.ModuleList(
             SelfAttentionBlock(hidden, settings.heads) for _ in range(settings.layers)
         )
-        self.first = nn.Parameter(torch.zeros(hidden))  # what the decoder reads before the first card
+        self.first = nn.Parameter(torch.zeros(hidden))  # decoder input before the first card
         self.start = nn.Linear(hidden, hidden)
         self.decoder = nn.GRUCell(hidden, hidden)
         self.glimpse = AdditiveAttention(hidden, hidden, hidden)
@@ -108,7 +108,7 @@ class PointerNet(ListEmitter):
         self.sharpness = nn.Parameter(torch.ones(()), requires_grad=False)  # of logits; saved, not trained
 
     def sharpen(self, factor: float) -> None:
-        """Multiply all logits by a factor: greedy lists stay as they are, draws come closer to them."""
+        """Multiply all logits by a factor: greedy lists stay the same, and draws get closer to them."""
         self.sharpness.mul_(factor)
 
     def encode(self, observation: TensorObservation) -> Candidates:
@@ -126,11 +126,11 @@ class PointerNet(ListEmitter):
         for block in self.blocks:
             codes = block(codes, safe_mask(present))
         prior = base_logit(pool, d) * (PRIOR * self.settings.residual)
-        # The decoder compares with the same keys at every step.
+        # Project the keys once: the decoder uses the same ones at every step.
         return Candidates(codes, present, prior, self.glimpse.key(codes), self.pointer.key(codes))
 
     def decode(self, candidates: Candidates, k: int, choose: Choose) -> Decoded:
-        """Choose k cards, one after the other; `choose` sees log-probabilities that are ABSENT if illegal."""
+        """Choose k cards one by one; illegal cards have the log-probability ABSENT in `choose`."""
         codes, left = candidates.codes, candidates.present
         state, read = self.begin(candidates)
         rows, chosen_log, entropies = [], [], []
@@ -147,7 +147,7 @@ class PointerNet(ListEmitter):
         return Decoded(torch.stack(rows, 1), torch.stack(chosen_log, 1), torch.stack(entropies, 1))
 
     def begin(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """State (B, H) of the decoder and what it reads first (B, H)."""
+        """Return the initial state (B, H) and input (B, H) of the decoder."""
         weight = candidates.present.unsqueeze(-1).to(candidates.codes.dtype)
         mean = (candidates.codes * weight).sum(1) / weight.sum(1).clamp(min=1)
         return torch.tanh(self.start(mean)), self.first.expand(len(mean), -1)
@@ -155,7 +155,7 @@ class PointerNet(ListEmitter):
     def step(
         self, candidates: Candidates, left: Tensor, state: Tensor, read: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Next state (B, H), and log-probabilities (B, N) of the next card."""
+        """Return the next state (B, H) and the log-probabilities (B, N) of the next card."""
         state = self.decoder(read, state)
         query = state.unsqueeze(1)
         seen = attend(self.glimpse.compare(query, candidates.glimpsed), candidates.codes, left)
@@ -173,9 +173,9 @@ class PointerNet(ListEmitter):
         return self.decode(candidates, k, lambda _, log_p: _draw(log_p, generator))
 
     def forced(self, candidates: Candidates, rows: Tensor) -> Decoded:
-        """Follow given lists (B, K) int64, -1 behind their end, to differentiate their probability.
+        """Follow given lists (B, K) int64, -1 after their end, to differentiate their probability.
 
-        A list may end before the candidates do; its places after the end count 0.
+        A list may end before the candidates run out; places after its end count 0.
         """
         shown = rows != NOT_SHOWN
         columns = rows.clamp(min=0)
@@ -187,16 +187,16 @@ class PointerNet(ListEmitter):
         )
 
     def beams(self, candidates: Candidates, k: int, width: int) -> tuple[Tensor, Tensor]:
-        """Search the most probable lists.
+        """Search for the most probable lists by beam search.
 
         Args:
-            candidates: of B sessions with N rows.
+            candidates: N candidates of B sessions.
             k: K.
-            width: W, lists kept at every step; as many as there are lists finds the best for certain.
+            width: W, the number of beams; the search is exact if W is at least the number of lists.
 
         Returns:
-            rows (B, W, K) int64, best first, and log-probabilities (B, W); where there are fewer lists than
-            W, the others hold -1 and minus infinity.
+            Rows (B, W, K) int64, best first, and log-probabilities (B, W). If there are fewer than W lists,
+            the remaining ones hold -1 and minus infinity.
         """
         n_sessions, n_pool = candidates.present.shape
         repeated = candidates.repeat(width)
@@ -205,12 +205,12 @@ class PointerNet(ListEmitter):
         first = torch.arange(n_sessions).unsqueeze(1) * width  # (B, 1)
         rows = torch.full((n_sessions * width, k), NOT_SHOWN)
         total = torch.full((n_sessions, width), -torch.inf)
-        total[:, 0] = 0.0  # all beams begin alike: only one may go on
+        total[:, 0] = 0.0  # all beams start equal, so only one may grow
         for step in range(k):
             state, log_p = self.step(repeated, left, state, read)
             grown = log_p.masked_fill(~left, -torch.inf)
             ended = ~left.any(1)
-            grown[ended, 0] = 0.0  # a list that has taken everything stays as it is
+            grown[ended, 0] = 0.0  # a list that contains all candidates stays as it is
             scores = (total.view(-1, 1) + grown).view(n_sessions, -1)  # (B, W N)
             total, flat = scores.topk(width, 1)
             parent = (first + flat // n_pool).flatten()
@@ -229,33 +229,34 @@ class PointerNet(ListEmitter):
     def loss(
         self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Cross-entropy with logged lists sorted by click; mean over requests with a click.
+        """Return the cross-entropy with the clicked cards, mean over moments with a click.
 
-        Demonstrations as in RLfD of Exact-K: at every place of a list drawn from the pointer itself, so that
-        it meets its own mistakes, the clicked cards that are left come next. They compete with the cards that
-        were shown, since the log and not the user chose those; the order of the other cards says nothing.
+        These are demonstrations as in the RLfD of Exact-K. At every place of a list drawn from the pointer
+        itself, so that it meets its own mistakes, the remaining clicked cards are the target. They compete
+        only with shown cards, since the log and not the user chose these. The order of the other cards
+        carries no information.
         """
         taught = ((click > 0) & (shown != NOT_SHOWN)).any(1)
         taught[0] |= ~taught.any()
-        some = {key: values[taught] for key, values in observation.items()}  # the others teach nothing
+        some = {key: values[taught] for key, values in observation.items()}  # the others do not contribute
         return demonstration_loss(self, self.encode(some), shown[taught], click[taught], generator)
 
 
 def demonstration_loss(
     network: PointerNet, candidates: Candidates, shown: Tensor, click: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Loss of :meth:`PointerNet.loss` for candidates that are encoded already."""
+    """Return the loss of :meth:`PointerNet.loss` for encoded candidates."""
     n_sessions, n_pool = candidates.present.shape
     clicked = (click > 0) & (shown != NOT_SHOWN)
 
     def columns(mask: Tensor) -> Tensor:
-        """Which pool rows some of the shown cards are, (B, N) bool."""
+        """Return which pool rows the shown cards in `mask` are, (B, N) bool."""
         at = torch.where(mask, shown, n_pool)
         return torch.zeros(n_sessions, n_pool + 1, dtype=torch.bool).scatter(1, at, True)[:, :n_pool]
 
     left, wanted = candidates.present & columns(shown != NOT_SHOWN), columns(clicked)
     state, read = network.begin(candidates)
-    total = candidates.codes.sum() * 0.0  # without a click a caller may still differentiate
+    total = candidates.codes.sum() * 0.0  # keeps the loss differentiable if there is no click
     for _ in range(shown.shape[1]):
         state, log_p = network.step(candidates, left, state, read)
         target = (wanted & left).to(log_p.dtype)
@@ -268,12 +269,12 @@ def demonstration_loss(
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Draw Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
+    """Draw Gumbel noise: the argmax of logits plus noise is a sample from their softmax."""
     uniform = torch.rand(shape, generator=generator, dtype=dtype)
     return -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
 
 
 def _draw(log_p: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a column (B,) from log-probabilities (B, N); one that is ABSENT never comes."""
+    """Draw a column (B,) from log-probabilities (B, N); ABSENT columns are never drawn."""
     noise = gumbel(tuple(log_p.shape), generator, log_p.dtype)
     return torch.where(log_p > ABSENT / 2, log_p + noise, 2 * ABSENT).argmax(1)

@@ -1,10 +1,10 @@
-"""Policy gradients for generators of lists: REINFORCE with a baseline of other lists, and clipped PPO.
+"""Policy gradients for list generators: REINFORCE with a baseline from other lists, and clipped PPO.
 
-The reward of a list weighs the log-probability of its cards, minus a baseline that does not depend on the
-list: that of the greedy list (self-critical; Rennie et al., CVPR'17) or the mean of the other lists drawn in
-the same moment (leave-one-out; Kool et al., 2019). Exact-K (KDD'19) adds demonstrations (RLfD), a
-cross-entropy to clicked lists, whose weight fades here so that the reward decides in the end (the published
-code of the paper has the reward switched off). Evaluator-Generator (2003.11941) has PPO.
+The log-probability of a list's cards is weighted by its reward minus a baseline that does not depend on the
+list: the reward of the greedy list (self-critical; Rennie et al., CVPR'17) or the mean of the other lists
+drawn at the same moment (leave-one-out; Kool et al., 2019). Exact-K (KDD'19) adds demonstrations (RLfD), a
+cross-entropy with clicked lists. Here, its weight fades so that the reward decides in the end (the paper's
+published code has the reward switched off). Evaluator-Generator (2003.11941) uses PPO.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class PolicyGradientConfig(Config):
 
     updates: int = bounded(300, 1, 1_000_000)
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)  # of Adam
-    final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it that is left in the last update; falls linearly
-    sharpness: float = bounded(4.0, 0.01, 1000.0)  # times the logits of the start: draws near its greedy list
-    batch_size: int = bounded(64, 1, 1_000_000)  # moments in an update: requests, or sessions that are played
-    samples: int = bounded(4, 1, 1000)  # lists drawn in each moment
-    self_critical: int = bounded(0, 0, 1)  # baseline: 1 the greedy list, 0 the mean of the other lists
-    entropy: float = bounded(0.003, 0.0, 10.0)  # bonus, a place
+    final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it left in the last update; linear decay
+    sharpness: float = bounded(4.0, 0.01, 1000.0)  # factor on the starting generator's logits
+    batch_size: int = bounded(64, 1, 1_000_000)  # logged moments or played sessions per update
+    samples: int = bounded(4, 1, 1000)  # lists drawn per moment
+    self_critical: int = bounded(0, 0, 1)  # baseline: 1 = greedy list, 0 = mean of the other lists
+    entropy: float = bounded(0.003, 0.0, 10.0)  # bonus per place
     ppo_epochs: int = bounded(0, 0, 100)  # passes over an update's lists with a clipped ratio; 0 = REINFORCE
-    clip: float = bounded(0.2, 0.01, 1.0)  # of PPO's ratio
-    demonstrations: float = bounded(0.3, 0.0, 100.0)  # first weight of the cross-entropy to clicked lists
-    fade: float = bounded(0.5, 0.0, 1.0)  # share of the updates after which that weight has come down to 0
-    discount: float = bounded(0.95, 0.0, 1.0)  # a slot, of what users do later
+    clip: float = bounded(0.2, 0.01, 1.0)  # range of PPO's ratio
+    demonstrations: float = bounded(0.3, 0.0, 100.0)  # initial weight of the cross-entropy with clicked lists
+    fade: float = bounded(0.5, 0.0, 1.0)  # share of the updates after which that weight is 0
+    discount: float = bounded(0.95, 0.0, 1.0)  # discount per slot
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
-    checkpoint_every: int = bounded(50, 1, 1_000_000)  # updates
+    checkpoint_every: int = bounded(50, 1, 1_000_000)  # in updates
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,25 +56,25 @@ class PolicyGradientConfig(Config):
             )
 
     def rate(self, update: int) -> float:
-        """Learning rate of an update, counted from 0."""
+        """Return the learning rate of an update, counted from 0."""
         return self.learning_rate * (1 - (1 - self.final_rate) * update / max(1, self.updates - 1))
 
     def demonstration_weight(self, update: int) -> float:
-        """Weight at an update, counted from 0: falls linearly."""
+        """Return the linearly falling weight at an update, counted from 0."""
         last = self.fade * self.updates
         return self.demonstrations * max(0.0, 1.0 - update / last) if last else 0.0
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """Lists drawn from a generator, and how good they were (B moments, S lists each, K places).
+    """Lists drawn from a generator with their advantages (B moments, S lists each, K places).
 
     Attributes:
-        observation: of the moments.
-        rows: (B, S, K) int64 pool rows, -1 behind the end.
-        log_probabilities: (B, S, K) float32 when they were drawn.
-        advantage: (B, S, K) float32 reward minus baseline that follows each place.
-        counted: (B, S, K) bool; places that were played.
+        observation: observation of the moments.
+        rows: (B, S, K) int64 pool rows, -1 after the end.
+        log_probabilities: (B, S, K) float32 log-probabilities at the time of the draw.
+        advantage: (B, S, K) float32 return minus baseline from each place on.
+        counted: (B, S, K) bool, places that were played.
     """
 
     observation: TensorObservation
@@ -87,7 +87,7 @@ class Decisions:
         return len(self.rows)
 
     def take(self, index: Tensor) -> Decisions:
-        """Return some moments."""
+        """Return the moments `index`."""
         observation = {key: value[index] for key, value in self.observation.items()}
         return Decisions(
             observation,
@@ -99,7 +99,7 @@ class Decisions:
 
 
 def leave_one_out(reward: Tensor) -> Tensor:
-    """Rewards (..., S) minus the mean of the other S - 1 lists: no list is its own baseline."""
+    """Subtract from rewards (..., S) the mean of the other S - 1 lists, so no list is its own baseline."""
     n_lists = reward.shape[-1]
     return (reward - reward.mean(-1, keepdim=True)) * (n_lists / (n_lists - 1))
 
@@ -107,13 +107,13 @@ def leave_one_out(reward: Tensor) -> Tensor:
 def policy_loss(
     network: PointerNet, decisions: Decisions, entropy: float, clip: float | None = None
 ) -> Tensor:
-    """Loss whose gradient is the (negative) policy gradient, mean over lists.
+    """Return the loss whose gradient is the negative policy gradient, mean over lists.
 
     Args:
         network: the generator.
         decisions: lists and their advantages.
-        entropy: bonus a place.
-        clip: of PPO's probability ratio; None for REINFORCE.
+        entropy: entropy bonus per place.
+        clip: range of PPO's probability ratio; None for REINFORCE.
     """
     n_lists, n_places = decisions.rows.shape[1:]
     candidates = network.encode(decisions.observation).repeat(n_lists)
@@ -130,7 +130,7 @@ def policy_loss(
 
 
 def scale_advantages(decisions: Decisions) -> Decisions:
-    """Divide advantages by their size, so that one learning rate fits clicks and values alike."""
+    """Divide advantages by their root mean square, so that one learning rate fits all reward scales."""
     size = decisions.advantage[decisions.counted].square().mean().sqrt()
     return replace(decisions, advantage=decisions.advantage / (size + 1e-8))
 
@@ -144,21 +144,21 @@ def plan_decisions(
     discount: float,
     generator: torch.Generator,
 ) -> tuple[Decisions, float]:
-    """Play every session several times with sampled plans, and compare what followed each place.
+    """Play every session several times with sampled plans, and compare the returns from each place on.
 
-    The copies of a session share its random numbers (common random numbers), so they differ by their plans
-    only. What follows place i of a plan is the expected reward (the users' click and purchase probabilities)
-    from that slot on, discounted. Its baseline is what the greedy copy, or the other copies on average, got
-    from that slot on: nothing where their session had ended.
+    The copies of a session share common random numbers, so they differ only in their plans. The return of
+    place i of a plan is the discounted expected reward (from the users' click and purchase probabilities)
+    from that slot on. Its baseline is the return of the greedy copy, or the mean of the other copies, from
+    that slot on: zero once a session has ended.
 
     Args:
-        network: plans; no cards and no requests.
+        network: makes the plans, without cards or requests.
         env: learned or synthetic users, (samples + self_critical) rows for each seed.
-        seeds: of the sessions.
-        samples: copies with sampled plans.
-        self_critical: one more copy plays greedy plans and is the baseline.
-        discount: a slot.
-        generator: of the plans.
+        seeds: seeds of the sessions.
+        samples: number of copies with sampled plans.
+        self_critical: whether one more copy plays greedy plans as the baseline.
+        discount: discount per slot.
+        generator: random generator for the plans.
 
     Returns:
         The sampled decisions (one list each), and the mean undiscounted reward of the sampled sessions.
@@ -185,7 +185,7 @@ def plan_decisions(
 def _decode(
     network: PointerNet, observation: Observation, greedy: np.ndarray, k: int, generator: torch.Generator
 ) -> Decoded:
-    """Greedy lists where `greedy` (R,), sampled ones elsewhere."""
+    """Decode greedily where `greedy` (R,), and by sampling elsewhere."""
     with torch.no_grad():
         candidates = network.encode(to_tensors(observation))
         sampled = network.sample(candidates, k, generator)
@@ -196,7 +196,7 @@ def _decode(
 
 
 def _decisions(played: list[PlayedPlan], sampled: np.ndarray, advantage: np.ndarray) -> Decisions:
-    """Plans of the rows that are `sampled` (B,) bool, as decisions."""
+    """Convert the plans of the rows in `sampled` (B,) bool to decisions."""
     kept = [sampled[part.rows] for part in played]
     observations = [
         to_tensors({key: value[some] for key, value in part.kept[0].items()})

@@ -1,10 +1,10 @@
-"""Sequence search: re-rank-recall proposes lists, re-rank-rank has the evaluator pick one.
+"""Sequence search: re-rank-recall proposes lists, and in re-rank-rank the evaluator picks one.
 
-Recall is a beam search over the evaluator's value of a beginning, as in Kuaishou's re-ranker on phones
-(2208.09577, CIKM'22): it stops early when the beams are as good as each other, min / max of their values > t,
-since then one more exact place is worth little; the places after that follow the cards' values alone. The
+Recall is a beam search over the evaluator's value of a prefix, as in Kuaishou's re-ranker on phones
+(2208.09577, CIKM'22). It stops early once the beams are about equally good, min / max of their values > t,
+since then one more exact place is worth little. Later places are filled by the values of single cards. The
 generator adds lists that it finds likely. The evaluator then judges all whole lists, and the best is played.
-A list is judged as far as its page goes, since the cards behind that will not be seen.
+A list is judged up to the end of its page, since later cards will not be seen.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from edgerec_gym.config import Config, FeedConfig, bounded
 class SearchConfig(Config):
     """Settings of the sequence search."""
 
-    beams: int = bounded(4, 1, 1_000_000)  # kept at every place
-    candidates: int = bounded(12, 1, 10_000)  # rows with the best values alone; lists are made of them
+    beams: int = bounded(4, 1, 1_000_000)  # beams kept at every place
+    candidates: int = bounded(12, 1, 10_000)  # best rows by single value, which lists are made of
     stability: float = bounded(0.95, 0.0, 1.0)  # t; 1 never stops early
-    samples: int = bounded(2, 0, 10_000)  # lists drawn from the generator, beside its greedy one
-    seed: int = bounded(0, 0, 2**31 - 1)  # of those draws, which repeat in every search
-    every: int = bounded(3, 1, 1000)  # exposures without a click after which a new list is searched
+    samples: int = bounded(2, 0, 10_000)  # lists drawn from the generator, besides its greedy one
+    seed: int = bounded(0, 0, 2**31 - 1)  # seed of these draws, the same in every search
+    every: int = bounded(3, 1, 1000)  # exposures without a click before a new search
 
 
 class SearchResult(NamedTuple):
-    """What a search of B sessions found, and what it cost.
+    """Result and cost of a search for B sessions.
 
     Attributes:
         rows: (B, K) int64 best list, -1 where the pool has fewer cards.
-        value: (B,) float32 of that list.
-        stopped: (B,) int64 places after which the beams had settled.
-        calls: lists and beginnings that the evaluator judged, all sessions together.
+        value: (B,) float32 value of that list.
+        stopped: (B,) int64 number of places after which the beams had settled.
+        calls: number of lists and prefixes that the evaluator judged, over all sessions.
         milliseconds: wall time.
     """
 
@@ -61,13 +61,13 @@ class SearchResult(NamedTuple):
 
 
 class SequenceSearch(ListEmitter):
-    """Beams over an evaluator, lists of a generator, and the evaluator's choice among them.
+    """Beam search over an evaluator plus lists of a generator; the evaluator picks among them.
 
     Args:
         config: gives the sizes.
         evaluator: judges lists.
-        generator: proposes lists; None leaves that to the beams.
-        settings: of the search.
+        generator: proposes lists; None uses the beams only.
+        settings: settings of the search.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SequenceSearch(ListEmitter):
             generator,
             settings or SearchConfig(),
         )
-        self.plan_every = self.search_settings.every  # it judges cards by their neighbours, so it plans lists
+        self.plan_every = self.search_settings.every  # cards are judged by their neighbours, so plan lists
 
     def emit(self, observation: TensorObservation, k: int) -> Tensor:
         """Return the best list found, (B, k) int64, -1 where the pool has fewer."""
@@ -112,9 +112,9 @@ class SequenceSearch(ListEmitter):
     def _beams(
         self, encoded: EncodedCards, single: Tensor, k: int, left: Tensor
     ) -> tuple[Tensor, Tensor, int]:
-        """Whole lists (B, W, k) grown place by place, where each session stopped (B,), and the calls.
+        """Grow lists (B, W, k) place by place; also return where sessions stopped (B,) and the calls.
 
-        No session grows beyond the slots that are `left` (B,) on its page.
+        No session grows beyond the `left` (B,) slots of its page.
         """
         s, n_sessions = self.search_settings, len(single)
         n_rows = min(s.candidates, single.shape[1])
@@ -142,7 +142,7 @@ class SequenceSearch(ListEmitter):
         return _complete(prefixes, single, k), stopped, calls
 
     def _generated(self, observation: TensorObservation, k: int) -> Tensor:
-        """Lists (B, 1 + samples, k) of the generator."""
+        """Return lists (B, 1 + samples, k) of the generator."""
         assert self.generator is not None
         s, candidates = self.search_settings, self.generator.encode(observation)
         lists = [self.generator.greedy(candidates, k).rows]
@@ -152,10 +152,10 @@ class SequenceSearch(ListEmitter):
 
 
 def _extend(prefixes: Tensor, allowed: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-    """Every beginning (R, W, l) with every row that may follow (R, m): (R, W m, l + 1), and which are legal.
+    """Extend every prefix (R, W, l) by every allowed row (R, m): (R, W m, l + 1), and which are legal.
 
-    A beginning that is already as long as its pool allows goes on once, with -1. One of nothing but -1 is no
-    beginning (there were fewer than W), and does not go on.
+    A prefix that has used all its rows is extended once, by -1. A prefix of only -1 is a placeholder (there
+    were fewer than W) and is not extended.
     """
     n_sessions, width, place = prefixes.shape
     n_rows = allowed.shape[1]
@@ -173,7 +173,7 @@ def _extend(prefixes: Tensor, allowed: Tensor, usable: Tensor) -> tuple[Tensor, 
 
 
 def _put(prefixes: Tensor, at: Tensor, kept: Tensor, width: int, length: int) -> Tensor:
-    """Store the beams of the sessions `at`; those of the others stay, padded to the new size."""
+    """Store the beams of the sessions `at`; the other beams are padded to the new size."""
     n_sessions, old_width, old_length = prefixes.shape
     stored = torch.full((n_sessions, max(width, old_width), length), NOT_SHOWN)
     stored[:, :old_width, :old_length] = prefixes
@@ -183,7 +183,7 @@ def _put(prefixes: Tensor, at: Tensor, kept: Tensor, width: int, length: int) ->
 
 
 def _settled(value: Tensor, threshold: float) -> Tensor:
-    """Where the beams (R, W), best first, are as good as each other: min / max > threshold, (R,) bool."""
+    """Return (R,) bool: where the beams (R, W), best first, satisfy min / max > threshold."""
     there = torch.isfinite(value)
     most = value[:, 0]
     least = value.masked_fill(~there, torch.inf).amin(1)
@@ -191,7 +191,7 @@ def _settled(value: Tensor, threshold: float) -> Tensor:
 
 
 def _by_score(score: Tensor, present: Tensor, k: int) -> Tensor:
-    """The k present rows (B, N) with the highest scores, (B, k) int64, then -1."""
+    """Return the k present rows (B, N) with the highest scores, (B, k) int64, then -1."""
     score = score.masked_fill(~present, -torch.inf)
     order = torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]
     rows = order.masked_fill(torch.isinf(score.gather(1, order)), NOT_SHOWN)
@@ -199,7 +199,7 @@ def _by_score(score: Tensor, present: Tensor, k: int) -> Tensor:
 
 
 def _complete(prefixes: Tensor, single: Tensor, k: int) -> Tensor:
-    """Fill the beginnings (B, W, l) up to k rows, the others following by their own values: (B, W, k)."""
+    """Fill prefixes (B, W, l) up to k rows with the remaining rows by single value: (B, W, k)."""
     n_sessions, width, length = prefixes.shape
     n_pool = single.shape[1]
     score = single.unsqueeze(1).expand(-1, width, -1).reshape(-1, n_pool)

@@ -1,1 +1,1 @@
-"""How agents read the user's behaviour: encoders of histories, attention, live interest."""
+"""Models of user behaviour: encoders of histories, attention, live interest."""

@@ -1,4 +1,4 @@
-"""Attention blocks that the re-rankers share; all of them ignore padding."""
+"""Attention blocks shared by the re-rankers; all of them ignore padding."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def attend(logits: Tensor, value: Tensor, present: Tensor) -> Tensor:
-    """Sum of the values (B, L, V) by softmax of logits (B, Q, L) over what is present (B, L): (B, Q, V).
+    """Average values (B, L, V) by the softmax of logits (B, Q, L) over present places (B, L): (B, Q, V).
 
-    Zero where nothing is present.
+    The result is zero where nothing is present.
     """
     lowest = torch.finfo(logits.dtype).min
     weight = logits.masked_fill(~present.unsqueeze(1), lowest).softmax(-1)
@@ -17,7 +17,7 @@ def attend(logits: Tensor, value: Tensor, present: Tensor) -> Tensor:
 
 
 class AdditiveAttention(nn.Module):
-    """Attend by v . tanh(W query + U key) (Bahdanau et al., ICLR'15).
+    """Attention with logits v . tanh(W query + U key) (Bahdanau et al., ICLR'15).
 
     Args:
         query_size: width of a query.
@@ -36,14 +36,14 @@ class AdditiveAttention(nn.Module):
         return self.compare(query, self.key(key))
 
     def compare(self, query: Tensor, projected: Tensor) -> Tensor:
-        """As :meth:`logits`, with keys (B, L, hidden) that `key` has projected already."""
+        """Like :meth:`logits`, with keys (B, L, hidden) already projected by `key`."""
         both = self.query(query).unsqueeze(2) + projected.unsqueeze(1)  # (B, Q, L, hidden)
         return self.score(torch.tanh(both)).squeeze(-1)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, present: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """Weighted sum of the values (B, L, V) that are present (B, L): (B, Q, V); zero if none is.
+        """Average the values (B, L, V) that are present (B, L): (B, Q, V); zero if none is.
 
         `bias` (B, L) is added to the logits of the keys.
         """
@@ -52,9 +52,9 @@ class AdditiveAttention(nn.Module):
 
 
 class DotProductAttention(nn.Module):
-    """Attend by (W query) . (U key) / sqrt(hidden) + bias (Vaswani et al., NeurIPS'17).
+    """Attention with logits (W query) . (U key) / sqrt(hidden) + bias (Vaswani et al., NeurIPS'17).
 
-    It never holds (B, Q, L, hidden), as :class:`AdditiveAttention` does, so it is the cheap one.
+    It is cheaper than :class:`AdditiveAttention`, since it needs no (B, Q, L, hidden) tensor.
 
     Args:
         query_size: width of a query.
@@ -69,25 +69,25 @@ class DotProductAttention(nn.Module):
         self.scale = hidden**-0.5
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, present: Tensor, bias: Tensor) -> Tensor:
-        """As :meth:`AdditiveAttention.forward`; `bias` (B, Q, L) is added to the logits."""
+        """Like :meth:`AdditiveAttention.forward`; `bias` (B, Q, L) is added to the logits."""
         logits = (self.query(query) * self.scale) @ self.key(key).transpose(1, 2)
         return attend(logits + bias, value, present)
 
 
 class BehaviourAttention(nn.Module):
-    """What a candidate finds in a behaviour sequence: like cards and how they were received.
+    """Candidates attend to a behaviour sequence: to similar cards and how they were received.
 
     The first part is CRBAN's attention (query: candidate, key: item code, value: item and action code), with
-    a bias that falls with age, since no code knows what has come after it. A weighted mean tells what like
-    cards met, but not how many there were, nor well how alike; so the second part is linear attention that
-    is not normalised: `heads` sums over behaviour of (candidate . item) x weight of the value, decayed with
-    age.
+    a bias that falls with age, since a code carries no information about later events. A weighted mean tells
+    how similar cards were received, but not how many there were, and hardly how similar. So the second part
+    is unnormalised linear attention: `heads` sums over behaviour of (candidate . item) x weight of the value,
+    decayed with age.
 
     Args:
         query_size: width of a candidate's query.
-        hidden: width of item codes and of the comparison.
+        hidden: width of item codes and of the hidden layer.
         value_size: width of the values.
-        heads: sums, each with weights and a decay of its own.
+        heads: number of sums, each with its own weights and decay.
     """
 
     def __init__(self, query_size: int, hidden: int, value_size: int, heads: int = 4) -> None:
@@ -101,16 +101,16 @@ class BehaviourAttention(nn.Module):
         self.size = value_size + heads
 
     def forward(self, query: Tensor, items: Tensor, values: Tensor, present: Tensor) -> Tensor:
-        """Attend.
+        """Attend to the behaviour.
 
         Args:
             query: (B, Q, query_size).
             items: (B, L, hidden) codes of the cards, oldest first.
             values: (B, L, value_size) codes of cards and actions.
-            present: (B, L) bool; what is absent comes last.
+            present: (B, L) bool; padding comes last.
 
         Returns:
-            (B, Q, size), zero where there is no behaviour.
+            (B, Q, size); zero where there is no behaviour.
         """
         events = torch.arange(present.shape[1], device=present.device)
         age = (present.sum(1, keepdim=True) - 1 - events).clamp(min=0).to(values.dtype)  # (B, L)
@@ -126,7 +126,7 @@ class SelfAttentionBlock(nn.Module):
 
     Args:
         size: width of an element.
-        heads: of attention; they divide `size`.
+        heads: number of attention heads; must divide `size`.
     """
 
     def __init__(self, size: int, heads: int) -> None:
@@ -136,7 +136,7 @@ class SelfAttentionBlock(nn.Module):
         self.after_attention, self.after_feed_forward = nn.LayerNorm(size), nn.LayerNorm(size)
 
     def forward(self, elements: Tensor, present: Tensor) -> Tensor:
-        """Encode elements (B, N, size) among those present (B, N), of which there must be one a row."""
+        """Encode elements (B, N, size) among those present (B, N); every row needs at least one."""
         attended, _ = self.attention(
             elements, elements, elements, key_padding_mask=~present, need_weights=False
         )

@@ -1,10 +1,10 @@
-"""How far live behaviour has moved from what the current page was ranked for: signals of a changed intent.
+"""Signals of a changed intent: how far live behaviour has moved from what the current page was ranked for.
 
-The cloud ranked the page for the behaviour that it knew when the page was requested. The device knows what
-came after. Both are the same decayed evidence (:class:`~edgerec_gym.config.CloudConfig`), at two times; their
-difference is the change that AdaRequest (KDD'22) has attention look for. All of it comes from the
-observation alone. Rows that have left the history count for nothing: on long pages the evidence of long ago
-is then too small.
+The cloud ranked the page by the behaviour that it knew when the page was requested. The device also knows
+what came after. Both interests are the same decayed evidence (:class:`~edgerec_gym.config.CloudConfig`) at
+two times; their difference is the change that AdaRequest (KDD'22) detects with attention. The signals use
+only the observation. Rows that have left the history do not count, so on long pages old evidence is
+underestimated.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
 
 SLOT, PAGE_AGE = CONTEXT.index("slot"), CONTEXT.index("page_age")
-NEXT = 5  # cards that keep would place next
+NEXT = 5  # number of next cards in cloud order
 SIGNALS = (
-    "evidence",  # length of the interest now, squashed to 0..1
-    "page_evidence",  # the same when the page was requested
-    "change",  # length of the difference of both interests, each squashed, in 0..2
+    "evidence",  # norm of the current interest, squashed to 0..1
+    "page_evidence",  # the same at the time of the page's request
+    "change",  # norm of the difference of both squashed interests, in 0..2
     "agreement",  # their inner product, in -1..1
-    "next_match",  # of the next cards in the cloud's order with the interest now, mean
-    "next_page_match",  # with the interest that the page was ranked for
-    "best_match",  # of any card of the pool with the interest now
-    "next_base_ctr",  # logit of order 1, mean of the next cards
-    "screen_match",  # of the cards on screen with the interest now
-    "taste_match",  # of the long-term estimate with the interest now
-    "taste_page_match",
-    "dwell",  # looks of late against the usual ones
-    "dwell_lately",  # the same, forgetting faster
-    "loyal_dwell",  # looks of late at cards that match the interest that the page was ranked for
-    "lately_match",  # of what was looked at of late, forgetting faster, with that interest
-    "since_page_view",  # squashed to 0..1; 1 = none yet
+    "next_match",  # mean match of the next cards in cloud order with the current interest
+    "next_page_match",  # the same with the interest that the page was ranked for
+    "best_match",  # best match of a pool card with the current interest
+    "next_base_ctr",  # mean logit of the next cards, scaled to order 1
+    "screen_match",  # mean match of the cards on screen with the current interest
+    "taste_match",  # match of the long-term taste with the current interest
+    "taste_page_match",  # the same with the interest that the page was ranked for
+    "dwell",  # recent dwell relative to the neutral dwell
+    "dwell_lately",  # the same with faster decay
+    "loyal_dwell",  # recent dwell on cards that match the interest that the page was ranked for
+    "lately_match",  # dwell-weighted match of recent cards with that interest, faster decay
+    "since_page_view",  # in 0..1; 1 if there is none yet
 )
-FAST_DECAY = 0.6  # a slot
+FAST_DECAY = 0.6  # per slot
 
 
 def intent_signals(observation: dict[str, Tensor], config: FeedConfig) -> Tensor:
@@ -45,7 +45,7 @@ def intent_signals(observation: dict[str, Tensor], config: FeedConfig) -> Tensor
     d = config.embedding_size
     slot = torch.round(observation["context"][:, SLOT] * config.max_slots)
     age = torch.round(observation["context"][:, PAGE_AGE] * config.page_size)
-    known = slot - config.lookahead  # answers so far
+    known = slot - config.lookahead  # number of answers so far
     known_then = slot - age - config.request_latency - config.lookahead
     now, then = (squash(interest(observation, config, count)) for count in (known, known_then))
     pool = observation["pool"]
@@ -81,7 +81,7 @@ def intent_signals(observation: dict[str, Tensor], config: FeedConfig) -> Tensor
 
 
 def interest(observation: dict[str, Tensor], config: FeedConfig, known: Tensor) -> Tensor:
-    """Decayed evidence (B, d) of the first `known` (B,) answers, as the cloud sums it."""
+    """Return the decayed evidence (B, d) of the first `known` (B,) answers, summed as in the cloud."""
     cloud, d = config.cloud, config.embedding_size
     exposures, page_views = observation["exposures"], observation["page_views"]
     dwell = cloud.dwell_weight * (exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE)
@@ -96,12 +96,12 @@ def interest(observation: dict[str, Tensor], config: FeedConfig, known: Tensor) 
 
 
 def squash(vector: Tensor) -> Tensor:
-    """Vectors (B, d) with their length mapped to 0..1: little evidence counts little, much as a direction."""
+    """Map the norm of vectors (B, d) to 0..1: small for little evidence, close to 1 for much."""
     return vector / (1 + vector.norm(dim=1, keepdim=True))
 
 
 def _memory(rows: Tensor, config: FeedConfig, known: Tensor, decay: float) -> Tensor:
-    """Decay (B, L) of history rows since the last of `known` answers; 0 for padding and what came later."""
+    """Return the decay (B, L) of history rows at the last `known` answer; 0 for padding and later rows."""
     slot = torch.round(rows[..., -1] * config.max_slots)
     since = known.unsqueeze(1) - 1 - slot
     there = (rows != 0).any(-1) & (since >= 0)
@@ -109,14 +109,14 @@ def _memory(rows: Tensor, config: FeedConfig, known: Tensor, decay: float) -> Te
 
 
 def _dwell(exposures: Tensor, config: FeedConfig, known: Tensor, decay: float) -> Tensor:
-    """Decayed mean of the dwell (0..1) on exposed cards, against the middle; shrunk where cards are few."""
+    """Return the decayed mean of dwell minus DWELL_CENTRE on exposed cards, shrunk if cards are few."""
     weight = _memory(exposures, config, known, decay)
     dwell = exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
     return (weight * dwell).sum(1) / (1 + weight.sum(1))
 
 
 def _loyalty(exposures: Tensor, config: FeedConfig, known: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
-    """Looks of late weighted by the match with what the page was ranked for, and that match by the looks."""
+    """Return recent dwell weighted by match with the page's interest, and that match weighted by dwell."""
     dwell = exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
     match = (exposures[..., : config.embedding_size] @ then.unsqueeze(-1)).squeeze(-1)
     weight = _memory(exposures, config, known, FAST_DECAY)

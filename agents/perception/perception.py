@@ -1,9 +1,9 @@
 """Heterogeneous user behaviour sequence modelling (HUBSM; Gong et al., EdgeRec, CIKM'20, section 4.1).
 
-What was exposed and what was opened are two sequences, since exposures are many and page views few. Cards
-and the actions on them are encoded apart and fused after encoding, since attention compares cards with cards:
-four GRUs in all. The decay of an action is not a feature: rows hold the slot at which they happened, so a row
-never changes and a new event costs one step of a GRU (:meth:`Perception.append`), however long the session.
+Exposures and page views are two sequences, since exposures are frequent and page views rare. Cards and the
+actions on them are encoded separately and fused after encoding, since attention compares cards with cards:
+four GRUs in all. The age of an action is not a feature: rows hold the slot at which they happened. So a row
+never changes, and a new event costs one GRU step (:meth:`Perception.append`) however long the session is.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, FeedSizes
 
-LOGIT_SCALE = 3.0  # brings logit(base ctr) to order 1
-BASE_CTR, BASE_CVR = 1, 2  # item scalars, after the embedding
-ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}  # last of a row
+LOGIT_SCALE = 3.0  # scales logit(base ctr) to order 1
+BASE_CTR, BASE_CVR = 1, 2  # indices among the item scalars, after the embedding
+ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}  # at the end of a row
 SEQUENCES = tuple(ACTION_COLUMNS)
 
 
 def base_logit(items: Tensor, embedding_size: int) -> Tensor:
-    """Logit of the base ctr of item features (..., F); (...)."""
+    """Return the logit of the base ctr of item features (..., F): (...)."""
     return torch.logit(items[..., embedding_size + BASE_CTR], 1e-4)
 
 
 def card_features(cards: Tensor, embedding_size: int) -> Tensor:
-    """Cards (..., F + T) with the base ctr as a logit of order 1, zero where there is no card."""
+    """Replace the base ctr of cards (..., F + T) by its logit, scaled to order 1; zero for absent cards."""
     at = embedding_size + BASE_CTR
     present = (cards != 0).any(-1, keepdim=True)
     logit = base_logit(cards, embedding_size).unsqueeze(-1) / LOGIT_SCALE
@@ -40,27 +40,27 @@ def card_features(cards: Tensor, embedding_size: int) -> Tensor:
 
 
 def candidate_cards(pool: Tensor, n_types: int) -> Tensor:
-    """Pool rows (..., F) as goods cards (..., F + T), so that candidates and history are alike."""
+    """Turn pool rows (..., F) into goods cards (..., F + T), the format of the histories."""
     types = pool.new_zeros((*pool.shape[:-1], n_types))
     types[..., 0] = (pool != 0).any(-1)
     return torch.cat((pool, types), -1)
 
 
 def to_front(present: Tensor) -> tuple[Tensor, Tensor]:
-    """Order (B, L) int64 that brings the present rows (B, L) to the front, and their number (B,)."""
+    """Return the order (B, L) int64 that moves present rows (B, L) to the front, and their number (B,)."""
     return torch.argsort((~present).to(torch.int8), dim=1, stable=True), present.sum(1)
 
 
 def take(rows: Tensor, order: Tensor) -> Tensor:
-    """Rows (B, L, W) in the order (B, K) int64; (B, K, W)."""
+    """Select rows (B, L, W) by index (B, K) int64: (B, K, W)."""
     return rows.gather(1, order.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
 
 
 def compact(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring the rows of (B, L, W) that are not padding to the front, in their order.
+    """Move the rows of (B, L, W) that are not padding to the front, keeping their order.
 
     Returns:
-        The rows (B, K, W), K the longest sequence and at least 1, and which are there, (B, K) bool.
+        The rows (B, K, W), with K the longest sequence but at least 1, and which are present, (B, K) bool.
     """
     order, count = to_front((rows != 0).any(-1))
     longest = max(1, int(count.max()))
@@ -70,10 +70,10 @@ def compact(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class BehaviourCodes:
-    """One encoded sequence of B sessions; padding comes last, is not `present`, and holds anything.
+    """One encoded sequence of B sessions; padding comes last and has arbitrary codes.
 
     Attributes:
-        items: (B, L, H) float32 codes of the cards: what attention compares.
+        items: (B, L, H) float32 codes of the cards, compared by attention.
         values: (B, L, 2 H) float32 codes of cards and actions (or (B, L, H) without actions).
         present: (B, L) bool.
     """
@@ -85,14 +85,14 @@ class BehaviourCodes:
 
 @dataclass
 class SequenceState:
-    """One sequence of B sessions so far, encoded; `append` changes it in place.
+    """The encoded sequence of B sessions so far; `append` changes it in place.
 
     Attributes:
         hidden: (layers, B, H) float32 state of the card encoder.
         action_hidden: (layers, B, H) float32 state of the action encoder.
-        items: (B, L, H) float32 ring of the last L codes of cards; event number n stands at n mod L.
-        actions: (B, L, H) float32 ring of the codes of actions.
-        count: (B,) int64 events so far.
+        items: (B, L, H) float32 ring buffer of the last L card codes; event n is stored at n mod L.
+        actions: (B, L, H) float32 ring buffer of the action codes.
+        count: (B,) int64 number of events so far.
     """
 
     hidden: Tensor
@@ -107,12 +107,12 @@ class SequenceEncoder(nn.Module):
 
     Args:
         n_card: F + T.
-        n_action: columns of actions, the slot included.
+        n_action: number of action columns, including the slot.
         embedding_size: d.
-        length: rows that are remembered (L).
+        length: L, the number of rows remembered.
         hidden: H.
-        layers: of each GRU.
-        with_actions: False leaves the actions out (the paper's ablation).
+        layers: layers of each GRU.
+        with_actions: False omits the actions (the paper's ablation).
     """
 
     def __init__(
@@ -137,12 +137,12 @@ class SequenceEncoder(nn.Module):
         return self.hidden * (1 if self.actions is None else 2)
 
     def forward(self, rows: Tensor) -> BehaviourCodes:
-        """Encode rows (B, L, W), oldest first; rows of zeros, wherever they stand, are padding."""
+        """Encode rows (B, L, W), oldest first; zero rows at any place are padding."""
         return self.encode(*compact(rows))
 
     def encode(self, rows: Tensor, present: Tensor) -> BehaviourCodes:
-        """Encode rows (B, K, W) that are `present` (B, K) first, as :func:`compact` gives them."""
-        begun = present[:, 0]  # many sessions have no page view yet: a GRU need not read their padding
+        """Encode rows (B, K, W), those `present` (B, K) first, as returned by :func:`compact`."""
+        begun = present[:, 0]  # many sessions have no page view yet: skip their padding
         cards = card_features(rows[begun, :, : self.n_card], self.embedding_size)
         values = [self.cards(cards)[0]]
         if self.actions is not None:
@@ -158,7 +158,7 @@ class SequenceEncoder(nn.Module):
         return SequenceState(hidden, hidden.clone(), ring, ring.clone(), count)
 
     def append(self, state: SequenceState, sessions: Tensor, rows: Tensor) -> None:
-        """Add one event (R, W) to each of some sessions (R,) int64, in place; one step of each GRU."""
+        """Append one event (R, W) to each of `sessions` (R,) int64 in place, with one step per GRU."""
         cards = card_features(rows[:, : self.n_card], self.embedding_size).unsqueeze(1)
         place = state.count[sessions] % self.length
         code, hidden = self.cards(cards, state.hidden[:, sessions].contiguous())
@@ -172,7 +172,7 @@ class SequenceEncoder(nn.Module):
         state.count[sessions] += 1
 
     def codes(self, state: SequenceState) -> BehaviourCodes:
-        """Codes of the last L events, oldest first, as :meth:`forward` gives them."""
+        """Return the codes of the last L events, oldest first, like :meth:`forward`."""
         present = torch.arange(self.length) < state.count.clamp(max=self.length).unsqueeze(1)
         oldest = (state.count - self.length).clamp(min=0)
         order = (oldest.unsqueeze(1) + torch.arange(self.length)) % self.length
@@ -185,18 +185,18 @@ PerceptionState = dict[str, SequenceState]
 
 
 class Perception(nn.Module):
-    """Both behaviour sequences, encoded: all at once, or event by event.
+    """Encode both behaviour sequences, all at once or event by event.
 
     :meth:`forward` reads the environment's observation, whose histories hold the last rows of the session.
-    :meth:`append` reads one event and remembers the session from its first event on. The two agree to
-    rounding as long as a session is no longer than the history; after that the second remembers more.
+    :meth:`append` reads one event and remembers the session from its first event on. The two agree up to
+    rounding as long as the session fits into the history; after that, the second remembers more.
 
     Args:
         config: gives the sizes.
-        hidden: of every GRU.
-        layers: of every GRU (the paper has 3).
-        sequences: of "exposures" and "page_views".
-        with_actions: False leaves the actions out.
+        hidden: width of every GRU.
+        layers: layers of every GRU (3 in the paper).
+        sequences: "exposures", "page_views", or both.
+        with_actions: False omits the actions.
     """
 
     def __init__(
@@ -245,23 +245,23 @@ class Perception(nn.Module):
 
     @torch.no_grad()
     def append(self, state: PerceptionState, name: str, sessions: Tensor, rows: Tensor) -> None:
-        """Add one event to each of some sessions, in place, in a time that does not grow with the session.
+        """Append one event to each of some sessions in place, in time independent of the session's length.
 
         Args:
-            state: of all sessions.
+            state: state of all sessions.
             name: "exposures" or "page_views".
             sessions: (R,) int64, each at most once.
-            rows: (R, W) float32, rows as the observation holds them.
+            rows: (R, W) float32 rows in the format of the observation.
         """
         self.encoder(name).append(state[name], sessions, rows)
 
     def codes(self, state: PerceptionState) -> dict[str, BehaviourCodes]:
-        """Codes of what has happened, as :meth:`forward` gives them."""
+        """Return the codes of the events so far, like :meth:`forward`."""
         return {name: self.encoder(name).codes(part) for name, part in state.items()}
 
 
 def save_state(path: str | Path, state: PerceptionState) -> None:
-    """Write what the phone keeps between two starts of the app, atomically, as safetensors."""
+    """Write the state that the phone keeps between starts of the app, atomically, as safetensors."""
     tensors = {
         f"{name}.{field}": tensor.detach().contiguous()
         for name, part in state.items()
@@ -272,7 +272,7 @@ def save_state(path: str | Path, state: PerceptionState) -> None:
 
 
 def load_state(path: str | Path, perception: Perception) -> PerceptionState:
-    """Read a state; InputError names the file, and the tensor that does not fit `perception`."""
+    """Read a state; InputError names the file and any tensor that does not fit `perception`."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:

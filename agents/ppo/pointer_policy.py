@@ -1,11 +1,11 @@
-"""The pointer policy for sb3-contrib's MaskablePPO, on every Discrete id, and the features that it points by.
+"""The pointer policy for sb3-contrib's MaskablePPO, for every id with Discrete actions, and its features.
 
-One scorer is shared by all pool rows, one by all cards, and one gives the request, so matching is learned
-once and not a hundred times. Candidates are scored by what they find in the encoded behaviour, by the state
-of the session, and by a summary of the pool, which is the local ranking context.
+All pool rows share one scorer, all cards share another, and a third scores the request, so matching is
+learned once and not a hundred times. Candidates are scored by what they find in the encoded behaviour, by the
+session state, and by a summary of the pool, the local ranking context.
 
 All tracks share one layout of logits. Pool rows are normalised among themselves (log-softmax), so *some pool
-row* has logit 0, and cards and the request compete with that.
+row* as a whole has logit 0, and cards and the request compete with it.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ except ImportError:
     raise MissingExtraError("PointerPolicy", "train") from None
 
 
-MATCH_SCALE = 10.0  # on matches with the interest vectors: a larger unit learns faster
-SHARPNESS = 3.0  # logits per unit of likeness, by which attention starts to look up similar cards
-DWELL_CENTRE = 0.4  # looks shorter than this (of 0..1) speak against the item
+MATCH_SCALE = 10.0  # scale of matches with the interest vectors; larger values learn faster
+SHARPNESS = 3.0  # initial attention logits per unit of embedding similarity
+DWELL_CENTRE = 0.4  # dwell below this (of 0..1) is evidence against the item
 EVIDENCE = {"exposures": (1.0, -DWELL_CENTRE), "page_views": (2.0, 1.0 - 2 * DWELL_CENTRE)}
 
 
 class BehaviourReader(nn.Module):
-    """What the policy reads from one encoded sequence.
+    """Read one encoded sequence for the policy.
 
-    A row is described by its actions, type, scalars and age and by its codes. Its weight in an interest
-    vector is read from that, plus a linear part that starts as the cloud's own evidence:
-    `offset + slope * duration`, decayed with age, each head at its own rate. Attention is CRBAN's (Gong et
-    al., EdgeRec, CIKM'20; query: candidate, key: code of a card, value: cards and actions), by dot products;
-    the likeness of embeddings is its residual, so it finds similar cards from the start.
+    A row is described by its actions, type, scalars, age and codes. Its weight in an interest vector is
+    computed from this description, plus a linear part that starts as the cloud's own evidence:
+    `offset + slope * duration`, decayed with age at a rate per head. Attention is CRBAN's (Gong et al.,
+    EdgeRec, CIKM'20; query: candidate, key: code of a card, value: cards and actions) with dot products. It
+    has the similarity of embeddings as a residual, so it finds similar cards from the start.
 
     Args:
-        sizes: of the observation.
-        n_columns: columns of actions, the slot included.
+        sizes: sizes of the observation.
+        n_columns: number of action columns, including the slot.
         codes: H of the perception.
-        heads: interest vectors.
+        heads: number of interest vectors.
         hidden: width of a row's description.
-        slope: evidence of a duration.
+        slope: evidence per unit of duration.
         offset: evidence of an event.
     """
 
@@ -93,7 +93,7 @@ class BehaviourReader(nn.Module):
             self.evidence.weight[:, 0] = slope
 
     def forward(self, rows: Tensor, codes: BehaviourCodes, slot: Tensor) -> Tensor:
-        """Describe rows (B, K, W) with their codes; slot (B, 1) is now: (B, K, hidden), 0 for padding."""
+        """Describe rows (B, K, W) at the current slot (B, 1): (B, K, hidden), 0 for padding."""
         n_card = self.d + N_SCALARS + self.n_types
         cards = card_features(rows[..., :n_card], self.d)
         age = slot.unsqueeze(1) - rows[..., -1:]
@@ -101,25 +101,26 @@ class BehaviourReader(nn.Module):
         return self.rows(torch.cat(inputs, -1)) * codes.present.unsqueeze(-1)
 
     def interests(self, rows: Tensor, described: Tensor, slot: Tensor) -> Tensor:
-        """Interest vectors (B, heads, d) from rows and their descriptions; padding has no embedding."""
+        """Return interest vectors (B, heads, d) from rows and their descriptions; padding adds nothing."""
         age = slot.unsqueeze(1) - rows[..., -1:]
         actions = rows[..., self.d + N_SCALARS + self.n_types : -1]
         weights = self.evidence(actions) + self.weights(described)
         weights = weights * torch.exp(-age * self.decay.exp())
         interests = weights.transpose(1, 2) @ rows[..., : self.d]
-        # Little evidence counts little, much evidence counts as a direction.
+        # With little evidence the norm is small; with much, only the direction counts.
         return MATCH_SCALE * interests / (1 + interests.square().sum(-1, keepdim=True).add(1e-6).sqrt())
 
     def attend(self, candidates: Tensor, rows: Tensor, codes: BehaviourCodes, described: Tensor) -> Tensor:
-        """Descriptions of the rows that candidates (B, N, F + T) resemble, (B, N, hidden)."""
+        """Return descriptions of the rows that candidates (B, N, F + T) resemble, (B, N, hidden)."""
         alike = candidates[..., : self.d] @ rows[..., : self.d].transpose(1, 2)  # (B, N, K)
         return self.attention(candidates, codes.items, described, codes.present, bias=self.sharpness * alike)
 
 
 class Scorer(nn.Module):
-    """Score of every candidate (B, n, features) in a state (B, hidden): (B, n).
+    """Score every candidate (B, n, features) in a state (B, hidden): (B, n).
 
-    A linear part plus a small network; it starts as the linear part with the weights `prior` (features,).
+    The score is a linear part plus a small network. It starts close to the linear part with the weights
+    `prior` (features,).
     """
 
     def __init__(self, prior: Tensor, hidden: int) -> None:
@@ -135,23 +136,25 @@ class Scorer(nn.Module):
             self.linear.weight.copy_(prior)
 
     def forward(self, candidates: Tensor, state: Tensor) -> Tensor:
-        """Score."""
+        """Score the candidates."""
         hidden = torch.relu(self.candidate(candidates) + self.state(state).unsqueeze(1))
         return (self.linear(candidates) + self.out(hidden)).squeeze(-1)
 
 
-ABSENT = -30.0  # logit of a pool row that is used up: below any score, still finite
-POOL_PRIOR = 1.0  # an untrained policy samples pool rows by the odds of their base ctr,
-MATCH_PRIOR = 1.0  # and by their match with each interest vector, in logits,
-CARD_BIAS = -1.0  # inserts a card now and then,
-REQUEST_BIAS = -2.0  # and seldom asks for a page
+ABSENT = -30.0  # logit of a used-up pool row: below all scores but finite
+# An untrained policy samples pool rows by base ctr and match with each interest vector, inserts a card now
+# and then, and seldom requests a page.
+POOL_PRIOR = 1.0  # logits per logit of the base ctr
+MATCH_PRIOR = 1.0  # logits per unit of match
+CARD_BIAS = -1.0
+REQUEST_BIAS = -2.0
 
 
 def infer_track(n_pool: int, n_cards: int, n_actions: int, track: str | None = None) -> str:
-    """Tell the track from the sizes of the spaces.
+    """Infer the track from the sizes of the spaces.
 
     Raises:
-        InputError: several tracks fit and `track` names none of them, or it names one that does not fit.
+        InputError: if several tracks or none fit and `track` is None, or `track` does not fit.
     """
     sizes = {"joint": n_pool + n_cards + 1, "rerank": n_pool, "mix": n_cards + 1, "request": 2}
     fitting = [name for name, size in sizes.items() if size == n_actions]
@@ -168,15 +171,15 @@ def infer_track(n_pool: int, n_cards: int, n_actions: int, track: str | None = N
 
 @dataclass(frozen=True)
 class _Read:
-    """What is known of the sessions."""
+    """What the network has read of the sessions."""
 
-    queries: Tensor  # (B, d, n_matches) to match candidates with
-    parts: list[Tensor]  # of the state
+    queries: Tensor  # (B, d, n_matches), matched with candidates
+    parts: list[Tensor]  # parts of the state
     sequences: dict[str, tuple[Tensor, BehaviourCodes, Tensor]]  # rows, codes, descriptions
 
 
 def _pool_summary(inputs: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and maximum over the pool, and the row that *keep* would place; each (B, features)."""
+    """Return mean and maximum over the pool, and the row that *keep* would place; (B, features) each."""
     weight = present.unsqueeze(-1).to(inputs.dtype)
     mean = (inputs * weight).sum(1) / weight.sum(1).clamp(min=1)
     best = inputs.masked_fill(~present.unsqueeze(-1), -10).amax(1)
@@ -185,14 +188,14 @@ def _pool_summary(inputs: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 class PointerNetwork(BaseFeaturesExtractor):
-    """Observation -> (B, A + hidden): the logits of all actions, then the features of the value head.
+    """Map an observation to (B, A + hidden): the logits of all actions, then the value head's features.
 
     Args:
-        observation_space: of EdgeFeed-v0 or of one of its tracks.
-        n_actions: size A of the action space.
-        track: "joint", "rerank", "mix" or "request"; told from the sizes if None.
+        observation_space: observation space of EdgeFeed-v0 or one of its tracks.
+        n_actions: A, the size of the action space.
+        track: "joint", "rerank", "mix" or "request"; None infers it from the sizes.
         hidden: width of the hidden layers.
-        heads: interest vectors from each of the two histories.
+        heads: number of interest vectors per history.
     """
 
     def __init__(
@@ -218,7 +221,7 @@ class PointerNetwork(BaseFeaturesExtractor):
                 for name, columns in ACTION_COLUMNS.items()
             }
         )
-        n_matches = 2 * heads + 1 + sizes.lookahead  # one a query vector
+        n_matches = 2 * heads + 1 + sizes.lookahead  # one per query vector
         n_candidate = n_matches + N_SCALARS + 2 * width
         n_state = sizes.n_context + sizes.n_user - self.d + 2 * width + 4 * hidden + 3 * n_candidate
         n_state += sizes.lookahead * (N_SCALARS + sizes.n_types)
@@ -263,7 +266,7 @@ class PointerNetwork(BaseFeaturesExtractor):
         return torch.cat((*logits, self.value_state(state)), -1)
 
     def _read(self, observations: dict[str, Tensor]) -> _Read:
-        """Read the session."""
+        """Read user, histories and screen."""
         user, slot = observations["user"], observations["context"][:, :1]
         queries, parts, sequences = [], [user[:, self.d :]], {}
         for name, reader in self.readers.items():
@@ -283,7 +286,7 @@ class PointerNetwork(BaseFeaturesExtractor):
         return _Read((torch.cat(queries, 1) * self.query_scale).transpose(1, 2), parts, sequences)
 
     def _candidates(self, cards: Tensor, read: _Read) -> Tensor:
-        """Features of candidates (B, n, F + T): matches, scalars, what attention has found."""
+        """Return features of candidates (B, n, F + T): matches, scalars, attention results."""
         features = card_features(cards, self.d)
         inputs = [cards[..., : self.d] @ read.queries, features[..., self.d : self.d + N_SCALARS]]
         for name, sequence in read.sequences.items():
@@ -293,17 +296,17 @@ class PointerNetwork(BaseFeaturesExtractor):
         return torch.cat(inputs, -1)
 
     def _card_types(self, cards: Tensor, context: Tensor) -> Tensor:
-        """Type one-hot, then that type's share used and slots since its last card: (B, M, T + 2)."""
+        """Return the type one-hot, its share so far, and slots since its last card: (B, M, T + 2)."""
         types = cards[..., self.d + N_SCALARS :]
         per_type = context[:, len(CONTEXT) :].unflatten(-1, (2, self.sizes.n_types - 1))  # (B, 2, T - 1)
         return torch.cat((types, types[..., 1:] @ per_type.transpose(1, 2)), -1)
 
 
 class GroupedCategorical(MaskableCategoricalDistribution):
-    """Categorical over pool rows, cards and request whose mode is taken group first, then within it.
+    """Categorical over pool rows, cards and request; its mode picks the best group, then its best action.
 
-    A hundred good pool rows share their group's probability, so a plain argmax would prefer the one request
-    over any of them. For a single group the two are the same.
+    A hundred good pool rows share their group's probability, so a plain argmax would prefer the single
+    request to any of them. With a single group, both modes are the same.
     """
 
     def __init__(self, sizes: list[int]) -> None:
@@ -320,7 +323,7 @@ class GroupedCategorical(MaskableCategoricalDistribution):
 
 
 class _Split(nn.Module):
-    """Stand-in for SB3's MLP extractor: the network's output is already (logits, value features)."""
+    """Replace SB3's MLP extractor: the network's output is already (logits, value features)."""
 
     def __init__(self, n_actions: int, hidden: int) -> None:
         super().__init__()
@@ -337,17 +340,17 @@ class _Split(nn.Module):
 
 
 class PointerPolicy(MaskableActorCriticPolicy):
-    """MaskablePPO policy with one scorer for all pool rows, one for all cards, one for the request.
+    """MaskablePPO policy with one scorer for all pool rows, one for all cards and one for the request.
 
-    Use it as `MaskablePPO(PointerPolicy, env)`. Sizes come from the spaces alone.
+    Use it as `MaskablePPO(PointerPolicy, env)`. All sizes come from the spaces.
 
     Args:
-        observation_space: Dict space of EdgeFeed-v0 or of one of its tracks.
-        action_space: Discrete.
+        observation_space: Dict space of EdgeFeed-v0 or one of its tracks.
+        action_space: Discrete action space.
         lr_schedule: learning rate as a function of the remaining progress.
-        track: which track it is; told from the sizes if None, InputError if they do not tell.
+        track: name of the track; None infers it from the sizes, with InputError if they are ambiguous.
         hidden: width of the hidden layers.
-        heads: interest vectors from each of the two histories.
+        heads: number of interest vectors per history.
         optimizer_class: as in stable-baselines3.
         optimizer_kwargs: as in stable-baselines3.
     """

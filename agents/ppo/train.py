@@ -52,7 +52,7 @@ from edgerec_gym.agents.ppo.trained_policy import (
 )
 from edgerec_gym.agents.registry import Progress
 
-FIXED = (  # in a resumed run
+FIXED = (  # must not change in a resumed run
     "agent", "id", "scenario", "users", "members", "seed", "num_envs", "hyper", "sizes",
 )  # fmt: skip
 
@@ -78,33 +78,34 @@ def train(
 ) -> dict[str, Any]:
     """Train on the split `train` and write the run's folder.
 
-    The same arguments give the same policy (on one machine and library versions) unless interrupted. The
-    caller's global random generators and torch threads are left as they were.
+    Without interruption, the same arguments give the same policy (on the same machine and library versions).
+    The caller's global random generators and torch threads are restored.
 
     Args:
         out: the run's folder.
         env_id: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or a track.
-        agent: MaskablePPO with a network, "pointer-ppo" (PointerPolicy) or "flat-ppo" (MultiInputPolicy of
-            stable-baselines3, a plain network over everything).
+        agent: "pointer-ppo" (PointerPolicy) or "flat-ppo" (MultiInputPolicy of stable-baselines3, a plain
+            network over the whole observation).
         scenario: a shipped name, a folder, or a Scenario.
         users: "learned" or "synthetic".
-        members: networks of the ensemble of learned users that episodes draw from; None for all.
-        steps: slots to play in all; the last update is finished, so up to n_steps x num_envs - 1 more.
-        num_envs: environments stepped together.
-        seed: of everything; row i plays the episodes of seed x 2^20 + i.
-        checkpoint_every: slots from one checkpoint to the next, rounded up to whole updates.
-        keep_checkpoints: how many of them stay, at least 1.
-        resume: go on from the last complete checkpoint in `out`, if there is one.
-        tensorboard: write event files.
-        progress: called with (slots played, slots in all, text).
-        threads: torch threads.
+        members: members of the ensemble of learned users that episodes draw from; None uses all.
+        steps: total slots to play; completing the last update may add up to n_steps x num_envs - 1.
+        num_envs: number of environments stepped together.
+        seed: seed of all randomness; row i plays the episodes of seed x 2^20 + i.
+        checkpoint_every: slots between checkpoints, rounded up to whole updates.
+        keep_checkpoints: number of checkpoints to keep, at least 1.
+        resume: continue from the last complete checkpoint in `out`, if any.
+        tensorboard: whether to write event files.
+        progress: called with (slots played, total, text).
+        threads: number of torch threads.
         **hyper: fields of PPOConfig.
 
     Returns:
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, `out` not writable or in use by another run.
+        InputError: if a name is unknown, a value is out of range, or `out` is not writable or holds another
+            run.
     """
     track = track_of(env_id)
     if agent not in AGENTS:
@@ -165,7 +166,7 @@ def train(
             model.learn(steps - record["steps"], callback, reset_num_timesteps=False, tb_log_name="ppo")
             callback.tell(steps)
         record = _now(record, model)
-        # So that a finished run can be extended.
+        # Allows a finished run to be extended.
         parameters.save_checkpoint(run, model.policy, record, model.policy.optimizer, keep=keep_checkpoints)
         parameters.save_parameters(run / PARAMETERS, model.policy)
         write_record(run, record)
@@ -174,7 +175,7 @@ def train(
 
 
 def digest(scenario: Scenario) -> str:
-    """SHA-256 of what the scenario is made of (scenario.json holds the hashes of the simulator's files)."""
+    """Return the SHA-256 of the scenario's content (scenario.json holds hashes of the simulator's files)."""
     users = scenario.synthetic and scenario.synthetic.to_dict()
     digest = hashlib.sha256(json.dumps([scenario.config.to_dict(), users]).encode())
     if scenario.path is not None:
@@ -204,7 +205,7 @@ def _build(env: Any, agent: str, settings: PPOConfig, seed: int, log: Path | Non
         tensorboard_log=None if log is None else str(log),
         policy_kwargs=policy_kwargs(agent, env.venv.track, settings),
         seed=seed,
-        device="cpu",  # networks this small gain nothing elsewhere
+        device="cpu",  # networks this small gain nothing from a GPU
     )
 
 
@@ -213,7 +214,7 @@ def _now(record: dict[str, Any], model: Any) -> dict[str, Any]:
 
 
 class _Callback(BaseCallback):
-    """Write checkpoints between updates, and tell of the progress."""
+    """Write checkpoints between updates, and report progress."""
 
     def __init__(
         self,
@@ -230,7 +231,7 @@ class _Callback(BaseCallback):
         self.saved = record["steps"]
 
     def _on_rollout_start(self) -> None:
-        # Here the last update is complete: parameters, optimizer and step count belong together.
+        # The last update is complete here, so parameters, optimizer and step count are consistent.
         steps = self.model.num_timesteps
         if steps - self.saved >= self.every:
             policy, record = self.model.policy, _now(self.record, self.model)
@@ -239,7 +240,7 @@ class _Callback(BaseCallback):
         self.tell(steps)
 
     def tell(self, steps: int) -> None:
-        """Report the slots played, and the mean reward of the last episodes."""
+        """Report the slots played and the mean reward of recent episodes."""
         if self.progress is not None:
             episodes = self.model.ep_info_buffer
             status = f"reward {np.mean([e['r'] for e in episodes]):.2f}" if episodes else ""

@@ -1,4 +1,4 @@
-"""What MaskablePPO has trained, as a policy: the network's hyper-parameters and sizes, and loading a run."""
+"""Policies trained by MaskablePPO: hyper-parameters, network sizes, and loading a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POINTER, FLAT = AGENTS = ("pointer-ppo", "flat-ppo")
 
 @dataclass(frozen=True)
 class PPOConfig(Config):
-    """Hyper-parameters of MaskablePPO and of the policy network."""
+    """Hyper-parameters of MaskablePPO and the policy network."""
 
     learning_rate: float = bounded(3e-3, 1e-7, 1.0)
     final_learning_rate: float = bounded(3e-4, 0.0, 1.0)  # reached linearly at the last step
@@ -49,43 +49,43 @@ class PPOConfig(Config):
     heads: int = bounded(2, 1, 64)  # interest vectors per history (pointer-ppo)
 
     def schedule(self, progress_remaining: float) -> float:
-        """Learning rate while 1..0 of the training remains."""
+        """Return the learning rate; `progress_remaining` falls from 1 to 0 during training."""
         return self.final_learning_rate + progress_remaining * (self.learning_rate - self.final_learning_rate)
 
 
 def _feed(env: Any) -> Any:
-    """The package's environment under a wrapper or a stable-baselines3 VecEnv."""
+    """Return the package's environment under a wrapper or a stable-baselines3 VecEnv."""
     return getattr(env, "venv", getattr(env, "unwrapped", env))
 
 
 def _spaces(env: Any) -> tuple[spaces.Dict, spaces.Discrete]:
-    """Observation and action space of one environment of a single or vector one."""
+    """Return the observation and action space of a single environment, also for a vector environment."""
     if isinstance(env, VectorEnv):
         return env.single_observation_space, env.single_action_space  # type: ignore[return-value]
     return env.observation_space, env.action_space
 
 
 def sizes_of(env: Any) -> dict[str, Any]:
-    """Shapes of the observation's arrays, and the number of actions, that a network is made for."""
+    """Return the observation shapes and the number of actions that a network is built for."""
     observations, actions = _spaces(_feed(env))
     shapes = {key: list(space.shape or ()) for key, space in observations.items() if key != "action_mask"}
     return shapes | {"actions": int(actions.n)}
 
 
 def policy_kwargs(agent: str, track: str, settings: PPOConfig) -> dict[str, Any]:
-    """Arguments that :func:`policy_class` takes beside spaces and learning rate."""
+    """Return the arguments of :func:`policy_class` besides spaces and learning rate."""
     if agent == POINTER:
         return {"track": track, "hidden": settings.hidden, "heads": settings.heads}
     return {"net_arch": [settings.hidden, settings.hidden]}
 
 
 def policy_class(agent: str) -> type[Any]:
-    """Network of one of :data:`AGENTS`."""
+    """Return the network class of one of :data:`AGENTS`."""
     return PointerPolicy if agent == POINTER else MaskableMultiInputActorCriticPolicy
 
 
 class TrainedPolicy:
-    """A trained network as a Policy: the most probable legal action, batched."""
+    """Play the most probable legal action of a trained network, batched."""
 
     stateless = True
 
@@ -97,7 +97,7 @@ class TrainedPolicy:
         """Do nothing: the network has no state."""
 
     def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64, legal under the mask; InputError if the observation is not finite."""
+        """Return (B,) int64, legal under the mask; raise InputError if the observation is not finite."""
         check_observation(observation)
         self._seen = observation
         with torch_threads(self.threads):
@@ -107,7 +107,7 @@ class TrainedPolicy:
         return np.asarray(actions, np.int64)
 
     def log_probabilities(self, observation: Observation) -> np.ndarray:
-        """Return (B, A) float32 of all actions; InputError if the observation is not finite."""
+        """Return (B, A) float32 for all actions; raise InputError if the observation is not finite."""
         check_observation(observation)
         with torch_threads(self.threads), torch.inference_mode():
             tensors, _ = self.network.obs_to_tensor(observation)
@@ -115,9 +115,9 @@ class TrainedPolicy:
             return drawn.distribution.logits.numpy()
 
     def explain(self, row: int) -> Explanation | None:
-        """Tell the logarithms of the probabilities of the pool rows, where they are actions of the track.
+        """Return the log-probabilities of the pool rows, if they are actions of the track.
 
-        Computed when asked for, so ask before the observation of the last call changes.
+        They are computed on demand, so call this before the last observation's arrays change.
         """
         seen = {key: values[row : row + 1] for key, values in self._seen.items()}
         n_pool = seen["pool"].shape[1]
@@ -130,15 +130,15 @@ class TrainedPolicy:
 
 
 def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> TrainedPolicy:
-    """Load what :func:`~edgerec_gym.agents.ppo.train.train` wrote.
+    """Load a run of :func:`~edgerec_gym.agents.ppo.train.train`.
 
     Args:
-        folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
-        env: the environment that it will play: any of the package's environments.
-        threads: torch threads while it acts.
+        folder: a run's folder (finished, or with a complete checkpoint), or a single checkpoint.
+        env: environment to play, any of the package's.
+        threads: number of torch threads while acting.
 
     Raises:
-        InputError: nothing there, broken files, or a policy of another id or of other sizes.
+        InputError: if there is no run, files are broken, or the policy is for another id or other sizes.
     """
     run = read_run(folder)
     agent, feed = run.agent, _feed(env)

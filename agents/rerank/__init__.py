@@ -1,1 +1,1 @@
-"""Re-rankers: one file each, what they share, and their training from logs."""
+"""Re-rankers (one file each), their shared parts, and their training on logs."""

@@ -20,7 +20,7 @@ from edgerec_gym.agents.rerank.losses import log_loss
 from edgerec_gym.agents.rerank.reranker import ListInputs, ListScorer, RerankerConfig, pool_present
 from edgerec_gym.config import FeedConfig
 
-GROUP = 64  # sessions whose behaviour is encoded together
+GROUP = 64  # sessions encoded together
 
 
 class CandidateEncoder(nn.Module):
@@ -29,7 +29,7 @@ class CandidateEncoder(nn.Module):
     Args:
         config: gives the sizes.
         hidden: H.
-        layers: of the GRU.
+        layers: layers of the GRU.
     """
 
     def __init__(self, config: FeedConfig, hidden: int, layers: int) -> None:
@@ -38,9 +38,9 @@ class CandidateEncoder(nn.Module):
         self.gru = nn.GRU(config.n_item_features + config.n_types, hidden, layers, batch_first=True)
 
     def forward(self, observation: TensorObservation) -> tuple[Tensor, Tensor]:
-        """Codes (B, N, H) of the pool rows, and the final state (B, H): the local ranking context.
+        """Return codes (B, N, H) of the pool rows, and the final state (B, H): the local ranking context.
 
-        Rows that are used up are skipped; their codes hold anything.
+        Used-up rows are skipped; their codes are arbitrary.
         """
         pool = observation["pool"]
         cards = card_features(candidate_cards(pool, self.n_types), self.embedding_size)
@@ -52,12 +52,12 @@ class CandidateEncoder(nn.Module):
 
 
 class CRBAN(ListScorer):
-    """Attention of each candidate over the user's behaviour, with the list as context.
+    """Each candidate attends to the user's behaviour, with the list as context.
 
     Query: the candidate's code. Key: the code of a card in the history. Value: the codes of that card and of
-    what the user did with it. So a candidate finds the cards like it, and reads how they were received. The
-    settings `exposures`, `page_views` and `actions` leave parts out, as in the paper's Table 2. The setting
-    `match`, which the paper does not have, adds the match with the interest that behaviour shows
+    the user's actions on it. So a candidate finds similar cards and reads how they were received. The
+    settings `exposures`, `page_views` and `actions` ablate parts, as in the paper's Table 2. The setting
+    `match`, which is not in the paper, adds the match with the interest shown by behaviour
     (:class:`~edgerec_gym.agents.perception.interest_match.InterestMatch`).
     """
 
@@ -90,9 +90,9 @@ class CRBAN(ListScorer):
         return self.head(torch.cat(parts, -1)).squeeze(-1)
 
     def _attended(self, name: str, history: Tensor, query: Tensor) -> Tensor:
-        """What queries (B, K, H) find in a history (B, L, W): (B, K, V).
+        """Attend from queries (B, K, H) to a history (B, L, W): (B, K, V).
 
-        Groups of like length are encoded together: padding costs as much time as behaviour.
+        Sessions of similar length are encoded together, since padding costs as much time as behaviour.
         """
         order = (history != 0).any(-1).sum(1).argsort()
         parts = []

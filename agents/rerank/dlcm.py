@@ -13,7 +13,7 @@ from edgerec_gym.config import FeedConfig
 
 
 class DLCM(ListScorer):
-    """A GRU reads the list from its end to its top; its last state is the local context of every candidate.
+    """A GRU reads the list from bottom to top; its last state is the local context of every candidate.
 
     score = w . (norm(h_i) * tanh(W s)), where h_i is the GRU's output at the candidate and s its last state.
     """

@@ -1,4 +1,4 @@
-"""The pointwise baseline: a network scores each candidate by itself."""
+"""The pointwise baseline: a network that scores each candidate independently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec_gym.config import FeedConfig
 
 
 class DNN(ListScorer):
-    """Two hidden layers over a candidate, the user and the context; neither list nor behaviour is seen."""
+    """Two hidden layers over a candidate, the user and the context, without list or behaviour."""
 
     objective = staticmethod(log_loss)
 

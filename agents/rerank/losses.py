@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def log_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
-    """Binary cross-entropy of clicks, mean over the shown cards; `score` is a logit."""
+    """Return the mean binary cross-entropy of clicks over the shown cards; `score` is a logit."""
     return functional.binary_cross_entropy_with_logits(score[shown], click[shown])
 
 
@@ -18,16 +18,16 @@ def _log_softmax(score: Tensor, shown: Tensor) -> Tensor:
 
 
 def list_softmax_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
-    """Cross-entropy of a list softmax with the clicks (PRM, SetRank), mean over lists with a click."""
+    """Return the mean list softmax cross-entropy with the clicks (PRM, SetRank) over lists with a click."""
     clicks = (click * shown).sum(-1)
     losses = -(click * _log_softmax(score, shown) * shown).sum(-1)
     return losses.sum() / (clicks > 0).sum().clamp(min=1)
 
 
 def attention_rank_loss(score: Tensor, click: Tensor, shown: Tensor) -> Tensor:
-    """Binary cross-entropy between the attention of labels and of scores (DLCM, SIGIR'18, equation 7).
+    """Binary cross-entropy between label attention and score attention (DLCM, SIGIR'18, equation 7).
 
-    The attention of the labels is shared among the clicked cards; lists without a click teach nothing.
+    Label attention is shared equally among the clicked cards; lists without a click do not contribute.
     """
     click = click * shown
     wanted = click / click.sum(-1, keepdim=True).clamp(min=1)

@@ -14,9 +14,9 @@ from edgerec_gym.config import FeedConfig
 
 
 class PRM(ListScorer):
-    """Self-attention over the candidates with learned embeddings of their places in the cloud's order.
+    """Self-attention over the candidates with learned embeddings of their positions in cloud order.
 
-    The user's features stand in for the paper's pretrained personalised vector.
+    The user's features replace the paper's pretrained personalised vector.
     """
 
     objective, needs_click = staticmethod(list_softmax_loss), True

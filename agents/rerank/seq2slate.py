@@ -1,4 +1,4 @@
-"""Seq2Slate (Bello et al., 2018): a pointer network emits the list, one card after the other."""
+"""Seq2Slate (Bello et al., 2018): a pointer network emits the list card by card."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgerec_gym.config import FeedConfig
 
 
 class Seq2Slate(ListEmitter):
-    """An LSTM encodes the candidates in the cloud's order, an LSTM decoder points at the next card.
+    """An LSTM encodes the candidates in cloud order; an LSTM decoder points at the next card.
 
-    Supervised from clicks: at every step the cross-entropy of the pointer with the clicked cards not yet
-    placed, weighted by 1 / log2(step + 1), along a list drawn from the pointer itself.
+    It is supervised by clicks. At every step of a list drawn from the pointer itself, the loss is the
+    cross-entropy of the pointer with the clicked cards not yet placed, weighted by 1 / log2(step + 1).
     """
 
     needs_click = True
@@ -30,18 +30,18 @@ class Seq2Slate(ListEmitter):
         self.inputs = ListInputs(config)
         self.encoder = nn.LSTM(self.inputs.size, hidden, settings.layers, batch_first=True)
         self.decoder = nn.LSTMCell(hidden, hidden)
-        self.first = nn.Parameter(torch.zeros(hidden))  # what the decoder reads before the first card
+        self.first = nn.Parameter(torch.zeros(hidden))  # decoder input before the first card
         self.pointer = AdditiveAttention(hidden, hidden, hidden)
 
     def _encode(self, observation: TensorObservation) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Codes (B, N, H) of the pool rows and the state in which the decoder starts."""
+        """Return codes (B, N, H) of the pool rows and the decoder's initial state."""
         order, count = to_front(pool_present(observation))
         codes = self.encoder(take(self.inputs(observation), order))[0]
         last = take(codes, (count - 1).clamp(min=0).unsqueeze(1))[:, 0] * (count > 0).unsqueeze(1)
         return take(codes, order.argsort(1)), (last, torch.zeros_like(last))
 
     def _point(self, state: Tensor, codes: Tensor, prior: Tensor) -> Tensor:
-        """Logits (B, N) of the next card."""
+        """Return the logits (B, N) of the next card."""
         return self.pointer.logits(state.unsqueeze(1), codes).squeeze(1) + prior
 
     def _prior(self, observation: TensorObservation) -> Tensor:
@@ -49,7 +49,7 @@ class Seq2Slate(ListEmitter):
         return logit * self.settings.residual
 
     def emit(self, observation: TensorObservation, k: int) -> Tensor:
-        """Return the k pool rows that the pointer likes best, one after the other, (B, k) int64; then -1."""
+        """Return k pool rows in greedy order, (B, k) int64; -1 where the pool has fewer."""
         codes, (hidden, cell) = self._encode(observation)
         prior, left = self._prior(observation), pool_present(observation)
         read = self.first.expand(len(left), -1)
@@ -65,7 +65,7 @@ class Seq2Slate(ListEmitter):
     def loss(
         self, observation: TensorObservation, shown: Tensor, click: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Mean over requests with a click of the weighted losses of all steps; lists of shown cards only."""
+        """Return the sum of the weighted step losses over the shown cards, mean over moments with a click."""
         codes, (hidden, cell) = self._encode(observation)
         rows = shown.clamp(min=0)
         left, clicked = shown != NOT_SHOWN, click > 0  # (B, K)

@@ -13,10 +13,10 @@ from edgerec_gym.config import FeedConfig
 
 
 class SetRank(ListScorer):
-    """Self-attention over the candidates as a set: reordering the pool reorders the scores, no more.
+    """Self-attention over the candidates as a set: permuting the pool only permutes the scores.
 
-    Its loss, the cross-entropy between the attention of labels and of scores, is for clicks of 0 and 1 the
-    list softmax.
+    Its loss is the cross-entropy between label attention and score attention; with binary clicks it equals
+    the list softmax loss.
     """
 
     objective, needs_click = staticmethod(list_softmax_loss), True

@@ -6,10 +6,10 @@ A run is a folder:
 | --- | --- |
 | policy.json | agent, log, sizes, hyper-parameters, epochs, GAUC of every epoch, seed, versions |
 | policy.safetensors | the parameters of the best epoch |
-| checkpoints/step-000000000003/ | after three epochs: the same two files, and how to go on |
+| checkpoints/step-000000000003/ | after three epochs: the same two files, and the training state |
 
 Nothing is pickled. A killed run resumes after its last complete epoch and ends with the same parameters as
-one that was not interrupted (on one machine and library versions).
+an uninterrupted one (on the same machine and library versions).
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from edgerec_gym.evaluation.gauc import gauc
 from edgerec_gym.policy import Policy
 
 Network = TypeVar("Network", bound=nn.Module)
-TRACKS = ("joint", "rerank", SLATE)  # that a re-ranker plays
-SCORE_BATCH = 1024  # requests scored at once
-MOST_HELD = 10_000  # requests kept in memory to score; about 200 MB with the paper's sizes
-FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # in a resumed run
+TRACKS = ("joint", "rerank", SLATE)  # tracks that a re-ranker plays
+SCORE_BATCH = 1024  # moments scored at once
+MOST_HELD = 10_000  # moments kept in memory to score; about 200 MB with the paper's sizes
+FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # must not change in a resumed run
 
 
 def train(
@@ -75,26 +75,26 @@ def train(
 ) -> dict[str, Any]:
     """Train a re-ranker and write the run's folder.
 
-    The last seventh of the days is left out; a tenth of the other sessions decides when to stop, by the
-    GAUC of their requests. The same arguments give the same parameters on one machine and library versions.
+    The last seventh of the days is held out. A tenth of the other sessions is used for early stopping by
+    GAUC. The same arguments give the same parameters on the same machine and library versions.
 
     Args:
         out: the run's folder.
         logs: a log folder (:class:`~edgerec_gym.logs.store.LogReader`).
-        agent: its name.
+        agent: name of the agent.
         network: class of the re-ranker.
-        seed: of initial parameters, of the requests drawn from each session and of their order.
-        resume: go on after the last complete epoch in `out`, if there is one.
-        threads: torch threads.
-        progress: called with (epochs done, epochs at most, text).
+        seed: seed of the initial parameters, the moments drawn from each session, and their order.
+        resume: continue after the last complete epoch in `out`, if any.
+        threads: number of torch threads.
+        progress: called with (epochs done, maximum number of epochs, text).
         **hyper: fields of :class:`~edgerec_gym.agents.rerank.reranker.RerankerConfig`.
 
     Returns:
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, a bad log or one without clicks to learn from, `out`
-            not writable or in use by another run.
+        InputError: if a name is unknown, a value is out of range, the log is invalid or has no clicks to
+            learn from, or `out` is not writable or holds another run.
     """
     check_seed(seed)
     settings = RerankerConfig.from_dict(hyper)
@@ -103,7 +103,7 @@ def train(
     record = log_record(agent, "rerank", reader, seed, settings) | {"gauc": []}
     start = find_start(run, record, resume, FIXED)
     if start is not None and is_finished(run):
-        return read_run(run).record  # finished: the settings, and so its end, are the same
+        return read_run(run).record  # finished with the same settings
     with torch_threads(threads):
         trainer = RerankTrainer(reader, record, settings, network)
         trainer.run(run, start, "GAUC", progress)
@@ -113,11 +113,11 @@ def train(
 
 
 class RerankTrainer(EpochTrainer[Reranker]):
-    """One re-ranker in training; the GAUC of the stopping sessions' requests decides when to stop.
+    """Train one re-ranker, with early stopping by GAUC.
 
     Args:
         reader: the log.
-        record: content of policy.json; steps and gauc grow.
+        record: content of policy.json; steps and gauc are updated.
         settings: hyper-parameters.
         kind: class of the re-ranker.
     """
@@ -133,14 +133,14 @@ class RerankTrainer(EpochTrainer[Reranker]):
         self.stopping = Held.from_stream(stop)
         if not self.stopping.informative:
             raise InputError(
-                f"{reader.folder} has no request with both a click and a miss among the sessions that decide "
-                "when to stop; a re-ranker needs more sessions"
+                f"{reader.folder} has no re-ranking moment with both a click and a miss among its "
+                "early-stopping sessions; a re-ranker needs more sessions"
             )
 
     def loss(self, chunk: RerankMoments, index: np.ndarray, generator: torch.Generator) -> Tensor:
-        """Mean loss of the requests `index` (B,) of a chunk, in random order.
+        """Return the mean loss of the moments `index` (B,) of a chunk, given in random order.
 
-        Of those without a click the first ones stand for all.
+        Of the moments without a click, only the first ones are used and weighted to represent all.
         """
         clicked = chunk.click[index].any(1)
         hits, misses = index[clicked], index[~clicked]
@@ -162,19 +162,19 @@ class RerankTrainer(EpochTrainer[Reranker]):
         )
 
     def stopping_figure(self) -> float:
-        """GAUC of the stopping sessions' requests."""
+        """Return the GAUC on the early-stopping sessions."""
         return self.stopping.gauc(self.network)
 
 
 @dataclass(frozen=True)
 class Held:
-    """Requests that are not trained on, in batches."""
+    """Batches of re-ranking moments that are not trained on."""
 
     batches: list[RerankBatch]
 
     @classmethod
     def from_stream(cls, stream: RerankStream, most: int = MOST_HELD) -> Held:
-        """Read the requests of a stream that have both a click and a miss, the first `most` of them."""
+        """Read the first `most` moments of a stream that have both a click and a miss."""
         batches: list[RerankBatch] = []
         left = most
         for chunk in stream.chunks():
@@ -188,15 +188,15 @@ class Held:
 
     @property
     def informative(self) -> int:
-        """Number of requests."""
+        """Number of moments."""
         return sum(len(batch.session) for batch in self.batches)
 
     def joined(self, name: str) -> np.ndarray:
-        """Join shown, click, session or user of all requests."""
+        """Concatenate the field shown, click, session or user of all moments."""
         return np.concatenate([getattr(batch, name) for batch in self.batches])
 
     def scores(self, network: Reranker) -> np.ndarray:
-        """Scores of the shown cards, (R, K) float32."""
+        """Return the scores of the shown cards, (R, K) float32."""
         network.eval()
         with torch.inference_mode():
             parts = [
@@ -206,24 +206,24 @@ class Held:
         return torch.cat(parts).numpy()
 
     def gauc(self, network: Reranker) -> float:
-        """GAUC per request."""
+        """Return the GAUC, grouped by moment."""
         shown = self.joined("shown")
         return gauc(self.scores(network), self.joined("click"), shown != NOT_SHOWN)
 
 
 def build(network: type[Network], config: FeedConfig, settings: RerankerConfig, seed: int = 0) -> Network:
-    """Make a re-ranker with initial parameters drawn from `seed`; the global generator is left as it was."""
+    """Build a re-ranker with parameters initialised from `seed`, leaving the global generator unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network(config, settings)
 
 
 def load_reranker(folder: str | Path | Run, config: FeedConfig) -> Reranker:
-    """Load what :func:`train` wrote; InputError if the files are broken or made for other sizes."""
+    """Load a re-ranker from a run; raise InputError if files are broken or made for other sizes."""
     run = read_run(folder)
     kind = find_agent(run.agent).code("network")
     if kind is None:
-        raise InputError(f"{run.folder} holds the agent {run.agent!r}, which is no re-ranker")
+        raise InputError(f"{run.folder} holds the agent {run.agent!r}, which is not a re-ranker")
     check_sizes(run, config)
     network: Reranker = build(kind, config, RerankerConfig.from_dict(run.record["hyper"]))
     parameters.load_parameters(run.parameters, network)
@@ -231,15 +231,15 @@ def load_reranker(folder: str | Path | Run, config: FeedConfig) -> Reranker:
 
 
 def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Policy:
-    """Load a run to play an environment of the tracks joint, rerank or slate.
+    """Load a run to play the joint, rerank or slate track.
 
     Args:
-        folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
+        folder: a run's folder (finished, or with a complete checkpoint), or a single checkpoint.
         env: any of the package's environments.
-        threads: torch threads while it acts.
+        threads: number of torch threads while acting.
 
     Raises:
-        InputError: nothing there, broken files, or an environment of another track or of other sizes.
+        InputError: if there is no run, files are broken, or the environment has another track or sizes.
     """
     feed = getattr(env, "unwrapped", env)
     run = read_run(folder)
@@ -248,15 +248,15 @@ def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Poli
 
 
 def check_track(folder: str | Path, track: str) -> None:
-    """Raise InputError where re-rankers do not play."""
+    """Raise InputError if re-rankers do not play this track."""
     if track not in TRACKS:
         raise InputError(f"{folder} re-ranks; it plays the tracks {', '.join(TRACKS)}, not {track!r}")
 
 
 def policy_of(name: str, network: Reranker, env: Any, threads: int = 1) -> Policy:
-    """Return the policy that plays a re-ranker in `env`: slot by slot, or a plan at a time.
+    """Return the policy that plays a re-ranker in `env`, slot by slot or in whole plans.
 
-    One with `plan_every` (a sequence search) plans whole lists everywhere.
+    A re-ranker with `plan_every` (a sequence search) plans whole lists in every track.
     """
     policy = RerankPolicy(name, network, threads)
     plans = EmittedList if isinstance(network, ListEmitter) else ScoredList

@@ -67,12 +67,12 @@ def test_sums_that_overflow_are_finite_values() -> None:
 
 def test_re_rankers_name_the_key_of_another_size() -> None:
     with pytest.raises(
-        InputError, match=r"'pool' has the shape \(100, 20\) a session; 'crban' reads \(20, 20\)"
+        InputError, match=r"'pool' has the shape \(100, 20\) per session; 'crban' reads \(20, 20\)"
     ):
         policy().act(observations("default"))
     observation = observations()
     del observation["context"]
-    with pytest.raises(InputError, match="'context' has the shape None a session"):
+    with pytest.raises(InputError, match="'context' has the shape None per session"):
         policy().act(observation)
 
 

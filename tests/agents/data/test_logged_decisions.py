@@ -101,7 +101,7 @@ def test_estimates_come_from_the_log_in_parts_or_whole(logs, monkeypatch):
         ),
         ("few", FixedInterval(3), "'fixed-interval' requests a page where the log never does"),
         ("keep", Keep(), "propensities are missing"),
-        ("all", Keep(), "more than the request was decided there"),
+        ("all", Keep(), "more than the request was randomised there"),
     ],
 )
 def test_what_a_log_cannot_judge_is_named(logs, log, policy, message):
@@ -129,7 +129,7 @@ def test_the_commands(logs, tmp_path):
         (["off-policy", logs / "keep", "--policy", "keep"], "propensities are missing"),
         (["off-policy", logs / "few", "--policy", "greedy"], "not 'request'"),
         (["off-policy", tmp_path, "--policy", "keep"], "logs.json does not exist"),
-        (["export-logs", logs / "few", "--out", tmp_path / "bad"], "names the data set"),
+        (["export-logs", logs / "few", "--out", tmp_path / "bad"], "cannot name a data set"),
     ):
         fails_with(message, *arguments)
     pytest.importorskip("minari")

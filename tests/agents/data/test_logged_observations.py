@@ -83,6 +83,6 @@ def test_an_action_of_another_track_is_named():
     session = np.repeat(np.arange(SESSIONS), np.diff(sessions.starts))
     seen = log.observations(session, rows - sessions.starts[session])
     with pytest.raises(
-        InputError, match=r"session \d+, slot \d+: action \d+ of EdgeFeed-v0 is none of the track"
+        InputError, match=r"session \d+, slot \d+: action \d+ of EdgeFeed-v0 does not exist in the track"
     ):
         track_actions(log, table, seen, rows)

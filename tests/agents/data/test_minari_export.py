@@ -76,12 +76,12 @@ def test_part_of_a_log_under_the_name_that_minari_finds(logs, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("log", "out", "options", "message"),
     [
-        ("request", "no name", {}, "names the data set"),
-        ("request", ".", {}, "names the data set"),
+        ("request", "no name", {}, "cannot name a data set"),
+        ("request", ".", {}, "cannot name a data set"),
         ("request", "x-v0", {"env_id": "EdgeFeedSlate-v0"}, "slots, not plans"),
         ("request", "x-v0", {"sessions": 0}, "at least 1"),
         ("request", "x-v0", {"scenario": "nowhere"}, "no scenario 'nowhere'"),
-        ("all", "x-v0", {"env_id": "EdgeFeedRequest-v0"}, "is none of the track 'request'"),
+        ("all", "x-v0", {"env_id": "EdgeFeedRequest-v0"}, "does not exist in the track 'request'"),
         ("nowhere", "x-v0", {}, "does not exist"),
     ],
 )
@@ -105,5 +105,5 @@ def test_an_existing_folder_and_an_unknown_origin_are_refused(logs, tmp_path):
     with pytest.raises(InputError, match="exists"):
         export_minari(logs / "request", tmp_path / "x-v0")
     write_log(tmp_path / "log")
-    with pytest.raises(InputError, match="does not tell its scenario"):
+    with pytest.raises(InputError, match="does not record its scenario"):
         export_minari(tmp_path / "log", tmp_path / "y-v0")

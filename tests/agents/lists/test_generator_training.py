@@ -190,7 +190,7 @@ def test_order_of_puts_lists_first() -> None:
         ("pointer-distilled", {"based_on": ["evaluator", "evaluator"]}, "both hold evaluators; give one"),
         ("sequence-search", {}, "reads no logs"),
         ("sequence-search", {"logs": None, "hyper": {"beams": 0}}, "beams = 0 is out of range"),
-        ("pointer", {}, "'pointer' is based on no other run"),
+        ("pointer", {}, "'pointer' cannot be based on other runs"),
         ("pointer-users", {"based_on": [], "hyper": {"samples": 1}}, "no other list to compare with"),
         ("pointer-evaluator", {"seed": -1}, "seed = -1 is out of range"),
     ],
@@ -204,7 +204,7 @@ def test_bad_input(runs: Path, tmp_path: Path, agent: str, changes: dict[str, An
 
 
 def test_what_does_not_play_or_fit_says_so(runs: Path, lite: Scenario, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="judges lists and plays none"):
+    with pytest.raises(InputError, match="judges lists but does not play"):
         find_policy(str(runs / "evaluator"), "EdgeFeedSlate-v0", lite, "synthetic")
     train(runs, SEARCH, tmp_path)
     with pytest.raises(InputError, match="re-ranks; it plays the tracks joint, rerank, slate"):

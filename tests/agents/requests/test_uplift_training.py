@@ -182,8 +182,8 @@ def test_logs_without_chance_are_refused(logs: Path, tmp_path: Path) -> None:
         train(tmp_path / "a", tmp_path / "order", **QUICK)
     source = pq.read_table(logs / "part-00000.parquet")
     for name, value, message in (
-        ("unknown", pa.nulls(len(source), pa.float64()), "probabilities of its requests are unknown"),
-        ("sure", pa.array(np.ones(len(source))), "chance must decide"),
+        ("unknown", pa.nulls(len(source), pa.float64()), "request_propensity has missing values"),
+        ("sure", pa.array(np.ones(len(source))), "request_propensity must be below 1"),
         ("nan", pa.array(np.full(len(source), np.nan)), "row 0: request_propensity nan is out of range"),
     ):
         folder = tmp_path / name

@@ -184,7 +184,7 @@ def test_bad_arguments(logs: Path, tmp_path: Path, changes: dict[str, Any], mess
 
 def test_a_log_without_clicks_to_compare_is_refused(tmp_path: Path) -> None:
     collect(tmp_path / "logs", preset_name="lite", sessions=1)
-    with pytest.raises(InputError, match="no request with both a click and a miss"):
+    with pytest.raises(InputError, match="no re-ranking moment with both a click and a miss"):
         train(tmp_path / "run", tmp_path / "logs", agent="dnn", **QUICK)
 
 
