@@ -1,1 +1,1 @@
-"""What is measured against what; each script prints a table and writes results/NAME.json."""
+"""Benchmarks: each script prints a table and writes results/NAME.json."""

@@ -1,8 +1,8 @@
-"""Users of another family than the learned networks: boosted trees of clicks, on hand-made features.
+"""Users of a different family than the learned networks: boosted trees of clicks, on hand-made features.
 
-They follow a session through what the feed shows (answers.py) and nothing else, so the same code makes
-the features of logged sessions, to fit on, and of played ones. All cards of a page are answered from what was
-known when it began. Sessions start, and are as long, as those of the log.
+They follow a session only through what the feed shows (answers.py), so the same code makes the features of
+logged sessions, to fit on, and of played ones. All cards of a page are answered from what was known when it
+began. Start and length of a session are drawn from the log.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ SETTINGS = {
     "force_row_wise": True,
     "verbosity": -1,
 }
-HELD_OUT = 7  # one session in so many is held out, to tell how good the trees are
-START_DRAW, CLICK_DRAW, LENGTH_DRAW = 160, 161, 162  # purposes of the random stream, of no other users
+HELD_OUT = 7  # one in this many sessions is held out, to evaluate the trees
+START_DRAW, CLICK_DRAW, LENGTH_DRAW = 160, 161, 162  # purposes of the random stream that no other users have
 
 
 def _entry_point(digest: str) -> Any:
@@ -77,8 +77,8 @@ class TreeUsers:
     """Boosted trees behind the UserModel protocol.
 
     Args:
-        trees: of :func:`fit_trees`.
-        sessions: of the log that they were fitted on; a session starts as one of them and is as long.
+        trees: from :func:`fit_trees`.
+        sessions: sessions of the log that they were fitted on; starts and lengths are drawn from them.
     """
 
     name = "trees"
@@ -92,11 +92,11 @@ class TreeUsers:
         self.d = sessions.catalog.embeddings.shape[1]
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Make room; see :class:`~edgerec_gym.answers.UserModel`."""
+        """Allocate; see :class:`~edgerec_gym.answers.UserModel`."""
         self.user = np.zeros((num_envs, config.n_user_features), np.float32)
         self.length = np.zeros(num_envs, np.int64)
         self.clicked = np.zeros((num_envs, self.d), np.float32)  # sum of the embeddings clicked so far
-        self.at_page = np.zeros((num_envs, self.d + 2), np.float32)  # ditto and counts, when the page began
+        self.at_page = np.zeros((num_envs, self.d + 2), np.float32)  # the same and counts, at page start
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
@@ -108,11 +108,11 @@ class TreeUsers:
         return UserStart(self.sessions.user[start], hours[start])
 
     def begin(self, rows: np.ndarray, user: np.ndarray) -> None:
-        """Forget some rows (R,); they are now of users (R, U)."""
+        """Reset some rows (R,); they now belong to users (R, U)."""
         self.user[rows], self.clicked[rows], self.at_page[rows] = user, 0, 0
 
     def features(self, focus: Focus, active: np.ndarray) -> np.ndarray:
-        """What the trees read of the focused cards of the `active` (n,) rows, (n, k) float32."""
+        """Features of the focused cards of the `active` (n,) rows, (n, k) float32."""
         context, card = focus.context[active], focus.cards[active, FOCUSED]
         page = focus.pages[active, FOCUSED]
         begins = active[context[:, PAGE_AGE] * context[:, SLOT] == 0]

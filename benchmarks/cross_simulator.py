@@ -1,15 +1,15 @@
-"""Do policies that were trained in one simulator of real users keep their value in another one?
+"""Do policies trained in one simulator of real users keep their value in another one?
 
     python -m benchmarks.cross_simulator BUNDLE [--out runs/cross_simulator] [--quick]
 
-Real logs have no ground truth. So: simulator 1 is fitted on the train week of an EB-NeRD bundle (networks,
+Real logs have no ground truth. So simulator 1 is fitted on the train week of an EB-NeRD bundle (networks,
 `edgerec fit`), policies are trained in it, and all are scored again in simulator 2, boosted trees fitted on
 the validation week (benchmarks/click_trees.py). Both play the same feed: the same articles, cloud, rules and
 random numbers.
 
 Prints the table and writes benchmarks/results/cross_simulator.json. An interrupted run resumes: the fit, each
-training, and each (policy, simulator) that was scored. `--quick` shows every part in a minute or two and
-writes its figures into the folder of the run only.
+training, and each (policy, simulator) that was scored. `--quick` runs every part in a minute or two and
+writes its figures into the run's folder only.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ EVAL_SEED = 0
 FULL = {"ensemble": 2, "epochs": 8, "steps": 50_000, "seeds": 3, "sessions": 4000}
 QUICK = {"ensemble": 1, "epochs": 1, "steps": 4000, "seeds": 1, "sessions": 200}
 
-Values = dict[str, list[np.ndarray]]  # by policy, value of each session on simulators 1 and 2
+Values = dict[str, list[np.ndarray]]  # by policy: value of each session on simulators 1 and 2
 
 
 def trained(scenario: Scenario, out: Path, settings: dict[str, int]) -> list[Policy]:
-    """MaskablePPO of some seeds, trained in simulator 1."""
+    """MaskablePPO with several seeds, trained in simulator 1."""
     policies: list[Policy] = []
     for seed in range(settings["seeds"]):
         folder = out / f"ppo{seed}"
@@ -91,7 +91,7 @@ def scored(
 
 
 def ranking(values: Values) -> dict[str, Any]:
-    """Kendall tau between both rankings, over all pairs and over those that simulator 2 is certain of."""
+    """Kendall tau between both rankings, over all pairs and over those that are certain in simulator 2."""
     signs, certain = [], []
     for a, b in combinations(values, 2):
         first, second = (mean_interval(x - y) for x, y in zip(values[a], values[b], strict=True))
@@ -107,7 +107,7 @@ def ranking(values: Values) -> dict[str, Any]:
 
 
 def compare(values: Values) -> list[dict[str, Any]]:
-    """One row a policy: values, gains over keep, and bias relative to that of keep, all with intervals."""
+    """One row per policy: values, gains over keep, and bias relative to that of keep, all with intervals."""
     keep = values[KEEP]
     return [
         {

@@ -1,14 +1,14 @@
-"""Latency and size of exported re-rankers: one thread, batch 1, the paper's sizes, beside torch.
+"""Latency and size of exported re-rankers: one thread, batch 1, the paper's sizes, compared with torch.
 
     python -m benchmarks.device_latency [--calls 2000] [--moments 64] [--quick]
 
-Moments are page arrivals of the default scenario about 50 slots into sessions: 100 candidates; the events of
-their histories come again and again before re-ranking is timed, so that it reads nearly all the codes that a
-phone keeps (75; `codes`: mean of a sequence). A call is what a phone does at a trigger: check the
-observation, re-rank, return a list (CRBAN: sort the pool by its scores). Weights are drawn at random, since
-latency does not depend on them, but for the search's early stop: it is switched off, so its times are the
-longest. Wall time beside the thread's own processor time: on a busy machine the first also counts what others
-do. Goals are those of the project.
+Moments are page arrivals of the default scenario about 50 slots into sessions, with 100 candidates. The
+events of their histories are repeated before re-ranking is timed, so that it reads nearly all the codes that
+a phone keeps (75; `codes`: mean of a sequence). A call is what a phone does at a trigger: check the
+observation, re-rank, return a list (CRBAN: sort the pool by its scores). Weights are random, since latency
+does not depend on them, except for the search's early stop: it is switched off, so its times are the longest.
+Wall time is shown with the thread's processor time, since on a busy machine it includes other processes.
+Goals are those of the project.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import CONTEXT
 
 PLACES = 50  # K
-GOALS = {"crban": 5.0, "generator": 15.0, "sequence search": 15.0}  # ms, p99
+GOALS = {"crban": 5.0, "generator": 15.0, "sequence search": 15.0}  # p99 in ms
 GOAL_BYTES = 3_000_000
-WARM_UP = 20  # calls that are not counted
+WARM_UP = 20  # number of calls that are not counted
 PAGE_AGE, SLOT = CONTEXT.index("page_age"), CONTEXT.index("slot")
 
 
 def page_arrivals(scenario: Scenario, wanted: int) -> list[Observation]:
-    """Observations at second pages, one of each session, histories and all."""
+    """Observations at second pages with their histories, one per session."""
     env = make_feeds("EdgeFeedRerank-v0", 256, scenario=scenario, users="synthetic", split="eval")
     observation, _ = env.reset(seed=0)
     found: list[Observation] = []
@@ -74,7 +74,7 @@ def page_arrivals(scenario: Scenario, wanted: int) -> list[Observation]:
 
 
 def networks(config: FeedConfig) -> dict[str, Reranker]:
-    """The re-rankers at their default sizes and with all their parts, every parameter moved by noise."""
+    """The re-rankers at their default sizes with all parts, every parameter perturbed by noise."""
     generator = build(PointerNet, config, RerankerConfig(match=1))
     assert isinstance(generator, PointerNet)
     evaluator = evaluator_training.build(config, EvaluatorConfig(match=1), (True,) * len(OUTCOMES))
@@ -89,7 +89,7 @@ def networks(config: FeedConfig) -> dict[str, Reranker]:
 
 
 def measure(calls: Sequence[Callable[[], Any]], count: int) -> dict[str, float]:
-    """Milliseconds of `count` calls, in turn: quantiles of wall time, and of the thread's processor time."""
+    """Milliseconds of `count` calls in turn: quantiles of wall time and of the thread's processor time."""
     wall, own = np.empty(count), np.empty(count)
     for k in range(-WARM_UP, count):
         call = calls[k % len(calls)]
@@ -103,7 +103,7 @@ def measure(calls: Sequence[Callable[[], Any]], count: int) -> dict[str, float]:
 
 
 def torch_call(network: Reranker, observation: Observation) -> Callable[[], Any]:
-    """The same decision by the torch module, which encodes the whole history every time."""
+    """The same decision with the torch module, which encodes the whole history every time."""
     tensors = to_tensors({key: values[None] for key, values in observation.items()})
 
     def call() -> Any:
@@ -135,7 +135,7 @@ def rows_of(
     )
     device = [partial(session.rerank, moment) for session, moment in zip(sessions, moments, strict=True)]
     about: dict[str, Any] = {"model": name, "goal_p99": GOALS[name], "bytes": model.bytes, "kept_bytes": kept}
-    # First the events, many of them: re-rankings then read all codes that a phone keeps.
+    # Events come first, and many of them, so that re-rankings read all the codes that a phone keeps.
     found = [
         {"call": f"event of {sequence}", "model": name, **measure(calls, count)}
         for sequence, calls in events.items()

@@ -1,12 +1,12 @@
-"""How near do generators and the search come to the best list, where it can be counted out? N = 8, K = 4.
+"""How close do generators and the search come to the best list, found by enumeration? N = 8, K = 4.
 
     python -m benchmarks.exact_k [--sessions 3000] [--seeds 3] [--quick]
 
 After Exact-K (Gong et al., KDD'19): a feed with pools of 8, the evaluator's value of all 1,680 lists of 4 at
 held-out page arrivals, and the share of the best value that each way of choosing a list reaches. The
-generator is trained by policy gradient on the evaluator, from its supervised start. Everything is trained
-anew with every seed; the requests are the same. Intervals are 95 % bootstraps over sessions of the mean over
-seeds; the seeds' own figures stand beside them. A run that was interrupted resumes.
+generator is trained by policy gradient on the evaluator, from its supervised start. Everything is retrained
+with every seed; the page requests are the same. Intervals are 95 % bootstraps over sessions of the mean over
+seeds; the figures of each seed are shown next to them. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 N, K = 8, 4
 REQUESTS = 500  # held-out page arrivals
 SAMPLES = 16  # lists drawn from the generator, for the evaluator to choose from
-AT_ONCE = 10  # requests whose lists are all judged together
+AT_ONCE = 10  # page requests whose lists are all judged together
 ALL, CLOUD, ALONE = "any list, on average", "cloud's order", "best cards alone"
 SUPERVISED, GRADIENT = "generator, supervised", "generator, policy gradient"
 SAMPLED = f"best of {SAMPLES} samples"
@@ -55,13 +55,13 @@ SEARCH_ON = "sequence search, no early stop"
 
 
 def feed() -> FeedConfig:
-    """The lite feed in small: pages of 6 slots with 8 candidates."""
+    """A small version of the lite feed: pages of 6 slots with 8 candidates."""
     config, _ = preset("lite")
     return config.replace(pool_size=N, page_size=N - 2, request_latency=2, slate_size=K)
 
 
 def collect_log(folder: Path, sessions: int) -> None:
-    """Log sessions of the lite preset's users in that feed; goes on where an earlier call has stopped."""
+    """Log sessions of the lite preset's users in that feed; resumes after an interruption."""
     config, (_, synthetic) = feed(), preset("lite")
     users = SyntheticUsers(synthetic, config)
     provenance = {"source": "synthetic", "synthetic": synthetic.to_dict(), "sessions": sessions}
@@ -77,7 +77,7 @@ def collect_log(folder: Path, sessions: int) -> None:
 
 
 def train_all(out: Path, logs: Path, seed: int, epochs: int, updates: int) -> dict[str, Path]:
-    """Train the evaluator, the supervised generator, and from it the one that the evaluator rewards."""
+    """Train the evaluator, the supervised generator, and the generator fine-tuned on the evaluator."""
     runs = {name: out / f"{name}-{seed}" for name in ("evaluator", "pointer", "pointer-evaluator")}
     for agent, folder in runs.items():
         last = agent == "pointer-evaluator"
@@ -95,7 +95,7 @@ def train_all(out: Path, logs: Path, seed: int, epochs: int, updates: int) -> di
 
 
 def page_arrivals(reader: LogReader, wanted: int) -> tuple[TensorObservation, np.ndarray]:
-    """Held-out requests with all N candidates, and their sessions (R,)."""
+    """Held-out page requests with all N candidates, and their sessions (R,)."""
     _, _, held_out = split_moments(reader, horizon=K, no_click=K, per_session=1000, seed=0)
     observations, sessions = [], []
     for chunk in held_out.chunks():
@@ -110,7 +110,7 @@ def page_arrivals(reader: LogReader, wanted: int) -> tuple[TensorObservation, np
 def chosen_lists(
     evaluator: ListEvaluator, supervised: PointerNet, trained: PointerNet, observation: TensorObservation
 ) -> dict[str, Tensor]:
-    """The lists among which each way of choosing lets the evaluator choose, (R, lists, K)."""
+    """Lists among which the evaluator chooses, for each way of choosing, (R, lists, K)."""
     present = pool_present(observation)
     single = evaluator.single_values(evaluator.encode_pool(observation), observation)
     candidates, draws = trained.encode(observation), torch.Generator().manual_seed(0)
@@ -150,7 +150,7 @@ def shares(
 
 
 def study(out: Path, sessions: int, seeds: int, epochs: int, updates: int, requests: int) -> dict[str, Any]:
-    """Collect, train, count out."""
+    """Collect, train, enumerate."""
     logs = out / "logs"
     collect_log(logs, sessions)
     reader = LogReader(logs)
@@ -197,10 +197,10 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     """Run the study, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", type=int, default=3000, help="of the log")
+    parser.add_argument("--sessions", type=int, default=3000, help="sessions of the log")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder of the runs; default runs/exact-k")
-    parser.add_argument("--quick", action="store_true", help="train a little with one seed")
+    parser.add_argument("--quick", action="store_true", help="train briefly with one seed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quick = arguments.quick

@@ -1,11 +1,11 @@
-"""How true are the shipped users? Fidelity reports on fresh logs, and learned users of real logs.
+"""How realistic are the shipped users? Fidelity reports on fresh logs, and learned users of real logs.
 
     python -m benchmarks.fidelity [--ebnerd BUNDLE] [--work runs/fidelity] [--quick]
 
-Logs of users that the shipped ones never saw are collected and judged (`edgerec fidelity`); MaskablePPO's
-exploitation gaps come from results/NAME_maskable_ppo.json. With an EB-NeRD bundle users are fitted on its
-train week and judged on its validation week; without, the figures of the last run stay. Prints tables,
-writes results/fidelity.json. Resumable: finished reports are kept in --work.
+Logs of users that the shipped ones never saw are collected and judged (`edgerec fidelity`). MaskablePPO's
+exploitation gaps come from results/NAME_maskable_ppo.json. With an EB-NeRD bundle, users are fitted on its
+train week and judged on its validation week; without one, the figures of the last run stay. Prints tables
+and writes results/fidelity.json. Resumable: finished reports are kept in --work.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.fit import fit
 
 RESULTS = Path(__file__).parent / "results"
-SEED = 7  # of the fresh logs; the shipped users saw those of seed 0
+SEED = 7  # seed of the fresh logs; the shipped users saw those of seed 0
 HEADLINES = ("click_ece", "two_sample_auc", "kendall_tau", "policies", "exploitation_gap")
-MEMBERS, EPOCHS = 2, 8  # of the users of EB-NeRD
+MEMBERS, EPOCHS = 2, 8  # for the users of EB-NeRD
 
 
 def shipped_report(name: str, work: Path, sessions: int, policy_sessions: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def shipped_report(name: str, work: Path, sessions: int, policy_sessions: int) -
 
 
 def trained_gaps(name: str) -> dict[str, Any]:
-    """Exploitation gaps of the policies that were trained on a shipped scenario."""
+    """Exploitation gaps of the policies trained on a shipped scenario."""
     path = RESULTS / f"{name}_maskable_ppo.json"
     rows = read_json(path)["rows"] if path.is_file() else []
     return {
@@ -64,7 +64,7 @@ def trained_gaps(name: str) -> dict[str, Any]:
 
 
 def real_figures(bundle: Path | None, work: Path, earlier: dict[str, Any]) -> dict[str, Any]:
-    """Fit users of EB-NeRD and compare them with trees; the earlier figures without a bundle."""
+    """Fit users of EB-NeRD and compare them with trees; without a bundle, the earlier figures."""
     path = work / "ebnerd.json"
     if bundle is not None and not path.is_file():
         folder = make_folder(work / "ebnerd")

@@ -1,4 +1,4 @@
-"""What the hidden ground truth is like: its phenomena, its calibration, and the room it leaves for skill.
+"""The hidden ground truth: its phenomena, its calibration, and the room it leaves for skilful policies.
 
     python -m benchmarks.ground_truth [--sessions 10000] [--quick]
 
@@ -26,7 +26,7 @@ from edgerec_gym.policy import Policy
 from edgerec_gym.users import ground_truth
 
 RESULTS = Path(__file__).parent / "results"
-# Every track: keep, the same means at fixed moments, the oracle's moments.
+# For every track: keep, the same actions at fixed moments, and at the oracle's moments.
 TRACKS: dict[str, list[Policy]] = {
     "EdgeFeedRerank-v0": [Keep(), OraclePolicy()],
     "EdgeFeedRequest-v0": [Keep(), FixedInterval(every=28), OraclePolicy()],

@@ -1,10 +1,11 @@
-"""Our estimators on a real randomised experiment beside a library's T-learner: Hillstrom's e-mail test.
+"""Our estimators on a real randomised experiment, compared with a library: Hillstrom's e-mail test.
 
     python -m benchmarks.hillstrom_uplift hillstrom.csv.gz [--seeds 3]
 
-64,000 customers got an e-mail for men, one for women, or none; the outcome is a visit within two weeks. One
-half of the customers is learned from, the other is ranked: Qini per treated customer, 95 % bootstrap over
-customers, and the paired difference to T-learners of scikit-learn (a logistic regression or trees an arm).
+64,000 customers got an e-mail for men, one for women, or none; the outcome is a visit within two weeks. The
+estimators are trained on one half of the customers and rank the other: Qini per treated customer, 95 %
+bootstrap over customers, and the paired difference to scikit-learn T-learners (a logistic regression or trees
+per arm).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def arm_rows(arm: str, x: np.ndarray, t: np.ndarray, y: np.ndarray, seeds: int) -> list[dict[str, Any]]:
-    """Rows of one e-mail against none."""
+    """Rows for one e-mail against none."""
     order = np.random.default_rng(0).permutation(len(x))
     train, test = order[: len(x) // 2], order[len(x) // 2 :]
     e = np.full(len(x), t.mean())

@@ -1,8 +1,8 @@
-"""Write docs/leaderboard.md from the results of the benchmark.
+"""Write docs/leaderboard.md from the benchmark results.
 
     python -m benchmarks.leaderboard [--check]
 
-The whole page is generated. `--check` writes nothing, and fails if the page is not what the results say.
+The whole page is generated. `--check` writes nothing, and fails if the page does not match the results.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class MyPolicy:
 
 
 def published(results: Path) -> tuple[Rows, Rows]:
-    """Rows and runs of the last full benchmark, or of a quick run where there is no full one; joint first."""
+    """Rows and runs of the last full benchmark, or of a quick run if there is no full one; joint first."""
     file = results / f"{NAME}.json"
     if not file.is_file():
         return [], []
@@ -125,7 +125,7 @@ def main() -> None:
     wanted = page(ROOT / "benchmarks/results")
     if parser.parse_args().check:
         found = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-        raise SystemExit(None if wanted == found else f"{PAGE.relative_to(ROOT)}: not what the results say")
+        raise SystemExit(None if wanted == found else f"{PAGE.relative_to(ROOT)} does not match the results")
     with atomic_path(PAGE) as temporary:
         temporary.write_text(wanted, encoding="utf-8")
 

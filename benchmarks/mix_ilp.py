@@ -1,4 +1,4 @@
-"""Mixed insertion as an integer linear programme, solved by HiGHS: the reference of the planner.
+"""Mixed insertion as an integer linear programme, solved by HiGHS: the planner's reference.
 
 Needs scipy (the extra `train`).
 """
@@ -10,14 +10,14 @@ import numpy as np
 from edgerec_gym.agents.planner.problem import LEFT_OUT, MixProblem, Plan
 from edgerec_gym.errors import MissingExtraError
 
-INFEASIBLE = 2  # scipy's status
+INFEASIBLE = 2  # scipy's status code
 
 
 class MixProgramme:
-    """The rows of max sum of values x, A x in low..high, one x for each card and slot that may meet.
+    """Maximise the sum of values x subject to A x in low..high, with one x per allowed pair of card and slot.
 
     Args:
-        problem: what is planned.
+        problem: the problem to plan.
 
     Attributes:
         cards: (n,) int64, card of each variable.
@@ -78,7 +78,7 @@ class MixProgramme:
                 self._at_most(mine & (self.slots <= t), most[t])
 
     def _queues(self) -> None:
-        """A card stands by slot t only if the one before it of its type stood before t."""
+        """A card may be placed by slot t only if its predecessor of the same type was placed before t."""
         problem = self.problem
         for c in range(problem.size[2]):
             queue = np.flatnonzero(problem.types == c)
@@ -91,10 +91,10 @@ class MixProgramme:
 
 
 def solve_ilp(problem: MixProblem, time_limit: float | None = None) -> Plan:
-    """Plan by scipy's HiGHS, to a relative gap of 0.
+    """Plan with scipy's HiGHS, to a relative gap of 0.
 
     Args:
-        problem: what is planned.
+        problem: the problem to plan.
         time_limit: seconds, or None.
 
     Raises:

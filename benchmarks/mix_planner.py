@@ -1,12 +1,12 @@
-"""The mix planner beside HiGHS: same optima, how much faster, how close a beam comes, how it grows.
+"""The mix planner against HiGHS: equal optima, speed-up, quality of a beam, growth with the slots.
 
     python -m benchmarks.mix_planner [--instances 1000] [--quick]
 
 Instances have the paper feed's rules (gaps 5, 8, 5, 8; shares 10, 6, 10, 6 %; 8 cards of 4 types, 50 slots).
-Half have values as a click model gives them: click probabilities (logits with effects of card, slot and
-place) less the probability of the organic item, times the probability that the slot is seen. The others are
-uniform noise, which is harder. A quarter each has prefix caps, floors, or queues. One thread; solvers take
-turns.
+Half have values as from a click model: click probabilities (logits with effects of card, slot and place) less
+the probability of the organic item, times the probability that the slot is seen. The others are uniform
+noise, which is harder. A quarter each has prefix caps, floors, or queues. One thread; solvers take turns on
+each instance.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from edgerec_gym.files import atomic_path, make_folder, write_json
 
 CARDS, SLOTS, WIDTH = 8, 50, 8
 GROWTH = (10, 20, 50, 100, 150, 200)  # slots
-SAME = 1e-6  # values closer than that are equal: HiGHS stops at a relative gap
+SAME = 1e-6  # values closer than this are equal: HiGHS stops at a relative gap
 
 
 def instance(number: int, slots: int = SLOTS) -> MixProblem:
-    """Make the instance of a number."""
+    """Make the instance with a given number."""
     rng, config = np.random.default_rng([number, slots]), FeedConfig()
     types = np.arange(CARDS) % len(config.card_types)
     weights = np.exp(-np.arange(slots) * rng.uniform(0.003, 0.03))
@@ -63,14 +63,14 @@ def instance(number: int, slots: int = SLOTS) -> MixProblem:
 
 
 def timed(solve: Any, problem: MixProblem) -> tuple[Plan, float]:
-    """Solve once; the plan and milliseconds."""
+    """Solve once; returns the plan and milliseconds."""
     started = time.perf_counter()
     found = solve(problem)
     return found, 1000 * (time.perf_counter() - started)
 
 
 def compare(instances: int) -> dict[str, Any]:
-    """Solve the same instances by all solvers, one after the other."""
+    """Solve the same instances with all solvers, one after the other."""
     solvers: dict[str, Any] = {
         "HiGHS": solve_ilp,
         "exact": plan,

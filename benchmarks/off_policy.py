@@ -1,7 +1,7 @@
-"""Are off-policy estimates right? Three policies of EdgeFeedRequest-v0 against what they truly earn.
+"""Are off-policy estimates right? Three policies of EdgeFeedRequest-v0 against their true value.
 
-One large log with at most three random request decisions a session is cut into many small ones. Each of them
-estimates three policies; playing these on the same synthetic users tells the truth.
+One large log with at most three random request decisions per session is cut into many small ones. Each of
+them estimates three policies; playing these on the same synthetic users gives the truth.
 
     python -m benchmarks.off_policy --out runs/off-policy --open-bandit FOLDER
 """
@@ -38,13 +38,13 @@ from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy
 
 SCENARIO, ENV_ID, MOMENTS = "lite", "EdgeFeedRequest-v0", 3
-LOG_SEED, TRUTH_SEED = 5, 6  # sessions of the same users and days, never the same session
-INTENT_PRICE = 0.45  # of the change of interest, as in the request track
-SIZES = {200: 200, 1000: 120, 5000: 24}  # sessions a log: how many logs
+LOG_SEED, TRUTH_SEED = 5, 6  # same users and days, but never the same session
+INTENT_PRICE = 0.45  # price of the change of interest, as in the request track
+SIZES = {200: 200, 1000: 120, 5000: 24}  # sessions per log: number of logs
 
 
 class HalfPage:
-    """Request a page wherever it is legal: at the moments, when half of the last one was shown."""
+    """Request a page wherever it is legal: at the moments, when half of the last page has been shown."""
 
     name = "every half page"
     stateless = True
@@ -57,7 +57,7 @@ class HalfPage:
 
 
 class IntentRule:
-    """Request a page when the interest has moved from what the last one was ranked for."""
+    """Request a page when the interest has moved from the one that the last page was ranked for."""
 
     name = "intent rule"
     stateless = True
@@ -75,7 +75,7 @@ class IntentRule:
 
 
 def part(decisions: LoggedDecisions, first: int, sessions: int) -> LoggedDecisions:
-    """The log of some sessions in a row."""
+    """The log of some consecutive sessions."""
     rows = slice(*np.searchsorted(decisions.session, [first, first + sessions]))
     cut = {
         name: getattr(decisions, name)[rows]
@@ -90,7 +90,7 @@ def part(decisions: LoggedDecisions, first: int, sessions: int) -> LoggedDecisio
 
 
 def judge(decisions: LoggedDecisions, true: float, sessions: int, logs: int) -> list[dict[str, Any]]:
-    """Error, width and coverage of each estimator over disjoint logs of equal size."""
+    """Error, width and coverage of each estimator, over disjoint logs of equal size."""
     found = [off_policy_estimates(part(decisions, k * sessions, sessions), seed=k) for k in range(logs)]
     rows = []
     for name in (*ESTIMATORS, "logged"):
@@ -113,12 +113,12 @@ def judge(decisions: LoggedDecisions, true: float, sessions: int, logs: int) -> 
 
 
 def policies_of(config: FeedConfig) -> list[Policy]:
-    """The policies that are judged."""
+    """The policies to be judged."""
     return [Keep(), HalfPage(), IntentRule(config)]
 
 
 def every_slot(out: Path, sessions: int) -> list[dict[str, Any]]:
-    """What is left of a log whose requests are drawn at every slot: dozens of random decisions a session."""
+    """Effective size of a log with random requests at every slot: dozens of random decisions per session."""
     collect(out / "every-slot", preset_name=SCENARIO, sessions=sessions, seed=LOG_SEED, randomise=["request"])
     reader = LogReader(out / "every-slot")
     rows = []
@@ -133,7 +133,7 @@ def every_slot(out: Path, sessions: int) -> list[dict[str, Any]]:
 
 
 def study_one(out: Path, index: int, truth_sessions: int, sizes: dict[int, int]) -> None:
-    """Play one policy, estimate it from all logs, and write both; index = number of policies: every slot."""
+    """Play one policy, estimate it from all logs, and save both; index = number of policies: every slot."""
     file = out / f"policy-{index}.json"
     reader = LogReader(out / "logs")
     policies = policies_of(reader.config)
@@ -162,7 +162,7 @@ def study_one(out: Path, index: int, truth_sessions: int, sizes: dict[int, int])
 
 
 def study(out: Path, truth_sessions: int, sizes: dict[int, int], workers: int) -> dict[str, Any]:
-    """Collect, play, estimate; what is there already is used again."""
+    """Collect, play, estimate; existing parts are reused."""
     needed = max(sessions * logs for sessions, logs in sizes.items())
     collect(
         out / "logs",
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--open-bandit", type=Path, help="folder with exposures.csv.gz")
     parser.add_argument("--truth-sessions", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="small logs, to see every part")
+    parser.add_argument("--quick", action="store_true", help="small logs, to try every part")
     arguments = parser.parse_args()
     sizes = {50: 10, 100: 5} if arguments.quick else SIZES
     truth_sessions = 500 if arguments.quick else arguments.truth_sessions

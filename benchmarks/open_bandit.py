@@ -1,7 +1,7 @@
 """Off-policy estimates on real clicks: the Open Bandit Dataset (Saito et al., NeurIPS 2021, datasets track).
 
-ZOZOTOWN showed fashion items by two policies in the same week: uniformly at random, and by Bernoulli Thompson
-sampling (BTS). The random log estimates what BTS earns, and BTS's own log tells whether that is true. BTS
+ZOZOTOWN showed fashion items under two policies in the same week: uniformly at random, and Bernoulli Thompson
+sampling (BTS). The random log gives an estimate of BTS's click rate, and BTS's own log gives the truth. BTS
 changes with time; its probabilities at a position are its frequencies there, in its own log.
 """
 
@@ -31,7 +31,7 @@ def load_open_bandit(folder: str | Path) -> pl.DataFrame:
 
 
 def random_decisions(exposures: pl.DataFrame, campaign: str, positions: tuple[int, ...]) -> LoggedDecisions:
-    """Rows of the random log, a session each, judged by how often BTS showed each item at each position."""
+    """Rows of the random log as sessions, with how often BTS showed each item at each position."""
     chosen = exposures.filter(pl.col("campaign") == campaign, pl.col("position").is_in(positions))
     logged, bts = (chosen.filter(pl.col("policy") == name) for name in ("random", "bts"))
     item, position = logged["item_id"].to_numpy(), logged["position"].to_numpy()
@@ -54,7 +54,7 @@ def random_decisions(exposures: pl.DataFrame, campaign: str, positions: tuple[in
 
 
 def open_bandit_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """Value of BTS by campaign, at each position and over all: rows {campaign, position, estimator, ...}."""
+    """Value of BTS by campaign, at each position and overall: rows {campaign, position, estimator, ...}."""
     exposures = load_open_bandit(folder)
     rows: list[dict[str, Any]] = []
     for campaign in CAMPAIGNS:

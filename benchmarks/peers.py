@@ -1,11 +1,11 @@
-"""Steps per second beside other recommendation environments, alternating in one run, as ratios.
+"""Steps per second compared with other recommendation environments, alternating in one run, as ratios.
 
     python benchmarks/peers.py
 
-Each peer is installed from PyPI into a virtual environment of its own under benchmarks/.peers (they pin other
+Each peer is installed from PyPI into its own virtual environment under benchmarks/.peers (they pin other
 versions), and steps there with random actions while ours waits. sardine-rec 1.0.8 (SARDINE, RecSys'24) is the
-one that still installs and runs on a current Python; RecSim needs TensorFlow 1 and gym, RecoGym an old gym,
-VirtualTaobao has no release, KuaiSim and RL4RS are no packages.
+only one that still installs and runs on a current Python: RecSim needs TensorFlow 1 and gym, RecoGym an old
+gym, VirtualTaobao has no release, KuaiSim and RL4RS are not packaged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PEERS = {
     "sardine-rec==1.0.8": ("sardine", ["sardine/SingleItem-BoredInf-v0", "sardine/SlateTopK-Bored-v0"]),
     "edgerec_gym": ("edgerec_gym", ["EdgeFeed-v0 synthetic", "EdgeFeed-v0 learned"]),
 }
-# Runs in the interpreter of the peer; prints steps per second for every line that it reads.
+# Runs in the peer's interpreter; prints steps per second for every line that it reads.
 LOOP = """
 import sys, time, importlib, numpy as np, gymnasium as gym
 module, name = sys.argv[1:]

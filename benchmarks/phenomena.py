@@ -1,6 +1,6 @@
-"""Each phenomenon of the synthetic users, measured with it on and off in an otherwise plain world.
+"""Each phenomenon of the synthetic users, measured on and off in an otherwise plain world.
 
-A plain world has every phenomenon off; one is switched on (with what it needs) and its effect is read off
+A plain world has every phenomenon off. One is switched on (with what it needs), and its effect is measured in
 simulated sessions of a policy that places pool rows, cards and requests at random.
 """
 
@@ -38,7 +38,7 @@ Answers = dict[str, np.ndarray]
 
 
 def simulate(config: SyntheticUserConfig, feed: FeedConfig, sessions: int, seed: int = 0) -> Answers:
-    """Play random sessions; one entry for each answered slot, latent state as it was before the answer."""
+    """Play random sessions; one entry for each answered slot, with the latent state before the answer."""
     users = SyntheticUsers(config, feed)
     batch = FeedBatch(sessions, "joint", feed, users.world.catalog, users, split="train")
     batch.reset(np.arange(sessions), seed + np.arange(sessions))
@@ -49,7 +49,7 @@ def simulate(config: SyntheticUserConfig, feed: FeedConfig, sessions: int, seed:
     while not done.all():
         mask = a.observation_bytes[:, a.mask_at : a.mask_at + batch.n_actions] != 0
         weight = rng.random(mask.shape) * mask
-        weight[:, feed.pool_size : -1] *= 2.0  # enough cards to see them side by side
+        weight[:, feed.pool_size : -1] *= 2.0  # enough cards to see some side by side
         weight[:, -1] *= rng.random(sessions) < 0.1
         item = a.window_items[:, 3].copy()  # focused next
         safe = np.maximum(item, 0)
@@ -95,7 +95,7 @@ def simulate(config: SyntheticUserConfig, feed: FeedConfig, sessions: int, seed:
 
 
 def _ratio(answers: Answers, high: np.ndarray, low: np.ndarray, what: str = "probability") -> float:
-    """Mean of `what` where `high` over its mean where `low`."""
+    """Mean of `what` where `high`, divided by its mean where `low`."""
     return float(answers[what][high].mean() / max(answers[what][low].mean(), 1e-12))
 
 
@@ -127,7 +127,7 @@ def _taste_between_days(config: SyntheticUserConfig, feed: FeedConfig) -> float:
 
 @dataclass(frozen=True)
 class Phenomenon:
-    """One phenomenon: what is switched on with it, and how its effect is read off the answers."""
+    """One phenomenon: what is switched on with it, and how its effect is measured from the answers."""
 
     name: str
     measure: str

@@ -1,12 +1,12 @@
-"""PointerPolicy beside MultiInputPolicy in MaskablePPO, at equal environment steps, on the ground truth.
+"""PointerPolicy against MultiInputPolicy in MaskablePPO, at equal environment steps, on the ground truth.
 
     python -m benchmarks.pointer_policy [--scenario lite] [--id ID ...] [--steps 50000] [--quick]
 
-Both networks are tuned alike: for every id one training a setting of GRID, with a seed of its own, and the
-best value on held-out *learned* users wins. The trainings that are reported follow, one a seed, on learned
-users; the last parameters and two checkpoints are scored on synthetic users that training never saw, with
-common random numbers. Prints the table and writes benchmarks/results/pointer_policy.json. An interrupted run
-resumes from --work; --quick shows every part in a minute or two, and writes to --work only.
+Both networks are tuned alike: for every id one training per setting of GRID, with a seed of its own, and the
+best value on held-out *learned* users wins. The reported trainings follow, one per seed, on learned users;
+the final parameters and two checkpoints are scored on synthetic users that training never saw, with common
+random numbers. Prints the table and writes benchmarks/results/pointer_policy.json. An interrupted run
+resumes from --work; --quick runs every part in a minute or two, and writes to --work only.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from edgerec_gym.scenario import Scenario
 
 RESULTS = Path(__file__).parent / "results"
 SLOT_IDS = tuple(env_id for env_id, track in IDS.items() if track != SLATE)
-GRID = tuple(product((3e-3, 5e-4), (32, 64)))  # learning rate at first (a tenth of it at last), hidden
+GRID = tuple(product((3e-3, 5e-4), (32, 64)))  # initial learning rate (final: a tenth of it), hidden
 TUNING_SEED = 1000
-POINTS = 3  # of each curve
+POINTS = 3  # points of each curve
 BASELINES = {
     "joint": "device-greedy",
     "rerank": "device-greedy",
@@ -50,13 +50,13 @@ Setting = tuple[float, int]
 
 
 class Study:
-    """Trainings and scores of one scenario; what is done is read back.
+    """Trainings and scores of one scenario; finished ones are read back.
 
     Args:
         scenario: with learned and synthetic users.
         work: folder of runs and scores.
         steps: slots of each training.
-        sessions: scored for each policy.
+        sessions: number of sessions scored for each policy.
     """
 
     def __init__(self, scenario: str, work: Path, steps: int, sessions: int) -> None:
@@ -64,7 +64,7 @@ class Study:
         self.work = make_folder(work / self.scenario.name)
 
     def run(self, env_id: str, agent: str, setting: Setting, seed: int) -> Path:
-        """Train if that is not done yet; the run's folder."""
+        """Train unless already done; returns the run's folder."""
         rate, hidden = setting
         run = self.work / f"{track_of(env_id)}-{agent}-{rate:g}-{hidden}-{seed}"
         if not is_finished(run):
@@ -104,7 +104,7 @@ class Study:
         return played["value"]
 
     def tuned(self, env_id: str, agent: str) -> tuple[Setting, dict[str, float]]:
-        """Best setting of the grid, and the value on learned users of each."""
+        """Best setting of the grid, and the value of each setting on learned users."""
         scores = {}
         for setting in GRID:
             run = self.run(env_id, agent, setting, TUNING_SEED)
@@ -125,7 +125,7 @@ class Study:
 
 
 def untrained(env_id: str, scenario: Scenario) -> Policy:
-    """Return the pointer policy before its first update: what its priors are worth."""
+    """Return the pointer policy before its first update, to measure its priors."""
     env = make_feeds(env_id, 1, scenario=scenario, users="learned")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -139,7 +139,7 @@ def untrained(env_id: str, scenario: Scenario) -> Policy:
 
 
 def rows_of(study: Study, env_id: str, seeds: range) -> list[dict[str, Any]]:
-    """Figures of one id."""
+    """Figures for one id."""
     keep = study.values(env_id, "keep", Keep())
     baseline = BASELINES[track_of(env_id)]
     common = {"id": env_id, "sessions": study.sessions}
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenario", default="lite")
     parser.add_argument(
-        "--id", action="append", choices=SLOT_IDS, help="only this one; several times for more"
+        "--id", action="append", choices=SLOT_IDS, help="only this id; may be given several times"
     )
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--sessions", type=int, default=2000)

@@ -1,12 +1,12 @@
-"""Do actions on opened cards help because of pseudo-clicks? Worlds with and without, the same re-rankers.
+"""Do actions on opened cards help because of pseudo-clicks? The same re-rankers in worlds with and without.
 
     python -m benchmarks.pseudo_clicks [--out FOLDER] [--sessions N] [--seeds 3]
 
-Two logs of the preset `default`: as it is, and with SyntheticUserConfig.pseudo_click = 0, where what attracts
-is no longer what disappoints. In both, CRBAN is trained in full, without actions, and with exposures only;
-the figure is how much the full one is ahead in GAUC on held-out days, and by how much less without
-pseudo-clicks. Intervals are 95 % bootstraps over training seeds and sessions. Logs and runs of the first
-world are those of `rerank_offline.py` and of `edgerec bench rerank`.
+Two logs of the preset `default`: as it is, and with SyntheticUserConfig.pseudo_click = 0, where attractive
+items no longer disappoint. In both, CRBAN is trained in full, without actions, and with exposures only. The
+figure is the lead of the full one in GAUC on held-out days, and how much it shrinks without pseudo-clicks.
+Intervals are 95 % bootstraps over training seeds and sessions. Logs and runs of the first world are those of
+`rerank_offline.py` and of `edgerec bench rerank`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def advantage(sums: Sums, partial: str) -> Interval:
 
 
 def shrinkage(first: Sums, second: Sums, partial: str) -> Interval:
-    """Advantage in the first world minus that in the second; sessions of both are drawn together."""
+    """Advantage in the first world minus that in the second; sessions of both are resampled together."""
     columns = []
     for own, (values, impressions) in enumerate((first, second)):
         others = len((second, first)[own][1])

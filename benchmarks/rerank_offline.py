@@ -1,15 +1,15 @@
-"""Offline ablation of re-rankers as in EdgeRec's Table 2: GAUC per request on held-out days of a log.
+"""Offline ablation of re-rankers as in EdgeRec's Table 2: GAUC per page request on held-out days of a log.
 
     python -m benchmarks.rerank_offline [--world lite|default] [--sessions N] [--out FOLDER] [--quick]
     python -m benchmarks.rerank_offline --ebnerd BUNDLE
 
 Rows: the cloud's order, its base ctr, device-greedy's hand-made match with live behaviour, DNN, DLCM, PRM,
-SetRank, Seq2Slate, and CRBAN with parts left out. Each is trained with every seed; requests and held-out
-days are the same for all. Intervals are 95 % bootstraps over training seeds and sessions, also of the
+SetRank, Seq2Slate, and CRBAN with parts left out. Each is trained with every seed; page requests and held-out
+days are the same for all. Intervals are 95 % bootstraps over training seeds and sessions, also for the
 difference to the full CRBAN on the same requests. Activity bands split users by their events in the training
-days; other parts split requests by when they come. Logs and runs lie in --out as in those of
-`edgerec bench rerank`, with its hyper-parameters, so either uses what the other has trained. A run that was
-interrupted resumes; --quick trains one epoch with one seed, to see every part.
+days; other parts split requests by when they come. Logs and runs are stored in --out in the layout and with
+the hyper-parameters of `edgerec bench rerank`, so each reuses what the other has trained. An interrupted run
+resumes; --quick trains one epoch with one seed, to try every part.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 FULL = "CRBAN"
 BANDS = {"most active 20 %": (0.8, 1.0), "middle 30 %": (0.5, 0.8), "least active 50 %": (0.0, 0.5)}
 NEW = "not seen before"
-Hyper = dict[str, dict[str, Any]]  # of each agent, where it differs from RerankerConfig
+Hyper = dict[str, dict[str, Any]]  # of each agent, where they differ from RerankerConfig
 
 
 def _hyper(**common: Any) -> Hyper:
@@ -81,7 +81,7 @@ Figures = dict[str, Any]
 
 
 def untrained_scores(held: Held, config: FeedConfig) -> Scores:
-    """Scores of what the cloud ships, and of a rule that matches it with live behaviour."""
+    """Scores of the cloud's own figures, and of a rule that matches items with live behaviour."""
     rows = np.maximum(held.joined("shown"), 0)
     logits, matched = [], []
     for batch in held.batches:
@@ -107,7 +107,7 @@ def band_of(user: np.ndarray, reader: LogReader, days: list[int] | None) -> np.n
 
 
 def moments(held: Held, config: FeedConfig) -> dict[str, np.ndarray]:
-    """Parts of the requests (R,) bool by the age of the page and by what the user has done so far."""
+    """Subsets (R,) bool of the page requests by the age of the page and by what the user has done so far."""
     context = np.concatenate([batch.observation["context"] for batch in held.batches])
 
     def column(name: str, unit: int) -> np.ndarray:
@@ -128,7 +128,7 @@ def moments(held: Held, config: FeedConfig) -> dict[str, np.ndarray]:
 
 
 def session_sums(held: Held, scores: Scores, chosen: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """AUC x impressions of the chosen requests (R,) bool, (seeds, S) of every row; impressions (S,)."""
+    """AUC x impressions of the chosen requests (R,) bool, (seeds, S) for every row; impressions (S,)."""
     click, shown = held.joined("click")[chosen], held.joined("shown")[chosen] != NOT_SHOWN
     _, index = np.unique(held.joined("session")[chosen], return_inverse=True)
 
@@ -162,7 +162,7 @@ def means(held: Held, scores: Scores, chosen: np.ndarray) -> dict[str, Figures]:
 
 
 def show(results: dict[str, dict[str, Figures]]) -> None:
-    """Print all requests in one table, and their parts in another."""
+    """Print all requests in one table, and subsets of them in another."""
 
     def cell(interval: dict[str, float], sign: str = "") -> str:
         return f"{interval['mean']:{sign}.4f} [{interval['low']:{sign}.4f}, {interval['high']:{sign}.4f}]"
@@ -190,7 +190,7 @@ def held_out(logs: Path) -> tuple[Held, LogReader, list[int] | None]:
 
 
 def run_scores(held: Held, run: Path, config: FeedConfig) -> np.ndarray:
-    """Scores of a run (R, K), kept beside it for the next time."""
+    """Scores of a run (R, K), cached beside it."""
     file = run / "held_out.safetensors"
     if not file.exists():
         scores = held.scores(load_reranker(run, config))
@@ -202,7 +202,7 @@ def run_scores(held: Held, run: Path, config: FeedConfig) -> np.ndarray:
 def train_and_score(
     held: Held, logs: Path, out: Path, names: Iterable[str], seeds: int, hyper: Hyper
 ) -> tuple[Scores, dict[str, list[int]]]:
-    """Train what is missing, score the held-out requests; also the number of epochs of each run."""
+    """Train what is missing, score the held-out requests; returns scores and epochs of each run."""
     config = LogReader(logs).config
     scores: Scores = {name: [] for name in names}
     epochs: dict[str, list[int]] = {name: [] for name in names}
@@ -238,7 +238,7 @@ def run(logs: Path, out: Path, seeds: int, hyper: Hyper) -> dict[str, Any]:
 
 
 def about(logs: Path, seeds: int, hyper: Hyper) -> dict[str, Any]:
-    """What the figures were made with."""
+    """Settings that the figures were made with."""
     reader = LogReader(logs)
     return {
         "edgerec_gym": edgerec_gym.__version__,
@@ -251,7 +251,7 @@ def about(logs: Path, seeds: int, hyper: Hyper) -> dict[str, Any]:
 
 
 def save(path: Path, world: str, found: dict[str, Any]) -> None:
-    """Write the figures of one world; those of others stay."""
+    """Write the figures of one world; keep those of the others."""
     write_json(path, (read_json(path) if path.exists() else {}) | {world: found})
 
 
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", default="lite", choices=("lite", "default"))
     parser.add_argument("--ebnerd", type=Path, help="folder of an EB-NeRD bundle, instead of a world")
-    parser.add_argument("--sessions", type=int, help="collected; default: 3000 of lite, 16000 of default")
+    parser.add_argument("--sessions", type=int, help="to collect; default: 3000 of lite, 16000 of default")
     parser.add_argument("--out", type=Path, help="folder of logs and runs; default runs/bench-rerank-WORLD")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="at most")

@@ -1,9 +1,9 @@
-"""Does a nearest-neighbour index pay? Our page beside the faiss library's search, over growing catalogues.
+"""Does a nearest-neighbour index pay off? Our page against a faiss search, over growing catalogues.
 
     python benchmarks/retrieval.py
 
-faiss-cpu is installed into a virtual environment of its own under benchmarks/.peers. It searches the same
-embeddings for the 768 items that a page looks at (inverted file with 8 probed lists, one query a call, one
+faiss-cpu is installed into its own virtual environment under benchmarks/.peers. It searches the same
+embeddings for the 768 items that a page considers (inverted file with 8 probed lists, one query per call, one
 thread, as pages come one by one); our time is that of a whole page: retrieval, ranking, quota, writing.
 """
 

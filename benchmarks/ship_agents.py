@@ -2,8 +2,8 @@
 
     python -m benchmarks.ship_agents [--runs runs] [--track TRACK ...]
 
-Takes the runs of the first training seed that `edgerec bench` has made of `lite` (bench-TRACK-lite in the
-folder of runs) and the prices of insertion policies to edgerec_gym/scenarios/lite/agents.
+Copies the first training seed's runs that `edgerec bench` has made for `lite` (bench-TRACK-lite in the folder
+of runs) and the prices of insertion policies to edgerec_gym/scenarios/lite/agents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgerec_gym.bench.track import TRACKS
 
 
 def main() -> None:
-    """Copy, and say what was copied."""
+    """Copy, and print what was copied."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--track", action="append", choices=TRACKS)

@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py [--quick] [--fresh]
 
-Writes benchmarks/results/throughput.json after every figure; the same command goes on where it stopped.
+Writes benchmarks/results/throughput.json after every figure; rerun the same command to continue.
 """
 
 from __future__ import annotations

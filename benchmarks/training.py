@@ -1,9 +1,9 @@
-"""Training speed of MaskablePPO: our VecEnv beside DummyVecEnv over single environments.
+"""Training speed of MaskablePPO: our VecEnv against DummyVecEnv over single environments.
 
     python benchmarks/training.py [--slots 20000]
 
-The same learner with the defaults of SB3 (10 epochs of batches of 64); the environment's share is the time
-inside `step_wait` and `reset`.
+Both use the same learner with SB3's defaults (10 epochs of batches of 64); the environment's share is the
+time inside `step_wait` and `reset`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import edgerec_gym
 from edgerec_gym.adapters.sb3 import make_vec_env
 from edgerec_gym.files import make_folder, write_json
 
-NUM_ENVS, N_STEPS = 64, 32  # as many slots a rollout as SB3 takes of one environment by default
+NUM_ENVS, N_STEPS = 64, 32  # as many slots per rollout as SB3 takes from one environment by default
 
 
 def timed(env: VecEnv) -> dict[str, float]:
-    """Count the seconds inside the environment from now on."""
+    """Start counting the seconds spent inside the environment."""
     spent = {"seconds": 0.0}
     for name in ("step_wait", "reset"):
         original = getattr(env, name)
@@ -47,7 +47,7 @@ def timed(env: VecEnv) -> dict[str, float]:
 
 
 def learn(env: VecEnv, policy: str, slots: int) -> dict[str, float]:
-    """Train for some slots; slots per second, and the environment's share of the time."""
+    """Train for some slots; returns slots per second, and the environment's share of the time."""
     model = MaskablePPO(policy, env, n_steps=N_STEPS, seed=0, device="cpu")
     model.learn(NUM_ENVS * N_STEPS)  # warms up
     spent, start = timed(env), time.perf_counter()

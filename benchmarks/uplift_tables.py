@@ -1,4 +1,4 @@
-"""The same estimators on a table: one row a unit, e.g. a published experiment."""
+"""The uplift estimators on a table with one row per unit, for example a published experiment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.uplift import check_experiment
 from edgerec_gym.runs import check_seed
 
-STOPPING_SHARE = 10  # one row in so many decides when to stop
+STOPPING_SHARE = 10  # one row in this many is used for early stopping
 
 
 class TableRows:
@@ -44,7 +44,7 @@ class TableRows:
         )
 
     def chunks(self) -> Iterator[TableRows]:
-        """Yield all rows."""
+        """Yield all rows as one chunk."""
         yield self
 
 
@@ -59,7 +59,7 @@ def fit_table(
     threads: int = 1,
     **hyper: Any,
 ) -> UpliftModel:
-    """Train an estimator on a table; it reads {"features": (B, k)}.
+    """Train an estimator on a table; its input is {"features": (B, k)}.
 
     Args:
         agent: a name of :data:`~edgerec_gym.agents.requests.uplift_models.ESTIMATORS`.
@@ -67,7 +67,7 @@ def fit_table(
         treated: (n,) 0 or 1.
         outcome: (n,) float.
         propensity: (n,) probability of a treatment.
-        seed: of initial parameters and of the rows' order.
+        seed: seed of initial parameters and of the rows' order.
         threads: torch threads.
         **hyper: fields of :class:`~edgerec_gym.agents.requests.train.UpliftConfig`.
 

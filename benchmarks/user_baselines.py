@@ -1,4 +1,4 @@
-"""Simpler models of users: click rates by position, logistic regression, boosted trees."""
+"""Simpler user models: click rates by position, logistic regression, boosted trees."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from edgerec_gym.fidelity.expected import LONG_LOOK
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.inputs import InputEncoder
 
-EVENTS = {"click": None, "leave": "leave", "long_look": "exposure_actions"}  # by what a log must tell of them
-PRIOR_SLOTS = 100.0  # with the average rate, added to those of every position
+EVENTS = {"click": None, "leave": "leave", "long_look": "exposure_actions"}  # event: field it needs
+PRIOR_SLOTS = 100.0  # slots at the average rate that are added to those of every position
 PENALTIES = (1e-4, 1e-3, 1e-2)  # C of the logistic regression: inverse strength of the L2 penalty
 LEAVES = (7, 31)
-ROUNDS, PATIENCE = 1000, 30  # boosting rounds at most, and without gain
+ROUNDS, PATIENCE = 1000, 30  # maximum boosting rounds, and rounds without improvement before stopping
 TREES = {
     "objective": "binary",
     "learning_rate": 0.06,
@@ -56,12 +56,12 @@ class Slots(NamedTuple):
     happened: dict[str, np.ndarray]
 
     def inputs(self, event: str) -> np.ndarray:
-        """What may be known when the event is predicted: for leaving also the slot's own answer."""
+        """Inputs available when the event is predicted; for leaving, these include the slot's own answer."""
         return np.concatenate([self.features, self.answers], 1) if event == "leave" else self.features
 
 
 class Parts(NamedTuple):
-    """What models are fitted on, tuned on and judged on."""
+    """Slots to fit, to tune and to judge models on."""
 
     train: Slots
     stop: Slots
@@ -69,7 +69,7 @@ class Parts(NamedTuple):
 
 
 def answered_slots(sessions: LoggedSessions, encoder: InputEncoder, frozen_pages: bool) -> Slots:
-    """Take the answered slots of sessions, in turn; see slot_features for the arguments."""
+    """Collect the answered slots of sessions, in order; see slot_features for the arguments."""
     rows = sessions.answered_rows(np.arange(len(sessions)))
     position = sessions.context[rows][:, [SLOT, PAGE_AGE]].astype(np.int64)
     features = slot_features(sessions, encoder, frozen_pages)
@@ -77,7 +77,7 @@ def answered_slots(sessions: LoggedSessions, encoder: InputEncoder, frozen_pages
 
 
 def events_of(sessions: LoggedSessions) -> dict[str, np.ndarray]:
-    """Which events happened at the answered slots of sessions, in turn, (N,) bool each."""
+    """Which events happened at the answered slots of sessions, in order, (N,) bool each."""
     actions = sessions.actions[sessions.answered_rows(np.arange(len(sessions)))]
     return {
         "click": actions[:, CLICK] > 0,
@@ -87,7 +87,7 @@ def events_of(sessions: LoggedSessions) -> dict[str, np.ndarray]:
 
 
 def position_rates(parts: Parts, event: str, seed: int) -> np.ndarray:
-    """Rate at the slot times rate at the page age over the average rate; no seed is needed."""
+    """Rate at the slot times rate at the page age, divided by the average rate; `seed` has no effect."""
     happened = parts.train.happened[event].astype(np.float64)
     average = (happened.sum() + 1) / (len(happened) + 2)
     predicted = np.full(len(parts.held_out.position), average)
@@ -101,7 +101,7 @@ def position_rates(parts: Parts, event: str, seed: int) -> np.ndarray:
 
 
 def logistic_regression(parts: Parts, event: str, seed: int) -> np.ndarray:
-    """L2-penalised, on standardised features; penalty by the stopping sessions; no seed is needed."""
+    """L2-penalised, on standardised features; penalty tuned on the stopping sessions; ignores `seed`."""
 
     def fit(penalty: float) -> tuple[float, np.ndarray]:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
@@ -111,12 +111,12 @@ def logistic_regression(parts: Parts, event: str, seed: int) -> np.ndarray:
         )
         return log_loss(parts.stop.happened[event], expected, labels=[False, True]), predicted
 
-    with threadpool_limits(1):  # on a busy machine threads of small products wait for each other
+    with threadpool_limits(1):  # on a busy machine, the threads of small products wait for each other
         return min((fit(penalty) for penalty in PENALTIES), key=lambda found: found[0])[1]
 
 
 def boosted_trees(parts: Parts, event: str, seed: int) -> np.ndarray:
-    """LightGBM; leaves of a tree and number of rounds by the stopping sessions."""
+    """LightGBM; leaves per tree and number of rounds are tuned on the stopping sessions."""
     settings = {**TREES, "seed": seed}
     train = lightgbm.Dataset(parts.train.inputs(event), parts.train.happened[event], params=settings)
     stop = lightgbm.Dataset(parts.stop.inputs(event), parts.stop.happened[event], reference=train)

@@ -1,7 +1,7 @@
-"""Hand-made features of a slot, for models without a memory of their own: what is known before its answer.
+"""Hand-made features of a slot, for models without memory: what is known before its answer.
 
-The cards of the window and the context come as the user network gets them (InputEncoder), with the same
-inputs hidden where a log cannot tell them. What the network's memory does is done by decayed sums.
+The cards of the window and the context are those that the user network gets (InputEncoder), with the same
+inputs hidden where a log lacks them. Decayed sums replace the network's memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgerec_gym.simulator.inputs import N_ACTIONS, InputEncoder, SessionBatch, 
 from edgerec_gym.simulator.model import DECAYS, page_starts
 
 BLOCK = 256  # sessions worked on at a time, to bound memory
-SIGNALS = 4  # what the sums weigh embeddings by: shown, dwell, click, duration of the page view
+SIGNALS = 4  # weights of the sums: shown, dwell, click, duration of the page view
 
 
 @torch.no_grad()
@@ -26,11 +26,11 @@ def slot_features(sessions: LoggedSessions, encoder: InputEncoder, frozen_pages:
 
     Args:
         sessions: S sessions with N answered slots.
-        encoder: with the units of the log.
-        frozen_pages: the order of answers within a page is not known; behaviour up to its start counts.
+        encoder: encoder with the units of the log.
+        frozen_pages: the order of answers within a page is not known; only behaviour before its start counts.
 
     Returns:
-        (N, k) float32, the slots of all sessions in turn: scalars and types of the window's cards; context
+        (N, k) float32, the slots of all sessions in order: scalars and types of the window's cards; context
         (slot, page age, hour, counts of views and clicks, ...); profile; match of the focused card with the
         user's long-term estimate, with its neighbours (embedding, type), and with the sums of
         :func:`_behaviour`.
@@ -46,7 +46,7 @@ def slot_features(sessions: LoggedSessions, encoder: InputEncoder, frozen_pages:
 def own_answers(sessions: LoggedSessions) -> np.ndarray:
     """What was done at every answered slot, durations as one-hot levels, (N, k) float32.
 
-    For models of leaving, which comes after the rest of the slot's answer.
+    Input of models of leaving, which comes after the rest of the slot's answer.
     """
     rows = sessions.answered_rows(np.arange(len(sessions)))
     return answer_code(torch.from_numpy(sessions.actions[rows, :N_ACTIONS])).numpy()
@@ -73,15 +73,15 @@ def _block(batch: SessionBatch, encoder: InputEncoder, frozen_pages: bool) -> Te
 
 
 def _behaviour(shown: Tensor, actions: Tensor, updates: Tensor) -> Tensor:
-    """How each card matches what was shown, looked at, clicked and read before it.
+    """Match of each card with what was shown, looked at, clicked and read before it.
 
     Args:
         shown: (B, T, d) embeddings.
         actions: (B, T, 19).
-        updates: (B, T) bool; elsewhere what was known at the last such slot counts.
+        updates: (B, T) bool; other slots use what was known at the last such slot.
 
     Returns:
-        (B, T, 4 * 16): product and cosine of the card with sums of the embeddings before it, length of these
+        (B, T, 4 * 16): product and cosine of the card with sums of the embeddings before it, norm of these
         sums, and sums of the weights alone; 4 signals at 4 decays.
     """
     signals = torch.stack(
@@ -89,7 +89,7 @@ def _behaviour(shown: Tensor, actions: Tensor, updates: Tensor) -> Tensor:
     )
     weight = signals.repeat(1, 1, len(DECAYS))  # (B, T, K)
     decay = torch.tensor(DECAYS).repeat_interleave(SIGNALS)
-    # The sum of the weights alone is the sum of a further coordinate that is always 1.
+    # The sum of the weights alone is the sum of an extra coordinate that is always 1.
     vectors = torch.nn.functional.pad(shown, (0, 1), value=1.0)
     sums = torch.zeros(len(shown), len(decay), vectors.shape[2])
     known, features = sums, []

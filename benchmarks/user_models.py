@@ -1,14 +1,14 @@
-"""How well do learned users predict held-out sessions, beside simpler models and with parts switched off?
+"""How well do learned users predict held-out sessions, compared with simpler models and ablations?
 
     python -m benchmarks.user_models LOGS [--quick] [--seeds 3] [--threads 1] [--work FOLDER] [--out FILE]
 
-Every model sees the same training sessions, is tuned or stopped on the same sessions and judged on the same
+Every model is trained on the same sessions, tuned or stopped on the same sessions and judged on the same
 held-out sessions as the users of `edgerec fit`. Finished fits, and every epoch of the others, are kept in the
-work folder: the same command goes on, and more seeds only add theirs. Results of each log go under its name
-into one JSON file.
+work folder: the same command continues, and more seeds only add theirs. Results of each log are stored under
+its name in one JSON file.
 
-Clicks and long looks are predicted before anything of the slot is known, leaving given the slot's answer
-(but for rates by position), as the network's heads do.
+Clicks and long looks are predicted before anything about the slot is known; leaving is predicted given the
+slot's answer (except for rates by position), as in the network's heads.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ NETWORKS = {
 
 
 def baseline_predictions(study: Study, name: str, seed: int) -> Predictions:
-    """Fit a baseline to every event, or read what an earlier run predicted."""
+    """Fit a baseline to every event, or read the predictions of an earlier run."""
     path = study.work / f"{name.replace(' ', '-')}-seed{seed}.safetensors"
     if not path.exists():
         predicted = {}
         for event in study.truth.happened:
             probability = BASELINES[name].predict(study.parts, event, seed)
-            predicted[event] = np.ascontiguousarray(probability)  # written as it lies in memory
+            predicted[event] = np.ascontiguousarray(probability)  # written in memory order
         with atomic_path(path) as temporary:
             save_file(predicted, temporary)
     return load_file(path)
@@ -79,7 +79,7 @@ def baseline_predictions(study: Study, name: str, seed: int) -> Predictions:
 def network_predictions(
     study: Study, seed: int, threads: int, progress: Callable[[int, int, str], None] | None = None
 ) -> dict[str, Predictions]:
-    """Train the networks of a seed, or go on; predictions by model."""
+    """Train the networks of a seed, or continue; returns predictions by model."""
     trainers: dict[str, list[UserTrainer]] = {}
     for name, design in NETWORKS.items():
         stem = f"{name.replace(',', '').replace(' ', '-')}-seed{seed}"
@@ -97,7 +97,7 @@ def network_predictions(
 
 @torch.no_grad()
 def mean_prediction(networks: list[UserNetwork], sessions: LoggedSessions) -> Predictions:
-    """Mean over networks of the probabilities of the events at all answered slots, in turn."""
+    """Mean over networks of the events' probabilities at all answered slots, in order."""
     index = np.flatnonzero(sessions.answered > 0)
     parts: dict[str, list[np.ndarray]] = {event: [] for event in EVENTS}
     for first in range(0, len(index), BLOCK):
@@ -115,7 +115,7 @@ def mean_prediction(networks: list[UserNetwork], sessions: LoggedSessions) -> Pr
 
 
 def predictions(study: Study, seeds: int, threads: int) -> dict[str, list[Predictions]]:
-    """Predictions of every model by training seed; of a model without a seed, one."""
+    """Predictions of every model by training seed; a single one for a model without a seed."""
     found: dict[str, list[Predictions]] = {name: [] for name in (*BASELINES, *NETWORKS)}
     for seed in range(seeds):
         for name, baseline in BASELINES.items():
@@ -130,7 +130,7 @@ def predictions(study: Study, seeds: int, threads: int) -> dict[str, list[Predic
 
 
 def summarise(study: Study, models: dict[str, list[Predictions]]) -> dict[str, Any]:
-    """Figures of every model, JSON-ready."""
+    """Figures of every model, ready for JSON."""
     differences = auc_differences(models, ENSEMBLE, study.truth)
     rows = []
     for name, fits in models.items():
@@ -178,7 +178,7 @@ def show(name: str, result: dict[str, Any]) -> None:
 
 
 def write(out: Path, name: str, result: dict[str, Any]) -> None:
-    """Put the results of a log under its name into the file, beside those of other logs."""
+    """Store the results of a log under its name in the file, beside those of other logs."""
     versions = {
         "edgerec_gym": edgerec_gym.__version__,
         "torch": torch.__version__,
@@ -195,9 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Fit, judge, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logs", type=Path, help="log folder")
-    parser.add_argument("--quick", action="store_true", help="little training: is everything there?")
+    parser.add_argument("--quick", action="store_true", help="train briefly, to try every part")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds")
-    parser.add_argument("--threads", type=int, default=1, help="networks trained at a time")
+    parser.add_argument("--threads", type=int, default=1, help="number of networks trained at a time")
     parser.add_argument("--work", type=Path, help="folder of the fits; default runs/user_models/LOGS")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file")
     given = parser.parse_args(arguments)
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on")
+        sys.exit("interrupted; run the same command to continue")
     show(name, result)
     write(given.out, name, result)
 

@@ -1,4 +1,4 @@
-"""Figures of predictions on held-out slots, with intervals over training seeds and over sessions."""
+"""Scores of predictions on held-out slots, with intervals over training seeds and over sessions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Truth(NamedTuple):
     """What happened at N held-out slots.
 
     Attributes:
-        happened: (N,) bool by event; events that the log cannot tell are absent.
-        page: (N,) int64, of all sessions.
+        happened: (N,) bool by event; events that the log does not hold are absent.
+        page: (N,) int64 page number across all sessions.
         session: (N,) int64 in 0 .. S - 1.
     """
 
@@ -39,10 +39,10 @@ def held_out_truth(sessions: LoggedSessions, happened: dict[str, np.ndarray]) ->
 
 
 def figures(predicted: Predictions, truth: Truth) -> dict[str, float | None]:
-    """Figures of one fit; None where the log or the sessions do not tell.
+    """Scores of one fit; None where the log or the sessions do not determine them.
 
     Returns:
-        `click_auc`, `click_log_loss` (nats a slot), `click_ece` (expected calibration error),
+        `click_auc`, `click_log_loss` (nats per slot), `click_ece` (expected calibration error),
         `click_auc_within_page` (mean over the pages with a click and a miss), `leave_auc`, `long_look_auc`.
     """
     click = truth.happened["click"]
@@ -60,7 +60,7 @@ def figures(predicted: Predictions, truth: Truth) -> dict[str, float | None]:
 
 
 def over_seeds(values: list[float | None]) -> dict[str, Any]:
-    """Mean over training seeds with its 95 % t interval, which needs two seeds (else null)."""
+    """Mean over training seeds with its 95 % t interval, which needs two seeds (otherwise null)."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return {"mean": None, "low": None, "high": None, "by_seed": values}
@@ -93,12 +93,12 @@ def auc_differences(models: dict[str, list[Predictions]], reference: str, truth:
     """Click AUC minus that of the reference, mean over seeds, with 95 % bootstrap intervals over sessions.
 
     Args:
-        models: predictions of each model by training seed; one alone stands for all seeds.
+        models: predictions of each model by training seed; a single one stands for all seeds.
         reference: name of one of them.
-        truth: of the held-out slots.
+        truth: truth of the held-out slots.
 
     Returns:
-        By model {"mean", "low", "high"}; the seeds are kept, the sessions resampled, alike for all models.
+        By model {"mean", "low", "high"}; seeds are fixed, and sessions resampled alike for all models.
     """
     seeds = len(models[reference])
     exact = {name: [auc(p["click"], truth.happened["click"]) for p in fits] for name, fits in models.items()}

@@ -1,4 +1,4 @@
-"""A log split for the comparison of user models, and its networks about to be trained."""
+"""A log split for the comparison of user models, and its networks before training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from edgerec_gym.simulator.losses import fitted_heads
 from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import UserTrainer
 
-MOST_SLOTS = 1_000_000  # of held-out sessions, and that models with hand-made features are fitted on
+MOST_SLOTS = 1_000_000  # maximum for held-out sessions, and for fitting models with hand-made features
 
 
 class Design(NamedTuple):
-    """What a row's network knows, and of how many members its prediction is the mean."""
+    """What the network of a row knows, and how many members its prediction averages."""
 
     behaviour: bool = True
     neighbours: bool = True
@@ -31,11 +31,11 @@ class Design(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """How much is trained."""
+    """Amount of training."""
 
     epochs: int = 20
     members: int = 5  # of the ensemble, each on its own bootstrap; a single network sees every session once
-    baseline_slots: int = MOST_SLOTS  # answered slots that baselines are fitted on, at most
+    baseline_slots: int = MOST_SLOTS  # maximum number of answered slots that baselines are fitted on
 
 
 QUICK = Effort(epochs=2, members=2, baseline_slots=20_000)
@@ -61,13 +61,13 @@ class Study:
 
     @cached_property
     def parts(self) -> Parts:
-        """Hand-made features of all three parts; made only if a baseline is still to be fitted."""
+        """Hand-made features of all three parts; computed only if a baseline is still to be fitted."""
         encoder = new_network(self.reader.config, self.reader.unidentified, self.seen, seed=0).inputs
         parts = (gather(self.train, self.effort.baseline_slots), self.stop, self.held_out)
         return Parts(*(answered_slots(sessions, encoder, self.frozen_pages) for sessions in parts))
 
     def trainer(self, design: Design, seed: int, member: int, path: Path) -> UserTrainer:
-        """A network about to be trained, or the checkpoint of it."""
+        """A network before training, or its checkpoint."""
         hidden = () if design.neighbours else ("neighbours",)
         unidentified = (*self.reader.unidentified, *hidden)
         network = new_network(
@@ -85,7 +85,7 @@ class Study:
 
 
 def gather(stream: SessionStream, most: int) -> LoggedSessions:
-    """Sessions of a stream, evenly thinned if they have more than `most` answered slots."""
+    """Sessions of a stream, evenly subsampled if they have more than `most` answered slots."""
     total = sum(chunk.slots for chunk in stream.chunks())
     if not total:
         raise InputError("the log has too few answered slots to train on and to hold out")

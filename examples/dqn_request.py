@@ -1,7 +1,7 @@
 """DQN on EdgeFeedRequest-v0: when is a fresh page worth its price?
 
 The request is decided from the state of the session, so DQN sees the `context` vector alone, which keeps its
-replay buffer small. Plain DQN knows no action masks: asking while a page is on its way is played as *keep*
+replay buffer small. Plain DQN has no action masks: a request while a page is on its way is played as *keep*
 and costs a little.
 """
 
@@ -20,7 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--scenario", default="lite", help="default, lite, or a scenario folder")
 parser.add_argument("--users", default="learned", choices=("learned", "synthetic"))
 parser.add_argument("--steps", type=int, default=200_000)
-parser.add_argument("--sessions", type=int, default=2000, help="played by each policy in the comparison")
+parser.add_argument("--sessions", type=int, default=2000, help="sessions per policy in the comparison")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 
@@ -35,7 +35,7 @@ model = DQN(
     buffer_size=50_000,
     learning_starts=2000,
     batch_size=256,
-    train_freq=1,  # in steps of the whole batch
+    train_freq=1,  # steps of the whole batch
     gradient_steps=1,
     target_update_interval=50,
     gamma=0.97,

@@ -1,6 +1,6 @@
 """Bring your own logs: write them in the log schema, fit users on them, and play with those users.
 
-Run it as it is: it makes up the log of a small news feed. Then replace `made_up_log` by your own.
+It runs as is, on a made-up log of a small news feed. Then replace `made_up_log` with your own log.
 """
 
 import argparse
@@ -25,14 +25,14 @@ parser.add_argument("--epochs", type=int, default=10)
 arguments = parser.parse_args()
 rng = np.random.default_rng(0)
 
-# 1. The catalogue: a vector of length 1, a topic and an id for each item; here all items are goods.
+# 1. The catalogue: a unit vector, a topic and an id for each item; here all items are goods.
 topic = rng.integers(TOPICS, size=ITEMS)
 vectors = np.eye(TOPICS, DIMENSIONS)[topic] + 0.3 * rng.normal(size=(ITEMS, DIMENSIONS))
 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 scalars = np.column_stack([np.full(ITEMS, 0.5), np.full(ITEMS, -2.0), np.full(ITEMS, 0.1), rng.random(ITEMS)])
 catalog, _ = Catalog.sorted(vectors, scalars, np.zeros(ITEMS, int), topic, 1000 + np.arange(ITEMS))
 
-# 2. The feed that was logged: sizes, and a cloud that, as in the log below, ships items at random.
+# 2. The logged feed: its sizes, and a cloud that ships items at random, as in the log below.
 config = FeedConfig(
     page_size=PAGE,
     pool_size=20,
@@ -47,11 +47,11 @@ config = FeedConfig(
 
 
 def made_up_log(session: int) -> dict[str, list]:
-    """One session of one user who likes one topic: a row for each slot, columns of the log schema."""
+    """Make up a session of a user who likes one topic: a row per slot, in the columns of the log schema."""
     rng = np.random.default_rng([1, session])
     taste = np.eye(TOPICS, DIMENSIONS)[rng.integers(TOPICS)]
     seen = int(rng.integers(5, 40))
-    slots = seen + config.lookahead  # log the cards below the last one that was looked at, too
+    slots = seen + config.lookahead  # also log the cards below the last one that was looked at
     answered = np.arange(slots) < seen
     items = rng.choice(ITEMS, size=slots, replace=False)
     click = answered & (rng.random(slots) < 1 / (1 + np.exp(2.5 - 4 * catalog.embeddings[items] @ taste)))
@@ -91,11 +91,11 @@ def made_up_log(session: int) -> dict[str, list]:
 
 
 def where(known: np.ndarray, values: list) -> list:
-    """Values where they are known, None elsewhere."""
+    """Keep the values where they are known; None elsewhere."""
     return [value if k else None for k, value in zip(known, values, strict=True)]
 
 
-# 3. Write the log, a part at a time; what your data cannot tell is named, not invented.
+# 3. Write the log in chunks; what your data does not contain is declared, not invented.
 provenance = {"source": "made up", "sessions": arguments.sessions}
 unidentified = ("cards", "page_view_actions")
 writer = LogWriter(arguments.out / "logs", config, catalog, provenance, unidentified)

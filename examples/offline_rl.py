@@ -1,7 +1,7 @@
-"""Offline RL on logs: a Minari data set, read by TorchRL, trains a conservative Q-learner, judged twice.
+"""Offline RL on logs: TorchRL trains a conservative Q-learner on a Minari data set, which is judged twice.
 
-Logs with few random requests are exported, discrete CQL (Kumar et al., NeurIPS 2020) learns when to request a
-page from them alone. Then its worth is estimated from a second log, without playing, and measured by playing.
+Logs with few random requests are exported. From them alone, discrete CQL (Kumar et al., NeurIPS 2020) learns
+when to request a page. Its value is estimated off-policy from a second log, and measured by playing.
 
     pip install 'edgerec_gym[train,offline]'
 """
@@ -29,7 +29,7 @@ from edgerec_gym.policy import Observation
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("runs/offline"))
-parser.add_argument("--sessions", type=int, default=5000, help="of each log, and played")
+parser.add_argument("--sessions", type=int, default=5000, help="sessions of each log, and to play")
 parser.add_argument("--updates", type=int, default=3000)
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
@@ -49,8 +49,8 @@ root = arguments.out / "minari"
 if not (root / NAME).exists():
     export_minari(arguments.out / "learn", root / NAME, env_id=ENV_ID)
 
-# 2. TorchRL's replay buffer takes the episodes. The state is the context: most of what a request is about.
-# (TorchRL 0.14's own MinariExperienceReplay knows no int8 spaces, and action_mask is one.)
+# 2. TorchRL's replay buffer takes the episodes. The state is the context, which matters most for requests.
+# (TorchRL 0.14's own MinariExperienceReplay does not support int8 spaces, and action_mask is one.)
 dataset = minari.MinariDataset(root / NAME / "data")
 steps = TensorDictReplayBuffer(storage=LazyTensorStorage(dataset.total_steps), batch_size=512)
 for episode in dataset.iterate_episodes():
@@ -90,7 +90,7 @@ for update in range(1, arguments.updates + 1):
         print(f"update {update:5d}: loss {total.item():.4f}")
 
 
-# 4. Judge it at the moments that the log knows about: first without playing, then by playing.
+# 4. Judge it at the moments that the log covers: first without playing, then by playing.
 class OfflinePolicy:
     name = "offline cql"
     stateless = True

@@ -1,4 +1,4 @@
-"""Mixed insertion: ESAN values every card at every slot ahead, the exact planner chooses; one plan, drawn.
+"""Mixed insertion: ESAN values every card at every slot ahead, the exact planner chooses; plots one plan.
 
 `edgerec train --agent esan` is the first half; `edgerec evaluate RUN --id EdgeFeedMix-v0` plays such plans.
 """
@@ -28,9 +28,9 @@ parser.add_argument(
     "--price",
     type=float,
     default=-0.02,
-    help="of a card that is seen, in reward units; negative: the feed wants cards",
+    help="price of a card that is seen, in reward units; negative: the feed wants cards",
 )
-parser.add_argument("--seed", type=int, default=6, help="of the session")
+parser.add_argument("--seed", type=int, default=6, help="seed of the session")
 arguments = parser.parse_args()
 out, logs = arguments.out, arguments.out / "logs"
 
@@ -39,12 +39,12 @@ collect(logs, preset_name=SCENARIO, sessions=arguments.log_sessions)
 train(out / "esan", logs, epochs=arguments.epochs, resume=True)
 network = load_network(out / "esan", LogReader(logs).config)
 
-# 2. A session whose second page has just arrived: what is each card worth at each slot of it?
+# 2. A session whose second page has just arrived: what is each card worth at each of its slots?
 env = make_feeds(ID, 1, scenario=SCENARIO, users="synthetic")
 config = env.config
 observation, info = env.reset(seed=arguments.seed)
 for slot in range(config.page_size):
-    card = 1 if slot in (1, 6) and observation["action_mask"][0, 1] else 0  # a video, if it may stand there
+    card = 1 if slot in (1, 6) and observation["action_mask"][0, 1] else 0  # a video, if it is legal there
     observation, reward, terminated, truncated, info = env.step(np.array([card]))
     if terminated[0]:
         raise SystemExit(f"seed {arguments.seed}: the user has left before the second page; take another one")
@@ -52,7 +52,7 @@ policy = InsertionPlan("esan", NetworkValues(network), config, price=arguments.p
 score, values = policy.values(observation)
 gain = net_gains(values, arguments.price)
 
-# 3. The rules as the session stands, and the best plan under them.
+# 3. The rules in the session's current state, and the best plan under them.
 state = InsertionState.from_observation(observation, config)
 types = np.arange(config.n_cards) % len(config.card_types)
 problem = feed_problems(config, state, gain, types, values.exposure)
@@ -64,7 +64,7 @@ print(f"value of the plan {plan.value:.3f}, proven best: {plan.optimal}")
 
 # 4. The picture: gains as colours, what the rules forbid in grey, the plan framed.
 slots = np.arange(gain.shape[2])
-most = problem.most_by_slot()[0]  # (C, T), cards of each type up to each slot
+most = problem.most_by_slot()[0]  # (C, T), maximum number of cards of each type up to each slot
 allowed = (slots >= problem.first_slots[0][:, None]) & (most > 0)
 order = np.argsort(types, kind="stable")  # cards of one type side by side
 shown = np.where(allowed[types] & np.isfinite(gain[0]), gain[0], np.nan)[order]
@@ -93,7 +93,7 @@ for row, m in enumerate(order):
         below.add_patch(
             Rectangle((plan.slots[m] - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2.5)
         )
-        for other in np.flatnonzero(types[order] == types[m]):  # its type stays away for a gap
+        for other in np.flatnonzero(types[order] == types[m]):  # its type may not be placed within a gap
             left, width = plan.slots[m] - config.gaps[types[m]] + 0.5, 2 * config.gaps[types[m]] - 1
             below.add_patch(
                 Rectangle(

@@ -29,7 +29,7 @@ while not done:
 print(f"one session: {slots} slots, reward {total:.1f}")
 env.close()
 
-# A batch of sessions, stepped together, by a policy that picks the best base click score of the pool.
+# A batch of sessions, stepped together, under a policy that picks the pool's highest base ctr.
 envs = gym.make_vec("EdgeFeed-v0", num_envs=arguments.num_envs, **feed)
 observation, info = envs.reset(seed=arguments.seed)
 base_ctr = -3  # column of `pool`: the last four are price level, base ctr, base cvr, freshness

@@ -1,4 +1,4 @@
-"""A session as a GIF: a policy of twenty lines re-ranks, inserts cards and requests pages; users answer.
+"""A session as a GIF: a twenty-line policy re-ranks, inserts cards and requests pages; users answer.
 
 `make gif` writes docs/feed.gif. Needs `pip install 'edgerec_gym[render]'`.
 """
@@ -20,10 +20,10 @@ from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
 PAGE_AGE = CONTEXT.index("page_age")
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", type=Path, default=Path("runs/feed.gif"))
-parser.add_argument("--seed", type=int, default=0, help="of the session")
+parser.add_argument("--seed", type=int, default=0, help="seed of the session")
 parser.add_argument("--slots", type=int, default=40, help="at most")
-parser.add_argument("--pause", type=int, default=700, help="milliseconds a frame")
-parser.add_argument("--colours", type=int, default=160, help="of the palette")
+parser.add_argument("--pause", type=int, default=700, help="milliseconds per frame")
+parser.add_argument("--colours", type=int, default=160, help="size of the palette")
 arguments = parser.parse_args()
 
 # 1. A policy, batch first: device-greedy's match with live behaviour decides all three.
@@ -43,7 +43,7 @@ def act(observation):
     bored = (np.array(lately) < 0.3) & (observation["context"][:, PAGE_AGE] >= 0.4) & (mask[:, -1] > 0)
     action = best_legal(goods, mask)  # re-rank
     action = np.where(cards.max(axis=1) > best, n_pool + cards.argmax(axis=1), action)  # insert
-    return np.where(bored, n_pool + n_cards, action)  # request: four short looks, the page is not fresh
+    return np.where(bored, n_pool + n_cards, action)  # request: four short looks, and the page is not fresh
 
 
 # 2. One session; the frames are what `env.render()` returns.
@@ -57,7 +57,7 @@ while not done and len(frames) <= arguments.slots:
     done = terminated or truncated
 env.close()
 
-# 3. One palette for all frames, without dithering: small, and flat areas stay flat.
+# 3. One palette for all frames, without dithering: the file stays small and flat areas stay flat.
 images = [Image.fromarray(frame) for frame in frames]
 sample = Image.new("RGB", (images[0].width * 4, images[0].height))
 for k in range(4):

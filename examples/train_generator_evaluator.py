@@ -1,6 +1,6 @@
 """Generator and evaluator: learn to judge lists from logs, then learn to write lists that are judged well.
 
-`edgerec train --agent evaluator`, `pointer`, `pointer-evaluator` and `sequence-search` are the same steps.
+`edgerec train --agent evaluator`, `pointer`, `pointer-evaluator` and `sequence-search` run the same steps.
 """
 
 import argparse
@@ -19,7 +19,7 @@ parser.add_argument("--out", type=Path, default=Path("runs/generator-evaluator")
 parser.add_argument("--log-sessions", type=int, default=3000)
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--updates", type=int, default=300)
-parser.add_argument("--sessions", type=int, default=1000, help="played by each policy in the comparison")
+parser.add_argument("--sessions", type=int, default=1000, help="sessions per policy in the comparison")
 arguments = parser.parse_args()
 out, logs = arguments.out, arguments.out / "logs"
 
@@ -31,7 +31,7 @@ record = evaluator_training.train(out / "evaluator", logs, epochs=arguments.epoc
 print(f"evaluator: calibration error of clicks {record['figures']['click']['calibration_error']:.4f}")
 train_agent("pointer", out / "pointer", logs=logs, hyper={"epochs": arguments.epochs}, resume=True)
 
-# 3. REINFORCE: the generator writes lists that the evaluator likes. The search lets the evaluator pick.
+# 3. REINFORCE: the generator writes lists that the evaluator likes; in the search, the evaluator picks.
 record = generator.train(
     out / "reinforced",
     agent="pointer-evaluator",
@@ -49,7 +49,7 @@ generator.train(
     resume=True,
 )
 
-# 4. Does it hold for users that none of them has seen?
+# 4. Does this hold for users that neither of them has seen?
 runs = [str(out / name) for name in ("pointer", "reinforced", "search")]
 for result in evaluate(
     [make_policy("keep", ID), *find_policies(runs, ID, SCENARIO, "synthetic")],

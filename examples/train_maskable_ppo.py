@@ -1,6 +1,6 @@
 """Train sb3-contrib's MaskablePPO on learned users, then compare it with the cloud's order.
 
-Everything here is plain stable-baselines3. `edgerec train` does the same with checkpoints and resume.
+Everything here is plain stable-baselines3. `edgerec train` does the same, with checkpoints and resuming.
 """
 
 import argparse
@@ -18,7 +18,7 @@ parser.add_argument("--id", default="EdgeFeed-v0")
 parser.add_argument("--scenario", default="lite", help="default, lite, or a scenario folder")
 parser.add_argument("--users", default="learned", choices=("learned", "synthetic"))
 parser.add_argument("--steps", type=int, default=250_000)
-parser.add_argument("--sessions", type=int, default=2000, help="played by each policy in the comparison")
+parser.add_argument("--sessions", type=int, default=2000, help="sessions per policy in the comparison")
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 

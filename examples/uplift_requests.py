@@ -1,7 +1,7 @@
-"""When is a fresh page worth its query? Uplift of a request from logs, spent under a budget.
+"""When is a fresh page worth its cost? Uplift of a request from logs, spent under a budget.
 
-Collects a log whose requests were drawn by chance, trains an estimator, and plots what its planner buys for
-its requests beside simple rules, how well scores order moments (Qini), and when requests fire.
+Collects a log with randomised requests, trains an estimator, and plots what its planner gains from its
+requests compared with simple rules, how well scores order moments (Qini), and when requests fire.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from edgerec_gym.scenario import Scenario
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--log-sessions", type=int, default=20_000)
 parser.add_argument("--epochs", type=int, default=5)
-parser.add_argument("--sessions", type=int, default=1500, help="played by each policy")
+parser.add_argument("--sessions", type=int, default=1500, help="sessions per policy")
 parser.add_argument("--run", type=Path, help="an estimator's run, instead of training one")
 parser.add_argument("--out", type=Path, default=Path("runs/uplift_requests"))
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 out, scenario = make_folder(arguments.out), Scenario.load("lite")
 config, reward, sessions = scenario.config, scenario.config.reward, arguments.sessions
-wait = config.page_size - config.request_latency  # a page is given what an automatic one gets
+wait = config.page_size - config.request_latency  # as many slots as an automatic page gets
 STYLES = {
     "uplift": ("#0072b2", "o-"),
     "outcome": ("#e69f00", "o-"),
@@ -64,9 +64,9 @@ scores: dict[str, tuple[Score, np.ndarray]] = {
 }
 
 
-# 2. Policies at several budgets, each watched as it plays.
+# 2. Policies at several budgets, each recorded as it plays.
 class Watched:
-    """Plays a policy and notes the moments at which it may request."""
+    """Plays a policy and records the moments at which it may request."""
 
     def __init__(self, policy):
         self.policy, self.name, self.moments = policy, policy.name, []
@@ -85,7 +85,7 @@ class Watched:
     def act(self, observation):
         actions, feed = self.policy.act(observation), self.batch.arrays
         intent, moves = self.batch.users.arrays.intent_now, feed.slot != self.slot
-        switched = (intent * self.intent).sum(axis=1) < 0.7  # it drifts, too, but never so far in one slot
+        switched = (intent * self.intent).sum(axis=1) < 0.7  # it also drifts, but never this far in one slot
         self.since = np.where(switched, 0, self.since + moves)
         self.since[feed.slot == 0] = -config.max_slots  # no switch yet
         self.slot, self.intent = feed.slot.copy(), intent.copy()
@@ -129,7 +129,7 @@ results = {name: [played(policy) for policy in members] for name, members in wat
 
 
 def over_keep(result, clicks, purchases):
-    """Gain of clicks and purchases, weighted, over keep, paired by session."""
+    """Gain over keep in the weighted sum of clicks and purchases, paired by session."""
     gain = clicks * (result["expected_clicks"] - kept["expected_clicks"])
     return mean_interval(gain + purchases * (result["expected_purchases"] - kept["expected_purchases"]))
 
@@ -166,7 +166,7 @@ finish(panels[0], f"What requests buy, {sessions:,} sessions of the ground truth
 plot.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
 plot.savefig(out / "requests.png", dpi=150)
 
-# 3. Qini: what is gained if the moments with the largest scores get a request.
+# 3. Qini: the gain if the moments with the largest scores get a request.
 without, requested, drawn = sample.values(15, reward.click, reward.purchase)
 tau = requested - without
 share = np.arange(len(tau) + 1) / len(tau)
@@ -184,7 +184,7 @@ plot.legend(loc="outside right upper", frameon=False, fontsize=8)
 plot.savefig(out / "qini.png", dpi=150)
 print(f"Qini {ranked.qini():.4f} on drawn outcomes")
 
-# 4. When requests fire: age of the page, and slots since the latent intent has switched.
+# 4. When requests fire: age of the page, and slots since the latent intent switched.
 plot, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8), layout="constrained")
 ages, since = np.arange(config.page_size) - 0.5, np.arange(0, 22, 2)
 for name, member in (("uplift", 1), ("intent change", 1), ("true effect", 1), ("chance", 1)):

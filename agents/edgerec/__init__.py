@@ -1,1 +1,1 @@
-"""The EdgeRec agent: the three decisions together, from one perception."""
+"""The EdgeRec agent: all three decisions together, from one perception."""

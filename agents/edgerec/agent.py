@@ -1,10 +1,10 @@
 """The EdgeRec agent: order, insertions and requests together, decided anew whenever something has happened.
 
-Slot by slot the agent plays a plan. A click, a deletion, some exposures without a click, a new page or the
-end of the plan trigger a new one: first the order of the pool, then the cards that are worth more in that
-order than what they displace, then whether a request gains more than its price (Gong et al., EdgeRec,
-CIKM'20, and its later talks on insertion and AdaRequest). With the joint option several whole plans are
-compared by what they are learned to be worth (values.py). Rules: rules.py.
+The agent plays a plan slot by slot. A click, a deletion, some exposures without a click, a new page or the
+end of the plan trigger a new one: first the order of the pool, then the cards whose value in that order
+exceeds what they displace, then whether a request gains more than its price (Gong et al., EdgeRec, CIKM'20,
+and its later talks on insertion and AdaRequest). With the joint option, several whole plans are compared by
+their learned value (values.py). Rules: rules.py.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ NEVER_ASKED = -(10**9)
 
 
 class Judgement(NamedTuple):
-    """What is thought of R moments.
+    """Judgement of R moments.
 
     Attributes:
-        values: of cards and goods at the slots ahead, the pool being shown by the scores.
-        gain: (R,) reward that a request now is expected to add, its cost not counted.
+        values: values of cards and goods at the slots ahead, with the pool shown in the order of the scores.
+        gain: (R,) reward that a request now is expected to add, before its cost.
         price: (M, 1) or (R, M, T) reward that each card must earn beyond what it displaces.
     """
 
@@ -47,35 +47,35 @@ class Judge(Protocol):
 
     @property
     def plan_values(self) -> PlanValues | None:
-        """What whole plans are worth; None if that was not learned."""
+        """Learned values of whole plans; None if they were not learned."""
 
     def reset(self, mask: np.ndarray) -> None:
         """Forget the rows where `mask` (B,) bool is True; the first call fixes the batch size."""
 
     def see(self, observation: Observation) -> None:
-        """Take in what has happened since the last slot, in all B rows; called at every slot."""
+        """Process what has happened since the last slot, in all B rows; called at every slot."""
 
     def scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
-        """Scores (R, N) of the pool in rows (R,) int64 of the batch, whose observation it is."""
+        """Score the pool (R, N) in rows (R,) int64 of the batch; `observation` holds these rows."""
 
     def judge(self, observation: Observation, rows: np.ndarray, scores: np.ndarray) -> Judgement:
-        """Judge the rest, the pool being shown by `scores` (R, N); follows `scores` at the same slot."""
+        """Judge the rest, with the pool ordered by `scores` (R, N); follows `scores` at the same slot."""
 
 
-# (rows, features (R, P, F), slots of the session (R,)) -> (R,) which plan
+# (rows, features (R, P, F), slots of the session (R,)) -> (R,) chosen plans
 Choose = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 class EdgeRec(SlotBySlot):
-    """Plays EdgeFeed-v0; every decision keeps the rules.
+    """Plays EdgeFeed-v0; every decision obeys the rules.
 
     Args:
         judge: tells what orders, cards and requests are worth.
-        config: of the feed.
-        rules: which decisions are on, when, and within which limits.
-        name: of the policy.
+        config: the feed.
+        rules: which decisions are enabled, when, and within which limits.
+        name: the policy's name.
         choose: picks among whole plans (:func:`~edgerec_gym.agents.edgerec.values.candidates`), for training;
-            None: the rules say whether what they are worth decides.
+            None: the rules say whether their learned values decide.
 
     Raises:
         InputError: rules that do not fit the feed.
@@ -94,7 +94,7 @@ class EdgeRec(SlotBySlot):
         super().__init__(_Unasked(name), triggers.quiet_exposures)
         self.limits = self.rules.feed(config)
         self.price, self.cool_down = self.rules.charge(config), self.rules.cool_down(config)
-        self.n_slots = config.page_size  # that plans look ahead, at most
+        self.n_slots = config.page_size  # maximum number of slots that plans look ahead
         self._choose = choose
         if choose is None and self.rules.decide.joint:
             plans = judge.plan_values
@@ -118,7 +118,7 @@ class EdgeRec(SlotBySlot):
         self._asked[mask], self._requests[mask] = NEVER_ASKED, 0
 
     def act(self, observation: Observation) -> np.ndarray:
-        """Return (B,) int64; sessions that stand still, since they have ended, repeat their last action."""
+        """Return (B,) int64; rows whose session has ended repeat their last action."""
         self._now = np.rint(observation["context"][:, SLOT] * self.config.max_slots).astype(np.int64)
         self.judge.see(observation)
         action = super().act(observation)
@@ -137,7 +137,7 @@ class EdgeRec(SlotBySlot):
 
     def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
         decide = self.rules.decide
-        scores = np.zeros(observation["pool"].shape[:2], np.float32)  # of equal scores the cloud's first
+        scores = np.zeros(observation["pool"].shape[:2], np.float32)  # ties: the cloud's order
         if decide.order:
             scores = self.judge.scores(observation, rows)
         found = self.judge.judge(observation, rows, scores)
@@ -158,7 +158,7 @@ class EdgeRec(SlotBySlot):
         return check_plan(made, n_pool, n_cards, None, len(rows))
 
     def _slots(self, net: np.ndarray, found: Judgement, observation: Observation) -> np.ndarray:
-        """Where the cards stand, (R, M) int64 slots ahead."""
+        """Slots ahead at which the cards are placed, (R, M) int64."""
         if not self.rules.decide.insert:
             return np.full(net.shape[:2], NOT_SHOWN)
         return solve(net, found.values.exposure, observation, self.limits, self.rules.insert.solver)
@@ -174,8 +174,8 @@ class EdgeRec(SlotBySlot):
         return may if most is None else may & (self._requests[rows] < most)
 
     def explain(self, row: int) -> Explanation:
-        """Why the last action in a row of the batch was taken; slots are counted from it."""
-        at = int(self._position[row]) - 1  # the action has moved it on
+        """Explain the last action in a row of the batch; slots are counted from it."""
+        at = int(self._position[row]) - 1  # the action has already advanced it
         first, told = at == 0, self._told
         slots = told.slots[row] - at
         return Explanation(
@@ -189,7 +189,7 @@ class EdgeRec(SlotBySlot):
 
 
 class _Told:
-    """What was thought when each row's plan was made."""
+    """The estimates behind each row's current plan."""
 
     def __init__(self, rows: int, config: FeedConfig, n_slots: int) -> None:
         self.scores = np.zeros((rows, config.pool_size), np.float32)
@@ -204,7 +204,7 @@ class _Told:
 
 
 def _chosen(planned: Sequence[Candidate], choice: np.ndarray) -> Candidate:
-    """Of P plans the one that is chosen (R,) at each moment."""
+    """Select one of P plans at each moment, by `choice` (R,)."""
     at = np.arange(len(choice))
     scores, slots, asks = (
         np.stack([getattr(c, k) for c in planned])[choice, at] for k in ("scores", "slots", "asks")
@@ -213,7 +213,7 @@ def _chosen(planned: Sequence[Candidate], choice: np.ndarray) -> Candidate:
 
 
 class _Unasked:
-    """Stands where a list policy would: the agent plans by itself, for the rows that need it."""
+    """Placeholder for a list policy: the agent plans by itself, for the rows that need it."""
 
     stateless = True
 

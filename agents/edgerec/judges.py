@@ -1,4 +1,4 @@
-"""Who judges moments for the EdgeRec agent: the joint network, or separately trained parts side by side."""
+"""Judges of the EdgeRec agent: the joint network, or separately trained parts side by side."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from edgerec_gym.runs import read_run
 
 
 def pool_order(observation: Observation, scores: np.ndarray) -> np.ndarray:
-    """Pool rows by scores (R, N), those used up last, of equal ones the cloud's first; (R, N) int64."""
+    """Pool rows by scores (R, N), used-up ones last, ties in the cloud's order; (R, N) int64."""
     present = (observation["pool"] != 0).any(axis=2)
     return np.argsort(np.where(present, -scores, np.inf), axis=1, kind="stable")
 
 
 class Parts:
-    """The separately trained parts together, each with a perception of its own.
+    """The separately trained parts together, each with its own perception.
 
     Args:
         reranker: orders the pool.
@@ -65,7 +65,7 @@ class Parts:
         return self._order.scores(observation)
 
     def judge(self, observation: Observation, rows: np.ndarray, scores: np.ndarray) -> Judgement:
-        """Values of ESAN and gain of the uplift model."""
+        """Values from ESAN and gain from the uplift model."""
         order = pool_order(observation, scores)
         values = self._values.values(observation, order, self.esan.config.page_size)
         return Judgement(values, np.asarray(self._gain(observation), np.float64), self._price)
@@ -78,7 +78,7 @@ def load_parts(folders: list[Path], config: FeedConfig, threads: int = 1) -> Par
     """Load one run each of a re-ranker that scores, of ESAN, and of an uplift model, in any order.
 
     Raises:
-        InputError: a part is missing, is there twice or is none of these; broken files; other sizes.
+        InputError: a part is missing, is given twice or is none of these; broken files; other sizes.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -100,10 +100,10 @@ def load_parts(folders: list[Path], config: FeedConfig, threads: int = 1) -> Par
 
 
 class JointNetwork:
-    """The joint network, with a perception that takes in one event at a time.
+    """The joint network, with a perception that processes one event at a time.
 
     Args:
-        network: of the agent.
+        network: the agent's network.
         threads: torch threads.
     """
 
@@ -115,14 +115,14 @@ class JointNetwork:
 
     @property
     def plan_values(self) -> PlanValues | None:
-        """What whole plans are worth; None if that was not learned."""
+        """Learned values of whole plans; None if they were not learned."""
         network = self.network
         if not network.plan.any():
             return None
         return PlanValues(network.plan.double().numpy(), network.plan_spread.double().numpy())
 
     def reset(self, mask: np.ndarray) -> None:
-        """Forget what happened in some rows."""
+        """Forget what happened in the masked rows."""
         perception = self.network.esan.perception
         if not self._state or len(self._counts["exposures"]) != len(mask):
             self._state = perception.start(len(mask))
@@ -135,7 +135,7 @@ class JointNetwork:
             state.action_hidden[:, rows] = 0
 
     def see(self, observation: Observation) -> None:
-        """Encode the events that are new, one step of a GRU each."""
+        """Encode the new events, one GRU step each."""
         config = self.network.config
         for name, column in (("exposures", EXPOSURES), ("page_views", PAGE_VIEWS)):
             if name == "page_views" and not self.network.page_views:
@@ -143,7 +143,7 @@ class JointNetwork:
             count = np.rint(observation["context"][:, column] * config.max_slots).astype(np.int64)
             new = count - self._counts[name]
             history, self._counts[name] = observation[name], count
-            length = (history != 0).any(2).sum(1)  # a session that was joined late: all that is there
+            length = (history != 0).any(2).sum(1)  # a session that was joined late: all of its history
             new = np.minimum(np.maximum(new, 0), length)
             for back in range(int(new.max(initial=0)), 0, -1):
                 rows = np.flatnonzero(new >= back)
@@ -154,7 +154,7 @@ class JointNetwork:
                     )
 
     def behaviour(self, rows: np.ndarray) -> Behaviour:
-        """Codes of what has happened in some rows (R,) int64, up to the longest of them."""
+        """Codes of what has happened in some rows (R,) int64, padded to the longest history."""
         found, at = {}, torch.from_numpy(rows)
         for name, state in self._state.items():
             part = replace(state, items=state.items[at], actions=state.actions[at], count=state.count[at])
@@ -164,7 +164,7 @@ class JointNetwork:
         return found
 
     def scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
-        """Scores of the order head; what is encoded is kept for :meth:`judge`."""
+        """Scores of the order head; the encodings are kept for :meth:`judge`."""
         self._encoded = self._encode(observation, rows)
         with torch_threads(self.threads), torch.no_grad():
             parts = [self.network.scores(part.observation, part.coded) for part in self._encoded]
@@ -209,7 +209,7 @@ class _Encoded(NamedTuple):
 
 
 def agent_inputs(observation: Observation, rows: slice | np.ndarray = slice(None)) -> TensorObservation:
-    """Some rows of an observation as tensors, with the cards."""
+    """Convert some rows of an observation to tensors, cards included."""
     return {
         key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))
         for key in READ

@@ -1,9 +1,9 @@
 """The network of the EdgeRec agent: one perception of the user's behaviour, and a head for each decision.
 
-Behaviour is encoded once (HUBSM, :class:`~edgerec_gym.agents.perception.perception.Perception`). Every card,
-goods or mixed, attends to it once; from these codes come the order of the goods and the matrix of values of
-cards at slots (ESAN's own layers). The request head attends to the same behaviour. Perception, attention and
-matrix start as those of a trained ESAN; order and request learn from teachers (train.py).
+Behaviour is encoded once (HUBSM, :class:`~edgerec_gym.agents.perception.perception.Perception`), and every
+card, goods or mixed, attends to it once. The resulting codes give the order of the goods and the matrix of
+values of cards at slots (ESAN's own layers). The request head attends to the same behaviour. Perception,
+attention and matrix start from a trained ESAN; order and request learn from teachers (train.py).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Behaviour = dict[str, BehaviourCodes]
 
 
 class RequestHead(nn.Module):
-    """What a request is expected to gain, from intent signals, user, context and attended behaviour.
+    """Expected gain of a request, from intent signals, user, context and attended behaviour.
 
-    It starts at no effect.
+    Its initial prediction is zero.
 
     Args:
         config: gives the sizes.
@@ -64,7 +64,7 @@ class RequestHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(plain), requires_grad=False)
 
     def plain(self, observation: TensorObservation) -> Tensor:
-        """All that is read but the behaviour codes, (B, n)."""
+        """All inputs except the behaviour codes, (B, n)."""
         signals = intent_signals(observation, self.config)
         return torch.cat((signals, observation["user"], observation["context"]), -1)
 
@@ -80,18 +80,18 @@ class RequestHead(nn.Module):
 
 
 class Coded(NamedTuple):
-    """The cards of B sessions, encoded against behaviour: M mixed ones and the N of the pool."""
+    """The cards of B sessions, encoded with behaviour: M mixed ones and the N of the pool."""
 
     mixed: Candidates
     pool: Candidates
 
 
 class Matrix(NamedTuple):
-    """What B sessions expect of T slots ahead, given an order.
+    """Expectations of B sessions for T slots ahead, given an order.
 
     Attributes:
         cards: (B, M, T) float32 reward of each card at each slot, 0 where there is no card.
-        goods: (B, T) float32 reward of the goods that would stand there.
+        goods: (B, T) float32 reward of the goods that would be shown there.
         exposure: (B, T) float32 probability that the slot will be seen.
     """
 
@@ -101,21 +101,21 @@ class Matrix(NamedTuple):
 
 
 class EdgeRecNetwork(nn.Module):
-    """One perception, three heads, and a few numbers between them that joint training moves first.
+    """One perception, three heads, and a few scalars between them that joint training adjusts first.
 
     Args:
         esan: gives perception, attention and matrix; used as it is, not copied.
         hidden: width of the order and request heads.
         page_views: False hides what was opened, in the histories and in the context.
-        plan_features: figures that whole plans are compared by (values.py).
-        match: the weight of live match to start with.
+        plan_features: number of features that whole plans are compared by (values.py).
+        match: initial weight of live match.
 
     Attributes:
-        match: weight of the match with live interest, beside the order head; 1 = device-greedy's.
+        match: weight of the match with live interest, added to the order head; 1 = device-greedy's.
         price: (C,) reward that a card of each type must earn beyond what it displaces.
         effect: (2,) scale and shift of the gain of a request.
         plan: (features,) weights of the value of whole plans (values.py); zero = not learned.
-        plan_spread: (features, features) how sure they are.
+        plan_spread: (features, features) uncertainty of these weights.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class EdgeRecNetwork(nn.Module):
         return torch.arange(self.config.n_cards) % len(self.config.card_types)
 
     def seen(self, observation: Observation) -> Observation:
-        """What the network may read of an observation."""
+        """The part of an observation that the network may read."""
         found = {key: observation[key] for key in READ if key in observation}
         if not self.page_views:
             found["page_views"] = np.zeros_like(found["page_views"])
@@ -157,7 +157,7 @@ class EdgeRecNetwork(nn.Module):
         return found
 
     def encode(self, observation: TensorObservation, behaviour: Behaviour) -> Coded:
-        """Encode all cards, once."""
+        """Encode all cards."""
         cards, goods = observation["cards"], candidate_cards(observation["pool"], self.config.n_types)
         coded = self.esan.encode(observation, torch.cat((cards, goods), 1), behaviour)
         n_cards = cards.shape[1]
@@ -167,9 +167,9 @@ class EdgeRecNetwork(nn.Module):
         )
 
     def scores(self, observation: TensorObservation, coded: Coded, with_match: bool = True) -> Tensor:
-        """Score the pool, (B, N) logits; a row that is used up gets ABSENT.
+        """Score the pool, (B, N) logits; used-up rows get ABSENT.
 
-        `with_match` = False leaves out the weighted match with live interest: the order head alone.
+        `with_match` = False leaves out the weighted match with live interest, for the order head alone.
         """
         pool, d = observation["pool"], self.config.embedding_size
         slot = torch.round(observation["context"][:, SLOT] * self.config.max_slots)
@@ -183,7 +183,7 @@ class EdgeRecNetwork(nn.Module):
         return score.masked_fill(~(pool != 0).any(-1), ABSENT)
 
     def matrix(self, observation: TensorObservation, coded: Coded, order: Tensor, n_slots: int) -> Matrix:
-        """Value cards and goods at the slots ahead, the pool being shown in `order` (B, N) int64."""
+        """Value cards and goods at the slots ahead, with the pool shown in `order` (B, N) int64."""
         needed = n_slots + self.esan.below
         goods = candidate_cards(take(observation["pool"], order[:, :needed]), self.config.n_types)
         goods = nn.functional.pad(goods, (0, 0, 0, needed - goods.shape[1]))
@@ -203,5 +203,5 @@ class EdgeRecNetwork(nn.Module):
         return self.price[self.type_of_card]
 
     def gain(self, observation: TensorObservation, behaviour: Behaviour) -> Tensor:
-        """What a request now is expected to gain, (B,), in reward units."""
+        """Expected gain of a request now, (B,), in reward units."""
         return self.effect[0] * self.request(observation, behaviour) + self.effect[1]

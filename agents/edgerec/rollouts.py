@@ -1,4 +1,4 @@
-"""Sessions of EdgeFeed-v0 played by the EdgeRec agent, with the noise and the memory that gradients need."""
+"""Sessions of EdgeFeed-v0 played by the EdgeRec agent, with the noise and the records that gradients need."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
 def play_sessions(policy: Policy, env: EdgeFeedVectorEnv, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Play one session a row to its end.
+    """Play one session per row to its end.
 
     Args:
-        policy: plays; it is reset.
-        env: of the track joint.
-        seeds: of the rows, (B,).
+        policy: the policy; it is reset.
+        env: an environment of the track joint.
+        seeds: seeds of the rows, (B,).
 
     Returns:
         (B, slots) float64 expected reward of the card placed at each slot (the users' click and purchase
@@ -58,10 +58,10 @@ class Moments(NamedTuple):
     """R moments at which plans were made, or lists of them.
 
     Attributes:
-        observation: what the network reads, (R, ...) each.
+        observation: inputs of the network, (R, ...) each.
         behaviour: codes of what had happened.
-        row, slot: (R,) int64, of the batch and of the session.
-        told: what a recorder kept beside, (R, ...) each.
+        row, slot: (R,) int64, in the batch and in the session.
+        told: what a recorder kept in addition, (R, ...) each.
     """
 
     observation: TensorObservation
@@ -71,7 +71,7 @@ class Moments(NamedTuple):
     told: dict[str, Tensor]
 
     def take(self, index: np.ndarray) -> Moments:
-        """Some of them, (K,) int64."""
+        """Select moments by index (K,) int64."""
         at = torch.from_numpy(index)
         return Moments(
             {key: values[at] for key, values in self.observation.items()},
@@ -113,19 +113,19 @@ def _padded(values: Tensor, length: int) -> Tensor:
 
 
 class Recorder(JointNetwork):
-    """The joint network as a judge that keeps the moments which it has judged."""
+    """The joint network as a judge that records the moments it has judged."""
 
     def __init__(self, network: EdgeRecNetwork) -> None:
         super().__init__(network)
         self.moments: list[Moments] = []
 
     def reset(self, mask: np.ndarray) -> None:
-        """Forget what happened, and the moments that were kept."""
+        """Forget what happened, and the recorded moments."""
         super().reset(mask)
         self.moments = []
 
     def keep(self, observation: Observation, rows: np.ndarray, **told: np.ndarray) -> None:
-        """Keep the moments that are encoded now."""
+        """Record the moments that are currently encoded."""
         slot = np.rint(observation["context"][:, SLOT] * self.network.config.max_slots).astype(np.int64)
         at = 0
         for part in self._encoded:
@@ -137,11 +137,11 @@ class Recorder(JointNetwork):
 
 
 class Explorer(Recorder):
-    """Adds Gaussian noise to what the heads say, and keeps it: perturb and plan.
+    """Adds Gaussian noise to the outputs of the heads, and records it: perturb and plan.
 
     Args:
-        network: judges.
-        generator: of the noise.
+        network: the judge.
+        generator: generator of the noise.
         noise: standard deviations of order scores (logits), of card values and of a request's gain (reward).
     """
 
@@ -162,7 +162,7 @@ class Explorer(Recorder):
         return (found + self.noise[0] * self._order_noise).astype(np.float32)
 
     def judge(self, observation: Observation, rows: np.ndarray, scores: np.ndarray) -> Judgement:
-        """Values and gain with noise; the moment is kept."""
+        """Values and gain with noise; the moment is recorded."""
         if not self._encoded:  # the order is not the agent's to decide
             self._encoded = self._encode(observation, rows)
             self._order_noise = np.zeros(scores.shape)
@@ -187,7 +187,7 @@ class Explorer(Recorder):
 
 
 class Teachers(Recorder):
-    """Lets the parts decide, while the network encodes what they see; keeps what they say."""
+    """Lets the parts decide while the network encodes what they see; records what they say."""
 
     def __init__(self, network: EdgeRecNetwork, parts: Parts) -> None:
         super().__init__(network)
@@ -198,7 +198,7 @@ class Teachers(Recorder):
         return self.parts.scores(observation, rows)
 
     def judge(self, observation: Observation, rows: np.ndarray, scores: np.ndarray) -> Judgement:
-        """Judgement of the parts; the moment is kept."""
+        """Judgement of the parts; the moment is recorded."""
         found = self.parts.judge(observation, rows, scores)
         self._encoded = self._encode(observation, rows)
         self.keep(observation, rows, scores=scores, gain=found.gain)

@@ -1,4 +1,4 @@
-"""The rules of the EdgeRec agent, as a small file that an operator reads and edits (TOML).
+"""The rules of the EdgeRec agent: a small TOML file that an operator reads and edits.
 
 A rule can only make the feed's own rules stricter: what the environment forbids stays forbidden.
 """
@@ -21,34 +21,34 @@ Switch = Literal[True, False]
 
 @dataclass(frozen=True)
 class Decide(Config):
-    """Which decisions the agent takes; one that is off stays with the cloud."""
+    """Which decisions the agent takes; the others stay with the cloud."""
 
     order: Switch = True  # re-rank the pool
     insert: Switch = True  # place cards
-    request: Switch = True  # ask for pages
-    joint: Switch = False  # choose among several whole plans by what they are learned to be worth
+    request: Switch = True  # request pages
+    joint: Switch = False  # choose among several whole plans by their learned value
 
 
 @dataclass(frozen=True)
 class Insert(Config):
-    """Insertions. An empty list takes the feed's own numbers, else one number a card type."""
+    """Insertions. Lists hold one number per card type; an empty one takes the feed's own numbers."""
 
     price: float = bounded(0.0, -1e3, 1e3)  # reward units that a card must earn beyond what it displaces
-    share_caps: tuple[float, ...] = bounded((), 0.0, 1.0)  # of the slots
-    gaps: tuple[int, ...] = bounded((), 0, 1000)  # least slots between cards of a type
+    share_caps: tuple[float, ...] = bounded((), 0.0, 1.0)  # maximum share of the slots
+    gaps: tuple[int, ...] = bounded((), 0, 1000)  # minimum number of slots between cards of a type
     first_slots: tuple[int, ...] = bounded((), 0, 10_000)  # first slot that a type may take
     solver: Literal["exact", "beam", "greedy", "density"] = "exact"
 
 
 @dataclass(frozen=True)
 class Request(Config):
-    """Requests for pages."""
+    """Page requests."""
 
     price: float | None = bounded(
         None, -1e3, 1e3
-    )  # reward that one must gain; left out: what the feed charges
-    cool_down: int | None = bounded(None, 0, 10_000)  # slots from one to the next; left out: a page's time
-    per_session: int | None = bounded(None, 0, 10_000)  # at most; left out: no limit
+    )  # reward that a request must gain; left out: the feed's cost of one
+    cool_down: int | None = bounded(None, 0, 10_000)  # slots between requests; left out: a page's time
+    per_session: int | None = bounded(None, 0, 10_000)  # maximum number in a session; left out: no limit
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Triggers(Config):
     every_slot: Switch = False
     click: Switch = True
     deletion: Switch = True
-    quiet_exposures: int | None = bounded(4, 1, 10_000)  # without a click; left out: never
+    quiet_exposures: int | None = bounded(4, 1, 10_000)  # exposures without a click; left out: never
 
 
 @dataclass(frozen=True)
 class Rules(Config):
-    """All rules; a section of the file each."""
+    """All rules; one field per section of the file."""
 
     decide: Decide = field(default_factory=Decide)
     insert: Insert = field(default_factory=Insert)
@@ -71,10 +71,10 @@ class Rules(Config):
     triggers: Triggers = field(default_factory=Triggers)
 
     def feed(self, config: FeedConfig) -> FeedConfig:
-        """The feed under these rules, for planning: caps, gaps and first slots, where they are stricter.
+        """The feed under these rules, for planning: caps, gaps and first slots where they are stricter.
 
         Raises:
-            InputError: not one number a card type, or a gap beyond a page, which the device cannot tell.
+            InputError: not one number per card type, or a gap beyond a page, which the device cannot observe.
         """
         chosen: dict[str, tuple[Any, ...]] = {}
         for name, stricter in (("share_caps", min), ("gaps", max), ("first_slots", max)):
@@ -96,12 +96,12 @@ class Rules(Config):
         return -config.reward.request if self.request.price is None else self.request.price
 
     def cool_down(self, config: FeedConfig) -> int:
-        """Slots from a request to the next one, at least; by default what an automatic page is given."""
+        """Minimum slots from one request to the next; by default the time that an automatic page gets."""
         chosen = self.request.cool_down
         return config.page_size - config.request_latency if chosen is None else chosen
 
     def to_toml(self) -> str:
-        """The text of a rules file; what is left out has no value."""
+        """Text of a rules file; fields without a value are left out."""
         lines = ["# Rules of the EdgeRec agent. What is left out takes its default, mostly the feed's own."]
         for section, values in self.to_dict().items():
             lines += ["", f"[{section}]"]
@@ -129,10 +129,10 @@ def rules_from(values: dict[str, Any], where: str = "rules") -> Rules:
 
     Args:
         values: {section: {field: value}}.
-        where: named in errors.
+        where: name of the source in errors.
 
     Raises:
-        InputError: naming the place, the section, the field and what is allowed.
+        InputError: a bad value; names the place, the section, the field and what is allowed.
     """
     sections = {f.name: f.default_factory for f in dataclasses.fields(Rules)}
     found: dict[str, Any] = {}

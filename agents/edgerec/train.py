@@ -1,19 +1,19 @@
 """Train the EdgeRec agent: from separately trained parts to one network, jointly, on learned users.
 
 1. *Teach*. The parts play learned users together. The network takes perception, attention and the matrix of
-   values from ESAN. The order head learns the re-ranker's scores and the request head the uplift model's
+   values from ESAN. The order head learns the re-ranker's scores, and the request head the uplift model's
    gain, at the moments that the parts have met (distillation).
 2. *Play*. Policy gradient: at each plan, Gaussian noise is added to the scores, to the values of the cards
-   and to the gain of a request, and the agent plans for what comes out (perturb and plan, as in
+   and to the gain of a request, and the agent plans for the result (perturb and plan, as in
    :mod:`edgerec_gym.agents.insertion.gradient`). The gradient is the score function of all three, weighted by
-   what followed in the session minus what followed in the other copies of the session (leave-one-out, common
-   random numbers). The divergence from the network that was taught is a penalty. Perception stays as it is.
+   the return that followed in the session minus that in the other copies of the session (leave-one-out,
+   common random numbers). The divergence from the taught network is a penalty. Perception is not trained.
 3. *Select*. Every few updates the agent plays held-out sessions of learned users. The best network is kept,
    the taught one included.
-4. *Compare*. What whole plans are worth is learned from rollouts of the best network
+4. *Compare*. The value of whole plans is learned from rollouts of the best network
    (:mod:`edgerec_gym.agents.edgerec.values`).
 
-A run is a folder as :mod:`edgerec_gym.runs` describes it, and rules.toml.
+A run is a folder as in :mod:`edgerec_gym.runs`, plus rules.toml.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ BATCH, SCALE_SAMPLE, LEAST_SCALE, LEAST_SPREAD = 256, 4096, 0.01, 1e-6
 
 
 def teach(network: EdgeRecNetwork, moments: Moments, settings: EdgeRecConfig, seed: int) -> list[float]:
-    """Fit the order head and the request head; the rest of the network stays as it is.
+    """Fit the order head and the request head; the rest of the network is left unchanged.
 
     Args:
         network: trained in place.
-        moments: with the teachers' "scores" and "gain".
+        moments: moments with the teachers' "scores" and "gain".
         settings: hyper-parameters.
-        seed: of the order of the moments.
+        seed: seed of the order of the moments.
 
     Returns:
-        Mean loss of every epoch, in shares of the teachers' spread: 2 before training, 0 at best.
+        Mean loss of every epoch, as a share of the teachers' spread: 2 before training, 0 at best.
     """
     standardise(network, moments)
     heads = [*network.order.parameters(), *network.request.parameters()]
@@ -97,7 +97,7 @@ def teach(network: EdgeRecNetwork, moments: Moments, settings: EdgeRecConfig, se
 
 @torch.no_grad()
 def standardise(network: EdgeRecNetwork, moments: Moments) -> None:
-    """Give the request head the scale of what it reads, from the first moments."""
+    """Set the input scale of the request head from the first moments."""
     some = moments.take(np.arange(min(SCALE_SAMPLE, len(moments.row))))
     head = network.request
     plain = head.plain(some.observation)
@@ -106,14 +106,14 @@ def standardise(network: EdgeRecNetwork, moments: Moments) -> None:
 
 
 def teaching_loss(network: EdgeRecNetwork, moments: Moments) -> Tensor:
-    """Squared errors of centred scores and of gains, each as a share of the teachers' spread, added."""
+    """Sum of the squared errors of centred scores and of gains, each as a share of the teachers' spread."""
     observation, behaviour = moments.observation, moments.behaviour
     teacher, gain = moments.told["scores"], moments.told["gain"]
     present = teacher > ABSENT / 2
     with torch.no_grad():
         coded = network.encode(observation, behaviour)
     wanted = centred(teacher, present)
-    # The teacher says what the head alone is to say: live match comes on top.
+    # The teacher's scores are the target of the head alone; live match is added to it.
     error = centred(network.scores(observation, coded, with_match=False), present) - wanted
     order = error.square().sum() / wanted.square().sum().clamp(min=LEAST_SPREAD)
     missed = network.request(observation, behaviour) - gain
@@ -121,17 +121,17 @@ def teaching_loss(network: EdgeRecNetwork, moments: Moments) -> Tensor:
 
 
 def centred(score: Tensor, present: Tensor) -> Tensor:
-    """Scores (B, N) minus their mean over what is present, 0 elsewhere."""
+    """Subtract from scores (B, N) the mean over what is present; 0 elsewhere."""
     kept = torch.where(present, score, torch.zeros_like(score))
     mean = kept.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
     return (kept - mean) * present
 
 
 FIXED = ("agent", "based_on", "scenario", "users", "seed", "hyper", "sizes", "rules")  # in a resumed run
-TEACH, PLAY, SELECT, COMPARE = (k * CLI_SEED_STRIDE // 4 for k in range(4))  # where their sessions begin
-ROWS = 256  # sessions played at once
-RESULTS = ("steps", "reward", "held_out", "parts_value", "teaching_loss")  # grow while it trains
-CAUTION = (1.0, 2.0, 1e6)  # widths of what is sure, tried on held-out sessions; the last one never differs
+TEACH, PLAY, SELECT, COMPARE = (k * CLI_SEED_STRIDE // 4 for k in range(4))  # first seeds of their sessions
+ROWS = 256  # number of sessions played at once
+RESULTS = ("steps", "reward", "held_out", "parts_value", "teaching_loss")  # updated during training
+CAUTION = (1.0, 2.0, 1e6)  # factors of the uncertainty, tried on held-out sessions; the last never deviates
 GRADIENT_ROWS = 256  # moments in one pass of a gradient step, to bound memory
 
 
@@ -153,14 +153,14 @@ def train(
 
     Args:
         out: the run's folder.
-        agent: its name.
+        agent: the agent's name.
         based_on: runs of a re-ranker that scores, of esan, and of an uplift model, in any order.
         scenario: a shipped name, a folder, or a Scenario.
-        users: who answers, "learned" or "synthetic".
-        rules: that the agent keeps while it trains and, as rules.toml in the folder, afterwards; a file, or
+        users: the user model that answers, "learned" or "synthetic".
+        rules: rules that the agent obeys in training and, as rules.toml in the folder, afterwards; a file, or
             None for the defaults.
-        seed: of sessions, noise and initial parameters.
-        resume: go on from the last checkpoint in `out`, if there is one.
+        seed: seed of sessions, noise and initial parameters.
+        resume: continue from the last checkpoint in `out`, if there is one.
         threads: torch threads.
         progress: called with (updates done, updates in all, text).
         **hyper: fields of :class:`EdgeRecConfig`.
@@ -169,7 +169,7 @@ def train(
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, parts that are missing or do not fit, bad rules, `out`
+        InputError: unknown names, values out of range, missing or incompatible parts, bad rules, or `out` is
             not writable or in use by another run.
     """
     check_seed(seed)
@@ -179,7 +179,7 @@ def train(
         raise InputError("[decide] joint is learned by this training: train without it, then switch it on")
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     parts = load_parts([Path(folder) for folder in based_on], loaded.config, threads)
-    rules.feed(loaded.config)  # refuses what does not fit before the work
+    rules.feed(loaded.config)  # fails early if the rules do not fit
     if not parts.esan.settings.behaviour:
         raise InputError("agent 'edgerec' takes its perception from an esan with behaviour = 1")
     run = make_folder(out)
@@ -227,19 +227,19 @@ def train(
 
 
 class EdgeRecTrainer:
-    """One agent in training.
+    """Training of one agent.
 
     Args:
         parts: teachers.
-        record: content of policy.json; steps, reward and held_out grow.
+        record: content of policy.json; steps, reward and held_out are updated.
         settings: hyper-parameters.
-        scenario: whose users answer.
-        rules: that are kept.
+        scenario: the scenario whose users answer.
+        rules: rules that the agent obeys.
 
     Attributes:
-        network: as of the last update.
-        taught: as it was before the first one.
-        best: as of the best held-out sessions.
+        network: after the last update.
+        taught: before the first update.
+        best: the best one on held-out sessions.
     """
 
     def __init__(
@@ -264,11 +264,11 @@ class EdgeRecTrainer:
         )
 
     def both(self) -> torch.nn.ModuleDict:
-        """The networks that a resumed training needs beside the best one."""
+        """The networks that a resumed training needs besides the best one."""
         return torch.nn.ModuleDict({"network": self.network, "taught": self.taught})
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         parameters.restore_checkpoint(folder, self.best, self.optimizer, self.both())
         earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in RESULTS}
@@ -278,7 +278,7 @@ class EdgeRecTrainer:
         return EdgeRec(judge, self.scenario.config, self.rules, **options)
 
     def play(self, policy: Policy, first: int, sessions: int, copies: int = 1) -> np.ndarray:
-        """What came with every slot of some sessions, (sessions, copies, slots)."""
+        """Reward at every slot of some sessions, (sessions, copies, slots)."""
         env = self._env(sessions * copies)
         seeds = np.repeat(self.seed * CLI_SEED_STRIDE + first + np.arange(sessions), copies)
         return play_sessions(policy, env, seeds).reshape(sessions, copies, -1)
@@ -289,7 +289,7 @@ class EdgeRecTrainer:
         )
 
     def teach(self) -> None:
-        """Let the parts play, and fit the heads to what they say."""
+        """Let the parts play, and fit the heads to their outputs."""
         s, found = self.settings, []
         judge = Teachers(self.network, self.parts)
         for first in range(0, s.teach_sessions, ROWS):
@@ -326,7 +326,7 @@ class EdgeRecTrainer:
         self.record = self.record | {"steps": done + 1, "reward": reward}
 
     def loss(self, moments: Moments, advantage: Tensor) -> Tensor:
-        """Policy gradient's loss and penalty, summed over moments; `advantage` (R,)."""
+        """Policy-gradient loss plus penalty, summed over moments; `advantage` (R,)."""
         s, told = self.settings, moments.told
         now = self._means(self.network, moments)
         with torch.no_grad():
@@ -341,7 +341,7 @@ class EdgeRecTrainer:
         return s.anchor * divergence - (advantage * score).sum()
 
     def _means(self, network: EdgeRecNetwork, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
-        """What the heads say at moments: scores (R, N), cards beyond their price (R, M, T), gain (R, 1)."""
+        """Outputs of the heads: scores (R, N), cards beyond their price (R, M, T), gain (R, 1)."""
         observation, behaviour = moments[:2]
         coded = network.encode(observation, behaviour)
         score = network.scores(observation, coded)
@@ -375,7 +375,7 @@ class EdgeRecTrainer:
         self.record = self.record | {"held_out": [*earlier, figures]}
 
     def compare(self) -> None:
-        """Learn what whole plans are worth, from rollouts that differ by one plan."""
+        """Learn the value of whole plans, from rollouts that differ by one plan."""
         s = self.settings
         if not s.compare_sessions:
             return
@@ -400,7 +400,7 @@ class EdgeRecTrainer:
                 JointNetwork(self.best), choose=lambda rows, told, slots, plans=plans: plans.best(told)
             )
             by_caution[caution] = float(self.held_out_of(policy).mean())
-        caution = max(reversed(CAUTION), key=by_caution.__getitem__)  # of equal ones the most cautious
+        caution = max(reversed(CAUTION), key=by_caution.__getitem__)  # ties go to the most cautious
         with torch.no_grad():
             self.best.plan.copy_(torch.from_numpy(found.weights))
             self.best.plan_spread.copy_(torch.from_numpy(caution * found.spread))

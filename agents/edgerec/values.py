@@ -1,11 +1,11 @@
-"""Whole plans of the EdgeRec agent, compared: with and without a request, cards, and an order by live match.
+"""Comparison of whole plans of the EdgeRec agent: with or without a request, cards, an order by live match.
 
-Each decision has a value of its own, but they meet: a card that waits for a page that is replaced is lost, a
-request throws away an order that has just been found. What a whole plan is worth is learned from rollouts:
-copies of a session of learned users share their random numbers, differ by one plan, and are then played on by
-the agent as it is. A phone can neither run the cloud nor the simulator, so what the rollouts say is
-distilled into a linear function of a few figures of the plan (ridge regression on differences from the plan
-that the agent would have played). Another plan than the agent's own is played only where it is surely better.
+Each decision has a value of its own, but they interact: a card that waits for a page that is replaced is
+lost, and a request discards an order that has just been found. The value of a whole plan is learned from
+rollouts: copies of a session of learned users share their random numbers, differ by one plan, and are then
+continued by the unchanged agent. A phone can run neither the cloud nor the simulator, so the rollouts are
+distilled into a linear function of a few features of the plan (ridge regression on differences from the plan
+that the agent would have played). Another plan than the agent's own is played only if it is surely better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FEATURES = (
     "cards_gain",  # planned, beyond their price and what they displace
     "cards_page_age",
     "live_order",
-    "live_order_evidence",  # how much is known of the interest now
+    "live_order_evidence",  # how much is known of the current interest
     "request_and_cards",
 )
 N_CANDIDATES = 6  # with both orders
@@ -39,11 +39,10 @@ LEAST_SCALE = 1e-6
 class Candidate(NamedTuple):
     """Plans of R moments.
 
-    Attributes:
-        scores: (R, N) that order the pool.
-        slots: (R, M) int64 slots ahead of the cards, -1 where they stay out.
-        asks: (R,) bool whether a page is requested.
-        live: whether the order is that of live match.
+    scores: (R, N) scores that order the pool.
+    slots: (R, M) int64 slots ahead of the cards, -1 for those left out.
+    asks: (R,) bool whether a page is requested.
+    live: whether the order is that of live match.
     """
 
     scores: np.ndarray
@@ -55,13 +54,13 @@ class Candidate(NamedTuple):
 def candidates(
     first: Candidate, observation: Observation, may_ask: np.ndarray, reorder: bool = True
 ) -> list[Candidate]:
-    """The plans that are compared, `first` the one that the decisions make one by one.
+    """List the plans to compare, starting with `first`, the one from separate decisions.
 
     Args:
         first: the agent's plan.
-        observation: of the R moments.
+        observation: observation of the R moments.
         may_ask: (R,) bool where a request is allowed.
-        reorder: False leaves the order as it is in all of them.
+        reorder: False keeps the same order in all of them.
     """
     none = np.full_like(first.slots, NOT_SHOWN)
     other = may_ask & ~first.asks
@@ -80,13 +79,13 @@ def candidates(
 def features(
     planned: Sequence[Candidate], net: np.ndarray, gain: np.ndarray, observation: Observation
 ) -> np.ndarray:
-    """Figures :data:`FEATURES` of plans, (R, P, 9) float64.
+    """Features :data:`FEATURES` of plans, (R, P, 9) float64.
 
     Args:
         planned: P plans of R moments.
-        net: (R, M, T) gain of each card at each slot, price and what is displaced taken away.
-        gain: (R,) of a request, its price taken away.
-        observation: of the moments.
+        net: (R, M, T) gain of each card at each slot, net of its price and of what it displaces.
+        gain: (R,) gain of a request, net of its price.
+        observation: observation of the moments.
     """
     age = observation["context"][:, PAGE_AGE].astype(np.float64)
     interest = LiveInterest().interest(observation)
@@ -115,7 +114,7 @@ def features(
 
 @dataclass(frozen=True, eq=False)
 class PlanValues:
-    """What rollouts say that plans are worth, linear in their figures (F), and how sure that is.
+    """Value of plans learned from rollouts, linear in their features (F), and its uncertainty.
 
     Attributes:
         weights: (F,) reward per unit.
@@ -126,26 +125,26 @@ class PlanValues:
     spread: np.ndarray
 
     def best(self, told: np.ndarray) -> np.ndarray:
-        """The best (R,) of the plans told (R, P, F); the first, where none is surely better."""
+        """Best plan (R,) by features (R, P, F); the first one where none is surely better."""
         more = told - told[:, :1]
         surely = more @ self.weights - SURE * np.linalg.norm(more @ self.spread.T, axis=2)
         return np.where(surely.max(1) > 0, surely.argmax(1), 0)
 
 
 def fit(told: np.ndarray, worth: np.ndarray, penalty: float) -> PlanValues:
-    """Ridge regression of what plans were worth on their figures, with errors that sessions cluster.
+    """Ridge regression of the value of plans on their features, with standard errors clustered by session.
 
     Args:
-        told: (R, P, F) of the P plans of R moments; the first is the agent's own.
+        told: (R, P, F) features of the P plans of R moments; the first plan is the agent's own.
         worth: (R, P) reward that followed.
-        penalty: of the weights, in plans whose figures have unit variance.
+        penalty: of the weights, in plans whose features have unit variance.
     """
-    x, y = told[:, 1:] - told[:, :1], worth[:, 1:] - worth[:, :1]  # plans that do not differ tell nothing
+    x, y = told[:, 1:] - told[:, :1], worth[:, 1:] - worth[:, :1]  # equal plans carry no information
     scale = np.sqrt(np.mean(x**2, axis=(0, 1))) + LEAST_SCALE
     z = x / scale
     inverse = np.linalg.inv(np.einsum("rpf,rpg->fg", z, z) + penalty * np.eye(z.shape[2]))
     weights = inverse @ np.einsum("rpf,rp->f", z, y)
-    of_moment = np.einsum("rpf,rp->rf", z, y - z @ weights)  # the copies of a session share their luck
+    of_moment = np.einsum("rpf,rp->rf", z, y - z @ weights)  # copies of a session share random numbers
     spread = np.linalg.cholesky(
         inverse @ (of_moment.T @ of_moment) @ inverse + LEAST_SCALE**2 * np.eye(len(scale))
     )
@@ -156,7 +155,7 @@ class Branch:
     """Lets copy c of each session take candidate c at one plan, and the agent's own plan elsewhere.
 
     Args:
-        at: (B,) int64 number of that plan, from 0.
+        at: (B,) int64 index of that plan, from 0.
     """
 
     def __init__(self, at: np.ndarray) -> None:
@@ -166,10 +165,10 @@ class Branch:
         self.told = np.zeros((len(at), N_CANDIDATES, len(FEATURES)))
 
     def __call__(self, rows: np.ndarray, told: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """Choose for the rows (R,) that plan now, at `slots` (R,)."""
+        """Choose plans for the rows (R,) that plan now, at `slots` (R,)."""
         now = self.count[rows] == self.at[rows]
         self.count[rows] += 1
-        self.told[rows[now]] = told[now, :1]  # copies without a candidate of their own play the agent's
+        self.told[rows[now]] = told[now, :1]  # copies without a candidate play the agent's own plan
         self.told[rows[now], : told.shape[1]] = told[now]
         self.slot[rows[now]] = slots[now]
         return np.where(now & (self.copy[rows] < told.shape[1]), self.copy[rows], 0)

@@ -1,9 +1,9 @@
-"""The list evaluator's graphs: encode the candidates, add a card to beginnings of lists, judge whole lists.
+"""The list evaluator's graphs: encode the candidates, add a card to partial lists, judge whole lists.
 
 A place depends on the cards above it, through the state of a GRU, and on the `lookahead` cards below it. So a
-beginning of a list is kept as that state, and what the layer behind it knows of the last places, which still
-wait for cards below (*pending*): adding a card costs one step of the GRU, however long the beginning. The
-value of the places before is settled.
+partial list is kept as that state, plus the inputs so far of the output layer at the last places, which still
+wait for cards below (*pending*). Adding a card costs one step of the GRU, however long the list. The value of
+the places before is settled.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def evaluator_graphs(network: ListEvaluator) -> dict[str, bytes]:
 
 
 class _Head:
-    """The layer behind the GRU, by what it reads, for all the places that a new card changes.
+    """The output layer behind the GRU, split by input, for all the places that a new card changes.
 
     Attributes:
-        by_card: (H, (lookahead + 1) H): what a card does to the places that see it below, the highest place
-            first, and to its own.
-        by_above: (H, H) of the GRU's state.
+        by_card: (H, (lookahead + 1) H): effect of a card on the places that see it below, the highest place
+            first, and on its own place.
+        by_above: (H, H), for the GRU's state.
         bias: (H,).
     """
 
@@ -69,11 +69,11 @@ class _Head:
 
 
 def _encode_graph(network: ListEvaluator) -> bytes:
-    """Inputs of a re-ranker and `screen` (lookahead, F + T) -> what lists are made of.
+    """Build the graph from a re-ranker's inputs and `screen` (lookahead, F + T) to the parts of lists.
 
-    Outputs: `codes` (n, H); `base` (n, 2), logits of click and purchase by the card alone; `gates` (n, 3 H),
-    what each card does to the GRU's gates, and `parts` (n, (lookahead + 1) H), to the layer behind it;
-    `start` (1, 1, H), the GRU after the screen.
+    Outputs: `codes` (n, H); `base` (n, 2), logits of click and purchase from the card alone; `gates`
+    (n, 3 H), each card's input to the GRU's gates; `parts` (n, (lookahead + 1) H), its input to the output
+    layer; `start` (1, 1, H), the GRU's state after the screen.
     """
     config, hidden, d = network.config, network.settings.hidden, network.config.embedding_size
     n_card, lookahead = config.n_item_features + config.n_types, config.lookahead
@@ -116,7 +116,7 @@ def _encode_graph(network: ListEvaluator) -> bytes:
 
 
 def _of_cards(network: ListEvaluator) -> list[np.ndarray]:
-    """Weights of the cards' layer: features, what is found in each sequence, session, match."""
+    """Split the card layer's weights: features, what is attended in each sequence, session, match."""
     config, hidden = network.config, network.settings.hidden
     n_card = config.n_item_features + config.n_types
     sizes = (n_card, 2 * hidden, 2 * hidden, hidden, network.match.size)
@@ -124,7 +124,7 @@ def _of_cards(network: ListEvaluator) -> list[np.ndarray]:
 
 
 def _alone(g: ListGraph, network: ListEvaluator, found: str | None) -> str:
-    """Logits of click and purchase that the card by itself, and its match if there is one, add, (n, 2)."""
+    """Logits of click and purchase from the card alone, and its match if there is one, (n, 2)."""
     first, second, last = network.alone[0], network.alone[2], network.alone[4]
     assert isinstance(first, nn.Linear)
     config = network.config
@@ -139,13 +139,13 @@ def _alone(g: ListGraph, network: ListEvaluator, found: str | None) -> str:
 
 
 def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: str) -> tuple[str, str]:
-    """Value of places if the user is still there (..., 1), and the probability of staying behind each.
+    """Value of places given that the user is still there (..., 1), and probability of staying after each.
 
     Args:
-        g: takes the nodes.
+        g: the graph that the nodes are added to.
         network: the evaluator.
-        inner: (..., H) what the layer behind the GRU reads, before it bends.
-        base: (..., 2) logits of click and purchase by the card alone.
+        inner: (..., H) input of the output layer's activation.
+        base: (..., 2) logits of click and purchase from the card alone.
         there: (..., 1) 1 where there is a place, else 0.
     """
     last, s, identified = network.head[2], network.settings, network.identified
@@ -157,7 +157,7 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
     residual[1, PURCHASE] = scale[PURCHASE]
     logits = g("Add", logits, g("MatMul", base, g.floats(residual)))
     p = g("Sigmoid", logits)
-    # click * (w_click + w_purchase p_purchase + w_long p_long), where the log can tell these.
+    # click * (w_click + w_purchase p_purchase + w_long p_long), where the log identifies them.
     weights = np.zeros((4, 1), np.float32)
     for head, weight in ((PURCHASE, s.purchase_weight), (LONG_PAGE_VIEW, s.long_page_view_weight)):
         weights[head] = weight * identified[head]
@@ -165,21 +165,21 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
     click = g("Gather", p, g.integers([CLICK]), axis=-1)
     value = g("Mul", g("Mul", click, worth), there)
     leave = g("Gather", p, g.integers([LEAVE]), axis=-1)
-    if not identified[LEAVE]:  # as likely at every place
+    if not identified[LEAVE]:  # not identified: equally likely at every place
         leave = g("Add", g("Mul", leave, g.floats(0.0)), g.floats(1 - s.decay))
     return value, g("Sub", g.floats(1.0), g("Mul", leave, there))
 
 
 def _extend_graph(network: ListEvaluator) -> bytes:
-    """Add each of m cards to each of W beginnings.
+    """Build the graph that adds each of m cards to each of W partial lists.
 
-    Inputs: `gates` and `parts` of the m cards, `base` (m, 2); `place` () int64, where a card stands; `above`
+    Inputs: `gates` and `parts` of the m cards, `base` (m, 2); `place` () int64 of the added card; `above`
     (W, H); `pending` (W, lookahead, H) and `pending_base` (W, lookahead, 2); `there` (lookahead + 1,), 1
     where there is such a place; `settled` (W, 1), the value of the places before, and `stay` (W, 1), the
-    probability of being there still.
+    probability that the user is still there.
 
-    Outputs: `value` (W, m) of the longer beginning; `new_above` (W, m, H); `new_pending`
-    (W, m, lookahead + 1, H), the highest place first, which is settled now; its `first_value` and
+    Outputs: `value` (W, m) of the longer list; `new_above` (W, m, H); `new_pending`
+    (W, m, lookahead + 1, H), the highest place first, which is now settled; its `first_value` and
     `first_stay` (W, m).
     """
     hidden, n = network.settings.hidden, network.config.lookahead + 1
@@ -195,7 +195,7 @@ def _extend_graph(network: ListEvaluator) -> bytes:
     def at_place(x: str, table: np.ndarray) -> str:
         return g("Add", x, g("Gather", g.floats(table), place, axis=0))
 
-    # One step of the GRU for all pairs; a place adds to a card's code, so to what it does, too.
+    # One GRU step for all pairs; a place adds to a card's code, and so to its gates.
     inputs = at_place(gates, places @ array(network.above.weight_ih_l0).T)  # (m, 3 H)
     weight, bias = array(network.above.weight_hh_l0).T, array(network.above.bias_hh_l0)
     recurrent = g("Unsqueeze", linear(g, above, weight, bias), g.integers([1]))  # (W, 1, 3 H)
@@ -241,7 +241,7 @@ def _extend_graph(network: ListEvaluator) -> bytes:
 
 
 def _judge_graph(network: ListEvaluator) -> bytes:
-    """Judge whole lists: `codes`, `base`, `start` of :func:`_encode_graph`; `lists` (S, l) -> `value`."""
+    """Build the graph that judges lists: `codes`, `base`, `start` as encoded; `lists` (S, l) -> `value`."""
     hidden, lookahead = network.settings.hidden, network.config.lookahead
     head = _Head(network)
     g = OnnxGraph()
@@ -261,7 +261,7 @@ def _judge_graph(network: ListEvaluator) -> bytes:
     above = g("MatMul", g("Squeeze", states, g.integers([1])), g.floats(head.by_above))  # (l, S, H)
     parts = g.split(g("MatMul", cards, g.floats(head.by_card)), [hidden] * (lookahead + 1), 2)
     terms = [above, g.floats(head.bias), parts[-1]]
-    for distance, part in enumerate(parts[-2::-1], 1):  # a card as seen from so many places above
+    for distance, part in enumerate(parts[-2::-1], 1):  # a card as seen from `distance` places above
         ahead = g("Pad", part, g.integers([0, 0, 0, distance, 0, 0]))
         end = g("Add", length, g.integers([distance]))
         terms.append(g("Slice", ahead, g.integers([distance]), end, g.integers([0])))

@@ -1,4 +1,4 @@
-"""Export a trained re-ranker for the phone: ONNX graphs and device.json, written whole or not at all."""
+"""Export a trained re-ranker for the phone: ONNX graphs and device.json, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from edgerec_gym.device.session import load
 from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.scenario import Scenario
 
-TOLD = ("agent", "seed", "steps", "hyper", "network", "logs", "scenario", "based_on")  # of a run
+TOLD = ("agent", "seed", "steps", "hyper", "network", "logs", "scenario", "based_on")  # fields of a run
 MOST_PLACES = 1000
 
 
@@ -47,14 +47,14 @@ def export(
     Args:
         run: folder of a CRBAN, a generator (pointer, pointer-...) or a sequence search.
         out: folder to write; an earlier export there is replaced.
-        scenario: that the phone serves; it gives the sizes, which must be the run's.
-        places: K, cards of a list at most; default: the scenario's slate_size.
+        scenario: the scenario that the phone serves; its sizes must be those of the run.
+        places: K, maximum number of cards in a list; default: the scenario's slate_size.
 
     Returns:
         The content of device.json.
 
     Raises:
-        InputError: a run of another agent, of other sizes, or broken; `out` holds something else.
+        InputError: a run of another agent, of other sizes, or broken; or `out` holds something else.
     """
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     trained = read_run(run)
@@ -62,7 +62,7 @@ def export(
     if agent.graphs is None:
         allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
         raise InputError(
-            f"{run} holds the agent {agent.name!r}, which has no form for a device; allowed: {allowed}"
+            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device; allowed: {allowed}"
         )
     network = agent.code("load_network")(trained, place.config)
     told = {key: trained.record[key] for key in TOLD if key in trained.record}
@@ -83,11 +83,11 @@ def export_network(
     Args:
         network: a CRBAN, PointerNet or SequenceSearch.
         out: folder to write.
-        agent: its kind, which says how it becomes graphs.
+        agent: the agent, which decides how the network becomes graphs.
         scenario: name of the scenario.
-        config: of the scenario.
-        places: K at most; default: the slate's.
-        told: what device.json tells of the run.
+        config: the scenario's feed.
+        places: maximum K; default: the slate's.
+        told: what device.json reports about the run.
     """
     places = config.slate_size if places is None else places
     if not 1 <= places <= MOST_PLACES:
@@ -120,7 +120,7 @@ def export_network(
         for name, content in graphs.items():
             (temporary / name).write_bytes(content)
         write_json(temporary / DESCRIPTION, described)
-        load(temporary)  # what cannot be loaded is not handed out
+        load(temporary)  # never hand out what cannot be loaded
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -130,7 +130,7 @@ def export_network(
 def make_graphs(agent: Agent, network: Reranker, places: int) -> dict[str, bytes]:
     """The graphs of an agent's network by file name."""
     if agent.graphs is None:
-        raise InputError(f"a {type(network).__name__} has no form for a device")
+        raise InputError(f"a {type(network).__name__} cannot be exported to a device")
     parts: dict[str, dict[str, bytes]] = agent.code("graphs")(network, places)
     return {
         f"{name}.{graph}.onnx": content for name, graphs in parts.items() for graph, content in graphs.items()
@@ -143,7 +143,7 @@ def crban_parts(network: CRBAN, places: int) -> dict[str, dict[str, bytes]]:
 
 
 def pointer_parts(network: PointerNet, places: int) -> dict[str, dict[str, bytes]]:
-    """Graphs of a generator that writes its most probable list."""
+    """Graphs of a generator that decodes its most probable list."""
     noise = np.zeros((1, places, network.config.pool_size), np.float32)
     return {"generator": generator_graphs(network, noise)}
 
@@ -159,7 +159,7 @@ def search_parts(network: SequenceSearch, places: int) -> dict[str, dict[str, by
 
 
 def search_noise(seed: int, samples: int, places: int, pool_size: int) -> np.ndarray:
-    """Noise (1 + samples, K, N) of the lists of a sequence search for one session: none, then as it draws."""
+    """Noise (1 + samples, K, N) for a sequence search's lists in one session: zero, then its own draws."""
     generator = torch.Generator().manual_seed(seed)
     noise = np.zeros((1 + samples, places, pool_size), np.float32)
     for at in np.ndindex(samples, places):
@@ -181,7 +181,7 @@ def _check_parameters(network: Reranker) -> None:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Rename a folder to its final name, in place of an earlier one."""
+    """Rename a folder to its final name, replacing an earlier one."""
     old = final.with_name(f".{final.name}.{os.getpid()}.old")
     if final.exists():
         final.rename(old)

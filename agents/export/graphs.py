@@ -1,8 +1,8 @@
-"""The re-rankers' graphs: CRBAN scores candidates; the generator writes lists, by a loop in the graph.
+"""The re-rankers' graphs: CRBAN scores candidates; the generator decodes lists in a loop in the graph.
 
-Inputs: `candidates` (n, F), the pool rows that are left; `user` (1, U); `context` (1, C); of each sequence
-`<name>.keys` and `<name>.values` (events, .), the codes that were kept, in any order (attention does not ask
-for it), or one row of zeros. See :mod:`edgerec_gym.agents.export.layers`.
+Inputs: `candidates` (n, F), the pool rows that are left; `user` (1, U); `context` (1, C); for each sequence
+`<name>.keys` and `<name>.values` (events, .), the codes that were kept, in any order (attention does not
+depend on it), or one row of zeros. See :mod:`edgerec_gym.agents.export.layers`.
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ class ListGraph(OnnxGraph):
         self.session = self("Concat", user, context, axis=1)
 
     def of_cards(self, weight: np.ndarray, bias: np.ndarray) -> str:
-        """Layer (outputs, F + T) of the candidates' features: (n, outputs)."""
+        """Apply a layer with weights (outputs, F + T) to the candidates' features: (n, outputs)."""
         raw, goods = candidate_weight(weight, self.config.embedding_size, self.config.n_item_features)
         return linear(self, self.cards, raw, bias + goods)
 
     def behind(self, first: nn.Linear) -> Callable[[np.ndarray, np.ndarray], str]:
-        """Apply a layer behind one of the candidates' features; without a bend between them they are one."""
+        """Merge a layer with the linear one before it, which reads the candidates' features."""
         inner, shift = affine(first)
         return lambda weight, bias: self.of_cards(weight @ inner, weight @ shift + bias)
 
     def behaviour(
         self, perception: Perception, attention: nn.ModuleDict, query: Callable[[np.ndarray, np.ndarray], str]
     ) -> list[str]:
-        """What the candidates find in each sequence: (n, V).
+        """What the candidates attend to in each sequence: (n, V).
 
         Args:
             perception: names the sequences.
-            attention: of each sequence.
-            query: applies the layer, weight (A, .) and bias (A,), that makes queries of candidates.
+            attention: modules by sequence.
+            query: applies a query layer, weight (A, .) and bias (A,), to the candidates.
         """
         found = []
         for name in perception.sequences:
@@ -91,13 +91,13 @@ class ListGraph(OnnxGraph):
 
 
 def columns(weight: np.ndarray, *sizes: int) -> list[np.ndarray]:
-    """Split the inputs of a layer (outputs, inputs)."""
+    """Split the weight of a layer (outputs, inputs) into columns of the given sizes."""
     ends = np.cumsum([0, *sizes])
     return [weight[:, a:b] for a, b in pairwise(ends)]
 
 
 def crban_graphs(network: CRBAN) -> dict[str, bytes]:
-    """Graphs by name: an event of each sequence, and `scores` -> (n, 1)."""
+    """Build graphs by name: an event of each sequence, and `scores` -> (n, 1)."""
     config, hidden = network.config, network.settings.hidden
     first, last = network.head[0], network.head[2]
     assert isinstance(first, nn.Linear)
@@ -136,16 +136,16 @@ def crban_graphs(network: CRBAN) -> dict[str, bytes]:
 
 
 def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]:
-    """Graphs by name: an event of each sequence, and `lists`.
+    """Build graphs by name: an event of each sequence, and `lists`.
 
-    `lists` reads also `rows` (n,) int64, the pool rows that the candidates are, and `places` () int64, cards
-    of a list, at most n; it gives `lists` (S, places) int64 pool rows: the greedy list, then those drawn; and
-    the candidates' `codes` (n, H).
+    `lists` also reads `rows` (n,) int64, the pool rows of the candidates, and `places` () int64, the length
+    of a list, at most n. It outputs `lists` (S, places) int64 pool rows, the greedy list followed by the
+    sampled ones, and the candidates' `codes` (n, H).
 
     Args:
         network: the generator.
-        noise: (S, K, N) float32 added to the logits of each list, place and pool row: nothing for the greedy
-            list, Gumbel noise for those drawn.
+        noise: (S, K, N) float32 added to the logits of each list, place and pool row: zero for the greedy
+            list, Gumbel noise for the sampled ones.
     """
     config, hidden = network.config, network.settings.hidden
     n_card = config.n_item_features + config.n_types
@@ -176,7 +176,7 @@ def _self_attention(g: OnnxGraph, block: SelfAttentionBlock, x: str) -> str:
     attention = block.attention
     heads, size = attention.num_heads, attention.head_dim
     weight, bias = array(attention.in_proj_weight), array(attention.in_proj_bias)
-    scale = np.repeat(np.array([size**-0.5, 1, 1], np.float32), heads * size)  # of the queries
+    scale = np.repeat(np.array([size**-0.5, 1, 1], np.float32), heads * size)  # scales the queries
     split = g.split(linear(g, x, (weight * scale[:, None]).T, bias * scale), [heads * size] * 3)
     shape = g.integers([-1, heads, size])
     query, key, value = (
@@ -199,7 +199,7 @@ def _normalised(g: OnnxGraph, norm: nn.LayerNorm, x: str) -> str:
 
 
 def _decoder(g: ListGraph, network: PointerNet, codes: str, noise: np.ndarray) -> None:
-    """Choose cards one after the other, S lists at once."""
+    """Choose cards one after the other, for S lists at once."""
     hidden = network.settings.hidden
     n_lists = len(noise)
     rows, length = g.input("rows", ["n"], np.int64), g.input("places", [], np.int64)
@@ -263,6 +263,6 @@ def _decoder(g: ListGraph, network: PointerNet, codes: str, noise: np.ndarray) -
 
 
 def _compared(g: OnnxGraph, query: str, keys: str, score: np.ndarray) -> str:
-    """Compare by score . tanh(query + key): queries (S, H), keys (n, H); (S, n)."""
+    """Attention logits score . tanh(query + key): queries (S, H), keys (n, H); (S, n)."""
     both = g("Tanh", g("Add", g("Unsqueeze", query, g.integers([1])), keys))
     return g("Squeeze", g("MatMul", both, g.floats(score.reshape(-1, 1))), g.integers([2]))

@@ -1,7 +1,7 @@
 """Layers as ONNX nodes, the match with live interest, and the graphs of one event.
 
-An event is an exposure or a page view: the perception takes one step, and what it made of the event is kept.
-What an event tells of the live interest is kept, too, and ages until it is read.
+An event is an exposure or a page view: the perception takes one step, and its codes for the event are kept.
+So is the event's contribution to the live interest, which decays with age when it is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgerec_gym.agents.perception.perception import (
 )
 from edgerec_gym.onnx_graph import OnnxGraph
 
-CLIPPED = 1e-4  # least base ctr that the logit tells apart, as in perception.base_logit
+CLIPPED = 1e-4  # base ctr is clipped here before the logit, as in perception.base_logit
 
 
 def array(parameter: Any) -> np.ndarray:
@@ -48,7 +48,7 @@ def logit_column(g: OnnxGraph, cards: str, column: int, clipped: float) -> str:
 
 
 def card_weight(weight: np.ndarray, embedding_size: int) -> np.ndarray:
-    """Weights (outputs, F + T) of card features as those (F + T + 1, outputs) of cards and their logit."""
+    """Convert weights (outputs, F + T) of card features to (F + T + 1, outputs) of cards and their logit."""
     at = embedding_size + BASE_CTR
     raw = weight.T.copy()
     raw[at] = 0.0
@@ -58,7 +58,7 @@ def card_weight(weight: np.ndarray, embedding_size: int) -> np.ndarray:
 def candidate_weight(
     weight: np.ndarray, embedding_size: int, n_features: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same for pool rows (F columns), which are goods: weights (F + 1, outputs), and what goods add."""
+    """Do the same for pool rows (F columns), which are goods: weights (F + 1, outputs), the goods' bias."""
     raw = card_weight(weight, embedding_size)
     return np.vstack([raw[:n_features], raw[-1:]]), raw[n_features]
 
@@ -66,7 +66,7 @@ def candidate_weight(
 def linear(
     g: OnnxGraph, x: str, weight: np.ndarray, bias: np.ndarray | None = None, name: str | None = None
 ) -> str:
-    """Rows x (n, inputs) times weight (inputs, outputs), plus bias."""
+    """Multiply rows x (n, inputs) by weight (inputs, outputs), and add the bias."""
     constants = [g.floats(part) for part in (weight, bias) if part is not None]
     return g("Gemm", x, *constants, name=name)
 
@@ -80,13 +80,13 @@ def layer(g: OnnxGraph, x: str, module: Any) -> str:
 def gru_weights(
     weight_ih: np.ndarray, gru: nn.GRU | nn.GRUCell, suffix: str = "", added: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """W, R and B of an ONNX GRU from weights (3 H, inputs) and torch's others; gates z, r, h.
+    """W, R and B of an ONNX GRU from weights (3 H, inputs) and a torch GRU's others; gates z, r, h.
 
     Args:
         weight_ih: input weights.
-        gru: has the other weights.
-        suffix: ends the names of these.
-        added: (3 H,) to the input's bias.
+        gru: holds the other weights.
+        suffix: suffix of their names.
+        added: (3 H,) added to the input bias.
     """
 
     def reordered(values: np.ndarray) -> np.ndarray:
@@ -103,14 +103,14 @@ def gru_weights(
 
 
 def gru_layer(g: OnnxGraph, x: str, weights: list[np.ndarray], start: str = "") -> tuple[str, str]:
-    """One layer over x (steps, batch, inputs) from `start` (1, batch, H): all states, and the last.
+    """Apply one layer to x (steps, batch, inputs) from state `start` (1, batch, H).
 
     Returns:
-        (steps, batch, H) and (1, batch, H).
+        All states (steps, batch, H) and the last one (1, batch, H).
     """
     w, r, b = (g.floats(part) for part in weights)
     hidden = weights[1].shape[2]
-    # linear_before_reset is torch's form of the gates.
+    # linear_before_reset selects torch's form of the gates.
     states, last = g.several(
         "GRU", x, w, r, b, "", start, outputs=2, hidden_size=hidden, linear_before_reset=1
     )
@@ -125,15 +125,15 @@ def stacked_gru(
     added: np.ndarray | None = None,
     starts: list[str] | None = None,
 ) -> tuple[str, list[str]]:
-    """All layers of a GRU.
+    """Apply all layers of a GRU.
 
     Args:
-        g: takes the nodes.
+        g: the graph that the nodes are added to.
         x: (steps, batch, inputs).
-        gru: has the weights.
+        gru: holds the weights.
         first: (3 H, inputs) input weights of the first layer, in place of its own.
-        added: (3 H,) to the first layer's bias.
-        starts: (1, batch, H) first state of each layer; None: zeros.
+        added: (3 H,) added to the first layer's bias.
+        starts: (1, batch, H) initial state of each layer; None: zeros.
 
     Returns:
         (steps, batch, H) of the last layer, and the last state (1, batch, H) of each.
@@ -148,14 +148,14 @@ def stacked_gru(
 
 
 def attend(g: OnnxGraph, query: str, keys: str, values: str, score: np.ndarray) -> str:
-    """Weighted sum of values (L, V) by score . tanh(query + key): queries (n, H), keys (L, H); (n, V)."""
+    """Sum values (L, V), weighted by score . tanh(query + key): queries (n, H), keys (L, H); (n, V)."""
     both = g("Add", g("Unsqueeze", query, g.integers([1])), keys)  # (n, L, H)
     logits = g("Squeeze", g("MatMul", g("Tanh", both), g.floats(score.reshape(-1, 1))), g.integers([2]))
     return g("MatMul", g("Softmax", logits, axis=1), values)
 
 
 def event_interest(g: OnnxGraph, embedding: str, actions: str | None, match: InterestMatch) -> None:
-    """Give `interest` (1, heads x d): the event's embedding (1, d), weighted by the actions (1, A)."""
+    """Output `interest` (1, heads x d): the event's embedding (1, d), weighted by the actions (1, A)."""
     d = len(match.metric)
     weight, bias = array(match.weight.weight), array(match.weight.bias)
     heads = g.floats(bias[None]) if actions is None else linear(g, actions, weight.T, bias)  # (1, heads)
@@ -165,10 +165,10 @@ def event_interest(g: OnnxGraph, embedding: str, actions: str | None, match: Int
 
 
 def matched(g: OnnxGraph, candidates: str, match: BehaviourMatch) -> str:
-    """Match of the candidates (n, F) with the interest of each sequence, (n, size).
+    """Match the candidates (n, F) with the interest of each sequence, (n, size).
 
-    It reads `<sequence>.interests` (events, heads x d) and `<sequence>.ages` (events,) float32, the events
-    that have come after each.
+    Reads `<sequence>.interests` (events, heads x d) and `<sequence>.ages` (events,) float32, the number of
+    events since each.
     """
     found = []
     for name, part in match.items():
@@ -192,7 +192,7 @@ def matched(g: OnnxGraph, candidates: str, match: BehaviourMatch) -> str:
 def events(
     perception: Perception, attention: nn.ModuleDict, values: dict[str, np.ndarray], match: BehaviourMatch
 ) -> dict[str, bytes]:
-    """The graphs of an event of each sequence; `values` (V, .) are weights of the layer behind attention."""
+    """Build an event graph for each sequence; `values` (V, .) are weights of the layer after attention."""
     graphs = {}
     for name in perception.sequences:
         compared, matches = attention[name], match[name] if name in match else None
@@ -216,15 +216,15 @@ def event_graph(
     match: InterestMatch | None = None,
     match_actions: bool = True,
 ) -> bytes:
-    """The graph of one event: `row` (1, W) and `hidden` (states, 1, H) -> `key`, `value`, `new_hidden`.
+    """Build the graph of one event: `row` (1, W), `hidden` (states, 1, H) -> `key`, `value`, `new_hidden`.
 
     Args:
-        encoder: of the sequence.
-        n_actions: columns of actions.
-        key_weight: (A, H) of the attention's comparison.
-        value_weight: (V, H or 2 H) of the layer behind the attention.
-        match: then there is also `interest`, see :mod:`edgerec_gym.agents.export.layers`.
-        match_actions: whether it reads the actions.
+        encoder: encoder of the sequence.
+        n_actions: number of action columns.
+        key_weight: (A, H) weights of the attention's keys.
+        value_weight: (V, H or 2 H) weights of the layer after attention.
+        match: adds the output `interest`, see :mod:`edgerec_gym.agents.export.layers`.
+        match_actions: whether the match reads the actions.
     """
     d, hidden, n_card = encoder.embedding_size, encoder.hidden, encoder.n_card
     grus = [encoder.cards] if encoder.actions is None else [encoder.cards, encoder.actions]

@@ -1,1 +1,1 @@
-"""Insertion of mix-in cards: what a card is worth at a slot (ESAN), and policies that plan by it."""
+"""Insertion of mix-in cards: the value of a card at a slot (ESAN), and policies that plan with it."""

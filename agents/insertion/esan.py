@@ -2,15 +2,15 @@
 
 Mixed insertion on the phone (EdgeRec's second talk) has two stages: a network predicts a matrix of M cards
 x T slots, then a planner chooses. A prediction looks at the card and its slot; at the surroundings, which
-are the cards that stand `window` places above the slot and those below it that are on screen by the time of
-the answer, at most `lookahead`; and at the behaviour until now (HUBSM, attended by every card as in CRBAN).
+are the cards up to `window` places above the slot and those below it (at most `lookahead`) that are on
+screen by the time of the answer; and at the behaviour so far (HUBSM, attended by every card as in CRBAN).
 There is no paper; the network is ours.
 
-It is learned from exposed lists, at each slot from the card that stood there among those that stood around
-it. When it plans, the surroundings are the organic list (the pool in the order in which it will be shown),
-pushed apart at the slot, so that a matrix of values adds up as long as cards do not stand side by side. The
-same network judges the organic items, whose values an insertion displaces, and who leaves, which tells how
-probable it is that a slot will be seen.
+It learns from exposed lists: at each slot, from the card that was shown there among its true neighbours.
+When it plans, the surroundings are the organic list (the pool in the order in which it will be shown),
+pushed apart at the slot, so a matrix of values adds up as long as cards are not side by side. The same
+network judges the organic items, whose value an insertion displaces, and predicts who leaves, which gives
+the probability that a slot will be seen.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from edgerec_gym.spaces import context_size
 class ESANConfig(Config):
     """Hyper-parameters of ESAN and of its training."""
 
-    learning_rate: float = bounded(3e-3, 1e-7, 1.0)  # of Adam
+    learning_rate: float = bounded(3e-3, 1e-7, 1.0)  # learning rate of Adam
     batch_size: int = bounded(256, 1, 1_000_000)  # lists in a gradient step
-    epochs: int = bounded(12, 1, 10_000)  # at most
-    patience: int = bounded(3, 1, 10_000)  # epochs without a smaller loss that end the training
+    epochs: int = bounded(12, 1, 10_000)  # maximum number of epochs
+    patience: int = bounded(3, 1, 10_000)  # epochs without a smaller loss after which training stops
     weight_decay: float = bounded(1e-5, 0.0, 10.0)  # L2 penalty of Adam
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
     horizon: int = bounded(10, 1, 1000)  # T, slots ahead that are learned; later slots count as the last
-    no_click: int = bounded(10, 1, 1000)  # exposures without a click that trigger a request
-    per_session: int = bounded(8, 1, 10_000)  # lists of one session at most
+    no_click: int = bounded(10, 1, 1000)  # exposures without a click that trigger re-ranking
+    per_session: int = bounded(8, 1, 10_000)  # maximum number of lists from one session
     hidden: int = bounded(32, 2, 4096)  # width of every layer
-    layers: int = bounded(1, 1, 10)  # of the perception's GRUs
+    layers: int = bounded(1, 1, 10)  # layers of the perception's GRUs
     window: int = bounded(2, 1, 100)  # places above the slot that are seen; below it at most `lookahead`
-    card_weight: float = bounded(3.0, 0.01, 1e3)  # of a mix-in card in the loss, which are few; goods: 1
-    surroundings: int = bounded(1, 0, 1)  # 0 leaves out what stands around the slot
+    card_weight: float = bounded(3.0, 0.01, 1e3)  # loss weight of mix-in cards, which are rare; goods have 1
+    surroundings: int = bounded(1, 0, 1)  # 0 leaves out the cards around the slot
     behaviour: int = bounded(1, 0, 1)  # 0 leaves out the behaviour sequences
 
 
 class Candidates(NamedTuple):
-    """Cards of B sessions, seen against behaviour and session.
+    """Cards of B sessions, encoded with behaviour and session.
 
     Attributes:
         codes: (B, Q, 2 H) float32.
@@ -72,7 +72,7 @@ class Candidates(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What stands around T slots of B sessions, places from above to below (W); zero where nothing stands.
+    """Cards around T slots of B sessions, W places from top to bottom; zero where there is no card.
 
     Attributes:
         codes: (B, T, W, H) float32.
@@ -87,8 +87,8 @@ class Prediction(NamedTuple):
     """Probabilities of the OUTCOMES of exposed lists in T slots ahead, of B sessions.
 
     Attributes:
-        cards: (B, M, T, 4) float32 of each card at each slot, 0 where there is no card.
-        goods: (B, T, 4) float32 of the organic items, 0 behind the end of the list.
+        cards: (B, M, T, 4) float32 for each card at each slot, 0 where there is no card.
+        goods: (B, T, 4) float32 for the organic items, 0 beyond the end of the list.
         exposure: (B, T) float32 probability that the slot will be seen, 0 from `max_slots` on.
     """
 
@@ -100,13 +100,13 @@ class Prediction(NamedTuple):
 class ESAN(nn.Module):
     """Probabilities of :data:`~edgerec_gym.agents.data.exposed_lists.OUTCOMES` of cards at slots.
 
-    Purchases and long page views are conditional on the click and multiplied with it. The click's logit is
-    that of the base ctr plus what the network adds, which is nothing before training.
+    Probabilities of purchases and long page views are conditional on the click and multiplied by it. The
+    click's logit is that of the base ctr plus the network's correction, which is zero before training.
 
     Args:
         config: gives the sizes and the reward weights.
         settings: hyper-parameters.
-        identified: which outcomes the log can tell, (4,) bool; the probabilities of others are 0.
+        identified: which outcomes the log identifies, (4,) bool; the probabilities of others are 0.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ESAN(nn.Module):
         last = nn.Linear(hidden, len(OUTCOMES))
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(2 * hidden, hidden), nn.ReLU(), last)
         nn.init.zeros_(last.weight)
-        with torch.no_grad():  # start at rare events: a click is left to the base ctr
+        with torch.no_grad():  # start at rare events; the click starts at the base ctr
             last.bias.copy_(torch.tensor([0.0, -2.0, 0.0, -3.0]))
         # Platt scaling, fitted once after training: logit -> scale * logit + shift.
         self.scale = nn.Parameter(torch.ones(len(OUTCOMES)), requires_grad=False)
@@ -147,7 +147,7 @@ class ESAN(nn.Module):
     ) -> Candidates:
         """Encode cards (B, Q, F + T) float32 in the session in which they would be shown.
 
-        `behaviour` is what perception has encoded already; None encodes the observation's histories.
+        `behaviour` is perception's output, if already computed; None encodes the observation's histories.
         """
         d = self.config.embedding_size
         features = card_features(cards, d)
@@ -161,12 +161,12 @@ class ESAN(nn.Module):
         return Candidates(self.card(torch.cat(parts, -1)), cards[..., :d], base_logit(cards, d))
 
     def surroundings(self, observation: TensorObservation, cards: Tensor, inserted: bool) -> Surroundings:
-        """What stands around each slot of a list.
+        """Collect the cards around each slot of a list.
 
         Args:
-            observation: when the list begins; its `screen` stands above.
-            cards: (B, T + below, F + T) float32 the list, zero behind its end; the last ones only stand
-                below.
+            observation: when the list begins; the cards of its `screen` are above the list.
+            cards: (B, T + below, F + T) float32 the list, zero beyond its end; the last ones only serve as
+                neighbours below.
             inserted: False: around the list's own cards; True: around a card that pushes the list's card at
                 its slot, and all after it, one slot down.
         """
@@ -175,7 +175,7 @@ class ESAN(nn.Module):
         before = [cards.new_zeros(len(cards), max(0, above - config.lookahead), cards.shape[2])]
         if config.lookahead:
             before.append(observation["screen"][:, -above:])
-        stream = torch.cat((*before, cards), 1)  # slot t of the list stands at `above` + t
+        stream = torch.cat((*before, cards), 1)  # slot t of the list is at `above` + t
         features = card_features(stream, d)
         codes = torch.relu(self.neighbour(features)) * (stream != 0).any(-1, keepdim=True)
         embeddings = stream[..., :d]
@@ -191,8 +191,8 @@ class ESAN(nn.Module):
 
         Args:
             cards: parts (..., size).
-            around: of the slots, parts (..., W, size); leading dimensions broadcast with those of the cards.
-            place: (...) int64 slots ahead, broadcast too.
+            around: surroundings, parts (..., W, size); leading dimensions broadcast with the cards'.
+            place: (...) int64 slots ahead; broadcasts too.
         """
         hidden = cards.codes + self.place(place.clamp(max=self.settings.horizon - 1))
         if self.settings.surroundings:
@@ -206,11 +206,11 @@ class ESAN(nn.Module):
 
     @property
     def list_size(self) -> int:
-        """Cards of a logged list that is learned from; the last ones only stand below the others."""
+        """Cards of a logged list that is learned from; the last ones only serve as neighbours below."""
         return self.settings.horizon + self.below
 
     def judge(self, batch: ListBatch) -> Judged:
-        """Judge logged lists, each card at its slot among its true neighbours."""
+        """Judge logged lists: each card at its slot among its true neighbours."""
         observation, cards = to_tensors(batch.observation), torch.from_numpy(batch.cards)
         n_slots = cards.shape[1] - self.below
         around = self.surroundings(observation, cards, False) if self.settings.surroundings else None
@@ -230,12 +230,12 @@ class ESAN(nn.Module):
         return joint * p.new_tensor(self.identified)
 
     def predict(self, observation: TensorObservation, goods: Tensor, n_slots: int) -> Prediction:
-        """Predict all cards at all slots ahead, among the goods that would stand there without them.
+        """Predict all cards at all slots ahead, among the goods that would be shown there without them.
 
         Args:
             observation: with the cards.
             goods: (B, n_slots + below, F + T) float32 goods cards in the order in which they will be shown,
-                zero behind the end.
+                zero beyond the end.
             n_slots: T.
         """
         n_cards = observation["cards"].shape[1]
@@ -248,7 +248,7 @@ class ESAN(nn.Module):
     def predict_coded(
         self, observation: TensorObservation, mixed: Candidates, organic: Candidates, goods: Tensor
     ) -> Prediction:
-        """Predict as :meth:`predict`, for cards (B, M) and the first T goods that are encoded already."""
+        """Predict as :meth:`predict`, from cards (B, M) and the first T goods that are already encoded."""
         cards, n_slots = observation["cards"], organic.base.shape[1]
         place = torch.arange(n_slots)
         beside = between = None
@@ -263,15 +263,15 @@ class ESAN(nn.Module):
         return Prediction(of_cards, of_goods, self._exposure(observation, of_goods[..., LEAVE]))
 
     def _exposure(self, observation: TensorObservation, leave: Tensor) -> Tensor:
-        """Probability that each slot will be seen (B, T): nobody has left before, the session goes on."""
+        """Probability (B, T) that each slot will be seen: the user has not left, and the session goes on."""
         config = self.config
         stay = torch.cumprod(1 - leave, 1)
         stay = torch.cat((torch.ones_like(stay[:, :1]), stay[:, :-1]), 1)
-        stay = stay * (1 - leave[:, :1]) ** config.lookahead  # for those on screen, not answered yet
+        stay = stay * (1 - leave[:, :1]) ** config.lookahead  # for cards on screen that are not answered yet
         slot = torch.round(observation["context"][:, :1] * config.max_slots) + torch.arange(leave.shape[1])
         return stay * (slot < config.max_slots - config.lookahead)
 
     def values(self, probabilities: Tensor, cards: bool) -> Tensor:
-        """Reward that is expected of probabilities (..., 4): (...)."""
+        """Expected reward (...) of probabilities (..., 4)."""
         click, purchase = probabilities[..., CLICK], probabilities[..., PURCHASE]
         return self.config.reward.value(click, purchase, card=float(cards))

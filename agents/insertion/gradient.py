@@ -1,18 +1,18 @@
-"""Fine-tune ESAN end to end: policy gradients through the planner, against users who answer whole sessions.
+"""Fine-tune ESAN end to end: policy gradients through the planner, with users who answer whole sessions.
 
-A planned matrix adds up, but the true effect of two cards that stand near each other does not, nor does a
-prediction know what a card does to the rest of the session. Here plans are sampled by perturb-and-plan:
-Gaussian noise is added to the matrix of gains, and the exact planner plans for what comes out. The plan's
-density has no closed form, that of the perturbed matrix has: grad log N(x; mu, sigma^2) = (x - mu) /
-sigma^2 . grad mu (the score function; Williams, 1992), whatever the planner does with x. What followed a
-plan in the session, minus what followed in the other copies of the session (leave-one-out, common random
-numbers), weighs it.
+A planned matrix adds up, but the true effects of two cards close to each other do not, and a prediction
+does not know what a card does to the rest of the session. Here plans are sampled by perturb-and-plan:
+Gaussian noise is added to the matrix of gains, and the exact planner plans for the result. The plan's
+density has no closed form, but that of the perturbed matrix has: grad log N(x; mu, sigma^2) = (x - mu) /
+sigma^2 . grad mu (the score function; Williams, 1992), whatever the planner does with x. Its weight is the
+return that followed a plan in the session, minus the return in the other copies of the session
+(leave-one-out, common random numbers).
 
-The number of cards is not what is to be learned, since the price decides about it. So the part of what
-followed a plan that goes with the number of cards (a regression over all plans) is taken away, and the
-price is moved after every update to hold the share of cards where it is wanted. What was learned from logs
-is worth more than a noisy gradient: the divergence KL(N(mu, sigma^2), N(mu_0, sigma^2)) = (mu - mu_0)^2 /
-(2 sigma^2) from the matrix mu_0 of the network that the training started from is a penalty.
+The number of cards is not to be learned, since the price decides it. So the part of the return that goes
+with the number of cards (a regression over all plans) is removed, and the price is moved after every update
+to hold the target share of cards. What was learned from logs is worth more than a noisy gradient, so a
+penalty is added: the divergence KL(N(mu, sigma^2), N(mu_0, sigma^2)) = (mu - mu_0)^2 / (2 sigma^2) from the
+matrix mu_0 of the network that training started from.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from edgerec_gym.runs import (
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 
-MOMENTS_AT_ONCE = 256  # in one pass of a gradient step, to bound memory
+MOMENTS_AT_ONCE = 256  # moments in one pass of a gradient step, to bound memory
 FIXED = ("agent", "based_on", "scenario", "users", "seed", "hyper", "sizes")  # in a resumed run
 KEYS = ("user", "pool", "cards", "exposures", "page_views", "screen", "context")
 
@@ -65,17 +65,17 @@ class ESANGradientConfig(Config):
     """Hyper-parameters of the fine-tuning."""
 
     updates: int = bounded(100, 1, 1_000_000)
-    learning_rate: float = bounded(2e-4, 1e-7, 1.0)  # of Adam
+    learning_rate: float = bounded(2e-4, 1e-7, 1.0)  # learning rate of Adam
     batch_size: int = bounded(96, 1, 1_000_000)  # sessions in an update
     samples: int = bounded(4, 2, 1000)  # copies of each session, with plans of their own
     noise: float = bounded(0.04, 1e-6, 1e3)  # sigma, standard deviation of the perturbation, reward units
-    share: float = bounded(0.19, 0.0, 1.0)  # of cards among the slots that are seen
-    price: float = bounded(0.05, -1e3, 1e3)  # of a card that is seen, to start with
-    price_step: float = bounded(0.1, 0.0, 1e3)  # of the price in an update, for each unit of excess share
-    anchor: float = bounded(0.1, 0.0, 1e6)  # weight of the divergence from the network that it starts from
-    discount: float = bounded(0.9, 0.0, 1.0)  # a slot, of what users do later
+    share: float = bounded(0.19, 0.0, 1.0)  # target share of cards among the slots that are seen
+    price: float = bounded(0.05, -1e3, 1e3)  # initial price of a card that is seen
+    price_step: float = bounded(0.1, 0.0, 1e3)  # change of the price in an update, per unit of excess share
+    anchor: float = bounded(0.1, 0.0, 1e6)  # weight of the divergence from the initial network
+    discount: float = bounded(0.9, 0.0, 1.0)  # discount per slot of what users do later
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
-    checkpoint_every: int = bounded(25, 1, 1_000_000)  # updates
+    checkpoint_every: int = bounded(25, 1, 1_000_000)  # number of updates between checkpoints
 
 
 class Moments(NamedTuple):
@@ -83,7 +83,7 @@ class Moments(NamedTuple):
 
     Attributes:
         observation: keys of arrays (R, ...).
-        order: (R, N) int64 in which the pool is shown.
+        order: (R, N) int64 order in which the pool is shown.
         direction: (R, M, T) float32 standard normal perturbation, 0 where no card can stand.
         advantage: (R,) float32.
     """
@@ -111,12 +111,12 @@ def train(
 
     Args:
         out: the run's folder.
-        agent: its name.
+        agent: the agent's name.
         based_on: one run of the agent esan.
         scenario: a shipped name, a folder, or a Scenario.
-        users: who answers, "learned" or "synthetic".
-        seed: of sessions and perturbations.
-        resume: go on from the last checkpoint in `out`, if there is one.
+        users: the user model that answers, "learned" or "synthetic".
+        seed: seed of sessions and perturbations.
+        resume: continue from the last checkpoint in `out`, if there is one.
         threads: torch threads.
         progress: called with (updates done, updates in all, text).
         **hyper: fields of :class:`ESANGradientConfig`.
@@ -125,7 +125,7 @@ def train(
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, no such run or one that does not fit, `out` not
+        InputError: unknown names, values out of range, a missing or incompatible run, or `out` is not
             writable or in use by another run.
     """
     check_seed(seed)
@@ -170,13 +170,13 @@ def train(
 
 
 class ESANGradient:
-    """One ESAN in fine-tuning.
+    """Fine-tuning of one ESAN.
 
     Args:
         network: trained in place.
-        record: content of policy.json; steps and reward grow.
+        record: content of policy.json; steps and reward are updated.
         settings: hyper-parameters.
-        env: with batch_size x samples rows.
+        env: environment with batch_size x samples rows.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class ESANGradient:
         self.record = self.record | {"steps": done + 1, "reward": rewards, "price": price}
 
     def loss(self, moments: Moments, size: float = 1.0) -> Tensor:
-        """Policy gradient's loss and penalty, summed over moments; advantages are divided by `size`."""
+        """Policy-gradient loss plus penalty, summed over moments; advantages are divided by `size`."""
         s, n_slots = self.settings, moments.direction.shape[2]
         cards, _, _ = predict_values(self.network, moments.observation, moments.order, n_slots)
         with torch.no_grad():
@@ -220,7 +220,7 @@ class ESANGradient:
         return s.anchor * divergence - gain
 
     def rollouts(self, generator: np.random.Generator) -> tuple[Moments, float, float]:
-        """Play a batch of sessions, several copies each: all plans, mean reward of a session, share."""
+        """Play a batch of sessions, several copies each: all plans, mean session reward, share of cards."""
         s, env, price = self.settings, self.env, self.record["price"]
         first = self.record["steps"] * s.batch_size % (CLI_SEED_STRIDE - s.batch_size)
         seeds = self.record["seed"] * CLI_SEED_STRIDE + first + np.arange(s.batch_size)
@@ -230,7 +230,7 @@ class ESANGradient:
             _, values = self.plan.values(observation)
             gain = net_gains(values, price)
             noise = perturbation(generator, gain.shape)
-            perturbed = gain + s.noise * values.exposure[:, None] * noise  # in the unit of `cards`: noise
+            perturbed = gain + s.noise * values.exposure[:, None] * noise  # s.noise has the unit of `cards`
             slots = solve(perturbed, values.exposure, observation, env.config, self.plan.solver)
             direction = np.where(np.isfinite(gain), noise, 0.0).astype(np.float32)
             kept = {key: observation[key] for key in KEYS if key in observation}
@@ -260,20 +260,20 @@ class ESANGradient:
         )
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         parameters.restore_checkpoint(folder, self.network, self.optimizer)
         earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in ("steps", "reward", "price")}
 
 
 def at_equal_share(gained: np.ndarray, inserted: np.ndarray) -> np.ndarray:
-    """Advantages (R,) without what goes with inserting more cards (R,) than others: a regression."""
+    """Advantages (R,) without the part that goes with the number of inserted cards (R,): a regression."""
     total = float(inserted @ inserted)
     return gained - (gained @ inserted) / total * inserted if total > 0 else gained
 
 
 def perturbation(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw standard normal noise (B, M, T), which slots of a card and cards of a slot have in common.
+    """Draw standard normal noise (B, M, T): one draw per card plus one per slot.
 
     M + T draws say as much about which card and which slot as M x T, and leave less noise in gradients.
     """

@@ -13,11 +13,11 @@ from edgerec_gym.policy import Observation
 
 
 class NetworkValues:
-    """Values that ESAN predicts.
+    """Values predicted by ESAN.
 
     Args:
-        network: ESAN.
-        threads: torch threads while it predicts.
+        network: the ESAN.
+        threads: torch threads during prediction.
     """
 
     name = "esan"
@@ -26,7 +26,7 @@ class NetworkValues:
         self.network, self.threads = network.eval(), threads
 
     def values(self, observation: Observation, order: np.ndarray, n_slots: int) -> SlotValues:
-        """Predict; see :class:`~edgerec_gym.agents.insertion.values.ValueModel`."""
+        """Predict the values; see :class:`~edgerec_gym.agents.insertion.values.ValueModel`."""
         with torch_threads(self.threads), torch.inference_mode():
             parts = [
                 predict_values(
@@ -45,7 +45,7 @@ class NetworkValues:
 def predict_values(
     network: ESAN, observation: Observation, order: np.ndarray, n_slots: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values of cards (B, M, T) and goods (B, T), and exposure (B, T), with gradients if they are enabled."""
+    """Values of cards (B, M, T) and goods (B, T), and exposure (B, T); with gradients if they are enabled."""
     needed = n_slots + network.below
     listed = np.take_along_axis(observation["pool"], order[:, :needed, None], axis=1)
     goods = candidate_cards(torch.from_numpy(listed), network.config.n_types)

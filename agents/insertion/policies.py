@@ -1,9 +1,9 @@
 """Policies of mixed insertion: value every card at every slot ahead, then plan under the feed's rules.
 
 A plan reaches to the end of the page, whose cards the device knows. It is made anew when something has
-happened (:class:`~edgerec_gym.agents.list_policy.SlotBySlot`). A card at a slot is worth what it is expected
-to earn there, minus what the goods that it pushes down lose, minus a *price*. The price is the dual variable
-of a cap on the share of page views: raised or lowered, it brings any policy to the share that is wanted.
+happened (:class:`~edgerec_gym.agents.list_policy.SlotBySlot`). The gain of a card at a slot is what it is
+expected to earn there, minus the loss of the goods that it pushes down, minus a *price*. The price is the
+dual variable of a cap on the share of page views: moving it brings any policy to the desired share.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ NEVER = -1  # last slot of a type that has not been shown
 
 @dataclass(frozen=True)
 class InsertionState:
-    """What B feeds carry from one plan to the next (C card types)."""
+    """State of B feeds that one plan hands to the next (C card types)."""
 
     slot: np.ndarray  # (B,) int64, the next slot of the session
     counts: np.ndarray  # (B, C) int64, cards of each type so far
-    last_slots: np.ndarray  # (B, C) int64, slot of the session of the last one; -1 = none
+    last_slots: np.ndarray  # (B, C) int64, session slot of the last card of the type; -1 = none
 
     @classmethod
     def from_observation(cls, observation: Observation, config: FeedConfig) -> InsertionState:
-        """Read the state off the context of an observation.
+        """Read the state from the context of an observation.
 
         Slots since the last card are observed up to page_size; beyond it the last card counts as page_size
         slots ago, which matters only to gaps longer than a page.
@@ -64,12 +64,12 @@ def feed_problems(
 
     Args:
         config: the feed.
-        state: of the feeds.
-        values: (B, M, T), -inf for cards that are gone.
+        state: state of the feeds.
+        values: (B, M, T), -inf for cards that are used up.
         types: (B, M) or (M,), 0 = the first of config.card_types.
         weights: (B, T), exposure probabilities; None = 1.
-        caps: (B, C), weight a type may still take; None = no cap beside the environment's own.
-        ordered: the cards of a type are a queue.
+        caps: (B, C), weight that a type may still take; None = no cap beyond the environment's own.
+        ordered: whether the cards of a type are a queue.
 
     Raises:
         InputError: as :class:`~edgerec_gym.agents.planner.problem.MixProblem` does.
@@ -81,7 +81,7 @@ def feed_problems(
     free_from = np.where(state.last_slots >= 0, state.last_slots + gaps, 0)
     first = np.maximum(np.array(config.first_slots), free_from) - state.slot[:, None]
     prefix = np.maximum(state.slot[:, None] + np.arange(1, horizon + 1), config.page_size)  # (B, T)
-    # The environment's own cap with its slack (feed/rules.py), less the cards shown before the plan.
+    # The environment's own cap, with its slack (feed/rules.py), less the cards shown before the plan.
     most = np.floor(np.array(config.share_caps)[:, None] * prefix[:, None, :] + 1e-9).astype(np.int64)
     return MixBatch(
         values=values,
@@ -95,25 +95,25 @@ def feed_problems(
     )
 
 
-TRACKS = ("mix", "joint", SLATE)  # that insertion policies play
-REPLAN_AFTER = 4  # exposures without a click
-LEAST_GAIN = 1e-9  # a card that is worth less stays out
+TRACKS = ("mix", "joint", SLATE)  # tracks that insertion policies play
+REPLAN_AFTER = 4  # number of exposures without a click
+LEAST_GAIN = 1e-9  # a card that gains less is left out
 
 
 class InsertionPlan:
-    """Plans insertions to the end of the page; follows :class:`~edgerec_gym.agents.list_policy.ListPolicy`.
+    """Plan insertions to the end of the page; a :class:`~edgerec_gym.agents.list_policy.ListPolicy`.
 
     Args:
-        name: of the policy.
-        value_model: what cards are worth.
-        config: of the feed.
-        solver: of :data:`~edgerec_gym.agents.planner.solve.SOLVERS`.
-        price: of a card that is seen, in reward units.
-        scorer: orders the pool, as it will be shown; None: cloud order.
+        name: the policy's name.
+        value_model: predicts what cards are worth.
+        config: the feed.
+        solver: one of :data:`~edgerec_gym.agents.planner.solve.SOLVERS`.
+        price: price of a card that is seen, in reward units.
+        scorer: orders the pool as it will be shown; None: cloud order.
         horizon: slots that a plan looks ahead, at most to the end of the page; None: all of it.
 
     Raises:
-        InputError: an unknown solver, a price that is not finite, or no horizon.
+        InputError: an unknown solver, a price that is not finite, or a horizon below 1.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class InsertionPlan:
         self._last: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # scores, gains, slots
 
     def reset(self, mask: np.ndarray) -> None:
-        """Reset the scorer; the plans themselves have no memory."""
+        """Reset the scorer; the plans themselves keep no state."""
         if self.scorer is not None:
             self.scorer.reset(mask)
 
@@ -159,7 +159,7 @@ class InsertionPlan:
         }
 
     def explain(self, row: int) -> Explanation:
-        """Tell the gains and slots of the cards that the last call has planned in one of its rows."""
+        """Report gains and slots of the cards that the last call planned in one of its rows."""
         assert self._last is not None
         score, gain, slots = self._last
         return Explanation(
@@ -169,10 +169,10 @@ class InsertionPlan:
         )
 
     def values(self, observation: Observation) -> tuple[np.ndarray, SlotValues]:
-        """Scores (B, N) of the pool, and what cards are worth among the goods in that order."""
+        """Scores (B, N) of the pool, and the values of cards among the goods in that order."""
         if self.scorer is None:
             order = cloud_order(observation)
-            score = np.zeros(order.shape, np.float32)  # of equal scores the cloud's first
+            score = np.zeros(order.shape, np.float32)  # ties go to the item that the cloud ranked first
         else:
             score = self.scorer.scores(observation)
             present = (observation["pool"] != 0).any(axis=2)
@@ -181,9 +181,9 @@ class InsertionPlan:
 
 
 def net_gains(values: SlotValues, price: float | np.ndarray) -> np.ndarray:
-    """Expected gain (B, M, T) of each card at each slot over the goods alone; -inf where it cannot stand.
+    """Expected gain (B, M, T) of each card at each slot over the goods alone; -inf where none can be placed.
 
-    The price is one for all, or broadcasts to (B, M, T).
+    The price is a scalar, or broadcasts to (B, M, T).
     """
     seen = values.exposure[:, None]
     gain = seen * (values.cards - price) - displaced(values)[:, None]
@@ -193,24 +193,24 @@ def net_gains(values: SlotValues, price: float | np.ndarray) -> np.ndarray:
 def solve(
     gain: np.ndarray, exposure: np.ndarray, observation: Observation, config: FeedConfig, solver: str
 ) -> np.ndarray:
-    """Plan under the feed's rules: the slots (B, M) int64 of the cards, -1 for those that stay out.
+    """Plan under the feed's rules: the slots (B, M) int64 of the cards, -1 for those left out.
 
     Args:
-        gain: (B, M, T) of each card at each slot.
+        gain: (B, M, T) gain of each card at each slot.
         exposure: (B, T) probability that each slot is seen.
         observation: tells what was inserted before.
-        config: of the feed.
-        solver: of :data:`~edgerec_gym.agents.planner.solve.SOLVERS`.
+        config: the feed.
+        solver: one of :data:`~edgerec_gym.agents.planner.solve.SOLVERS`.
     """
     state = InsertionState.from_observation(observation, config)
-    types = np.arange(config.n_cards) % len(config.card_types)  # of the card rows
-    free = np.zeros(len(config.card_types))  # the gains are net of the price already
+    types = np.arange(config.n_cards) % len(config.card_types)  # types of the card rows
+    free = np.zeros(len(config.card_types))  # the gains are already net of the price
     problems = feed_problems(config, state, gain, types, exposure)
     return plan_batch(problems, solver, prices=DualPrices(free, free)).slots
 
 
 def insertions(slots: np.ndarray, n_places: int) -> np.ndarray:
-    """Cards of plans (B, M) at their first K slots, as the slate space has them, (B, K) int64."""
+    """Cards of plans (B, M) at their first K slots, in the form of the slate space, (B, K) int64."""
     return planned_insertions(np.where(slots < n_places, slots, LEFT_OUT), n_places)
 
 
@@ -219,8 +219,8 @@ def policy_of(plan: InsertionPlan, track: str, every: int = REPLAN_AFTER) -> Pol
 
     Args:
         plan: makes the plans.
-        track: of :data:`TRACKS`.
-        every: exposures without a click after which a plan is made anew; the environment says when on slate.
+        track: one of :data:`TRACKS`.
+        every: exposures without a click after which a plan is made anew; on slate, the environment decides.
 
     Raises:
         InputError: another track.

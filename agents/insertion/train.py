@@ -1,4 +1,4 @@
-"""Train ESAN on exposed lists with mix-in cards; load it, also fine-tuned, as a policy that inserts cards."""
+"""Train ESAN on exposed lists with mix-in cards; load it, fine-tuned or not, as an insertion policy."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def train(
 ) -> dict[str, Any]:
     """Train ESAN and write the run's folder.
 
-    As :func:`~edgerec_gym.agents.lists.evaluator_training.train`, on a log with mix-in cards; `hyper` are
-    fields of :class:`~edgerec_gym.agents.insertion.esan.ESANConfig`.
+    Works as :func:`~edgerec_gym.agents.lists.evaluator_training.train`, on a log with mix-in cards; `hyper`
+    are fields of :class:`~edgerec_gym.agents.insertion.esan.ESANConfig`.
 
     Raises:
-        InputError: as there, and a log without mix-in cards.
+        InputError: as there, or a log without mix-in cards.
     """
     settings, reader = ESANConfig.from_dict(hyper), LogReader(logs)
     if "cards" in reader.unidentified:
-        raise InputError(f"{reader.folder} has no mix-in cards, whose insertion {agent} learns")
+        raise InputError(f"{reader.folder} has no mix-in cards, which {agent} needs to learn from")
     options: dict[str, Any] = {"seed": seed, "resume": resume, "threads": threads, "progress": progress}
     return train_judge(ESANTrainer, out, reader, agent, "mix", settings, **options)
 
 
 class ESANTrainer(JudgeTrainer[ESAN]):
-    """One ESAN in training."""
+    """Training of one ESAN."""
 
     def build(
         self, config: FeedConfig, settings: ESANConfig, identified: tuple[bool, ...], seed: int
@@ -59,7 +59,7 @@ class ESANTrainer(JudgeTrainer[ESAN]):
 
 
 def build(config: FeedConfig, settings: ESANConfig, identified: tuple[bool, ...], seed: int = 0) -> ESAN:
-    """Make ESAN with initial parameters drawn from `seed`; the global generator is left as it was."""
+    """Make ESAN with initial parameters drawn from `seed`; the global generator is left untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ESAN(config, settings, identified)
@@ -79,10 +79,10 @@ def load_network(folder: str | Path | Run, config: FeedConfig) -> ESAN:
 def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Policy:
     """Load a run to play an environment of the tracks mix, joint or slate, by exact plans.
 
-    A fine-tuned run plays at the price that its training ended with; a card is free otherwise.
+    A fine-tuned run plays at the price that its training ended with; otherwise the price is 0.
 
     Raises:
-        InputError: nothing there, broken files, or an environment of another track or of other sizes.
+        InputError: no run, broken files, or an environment of another track or of other sizes.
     """
     feed = getattr(env, "unwrapped", env)
     run = read_run(folder)

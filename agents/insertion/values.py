@@ -1,4 +1,4 @@
-"""What cards would earn at the slots ahead, in the form that plans are made from; the truth, for oracles."""
+"""Values of cards at the slots ahead, in the form that plans are made from; true values for oracles."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SlotValues(NamedTuple):
     """Expected reward of B sessions in the T slots ahead, given that the slot is seen.
 
     Attributes:
-        cards: (B, M, T) float64 of each card at each slot; 0 where there is no card.
-        goods: (B, T) float64 of the goods that would stand there without cards.
+        cards: (B, M, T) float64 for each card at each slot; 0 where there is no card.
+        goods: (B, T) float64 for the goods that would be shown there without cards.
         exposure: (B, T) float64 probability that the slot is seen; 0 for slots that will not be filled from
             this page.
     """
@@ -35,18 +35,18 @@ class SlotValues(NamedTuple):
 
 
 class ValueModel(Protocol):
-    """Tells what cards are worth."""
+    """Predicts what cards are worth."""
 
     name: str
 
     def values(self, observation: Observation, order: np.ndarray, n_slots: int) -> SlotValues:
-        """Value every card at the next `n_slots` slots, the pool being shown in `order` (B, N) int64."""
+        """Value every card at the next `n_slots` slots, with the pool shown in `order` (B, N) int64."""
 
 
 def slots_left(observation: Observation, config: FeedConfig) -> np.ndarray:
-    """Slots (B,) int64 that will be filled from the present page, before another arrives or the session ends.
+    """Slots (B,) int64 that the current page will fill before another arrives or the session ends.
 
-    With the automatic page only; a request makes it fewer.
+    Counts the automatic page only; a page request makes it fewer.
     """
     context = observation["context"]
     age = np.rint(context[:, PAGE_AGE] * config.page_size)
@@ -57,14 +57,14 @@ def slots_left(observation: Observation, config: FeedConfig) -> np.ndarray:
 
 
 def cloud_order(observation: Observation) -> np.ndarray:
-    """Pool rows as the cloud ranked them, those used up last; (B, N) int64."""
+    """Pool rows in the order of the cloud's ranking, used-up ones last; (B, N) int64."""
     return np.argsort(~(observation["pool"] != 0).any(axis=2), axis=1, kind="stable")
 
 
 def displaced(values: SlotValues) -> np.ndarray:
     """Expected reward (B, T) that is lost by pushing down the goods from each slot on.
 
-    Each good moves to a slot that is less probable to be seen, and the last one does not fit on the page.
+    Each item moves to a slot that is less likely to be seen, and the last one no longer fits on the page.
     """
     exposure = values.exposure
     following = np.concatenate([exposure[:, 1:], np.zeros_like(exposure[:, :1])], axis=1)
@@ -73,9 +73,9 @@ def displaced(values: SlotValues) -> np.ndarray:
 
 
 class TrueValues:
-    """Values read from the ground truth, which nothing else may.
+    """Values read from the ground truth, which only oracles may use.
 
-    They are those of the user's present state as long as the intent lasts; for the probability that it has
+    They are those of the user's current state as long as the intent lasts. For the probability that it has
     jumped by the time of a slot, they are the mean over the cards or goods.
     """
 
@@ -85,14 +85,14 @@ class TrueValues:
         self._env: Any = None
 
     def bind(self, env: Any) -> None:
-        """Take the environment whose latent state is read; InputError unless its users are synthetic."""
+        """Bind to the environment whose latent state is read; InputError unless its users are synthetic."""
         users = env.unwrapped.users
         if not isinstance(users, SyntheticUsers):
             raise InputError("the oracle needs users='synthetic': learned users have no ground truth to read")
         self._env, self._users = env.unwrapped, users
 
     def values(self, observation: Observation, order: np.ndarray, n_slots: int) -> SlotValues:
-        """Read; see :class:`ValueModel`. The observation must be of the bound environment, all rows."""
+        """Read; see :class:`ValueModel`. The observation must cover all rows of the environment."""
         if self._env is None:
             raise InputError("bind the oracle to an environment first: policy.bind(env)")
         feed, config = self._env.batch.arrays, self._env.config

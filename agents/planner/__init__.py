@@ -1,1 +1,1 @@
-"""Which card stands at which slot: the constrained knapsack of insertions, exact and approximate."""
+"""Which card goes to which slot: the constrained knapsack of insertions, exact and approximate."""

@@ -1,7 +1,7 @@
-"""MixArrays: what the planner's kernels read and write, a struct of arrays.
+"""MixArrays: the struct of arrays that the planner's kernels read and write.
 
-B problems of M cards, T slots, C types; a row of the workspace for each of W workers. A *label* is a partial
-plan up to some slot; a worker holds two sides of L labels each: before and behind the slot in hand.
+It holds B problems of M cards, T slots and C types, and one workspace row for each of W workers. A *label* is
+a partial plan up to some slot. A worker holds two sides of L labels each: before and after the current slot.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from edgerec_gym.compiled.arrays import (
     UInt64Vector,
 )
 
-MOST_IN_SET = 6  # cards of a type whose sets the table tells apart
-LEVELS = 65  # of free weight, from none to the whole cap
-UNREACHABLE = -1e300  # a finite stand-in for -inf: differences of two are no NaN
+MOST_IN_SET = 6  # types with at most this many cards get states that are sets of cards
+LEVELS = 65  # levels of free weight, from none to the whole cap
+UNREACHABLE = -1e300  # a finite stand-in for -inf: the difference of two is not NaN
 
 
 class MixArrays(NamedTuple):
@@ -35,16 +35,16 @@ class MixArrays(NamedTuple):
     n_cards: int
     n_slots: int
     n_types: int
-    n_counts: int  # most cards of one type + 1
-    n_states: int  # most states of a type
-    n_words: int  # 64-bit words of a set of cards
+    n_counts: int  # maximum number of cards of one type, + 1
+    n_states: int  # maximum number of states of a type
+    n_words: int  # 64-bit words in a set of cards
     capacity: int  # L
     ordered: int
     # --- the problems ---------------------------------------------------------------------------
     values: Float64Cube  # (B, M, T)
     weights: Float64Matrix  # (B, T)
     types: Int32Matrix  # (B, M)
-    caps: Float64Matrix  # (B, C), with a slack for rounding
+    caps: Float64Matrix  # (B, C), with some slack for rounding
     gaps: Int32Matrix  # (B, C), 1..T
     first_slots: Int32Matrix  # (B, C), 0..T
     prefix_caps: Int32Cube  # (B, C, T), 0..M
@@ -52,41 +52,41 @@ class MixArrays(NamedTuple):
     # --- the plans ------------------------------------------------------------------------------
     slots: Int32Matrix  # (B, M), the best plan so far
     found: Int32Vector  # (B,), 1 if there is one
-    value: Float64Vector  # (B,), of it
+    value: Float64Vector  # (B,), its value
     bound: Float64Vector  # (B,)
-    blocked: Int32Vector  # (B,), why there is no plan: see mix_relaxation.prepare
-    dropped: Float64Vector  # (B,), highest bound of what the search left aside; UNREACHABLE = nothing
-    labels: Int64Vector  # (B,), labels that the search has made
-    # --- the relaxation, a row a worker -----------------------------------------------------------
+    blocked: Int32Vector  # (B,), why there is no plan: see bounds.prepare
+    dropped: Float64Vector  # (B,), highest bound of what the search dropped; UNREACHABLE = nothing
+    labels: Int64Vector  # (B,), number of labels that the search has made
+    # --- the relaxation, one row per worker ---------------------------------------------------------
     queue: Int32Matrix  # (W, M), cards by type, then by index
     queue_start: Int32Matrix  # (W, C + 1)
-    limit: Int32Matrix  # (W, C), most cards of a type in any plan
-    most: Int32Matrix  # (W, C * T), most cards of a type in slots 0..t, never falling with t
+    limit: Int32Matrix  # (W, C), maximum number of cards of a type in any plan
+    most: Int32Matrix  # (W, C * T), maximum number of cards of a type in slots 0..t, non-decreasing in t
     bounded: Int32Matrix  # (W, C), 1 if the cap of the type may bind
     sets: Int32Matrix  # (W, C), 1 if the states of the type are sets of cards, 0 if they are counts
     states: Int32Matrix  # (W, C), number of states of the type
     levels: Int32Matrix  # (W, C), levels of free weight of the type
     units: Int32Matrix  # (W, C * T), weight of a slot in levels, rounded down
     level_size: Float64Matrix  # (W, C), weight of one level
-    tolerance: Float64Vector  # (W,), values closer than that are equal
+    tolerance: Float64Vector  # (W,), values closer than this count as equal
     table: Float64Matrix  # (W, C * (T + 1) * n_states * LEVELS), best rest of a type's plan
     least_weight: Float64Matrix  # (W, C * (T + 1) * n_counts), lightest rest that meets the floor
-    gain: Float64Matrix  # (W, T), best card of a type at each slot, at present prices
+    gain: Float64Matrix  # (W, T), gain of the best card of a type at each slot, at current prices
     prices: Float64Matrix  # (W, T + M + C), of slots, cards, weight
-    best_prices: Float64Matrix  # (W, T + M + C), those of the lowest bound
+    best_prices: Float64Matrix  # (W, T + M + C), the prices that gave the lowest bound
     slack: Float64Matrix  # (W, T + M + C), what the relaxed plan leaves of each
     choice: Int32Matrix  # (W, T * C), card that the relaxed plan of a type puts at a slot; -1 = none
-    draft: Int32Matrix  # (W, M), a plan being made
-    counts: Int32Matrix  # (W, C), its cards of each type
+    draft: Int32Matrix  # (W, M), a plan under construction
+    counts: Int32Matrix  # (W, C), its number of cards of each type
     used: Float64Matrix  # (W, C), its weight
-    # --- the search, 2 L rows a worker ------------------------------------------------------------
+    # --- the search, 2 L rows per worker ------------------------------------------------------------
     label_value: Float64Vector
     label_bound: Float64Vector
-    label_weight: Float64Matrix  # (2 W L, C), used; 0 where the cap cannot bind
+    label_weight: Float64Matrix  # (2 W L, C), weight used; 0 where the cap cannot bind
     label_free: Int32Matrix  # (2 W L, C), first slot the type may take
     label_count: Int32Matrix  # (2 W L, C), cards placed
     label_state: Int32Matrix  # (2 W L, C), as in the table
-    label_cards: UInt64Matrix  # (2 W L, words), set of the cards that may not be placed any more
+    label_cards: UInt64Matrix  # (2 W L, words), set of the cards that may no longer be placed
     label_slots: Int32Matrix  # (2 W L, M), the plan
     label_hash: UInt64Vector  # (2 W L,)
     label_next: Int32Vector  # (2 W L,), next label with the same state but another trade-off; -1 = none
@@ -96,7 +96,7 @@ class MixArrays(NamedTuple):
 
 
 def allocate(batch: MixBatch, workers: int, capacity: int) -> MixArrays:
-    """Copy the problems and make the workspace of `workers` threads that hold `capacity` labels each."""
+    """Copy the problems and allocate the workspace of `workers` threads with `capacity` labels each."""
     n_cards, n_slots, n_types = batch.size
     most_of_a_type = (batch.types[:, :, None] == np.arange(n_types)).sum(axis=1).max()
     counts, words, rows = int(most_of_a_type) + 1, (n_cards + 63) // 64, 2 * workers * capacity

@@ -1,13 +1,13 @@
 """Upper bounds on plans: limits of each problem, the best rest of one type's plan, Lagrangian relaxation.
 
-With prices on slots (one card each), cards (placed once) and weight (the caps), each type is planned alone.
-The prices come from subgradient steps (Held, Wolfe & Crowder 1974; Fisher 1981) of Polyak's length.
+With prices on slots (one card each), cards (placed once) and weight (the caps), each type can be planned on
+its own. The prices come from subgradient steps (Held, Wolfe & Crowder 1974; Fisher 1981) of Polyak's length.
 
 The rest of a type's plan from slot t on depends on a *state*, the cards of the type placed so far. A coarse
-state is their number: that a card is placed only once is left to the prices, and so is the cap on weight. A
-fine state is which cards, and how much weight is free, in levels; weights are rounded down to levels, so the
-rest stays an upper bound. A type of many cards keeps its coarse state, and a type whose cap cannot bind has a
-single level.
+state is their number; the prices then enforce that a card is placed only once, and the cap on weight. A fine
+state is which cards were placed, and how much weight is free, in levels. Weights are rounded down to levels,
+so the rest stays an upper bound. A type with many cards keeps its coarse state, and a type whose cap cannot
+bind has a single level.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOTHING_FITS = -1  # `blocked` of a problem whose only plan is the empty one
 
 @kernel
 def count_at(a, c, t, j):
-    """Place in least_weight of the rest of type c from slot t on, with j cards placed."""
+    """Index in least_weight of the rest of type c from slot t on, with j cards placed."""
     return (c * (a.n_slots + 1) + t) * a.n_counts + j
 
 
@@ -31,8 +31,8 @@ def count_at(a, c, t, j):
 def prepare(a, row, worker):
     """Sort the cards by type, find how many of each fit, and whether each floor can be met.
 
-    Writes queue, queue_start, limit, most, bounded, least_weight and tolerance; and `blocked` of the row: 0,
-    or 1 + c if the floor of type c cannot be met, or 1 + C + c if it cannot under its cap, or NOTHING_FITS.
+    Writes queue, queue_start, limit, most, bounded, least_weight, tolerance, and `blocked` of the row: 0; or
+    1 + c if the floor of type c cannot be met; or 1 + C + c if its cap rules it out; or NOTHING_FITS.
     """
     a.blocked[row] = 0
     a.found[row] = 0
@@ -57,7 +57,7 @@ def prepare(a, row, worker):
             if usable:
                 placeable += 1
             elif a.ordered == 1:
-                break  # nor can those behind it in the queue
+                break  # the cards behind it in the queue are not usable either
         _limit_type(a, row, worker, c, placeable)
     a.tolerance[worker] = 1e-11 * largest
     fits = 0
@@ -72,14 +72,14 @@ def prepare(a, row, worker):
 
 @kernel
 def _limit_type(a, row, worker, c, placeable):
-    """Find how many cards of a type fit in each prefix, given gap, caps and how many may be placed at all."""
+    """Find how many cards of a type fit in each prefix, given gap, caps and the number that may be placed."""
     n_slots, least = a.n_slots, a.least_weight[worker]
     gap, first, cap = a.gaps[row, c], a.first_slots[row, c], a.caps[row, c]
     fits = placeable
     for t in range(n_slots - 1, -1, -1):
         fits = min(fits, a.prefix_caps[row, c, t])
         a.most[worker, c * n_slots + t] = fits
-    # least[t, n]: weight of the lightest n cards before slot t; what exceeds the cap is no prefix of a plan.
+    # least[t, n]: weight of the lightest n cards before slot t; no prefix of a plan exceeds the cap.
     heaviest = 0.0
     for n in range(a.n_counts):
         least[count_at(a, c, 0, n)] = 0.0 if n == 0 else -UNREACHABLE
@@ -123,7 +123,7 @@ def _least_rest(a, row, worker, c):
 
 @kernel
 def keep_best(a, row, value, slots):
-    """Keep a plan if it is the best of the row so far."""
+    """Keep a plan if it is the best one of the row so far."""
     if a.found[row] == 1 and value <= a.value[row]:
         return
     a.found[row] = 1
@@ -137,7 +137,7 @@ COARSE, FINE = 0, 1
 
 @kernel
 def set_detail(a, row, worker, detail):
-    """Choose the states of all types, and drop the prices that fine ones do without."""
+    """Choose the states of all types, and reset the prices that fine states do not need."""
     card_prices, weight_prices = a.n_slots, a.n_slots + a.n_cards
     for c in range(a.n_types):
         start, stop = a.queue_start[worker, c], a.queue_start[worker, c + 1]
@@ -158,23 +158,23 @@ def set_detail(a, row, worker, detail):
 
 @kernel
 def table_at(a, worker, c, t, state):
-    """Place in the table of the rest of type c from slot t on, with no weight free."""
+    """Index in the table of the rest of type c from slot t on, with no weight free."""
     first = c * (a.n_slots + 1) * a.n_states * LEVELS
     return first + (t * a.states[worker, c] + state) * a.levels[worker, c]
 
 
 @kernel
 def level_of(a, row, worker, c, weight):
-    """Level of the weight that type c has left when it has used some."""
+    """Level of the weight that type c has left once it has used `weight`."""
     if a.levels[worker, c] == 1:
         return 0
-    # The slack keeps the bound one in spite of rounding.
+    # The slack keeps it an upper bound in spite of rounding.
     return np.int64((a.caps[row, c] - weight) / a.level_size[worker, c] + 1e-9)
 
 
 @kernel
 def count_of(a, worker, c, state):
-    """Cards placed in a state."""
+    """Number of cards placed in a state."""
     if a.sets[worker, c] == 0:
         return state
     count = 0
@@ -186,19 +186,19 @@ def count_of(a, worker, c, state):
 
 @kernel
 def state_with(a, worker, c, state, k):
-    """State behind one more card, the k-th of the type."""
+    """State after one more card, the k-th of the type."""
     return state | (1 << k) if a.sets[worker, c] == 1 else state + 1
 
 
 @kernel
 def slot_price(a, row, worker, c, t):
-    """Price of slot t to a card of type c."""
+    """Price of slot t for a card of type c."""
     return a.prices[worker, t] + a.prices[worker, a.n_slots + a.n_cards + c] * a.weights[row, t]
 
 
 @kernel
 def _best_card(a, row, worker, c, t, count):
-    """Card of type c that gains most at slot t, by number of the queue, and its gain less its price."""
+    """Card of type c that gains most at slot t, by its number in the queue, and its gain less its price."""
     start, stop = a.queue_start[worker, c], a.queue_start[worker, c + 1]
     if a.ordered == 1:
         start = start + count
@@ -214,7 +214,7 @@ def _best_card(a, row, worker, c, t, count):
 
 @kernel
 def tabulate(a, row, worker):
-    """Fill the table at present prices; returns the upper bound, UNREACHABLE if a floor cannot be met."""
+    """Fill the table at current prices; returns the upper bound, UNREACHABLE if a floor cannot be met."""
     total = 0.0
     for c in range(a.n_types):
         _tabulate_type(a, row, worker, c)
@@ -261,14 +261,14 @@ def _tabulate_type(a, row, worker, c):
 
 @kernel
 def _offer(table, here, behind, gain, units, levels):
-    """Raise the rests at `here`, level by level, to those of placing a card and going on from `behind`."""
+    """Raise the rests at `here`, level by level, to those of placing a card and continuing from `behind`."""
     for level in range(units, levels):
         table[here + level] = max(table[here + level], gain + table[behind + level - units])
 
 
 @kernel
 def priced(a, row, worker):
-    """Worth of everything that has a price: all slots, cards and capped weight."""
+    """Total price of everything that has one: all slots, cards and capped weight."""
     prices, total = a.prices[worker], 0.0
     for k in range(a.n_slots + a.n_cards):
         total += prices[k]
@@ -298,13 +298,13 @@ def first_card(a, row, worker, c, t, state, level):
     return card
 
 
-PATIENCE = 5  # steps without a lower bound, after which they become half as long
-SHORTEST = 1e-3  # of the first step length, at which they end
+PATIENCE = 5  # steps without a better bound after which the step length is halved
+SHORTEST = 1e-3  # fraction of the first step length at which the steps end
 
 
 @kernel
 def _trace(a, row, worker):
-    """Read the relaxed plans off the table: choice, and what they leave of slots, cards and weight."""
+    """Read the relaxed plans off the table: `choice`, and what they leave of slots, cards and weight."""
     n_slots, n_cards = a.n_slots, a.n_cards
     slack, choice = a.slack[worker], a.choice[worker]
     for k in range(n_slots + n_cards):
@@ -336,7 +336,7 @@ def _trace(a, row, worker):
 
 @kernel
 def _repair(a, row, worker):
-    """Make a plan of the relaxed ones: slot by slot the best of the types that want it, if it may stand."""
+    """Build a plan from the relaxed ones: at each slot the best legal card of the types that want it."""
     draft, counts, used, total = a.draft[worker], a.counts[worker], a.used[worker], 0.0
     for m in range(a.n_cards):
         draft[m] = LEFT_OUT
@@ -388,7 +388,7 @@ def begin(a, row, worker):
 
 @kernel
 def relax(a, row, worker, steps):
-    """Lower the bound by subgradient steps from the present prices; leaves the table at the best ones."""
+    """Lower the bound by subgradient steps from the current prices; leaves the table at the best prices."""
     prices, best_prices, slack = a.prices[worker], a.best_prices[worker], a.slack[worker]
     n_prices = a.n_slots + a.n_cards + a.n_types
     best, length, stalled = -UNREACHABLE, 1.0, 0
@@ -431,7 +431,7 @@ def move_prices(source, target, n):
 
 @kernel
 def mean_prices(a, row, worker, card, weight):
-    """Write the best prices by type: the mean over its cards, and that of weight."""
+    """Write the best prices by type: the mean over its cards, and the price of weight."""
     prices = a.best_prices[worker]
     for c in range(a.n_types):
         start, stop = a.queue_start[worker, c], a.queue_start[worker, c + 1]

@@ -8,14 +8,14 @@ from edgerec_gym.agents.planner.problem import LEFT_OUT
 from edgerec_gym.agents.planner.search import place, root
 from edgerec_gym.compiled.jit import kernel
 
-LIGHTEST = 1e-9  # weight below which greedy by density counts a slot as this heavy
+LIGHTEST = 1e-9  # greedy by density treats lighter slots as this heavy
 
 
 @kernel
 def greedy(a, row, worker, by_density):
-    """Place the card and slot of the highest value (or value per weight) that the rules allow, and again.
+    """Repeatedly place the card and slot of the highest value (or value per weight) that the rules allow.
 
-    Cards of negative value are placed only where a floor asks for them.
+    Cards of negative value are placed only where a floor requires them.
     """
     draft, counts, used, total = a.draft[worker], a.counts[worker], a.used[worker], 0.0
     for m in range(a.n_cards):
@@ -50,7 +50,7 @@ def greedy(a, row, worker, by_density):
 
 @kernel
 def _fits(a, row, worker, c, t):
-    """Whether the rules let a card of type c join the draft at slot t, between the cards that stand."""
+    """Whether the rules let a card of type c join the draft at slot t, given the cards already placed."""
     if a.used[worker, c] + a.weights[row, t] > a.caps[row, c]:
         return False
     for m in range(a.n_cards):
@@ -82,7 +82,7 @@ def _finish(a, row, total, slots, counts):
 
 @kernel
 def may_land(a, row, worker, label, c, t):
-    """Whether a card of type c may land at slot t behind a partial plan."""
+    """Whether a card of type c may be placed at slot t after a partial plan."""
     j = a.label_count[label, c]
     if a.label_free[label, c] > t or j >= a.most[worker, c * a.n_slots + t]:
         return False
@@ -91,7 +91,7 @@ def may_land(a, row, worker, label, c, t):
 
 @kernel
 def _next_card(a, row, worker, label, c, t, by_value):
-    """Card of type c for slot t, the best or the first that is left; -1 if none may stand there."""
+    """Card of type c for slot t, the best one or the first one left; -1 if none may be placed there."""
     start, stop = a.queue_start[worker, c], a.queue_start[worker, c + 1]
     if a.ordered == 1:
         start = start + a.label_count[label, c]
@@ -108,16 +108,16 @@ def _next_card(a, row, worker, label, c, t, by_value):
 
 @kernel
 def thresholds(a, row, worker, card_prices, weight_prices):
-    """Slot by slot, place the card whose value passes the prices of its type by most, if one does.
+    """At each slot, place the card whose value exceeds the prices of its type by most, if there is one.
 
-    Ads allocation by dual thresholds with guards for the rules (Yan et al., KDD 2020).
+    This is ad allocation by dual thresholds, with guards for the rules (Yan et al., KDD 2020).
 
     Args:
         a: the arrays.
-        row: of the problem.
-        worker: of the workspace.
-        card_prices: (C,), of one card of a type.
-        weight_prices: (C,), of a unit of weight.
+        row: row of the problem.
+        worker: row of the workspace.
+        card_prices: (C,), price of one card of a type.
+        weight_prices: (C,), price of a unit of weight.
     """
     label = 2 * worker * a.capacity
     root(a, row, worker, label)
@@ -137,13 +137,13 @@ def thresholds(a, row, worker, card_prices, weight_prices):
 
 @kernel
 def fixed(a, row, worker, slots):
-    """Place cards at fixed slots, types in turn, each type's cards by index; what is not legal is skipped.
+    """Place cards at fixed slots, types in turn, each type's cards by index; illegal placements are skipped.
 
     Args:
         a: the arrays.
-        row: of the problem.
-        worker: of the workspace.
-        slots: (S,), rising.
+        row: row of the problem.
+        worker: row of the workspace.
+        slots: (S,), ascending.
     """
     label, turn = 2 * worker * a.capacity, 0
     root(a, row, worker, label)

@@ -15,7 +15,7 @@ from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point, kernel, source_
 __all__ = ["NOTHING_FITS", "price", "solve", "solve_by_thresholds", "solve_fixed", "solve_greedily"]
 
 _KERNELS = ("arrays.py", "bounds.py", "heuristics.py", "kernels.py", "problem.py", "search.py")
-# How far the beam trusts the bound on the rest, in turn: bounds flatter plans that put things off.
+# How far the beam trusts the bound on the rest, tried in turn: the bound is optimistic for late cards.
 TRUST = (1.0, 0.9, 0.7, 0.5)
 
 read_arrays = reader(MixArrays)
@@ -23,7 +23,7 @@ read_arrays = reader(MixArrays)
 
 @kernel
 def is_open(a, row, worker):
-    """Whether the search has left something aside that may be better than the plan of the row."""
+    """Whether the search has dropped something that may be better than the plan of the row."""
     if a.found[row] == 0:
         return a.dropped[row] > UNREACHABLE
     return min(a.dropped[row], a.bound[row]) > a.value[row] + a.tolerance[worker]
@@ -31,7 +31,7 @@ def is_open(a, row, worker):
 
 @kernel
 def _conclude(a, row, worker):
-    """Settle the bound of a row that has been searched, or that it has no plan."""
+    """Set the final bound of a row that has been searched, or record that it has no plan."""
     if a.found[row] == 1:
         bound = min(a.bound[row], max(a.value[row], a.dropped[row]))
         a.bound[row] = bound if is_open(a, row, worker) else a.value[row]

@@ -1,6 +1,6 @@
-"""Mixed insertion as a constrained knapsack: what may be planned, and what a plan is.
+"""Mixed insertion as a constrained knapsack: the problem and its plans.
 
-M cards of C types may stand at T slots. A slot's weight is what a card there adds to the exposure of its
+M cards of C types may be placed at T slots. A slot's weight is what a card there adds to the exposure of its
 type, for example the probability that the user gets that far. A plan may leave any card out.
 """
 
@@ -22,7 +22,7 @@ class MixBatch:
     """B problems of one size, every array with a first axis of B rows; see :class:`MixProblem`.
 
     Raises:
-        InputError: naming the field and place that is wrong, and what is allowed.
+        InputError: a field is wrong; names the field, the place and what is allowed.
     """
 
     values: np.ndarray  # (B, M, T) float64
@@ -54,7 +54,7 @@ class MixBatch:
 
     @classmethod
     def stack(cls, problems: Sequence[MixProblem]) -> MixBatch:
-        """Join problems of one size; those without prefix caps or floors get ones that bind nothing.
+        """Stack problems of one size; those without prefix caps or floors get values that never bind.
 
         Raises:
             InputError: no problem at all, or problems that differ in size or in `ordered`.
@@ -98,21 +98,21 @@ class MixProblem:
     environment (feed/rules.py), counted from the first slot of the plan.
 
     Args:
-        values: (M, T), gain of card m at slot t net of the organic item that it displaces; may be negative;
+        values: (M, T), gain of card m at slot t, net of the organic item that it displaces; may be negative;
             -inf = forbidden.
         weights: (T,), not negative.
         types: (M,), 0..C-1.
-        caps: (C,), most weight that the cards of a type may take, the sum of the weights of their slots;
+        caps: (C,), maximum weight of a type, where its weight is the sum over the slots of its cards;
             inf = no cap.
-        gaps: (C,), least slots from one card of a type to the next (0 and 1 both mean no rule).
+        gaps: (C,), minimum number of slots from one card of a type to the next (0 and 1 both mean no rule).
         first_slots: (C,), first slot that a type may take.
-        prefix_caps: (C, T), most cards of a type in slots 0..t, each t included; None = no such rule.
-        floors: (C,), fewest cards of a type; None = no such rule.
-        ordered: the cards of a type are a queue: one is placed only behind the one before it (by index),
+        prefix_caps: (C, T), maximum number of cards of a type in slots 0..t, t included; None = no such rule.
+        floors: (C,), minimum number of cards of a type; None = no such rule.
+        ordered: the cards of a type are a queue: a card is placed only after the one before it (by index),
             which must be placed too.
 
     Raises:
-        InputError: naming the field and place that is wrong, and what is allowed.
+        InputError: a field is wrong; names the field, the place and what is allowed.
     """
 
     values: np.ndarray
@@ -144,16 +144,16 @@ class MixProblem:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the cards of a problem stand.
+    """Where the cards of a problem are placed.
 
-    Where no plan was found that obeys the rules, it is empty with value and bound 0, not optimal, and the
-    reason says why.
+    If no plan was found that obeys the rules, it is empty and not optimal, its value and bound are 0, and
+    `reason` says why.
     """
 
     slots: np.ndarray  # (M,) int64, the card's slot; -1 = left out
     value: float  # sum of the values of the placed cards
     bound: float  # no plan is worth more; equals the value of an optimal plan
-    optimal: bool  # proven
+    optimal: bool  # whether it is proven optimal
     reason: str | None = None  # why the plan is empty
 
 
@@ -183,7 +183,7 @@ class PlanBatch:
 
 
 def insertions(slots: np.ndarray, n_slots: int) -> np.ndarray:
-    """Return plans slot by slot, as EdgeFeedSlate-v0 takes them.
+    """Convert plans to one card per slot, the form that EdgeFeedSlate-v0 takes.
 
     Args:
         slots: (B, M), of a :class:`PlanBatch`.
@@ -241,7 +241,7 @@ def _check(problem: MixProblem | MixBatch, lead: tuple[str, ...]) -> None:
 
 
 def _array(name: str, value: object, axes: tuple[str, ...], sizes: dict[str, int]) -> np.ndarray:
-    """One field as a contiguous float64 or int64 array; its axes agree with `sizes`, which new ones enter."""
+    """Return a field as a contiguous float64 or int64 array; its axes must agree with or extend `sizes`."""
     try:
         array = np.asarray(value)
     except ValueError:  # rows of different lengths
@@ -259,12 +259,12 @@ def _array(name: str, value: object, axes: tuple[str, ...], sizes: dict[str, int
         return np.ascontiguousarray(array, np.float64)
     if array.dtype.kind == "f":
         _refuse(name, array, ~(np.isfinite(array) & (array == np.rint(array))), "whole numbers")
-    # Anything beyond 2^30 slots or cards means the same as that.
+    # Values beyond 2^30 slots or cards all mean the same.
     return np.ascontiguousarray(np.clip(array, -1, 1 << 30), np.int64)
 
 
 def _refuse(name: str, values: np.ndarray, wrong: np.ndarray, allowed: str) -> None:
-    """Raise InputError for the first value that is wrong, if one is."""
+    """Raise InputError for the first wrong value, if there is one."""
     if wrong.any():
         place = tuple(np.argwhere(wrong)[0].tolist())
         where = ", ".join(map(str, place))

@@ -1,10 +1,10 @@
 """Search over partial plans, slot by slot: dynamic programming with bounds and dominance.
 
-A label is a partial plan. Its state is what the future depends on: from which slot on each type may land, and
-which cards are left. Labels of one state compete: one that is worth less than another of its state is
-dropped, and so is one whose value plus the bound on the rest does not exceed the best plan known. If more
-labels are left than a given width, the worst are dropped: with a small width that is a beam search. If
-nothing is dropped, the result is exact.
+A label is a partial plan. Its state is what the future depends on: from which slot on each type may be
+placed, and which cards are left. A label is dropped if another of the same state is worth more, or if its
+value plus the bound on the rest does not exceed the best known plan. If more labels are left than a given
+width, the worst are dropped; with a small width this is a beam search. If none are dropped for that reason,
+the result is exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgerec_gym.agents.planner.problem import LEFT_OUT
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.compiled.random_stream import fold
 
-MOST_COMPARED = 32  # labels of one state that a new one is compared with; with many, few are beaten
+MOST_COMPARED = 32  # labels of one state that a new label is compared with; more comparisons rarely drop one
 _ONE = np.uint64(1)
 
 
@@ -42,9 +42,9 @@ def root(a, row, worker, label):
 
 @kernel
 def place(a, row, worker, label, m, t):
-    """Add a card to a partial plan, its bound left as it is.
+    """Add a card to a partial plan, leaving its bound as it is.
 
-    A type that has all the cards it may have gets the same state whichever they are.
+    Once a type has as many cards as it may have, its state is the same whichever cards they are.
     """
     c = a.types[row, m]
     a.label_value[label] += a.values[row, m, t]
@@ -86,15 +86,15 @@ def is_left(a, label, m):
 
 @kernel
 def _strike(a, label, m):
-    """A card may not be placed any more."""
+    """Mark a card as no longer available."""
     a.label_cards[label, m >> 6] |= _ONE << np.uint64(m & 63)
 
 
 @kernel
 def insert(a, worker, there, child, t):
-    """Enter a label behind slot t unless another of its state beats it; returns 1 if it needs a place.
+    """Enter a label after slot t unless another of its state beats it; returns 1 if it needs a new place.
 
-    It stands at `child`; if it beats one of the others, it takes that one's place.
+    The label is at `child`; if it beats one of the others, it takes that one's place.
     """
     key = np.uint64(0)
     for c in range(a.n_types):
@@ -123,7 +123,7 @@ def insert(a, worker, there, child, t):
 
 @kernel
 def _same_state(a, one, other):
-    """Whether the futures of two labels are the same but for the weight that is left."""
+    """Whether the futures of two labels are the same except for the weight that is left."""
     for c in range(a.n_types):
         if a.label_free[one, c] != a.label_free[other, c] or a.label_count[one, c] != a.label_count[other, c]:
             return False
@@ -164,13 +164,13 @@ def remember(a, worker, there, n_there):
 
 @kernel
 def _rank(a, label, trust):
-    """What labels are ordered by: their value plus so much of the bound on the rest."""
+    """Key that labels are ordered by: value plus `trust` times the bound on the rest."""
     return a.label_value[label] + trust * (a.label_bound[label] - a.label_value[label])
 
 
 @kernel
 def select(a, worker, there, n_there, width, trust):
-    """Keep the `width` labels of the highest bounds; returns how many are left and the best one dropped."""
+    """Keep the `width` labels of the highest bounds; returns how many are left and the best bound dropped."""
     if n_there <= width:
         return n_there, UNREACHABLE
     bounds = a.order[worker]
@@ -223,10 +223,10 @@ def _nth_largest(x, n, rank):
 
 @kernel
 def search(a, row, worker, width, trust):
-    """Search with at most `width` labels a slot; returns the highest bound of what was dropped.
+    """Search with at most `width` labels at a slot; returns the highest bound of what was dropped.
 
-    The table must hold the rests at present prices. A plan better than the row's present one is kept. Labels
-    are chosen by their value plus `trust` times the bound on the rest.
+    The table must hold the rests at current prices. A plan better than the row's current one is kept. Labels
+    are selected by their value plus `trust` times the bound on the rest.
     """
     side = 2 * worker * a.capacity
     here, there = side, side + a.capacity
@@ -256,7 +256,7 @@ def search(a, row, worker, width, trust):
 
 @kernel
 def _passes(a, row, worker, bound):
-    """Whether a bound leaves room for a better plan than the row's present one."""
+    """Whether a bound leaves room for a better plan than the row's current one."""
     if a.found[row] == 0:
         return bound > 0.5 * UNREACHABLE
     return bound > a.value[row] + a.tolerance[worker]
@@ -306,7 +306,7 @@ def _place_each(a, row, worker, label, t, there, n_there, c, weight, bound):
     ahead, level = min(t + a.gaps[row, c], n_slots), level_of(a, row, worker, c, weight)
     last = j + 1 == a.limit[worker, c]
     if last:
-        # What is left of the type's weight and cards is worth nothing any more.
+        # The type's remaining weight and cards are worth nothing from here on.
         if a.bounded[worker, c] == 1:
             bound -= price * (a.caps[row, c] - weight)
         for k in range(start, stop):

@@ -3,11 +3,11 @@
 | solver | what it does |
 | --- | --- |
 | exact | dynamic programming over slots with Lagrangian bounds, memo and dominance (search.py) |
-| beam | the same, with at most `width` partial plans a slot |
-| greedy | the best card and slot that the rules still allow, and again, by value |
+| beam | the same, with at most `width` partial plans at a slot |
+| greedy | repeatedly the card and slot of the highest value that the rules allow |
 | density | greedy by value per weight |
-| dual | slot by slot, a card whose value passes prices learned from past problems (LinkedIn) |
-| fixed | cards at fixed slots, types in turn, whatever they are worth |
+| dual | at each slot, a card whose value exceeds prices learned from past problems (LinkedIn) |
+| fixed | cards at fixed slots, types in turn, whatever their value |
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from edgerec_gym.errors import InputError
 SOLVERS = ("exact", "beam", "greedy", "density", "dual", "fixed")
 BEAM_WIDTH = 8
 MAX_LABELS = 1 << 13  # partial plans that the exact solver holds at a slot before it gives up the proof
-FIRST_LABELS, GROWTH = 512, 16  # it starts with room for few, and comes back with more for what needs them
+FIRST_LABELS, GROWTH = 512, 16  # it starts with room for few labels and retries with more where needed
 STEPS, FINE_STEPS = 60, 20  # subgradient steps with coarse and with fine states
 EVERY = 5  # slots from one fixed slot to the next
-SCALES = np.linspace(0.0, 2.0, 17)  # of the dual prices, tried by replay
+SCALES = np.linspace(0.0, 2.0, 17)  # scales of the dual prices, tried by replay
 CHUNK = 16  # problems that a thread takes at a time
 
 
@@ -58,17 +58,17 @@ def plan_batch(
     fixed_slots: Sequence[int] | np.ndarray | None = None,
     threads: int = 1,
 ) -> PlanBatch:
-    """Plan many problems of one size; the plans equal those of single calls, whatever the batch and threads.
+    """Plan many problems of one size; the plans do not depend on the batch or the number of threads.
 
     Args:
-        problems: what is planned.
-        solver: of :data:`SOLVERS`.
-        width: partial plans of the beam.
+        problems: the problems to plan.
+        solver: one of :data:`SOLVERS`.
+        width: maximum number of partial plans of "beam" at a slot.
         max_labels: partial plans that "exact" may hold at a slot; beyond it the plan is the best one found,
             with a valid bound.
-        prices: of "dual", from :func:`fit_dual_prices`.
-        fixed_slots: of "fixed"; None = every fifth.
-        threads: that share the problems.
+        prices: prices of "dual", from :func:`fit_dual_prices`.
+        fixed_slots: slots of "fixed"; None = every fifth.
+        threads: number of threads that share the problems.
 
     Raises:
         InputError: an unknown solver, or options out of range.
@@ -97,7 +97,7 @@ def plan_batch(
 
 
 def _plan_exactly(batch: MixBatch, max_labels: int, threads: int) -> PlanBatch:
-    """Plan all with room for few labels, then those that need more with more."""
+    """Plan all problems with room for few labels, then those that need more with more."""
     labels = min(FIRST_LABELS, max_labels)
     a = _allocate(batch, threads, 2 * labels)
     _run(a, threads, kernels.solve, STEPS, FINE_STEPS, min(BEAM_WIDTH, labels), labels)
@@ -119,12 +119,12 @@ def _is_open(a: MixArrays) -> np.ndarray:
 
 
 def _allocate(batch: MixBatch, threads: int, labels: int) -> MixArrays:
-    """Make the arrays; beside `labels` there is room for the children of one more."""
+    """Allocate the arrays, with room for `labels` and the children of one more."""
     return allocate(batch, threads, labels + batch.size[0] + 1)
 
 
 def _run(a: MixArrays, threads: int, kernel: Callable[..., None], *arguments: Any) -> None:
-    """Call an entry point on all rows."""
+    """Run a kernel on all rows."""
     table, n_rows = AddressTable(a), len(a.value)
     if threads == 1 or n_rows <= CHUNK:
         kernel(table.address, *arguments, 0, n_rows, 0)
@@ -165,13 +165,13 @@ def _checked_slots(slots: Sequence[int] | np.ndarray | None, n_slots: int) -> np
 
 
 def _plans(a: MixArrays, solver: str) -> PlanBatch:
-    """Read the plans, and say why those are empty that had to be."""
+    """Convert the arrays to plans, with the reason why a plan is empty."""
     found, n_types = a.found > 0, a.n_types
     reasons: list[str | None] = [None] * len(found)
     for row in np.flatnonzero(~found | (a.blocked != 0)):
         code = int(a.blocked[row])
         if code == kernels.NOTHING_FITS:
-            reasons[row] = "no card fits: first slots, caps and forbidden values leave none a slot"
+            reasons[row] = "no card fits: first slots, caps and forbidden values leave no legal slot"
         elif code == 0:
             reasons[row] = f"solver {solver!r} found no plan that meets the floors"
         elif code > 2 * n_types:
@@ -195,11 +195,11 @@ def _plans(a: MixArrays, solver: str) -> PlanBatch:
 def fit_dual_prices(problems: MixBatch | Sequence[MixProblem]) -> DualPrices:
     """Learn the thresholds of solver "dual" from past problems.
 
-    The means of the Lagrange multipliers of cards and weight give their ratio, and replaying the policy on
-    the same problems gives their scale.
+    The means of the Lagrange multipliers of cards and weight give their ratio; replaying the policy on the
+    same problems gives their scale.
 
     Args:
-        problems: the history, of one size; types must mean the same in all.
+        problems: past problems, of one size; types must mean the same in all.
     """
     batch = problems if isinstance(problems, MixBatch) else MixBatch.stack(problems)
     n_types = batch.size[2]

@@ -1,8 +1,8 @@
 """DQN (Mnih et al., 2015) for requests: in EdgeFeedRequest-v0 the cost of a request is its price.
 
-It reads a vector: the intent signals (intent_change.py), the profile of the user and the context. Plain DQN
-knows no action masks: asking while a page is on its way is played as *keep* and costs a little. A run is a
-folder with policy.json and policy.safetensors, and nothing pickled; a killed run starts over.
+The input is a vector: the intent signals (intent_change.py), the profile of the user and the context. Plain
+DQN has no action masks: a request while a page is on its way is played as *keep* and costs a little. A run is
+a folder with policy.json and policy.safetensors, and nothing pickled; an interrupted run starts over.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DQNConfig(Config):
     batch_size: int = bounded(256, 1, 1_000_000)  # slots in a gradient step
     target_update: int = bounded(50, 1, 1_000_000)  # gradient steps
     gamma: float = bounded(0.97, 0.0, 1.0)  # discount per slot
-    exploration: float = bounded(0.5, 0.0, 1.0)  # share of the slots in which exploration falls to 5 %
+    exploration: float = bounded(0.5, 0.0, 1.0)  # share of the slots over which exploration falls to 5 %
     hidden: int = bounded(64, 2, 4096)
 
 
@@ -111,12 +111,12 @@ def train(
 
     Args:
         out: the run's folder.
-        agent: its name.
+        agent: the agent's name.
         scenario: a shipped name, a folder, or a Scenario.
         users: "learned" or "synthetic".
-        steps: slots to play in all.
-        num_envs: environments stepped together; one gradient step follows each step of all.
-        seed: of everything random.
+        steps: total number of slots to play.
+        num_envs: environments stepped together; one gradient step follows each joint step.
+        seed: seed of everything random.
         resume: return a finished run as it is; an unfinished one starts over.
         threads: torch threads.
         progress: called with (slots played, slots in all, text), at the start and at the end.
@@ -150,7 +150,7 @@ def train(
         earlier = read_run(run).record
         if resume and earlier == record:
             return earlier
-        raise InputError(f"{run} already holds a training run of other settings: choose another folder")
+        raise InputError(f"{run} already holds a training run with other settings: choose another folder")
     feeds = make_vec_env("request", num_envs, seed=seed * CLI_SEED_STRIDE, scenario=scenario, users=users)
     with torch_threads(threads), private_randomness():
         env = StateVectors(feeds)
@@ -186,15 +186,15 @@ def _model(env: StateVectors, settings: DQNConfig, seed: int) -> DQN:
 
 
 class DQNScore:
-    """Discounted value of a request minus that of none: what a run has learned, as a score of requests.
+    """Score of a request: its discounted value minus that of keeping, as a run has learned them.
 
     Args:
         folder: the run's folder.
-        config: of the feed that is played.
+        config: the feed to play.
         threads: torch threads.
 
     Raises:
-        InputError: broken files, or made for other sizes.
+        InputError: files are broken or made for other sizes.
     """
 
     def __init__(self, folder: str | Path | Run, config: FeedConfig, threads: int = 1) -> None:
@@ -204,7 +204,7 @@ class DQNScore:
         self.config, self.threads = config, threads
         self.network = torch.nn.Module()
         with torch.random.fork_rng(devices=[]):
-            self.network.q_net = torch.nn.Sequential(  # names and order of stable-baselines3
+            self.network.q_net = torch.nn.Sequential(  # names and order as in stable-baselines3
                 torch.nn.Linear(state_size(config), hidden),
                 torch.nn.ReLU(),
                 torch.nn.Linear(hidden, hidden),

@@ -1,11 +1,11 @@
-"""What a request now is truly worth: both futures of the same moment, on the ground truth.
+"""The true effect of a request now: both futures of the same moment, on the ground truth.
 
 Every draw of a session is a function of its key, the slot and the purpose. So a moment is copied, state and
-all, into two sessions; one requests a page, the other does not, both go on alike, and under one key they
-share their luck (common random numbers). The key may be exchanged at the moment, since what has happened is
-state by then: several keys give several continuations of the same moment, and their average is the effect
-that a device could know at best. Outcomes sum click and purchase probabilities instead of draws, which has
-the same mean and less noise.
+all, into two sessions: one requests a page, the other does not, and both continue alike. Under one key they
+share their random draws (common random numbers). The key may be replaced at the moment, since the past is in
+the state by then. Several keys give several continuations of the same moment, and their average is the best
+that a device could know of the effect. Outcomes sum click and purchase probabilities instead of draws, which
+has the same mean and less noise.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from edgerec_gym.users.synthetic import SyntheticArrays, SyntheticUsers
 
 HORIZONS = (5, 10, 15, 20)  # slots that an outcome looks ahead
 OUTCOMES = ("clicks", "purchases")
-BRANCHES = 4096  # sessions that play at once
-TRACKS = ("joint", "request")  # that have requests
+BRANCHES = 4096  # number of sessions played at once
+TRACKS = ("joint", "request")  # the tracks that have requests
 _FEED_ROWS = FeedArrays._fields[FeedArrays._fields.index("observation") : FeedArrays._fields.index("ranking")]
 _USER_ROWS = SyntheticArrays._fields[SyntheticArrays._fields.index("key") :]
 
@@ -41,20 +41,20 @@ def _continuation_keys(keys, words, out):
 
 
 def keep_on(batch: FeedBatch) -> np.ndarray:
-    """Go on in the cloud's order, with automatic pages only; (B,) int64."""
+    """Continue in the cloud's order, with automatic pages only; (B,) int64."""
     return np.asarray(batch.observation(copy=False)["action_mask"].argmax(axis=1))
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Both futures of R moments, H horizons, K continuations; clicks and purchases.
+    """Outcomes of both futures of R moments: H horizons, mean of K continuations; clicks and purchases.
 
     Attributes:
         kept: (R, H, 2) expected clicks and purchases in the next slots without a request now.
         requested: (R, H, 2) the same with a request now.
         error: (R, H, 2) standard error of their difference, over continuations; NaN for one continuation.
-        drawn: (R, H, 2) clicks and purchases drawn in the continuation under the session's own key, if
-            `requested_now` was given: with a request where it says so.
+        drawn: (R, H, 2) clicks and purchases drawn in the first continuation (the session's own key by
+            default); with a request where `requested_now` says so.
     """
 
     kept: np.ndarray
@@ -72,10 +72,10 @@ class Futures:
     """Plays both futures of moments of a batch of synthetic users.
 
     Args:
-        batch: sessions in play, of the track joint or request; they are read, never changed.
+        batch: ongoing sessions of the track joint or request; they are read, never changed.
         horizons: slots to look ahead, ascending.
-        continuations: K keys a moment.
-        own_key: the first of them is the session's own: its future as it will be, luck and all.
+        continuations: K, number of keys per moment.
+        own_key: whether the first key is the session's own, which gives its actual future.
         go_on: decides in both futures after the moment; default: :func:`keep_on`.
 
     Raises:
@@ -109,14 +109,14 @@ class Futures:
 
         Args:
             rows: (R,) int64, where a request is legal now.
-            requested_now: (R,) bool which of both futures `drawn` is of; default: without a request.
+            requested_now: (R,) bool which of the two futures `drawn` describes; default: without a request.
 
         Raises:
             InputError: a row where no request is legal.
         """
         legal = self.batch.observation(copy=False)["action_mask"][rows, -1] > 0
         if not legal.all():
-            raise InputError(f"no request is legal in row {rows[~legal][0]} now: there is no effect of one")
+            raise InputError(f"no request is legal in row {rows[~legal][0]} now, so it has no effect")
         asked = np.zeros(len(rows), np.bool_) if requested_now is None else requested_now
         k, sums = self.continuations, []
         per_play = max(1, BRANCHES // (2 * k))
@@ -157,7 +157,7 @@ class Futures:
         return np.moveaxis(sums[:, :n], 0, 1).reshape(len(rows), k, 2, len(self.horizons), 4)
 
     def _copies(self, rows: np.ndarray, continuation: np.ndarray) -> FeedBatch:
-        """Return a batch whose first sessions are copies of `rows` (n,), with keys of their own where > 0."""
+        """Return a batch whose first n sessions copy `rows` (n,), with new keys where `continuation` > 0."""
         source, branches = self.batch, self._room()
         users = source.users
         assert isinstance(users, SyntheticUsers) and isinstance(branches.users, SyntheticUsers)

@@ -1,4 +1,4 @@
-"""What an uplift estimator reads of the feed: behaviour, intent signals, user and context."""
+"""The encoder of uplift estimators for the feed: behaviour, intent signals, user and context."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edgerec_gym.agents.perception.perception import Perception
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.spaces import context_size
 
-LEAST_SCALE = 0.01  # of an input that hardly varies, or does not vary in the sample
+LEAST_SCALE = 0.01  # minimum scale, for inputs that hardly vary in the sample
 
 
 class FeedEncoder(nn.Module):
-    """Both behaviour sequences (HUBSM), read by attention, beside the intent signals, user and context.
+    """Encode both behaviour sequences (HUBSM) by attention, along with intent signals, user and context.
 
     Args:
         config: gives the sizes.
         hidden: width of the GRUs and of the attention; 0 leaves the sequences out.
-        layers: of the GRUs.
+        layers: number of GRU layers.
     """
 
     def __init__(self, config: FeedConfig, hidden: int, layers: int = 1) -> None:
@@ -42,7 +42,7 @@ class FeedEncoder(nn.Module):
 
     @torch.no_grad()
     def standardise(self, observation: dict[str, Tensor]) -> None:
-        """Take mean and scale of all but the sequences from a sample of observations (R, ...)."""
+        """Set mean and scale of everything but the sequences from a sample of observations (R, ...)."""
         plain = self._plain(observation)
         self.mean.copy_(plain.mean(0))
         self.scale.copy_(plain.std(0).clamp(min=LEAST_SCALE))

@@ -1,4 +1,4 @@
-"""A policy at few moments of a session, as a log with few random decisions has them."""
+"""A policy that acts at a few moments of a session only, as in a log with few random decisions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SLOT, PAGE_AGE = CONTEXT.index("slot"), CONTEXT.index("page_age")
 
 
 class AtMoments:
-    """Do as a policy does when half a page was shown and a request is legal, else keep.
+    """Follow a policy when half a page has been shown and a request is legal; otherwise keep.
 
-    What `edgerec off-policy --at-moments` estimates on a log of few moments is the value of this policy.
+    The value of this policy is what `edgerec off-policy --at-moments` estimates on a log of few moments.
 
     Args:
-        policy: plays EdgeFeedRequest-v0; one with `stateless` is asked at the moments only.
-        config: of the feed.
-        moments: of a session, at most; None = no limit.
+        policy: plays EdgeFeedRequest-v0; one with `stateless` is called at the moments only.
+        config: the feed.
+        moments: maximum number of moments in a session; None = no limit.
 
     Raises:
         InputError: moments below 1.

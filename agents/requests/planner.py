@@ -1,9 +1,9 @@
 """When to request a page: where the score of a request exceeds its price (the budget's shadow price).
 
 To spend B requests on N moments with effects tau, max sum z_i tau_i subject to sum z_i <= B is solved by
-z_i = 1 where tau_i exceeds the (1 - B / N) quantile of tau. So every rule is a score and a price: uplift
-(AdaRequest, KDD'22), outcome, change of intent, chance, the true effect. A price is fixed, or moved by
-a :class:`PriceController`, which spends one budget across all sessions that a service has at once.
+z_i = 1 where tau_i exceeds the (1 - B / N) quantile of tau. So every rule is a score and a price. Scores are
+uplift (AdaRequest, KDD'22), outcome, change of intent, chance and the true effect. A price is fixed, or set
+by a :class:`PriceController`, which spends one budget across all concurrent sessions of a service.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def price_of(quantiles: np.ndarray, rate: float) -> float:
     """Price at which a share `rate` of the moments is chosen.
 
     Args:
-        quantiles: of replayed scores, evenly spaced from the smallest to the largest.
+        quantiles: quantiles of replayed scores, evenly spaced from the smallest to the largest.
         rate: 0 = never, 1 = always.
 
     Raises:
-        InputError: rate out of range, or quantiles that are not finite or do not rise.
+        InputError: rate out of range, or quantiles that are not finite or not ascending.
     """
     quantiles = np.asarray(quantiles, np.float64)
     if len(quantiles) < 2 or not np.isfinite(quantiles).all() or (np.diff(quantiles) < 0).any():
@@ -51,23 +51,23 @@ def price_of(quantiles: np.ndarray, rate: float) -> float:
 
 
 class PriceController:
-    """Move the price so that a service spends a budget of requests a tick, whatever the traffic.
+    """Moves the price so that a service spends a budget of requests per tick, whatever the traffic.
 
-    The price comes before the scores of a tick: it is the quantile of the scores of the ticks before that
-    would spend the budget on as many moments as the last tick had. What was spent too much or too little is
-    paid back over the next `recover` ticks, so the sum follows the budget also when traffic jumps.
+    The price is set before the scores of a tick are known: it is the quantile of earlier ticks' scores that
+    would spend the budget on as many moments as the last tick had. A surplus or deficit is paid back over the
+    next `recover` ticks, so total spending follows the budget even when traffic jumps.
 
     Args:
-        budget: requests a tick for all sessions together, at least 0; 0 = never.
-        quantiles: of replayed scores, for the first tick.
-        recover: ticks in which a difference is paid back.
+        budget: requests per tick for all sessions together, at least 0; 0 = never.
+        quantiles: quantiles of replayed scores, for the first tick.
+        recover: ticks over which a difference is paid back.
         window: ticks whose scores are remembered.
-        most: requests of one tick at most, as a multiple of the budget: the best ones are granted.
+        most: maximum requests in one tick, as a multiple of the budget; the best ones are granted.
 
     Attributes:
         spent: requests so far.
         allowed: budget so far.
-        price: of the last tick.
+        price: price of the last tick.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PriceController:
         self.budget, self.recover, self.most = budget, recover, most
         self.spent, self.allowed = 0, 0.0
         self._recent: deque[np.ndarray] = deque([np.asarray(quantiles, np.float64)], maxlen=window)
-        self.price = NEVER  # of the last tick
+        self.price = NEVER
         self._moments = 0
 
     def grant(self, scores: np.ndarray) -> np.ndarray:
@@ -119,11 +119,11 @@ class RequestPlanner:
     """Request where the score exceeds the price, else keep; plays EdgeFeedRequest-v0 and EdgeFeed-v0.
 
     Args:
-        name: of the policy.
-        score: of a request now.
+        name: the policy's name.
+        score: score of a request now.
         price: in units of the score, or a controller.
-        cool_down: slots between a request and the next one, at least.
-        per_session: requests of one session, at most; None = no limit.
+        cool_down: minimum number of slots from one request to the next.
+        per_session: maximum number of requests in one session; None = no limit.
 
     Raises:
         InputError: numbers out of range, or a score that is not a number.
@@ -147,7 +147,7 @@ class RequestPlanner:
         self._slot = np.zeros(0)
         self._asked = np.zeros(0, np.int64)
         self._since = np.zeros(0, np.int64)
-        self._weighed = np.zeros(0)  # (B,) last scores, nan where none was needed
+        self._weighed = np.zeros(0)  # (B,) last scores, NaN where none was needed
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
@@ -161,7 +161,7 @@ class RequestPlanner:
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64; the request is the last action of both tracks."""
         mask, slot = observation["action_mask"], observation["context"][:, SLOT]
-        moves = slot != self._slot  # sessions that have ended stand still, and cost nothing
+        moves = slot != self._slot  # rows of finished sessions do not move, and cost nothing
         self._slot = slot.copy()
         able = moves & (mask[:, -1] > 0) & (self._since >= self.cool_down)
         if self.per_session is not None:
@@ -175,7 +175,7 @@ class RequestPlanner:
         return np.where(chosen, mask.shape[1] - 1, mask.argmax(axis=1))
 
     def explain(self, row: int) -> Explanation:
-        """Tell score and price of the last call in one row; no score where a request was out of question."""
+        """Report score and price of the last call in one row; no score where no request was possible."""
         score = float(self._weighed[row])
         price = self.price.price if isinstance(self.price, PriceController) else float(self.price)
         return Explanation(uplift=None if np.isnan(score) else score, price=price)
@@ -197,13 +197,13 @@ class RequestPlanner:
 
 
 class TrueEffectPlanner(RequestPlanner):
-    """The oracle: the score is the true effect, in reward units; binds to synthetic users.
+    """The oracle: its score is the true effect, in reward units; needs synthetic users.
 
     Args:
         price: in reward units.
         horizon: slots that the effect looks ahead.
-        continuations: of each moment, see :class:`~edgerec_gym.agents.requests.effects.Futures`.
-        cool_down: as of :class:`RequestPlanner`.
+        continuations: per moment, see :class:`~edgerec_gym.agents.requests.effects.Futures`.
+        cool_down: as in :class:`RequestPlanner`.
     """
 
     def __init__(self, price: float, horizon: int = 15, continuations: int = 6, cool_down: int = 0) -> None:
@@ -212,9 +212,9 @@ class TrueEffectPlanner(RequestPlanner):
         self._futures: Futures | None = None
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
-        """Take the environment whose latent state is read; InputError unless its users are synthetic."""
+        """Bind to the environment whose latent state is read; InputError unless its users are synthetic."""
         feed = env.unwrapped
-        # Keys of its own: under the session's key it would know the luck to come, which nobody can know.
+        # Keys of its own: the session's key would reveal the luck to come, which nobody can know.
         self._futures = Futures(feed.batch, (self.horizon,), self.continuations, own_key=False)
         self._weights = np.array(feed.config.reward.outcome_weights)
 
@@ -229,13 +229,13 @@ def _unbound(observation: Observation) -> np.ndarray:
 
 
 class OneExtra:
-    """One extra request at the middle of each automatic page: what the published 32 % refer to."""
+    """One extra request in the middle of each automatic page: the published 32 % refer to it."""
 
     name = "one-extra"
     stateless = True
 
     def reset(self, mask: np.ndarray) -> None:
-        """Do nothing: the observation holds all there is to know."""
+        """Do nothing: the observation holds the whole state."""
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64; the request is the last action of both tracks."""
@@ -245,15 +245,15 @@ class OneExtra:
 
 
 def load_planner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
-    """Load an estimator's run to request pages that are estimated to gain more than a request costs.
+    """Load an estimator's run to request pages whose estimated gain exceeds the cost of a request.
 
     Args:
         folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
-        env: any of the package's environments, of the tracks request or joint; its reward says the cost.
+        env: any of the package's environments, of the track request or joint; its reward defines the cost.
         threads: torch threads.
 
     Raises:
-        InputError: nothing there, broken files, or an environment of another track or of other sizes.
+        InputError: no run, broken files, or an environment of another track or of other sizes.
     """
     feed, run = _fitting(folder, env)
     score = UpliftScore(load_model(run, feed.config), threads=threads)
@@ -261,7 +261,7 @@ def load_planner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Req
 
 
 def load_learner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
-    """Load a run of DQN, as :func:`load_planner` does; the cost of a request is in its values."""
+    """Load a run of DQN, as :func:`load_planner` does; its values include the cost of a request."""
     feed, run = _fitting(folder, env)
     return RequestPlanner(run.agent, DQNScore(run, feed.config, threads), 0.0)
 

@@ -18,11 +18,11 @@ from edgerec_gym.policy import Observation
 if TYPE_CHECKING:
     from edgerec_gym.agents.ppo.trained_policy import TrainedPolicy
 
-Score = Callable[[Observation], np.ndarray]  # of an observation (R, ...): (R,), larger = rather request
+Score = Callable[[Observation], np.ndarray]  # observation (R, ...) -> (R,); larger favours a request
 
 
 class UpliftScore:
-    """What a request is estimated to gain: the effect, or with `outcome` the outcome after it instead."""
+    """Estimated gain of a request: the effect, or with `outcome` the outcome after it instead."""
 
     def __init__(self, network: UpliftModel, outcome: bool = False, threads: int = 1) -> None:
         self.network, self.outcome, self.threads = network.eval(), outcome, threads
@@ -36,7 +36,7 @@ class UpliftScore:
 
 
 class IntentScore:
-    """How far the interest has moved from what the page was ranked for, in 0..2."""
+    """Distance, 0..2, of the interest from the one that the page was ranked for."""
 
     def __init__(self, config: FeedConfig) -> None:
         self.config = config
@@ -48,7 +48,7 @@ class IntentScore:
 
 
 class PolicyScore:
-    """How probable a trained stochastic policy of EdgeFeedRequest-v0 finds a request, in log-odds."""
+    """Log-odds of a request under a trained stochastic policy of EdgeFeedRequest-v0."""
 
     def __init__(self, policy: TrainedPolicy) -> None:
         self.policy = policy
@@ -60,7 +60,7 @@ class PolicyScore:
 
 
 class ChanceScore:
-    """Uniform in 0..1: with the price 1 - p each moment is chosen with probability p."""
+    """Uniform in 0..1: at a price of 1 - p, each moment is chosen with probability p."""
 
     def __init__(self, seed: int = 0) -> None:
         self.generator = np.random.default_rng(seed)
@@ -71,5 +71,5 @@ class ChanceScore:
 
 
 def decision_inputs(observation: Observation) -> Observation:
-    """The part of an observation that uplift estimators were trained on."""
+    """Return the part of an observation that uplift estimators were trained on."""
     return {key: values for key, values in observation.items() if key not in ("cards", "action_mask")}

@@ -1,8 +1,8 @@
 """Train an estimator of a request's uplift on the decisions of a log, or on a table, and load it back.
 
-A run is a folder as :mod:`edgerec_gym.agents.rerank.train` writes it, with the residual loss of every epoch
-instead of the GAUC, and the estimated uplift of the stopping sessions as quantiles, which give the price
-of a budget (:mod:`edgerec_gym.agents.requests.planner`).
+A run is a folder in the format of :mod:`edgerec_gym.agents.rerank.train`, with the residual loss of every
+epoch instead of the GAUC. It also holds quantiles of the estimated uplift in the stopping sessions, which
+give the price of a budget (:mod:`edgerec_gym.agents.requests.planner`).
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ from edgerec_gym.runs import (
     write_record,
 )
 
-MOST_HELD = 20_000  # decisions kept in memory to decide when to stop
+MOST_HELD = 20_000  # decisions kept in memory for early stopping
 SCORE_BATCH = 1024  # decisions scored at once
-N_QUANTILES = 201  # of the replayed uplift
-SCALE_SAMPLE = 4096  # decisions whose inputs tell their scale
+N_QUANTILES = 201  # number of quantiles of the replayed uplift
+SCALE_SAMPLE = 4096  # decisions from which the scale of the inputs is taken
 
 
 @dataclass(frozen=True)
 class UpliftConfig(Config):
     """Hyper-parameters of the estimators and of their training."""
 
-    learning_rate: float = bounded(2e-3, 1e-7, 1.0)  # of AdamW
+    learning_rate: float = bounded(2e-3, 1e-7, 1.0)  # learning rate of AdamW
     batch_size: int = bounded(2048, 1, 1_000_000)  # decisions in a gradient step
-    epochs: int = bounded(5, 1, 10_000)  # at most
-    patience: int = bounded(3, 1, 10_000)  # epochs without a smaller residual loss that end the training
-    weight_decay: float = bounded(5.0, 0.0, 1e3)  # decoupled, of AdamW: effects are small, luck is not
+    epochs: int = bounded(5, 1, 10_000)  # maximum number of epochs
+    patience: int = bounded(3, 1, 10_000)  # epochs without a smaller residual loss after which training stops
+    weight_decay: float = bounded(5.0, 0.0, 1e3)  # decoupled (AdamW); large, as effects are small
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
     horizon: int = bounded(15, 1, 1000)  # n, slots that an outcome looks ahead
     controls: float = bounded(1.0, 0.01, 1e6)  # decisions without a request kept for each request
-    click: float = bounded(1.0, 0.0, 1e3)  # the outcome: weight of a click
-    purchase: float = bounded(5.0, 0.0, 1e3)  # and of a purchase
-    surrogate: int = bounded(1, 0, 1)  # 1 replaces purchases by what page views of their length earn
+    click: float = bounded(1.0, 0.0, 1e3)  # weight of a click in the outcome
+    purchase: float = bounded(5.0, 0.0, 1e3)  # weight of a purchase in the outcome
+    surrogate: int = bounded(1, 0, 1)  # 1 replaces purchases by their mean given page view length
     behaviour: int = bounded(8, 0, 4096)  # width of the behaviour encoders; 0 leaves behaviour out
-    layers: int = bounded(1, 1, 10)  # of GRUs
+    layers: int = bounded(1, 1, 10)  # number of GRU layers
     hidden: int = bounded(16, 2, 4096)  # width of the heads
     alpha: float = bounded(0.1, 0.0, 1e3)  # DragonNet: weight of the propensity's loss
     beta: float = bounded(0.1, 0.0, 1e3)  # DragonNet: weight of the targeted regularisation
@@ -93,24 +93,24 @@ def train(
     """Train an estimator and write the run's folder.
 
     Sessions are split as for re-rankers (:func:`~edgerec_gym.agents.rerank.train.train`); the residual loss
-    of the stopping sessions decides when to stop.
+    of the stopping sessions is used for early stopping.
 
     Args:
         out: the run's folder.
-        logs: a log folder whose requests were drawn by chance.
+        logs: a log folder whose requests were randomised.
         agent: a name of :data:`~edgerec_gym.agents.requests.uplift_models.ESTIMATORS`.
-        seed: of initial parameters, of the decisions drawn from the log and of their order.
-        resume: go on after the last complete epoch in `out`, if there is one.
+        seed: seed of initial parameters, of the decisions drawn from the log and of their order.
+        resume: continue after the last complete epoch in `out`, if there is one.
         threads: torch threads.
-        progress: called with (epochs done, epochs at most, text).
+        progress: called with (epochs done, maximum epochs, text).
         **hyper: fields of :class:`UpliftConfig`.
 
     Returns:
         The content of policy.json.
 
     Raises:
-        InputError: unknown names, values out of range, a bad log, one without requests drawn by chance, `out`
-            not writable or in use by another run.
+        InputError: unknown names, values out of range, a bad log, one without randomised requests, or `out`
+            is not writable or in use by another run.
     """
     if agent not in ESTIMATORS:
         raise InputError(f"unknown agent {agent!r}; allowed: {', '.join(ESTIMATORS)}")
@@ -123,7 +123,7 @@ def train(
     record = log_record(agent, "request", reader, seed, settings) | {"residual_loss": []}
     start = find_start(run, record, resume, FIXED)
     if start is not None and is_finished(run):
-        return read_run(run).record  # finished: the settings, and so its end, are the same
+        return read_run(run).record  # finished: same settings, so the same end
     with torch_threads(threads):
         drawn = {name: getattr(settings, name) for name in ("horizon", "controls")}
         stream, stop, _ = split_decisions(reader, surrogate=bool(settings.surrogate), seed=seed, **drawn)
@@ -139,15 +139,15 @@ def train(
 
 
 class UpliftTrainer(EpochTrainer[UpliftModel]):
-    """One estimator in training; the residual loss on held decisions decides when to stop.
+    """Training of one estimator; it stops early on the residual loss of held-out decisions.
 
     Args:
         network: with initial parameters.
-        record: content of policy.json; steps and residual_loss grow.
+        record: content of policy.json; steps and residual_loss are updated.
         settings: hyper-parameters.
         stream: chunks with a method `batch(index) -> DecisionBatch`.
-        stopping: decisions that are not trained on.
-        weights: of the outcomes, (k,) float32.
+        stopping: held-out decisions, not trained on.
+        weights: weights of the outcomes, (k,) float32.
     """
 
     figure, sign = "residual_loss", -1
@@ -162,7 +162,7 @@ class UpliftTrainer(EpochTrainer[UpliftModel]):
         weights: np.ndarray,
     ) -> None:
         super().__init__(network, record, settings, stream)
-        # Decoupled decay: Adam divides a penalty by the gradients' size, which here is that of the luck.
+        # Decoupled decay: Adam divides an L2 penalty by the gradients' size, which here is that of the noise.
         self.optimizer = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
@@ -201,7 +201,7 @@ class UpliftTrainer(EpochTrainer[UpliftModel]):
 
 
 def tensors(observation: Observation, rows: slice = slice(None)) -> dict[str, Tensor]:
-    """Turn some rows of an observation into float32 tensors."""
+    """Convert some rows of an observation to float32 tensors."""
     return {
         key: torch.from_numpy(np.ascontiguousarray(values[rows], np.float32))
         for key, values in observation.items()
@@ -209,7 +209,7 @@ def tensors(observation: Observation, rows: slice = slice(None)) -> dict[str, Te
 
 
 def standardise(network: UpliftModel, stream: DecisionStream) -> None:
-    """Give the network's encoders the scale of what they read, from the first decisions."""
+    """Set the input scale of the network's encoders from the first decisions."""
     sample = held_decisions(stream, SCALE_SAMPLE)
     keys = sample[0].observation
     observation = tensors({key: np.concatenate([batch.observation[key] for batch in sample]) for key in keys})
@@ -234,7 +234,7 @@ def held_decisions(stream: DecisionStream, most: int = MOST_HELD) -> list[Decisi
 
 
 def make_model(agent: str, encoder: Encoder, settings: UpliftConfig, share: float, seed: int) -> UpliftModel:
-    """Make an estimator with initial parameters drawn from `seed`; the global generator stays as it was."""
+    """Make an estimator with initial parameters drawn from `seed`; the global generator is left untouched."""
     kind = ESTIMATORS[agent]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -244,7 +244,7 @@ def make_model(agent: str, encoder: Encoder, settings: UpliftConfig, share: floa
 
 
 def build(agent: str, config: FeedConfig, settings: UpliftConfig, seed: int = 0) -> UpliftModel:
-    """Make an estimator of the feed."""
+    """Make an estimator for the feed."""
 
     def encoder() -> FeedEncoder:
         return FeedEncoder(config, settings.behaviour, settings.layers)
@@ -264,7 +264,7 @@ def load_model(folder: str | Path | Run, config: FeedConfig) -> UpliftModel:
 
 
 def effects_alone(network: UpliftModel, observation: Observation, threads: int = 1) -> np.ndarray:
-    """Estimate tau of a batch of observations, (B,) float32: all that a planner needs."""
+    """Estimate only tau, which is all a planner needs, of a batch of observations, (B,) float32."""
     return torch.cat(_in_parts(network.tau, observation, threads)).numpy()
 
 

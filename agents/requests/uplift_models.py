@@ -1,9 +1,9 @@
 """Estimators of a treatment's effect: T-learner, X-learner, class transformation, DragonNet.
 
-All of them read a batch of observations through encoders of their own, learn from (treated, outcome,
+All of them read a batch of observations through their own encoders, learn from (treated, outcome,
 propensity), and answer `uplift(observation) -> tau, mu0, mu1`. An encoder is a torch module with an
 attribute `size`, observation -> (B, size); so the same estimators work on the feed (feed_encoder.py) and on
-tables (:class:`TableEncoder`). Losses are squared errors, for binary outcomes too: a mean is predicted.
+tables (:class:`TableEncoder`). Losses are squared errors, also for binary outcomes: they predict a mean.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 Encoder = Callable[[], nn.Module]
-CLIP = 0.01  # least distance of an estimated propensity from 0 and 1
+CLIP = 0.01  # minimum distance of an estimated propensity from 0 and 1
 
 
 class Effect(NamedTuple):
-    """What estimators answer, (B,) float32 each.
+    """Estimates, (B,) float32 each.
 
     Attributes:
         tau: outcome with the treatment minus outcome without it.
@@ -33,10 +33,10 @@ class Effect(NamedTuple):
 
 
 class TableEncoder(nn.Module):
-    """Columns of a table, standardised: observation {"features": (B, n)} -> (B, n).
+    """Standardise the columns of a table: observation {"features": (B, n)} -> (B, n).
 
     Args:
-        features: (R, n) float32 rows that give mean and scale.
+        features: (R, n) float32 rows from which mean and scale are taken.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -47,12 +47,12 @@ class TableEncoder(nn.Module):
         self.scale = nn.Parameter(torch.where(scale > 0, scale, 1.0), requires_grad=False)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Standardise."""
+        """Standardise a batch."""
         return (observation["features"] - self.mean) / self.scale
 
 
 class Regressor(nn.Module):
-    """An encoder, and a head of one hidden layer beside a linear part: observation -> (B, outputs)."""
+    """An encoder with a one-hidden-layer head and a linear skip: observation -> (B, outputs)."""
 
     def __init__(self, encoder: Encoder, hidden: int, outputs: int = 1) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Regressor(nn.Module):
         self.hidden = nn.Linear(size, hidden)
         self.linear = nn.Linear(size, outputs)
         self.out = nn.Linear(hidden, outputs, bias=False)
-        for parameter in (self.out.weight, self.linear.weight):  # effects are small: start at none
+        for parameter in (self.out.weight, self.linear.weight):  # effects are small: start at zero
             nn.init.zeros_(parameter)
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
@@ -71,12 +71,12 @@ class Regressor(nn.Module):
 
 
 def squared_error(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
-    """Mean squared error of the rows where `where` (B,) is 1; 0 if there is none."""
+    """Mean squared error of the rows where `where` (B,) is 1; 0 if there are none."""
     return ((prediction - target).square() * where).sum() / where.sum().clamp(min=1)
 
 
 class TLearner(nn.Module):
-    """Two models, one for each arm; the effect is their difference (Künzel et al., PNAS 2019)."""
+    """Two models, one per arm; the effect is their difference (Künzel et al., PNAS 2019)."""
 
     def __init__(self, encoder: Encoder, hidden: int, share: float) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class TLearner(nn.Module):
         return Effect(mu1 - mu0, mu0, mu1)
 
     def tau(self, observation: dict[str, Tensor]) -> Tensor:
-        """Estimate the effect alone, (B,)."""
+        """Estimate only the effect, (B,)."""
         return self.uplift(observation).tau
 
     def loss(
@@ -100,13 +100,13 @@ class TLearner(nn.Module):
 
 
 class XLearner(nn.Module):
-    """Two models of the outcome impute each arm's missing one; two more learn the differences.
+    """Two outcome models impute the missing outcome of each arm; two more learn the differences.
 
     D1 = y - mu0(x) on the treated, D0 = mu1(x) - y on the others; tau = e tau0(x) + (1 - e) tau1(x)
-    (Künzel et al., PNAS 2019). Both stages learn at once, the second from what the first says so far.
+    (Künzel et al., PNAS 2019). Both stages learn at once, the second from the current state of the first.
 
     Args:
-        encoder: makes an encoder; each of both outcome models has its own, both effects share one.
+        encoder: makes an encoder; each outcome model has its own, the two effect models share one.
         hidden: width of the heads.
         share: e, the share of treated rows.
     """
@@ -123,7 +123,7 @@ class XLearner(nn.Module):
         return Effect(self.tau(observation), mu0, mu1)
 
     def tau(self, observation: dict[str, Tensor]) -> Tensor:
-        """Estimate the effect alone, (B,); the models of the outcome are not asked."""
+        """Estimate only the effect, (B,); the outcome models are not evaluated."""
         tau0, tau1 = self.effects(observation).unbind(1)
         return self.share * tau0 + (1 - self.share) * tau1
 
@@ -141,8 +141,8 @@ class XLearner(nn.Module):
 class ClassTransformation(nn.Module):
     """One model of the transformed outcome z = y (t - e) / (e (1 - e)), whose mean is the effect.
 
-    With e = 1/2 and a binary outcome this is Jaskowski & Jaroszewicz (2012); Athey & Imbens (2016) have the
-    general form. A second model learns the outcome as it is, m = e mu1 + (1 - e) mu0, and both give the arms.
+    With e = 1/2 and a binary outcome this is Jaskowski & Jaroszewicz (2012); Athey & Imbens (2016) give the
+    general form. A second model learns the plain outcome, m = e mu1 + (1 - e) mu0; both give the arms.
     """
 
     def __init__(self, encoder: Encoder, hidden: int, share: float) -> None:
@@ -156,7 +156,7 @@ class ClassTransformation(nn.Module):
         return Effect(tau, mean - self.share * tau, mean + (1 - self.share) * tau)
 
     def tau(self, observation: dict[str, Tensor]) -> Tensor:
-        """Estimate the effect alone, (B,); the model of the outcome is not asked."""
+        """Estimate only the effect, (B,); the outcome model is not evaluated."""
         return self.effect(observation)[:, 0]
 
     def loss(
@@ -170,7 +170,7 @@ class ClassTransformation(nn.Module):
 
 
 class DragonNet(nn.Module):
-    """A trunk that both arms and the propensity share, with targeted regularisation (Shi et al., NeurIPS'19).
+    """One trunk for both arms and the propensity, with targeted regularisation (Shi et al., NeurIPS'19).
 
     loss = (y - mu_t)^2 + a BCE(t, g) + b (y - mu_t - c (t / g - (1 - t) / (1 - g)))^2, where g is the
     estimated propensity and c one learned number.
@@ -178,7 +178,7 @@ class DragonNet(nn.Module):
     Args:
         encoder: makes the trunk's encoder.
         hidden: width of trunk and heads.
-        share: of treated rows, where g starts.
+        share: share of treated rows, the initial value of g.
         alpha: weight of the propensity's loss.
         beta: weight of the targeted regularisation.
     """
@@ -211,7 +211,7 @@ class DragonNet(nn.Module):
         return self._effect(self._code(observation))
 
     def tau(self, observation: dict[str, Tensor]) -> Tensor:
-        """Estimate the effect alone, (B,)."""
+        """Estimate only the effect, (B,)."""
         return self.uplift(observation).tau
 
     def _effect(self, code: Tensor) -> Effect:
@@ -245,7 +245,7 @@ ESTIMATORS: dict[str, type[UpliftModel]] = {
 def residual_loss(effect: Effect, treated: Tensor, outcome: Tensor, propensity: Tensor) -> Tensor:
     """Squared error of what the effect explains of the outcome (the R-loss, Nie & Wager 2021); all (B,).
 
-    It compares estimators by their effects, where the error of the outcome itself would compare outcomes.
+    It compares estimators by their effects; the error of the outcome itself would compare outcome models.
     """
     mean = propensity * effect.mu1 + (1 - propensity) * effect.mu0
     return (outcome - mean - (treated - propensity) * effect.tau).square().mean()

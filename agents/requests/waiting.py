@@ -1,10 +1,10 @@
 """The value of waiting: a request now forgoes a better moment of the same page.
 
-A price alone takes the first moment that is worth it. Estimated effects grow while a page is used up and the
-user's intent shows, so where requests are cheap it fires too early. Requesting is optimal stopping over the
-age of a page: go on while what a later moment is expected to bring, net of the price, exceeds what a request
-brings now. As in Longstaff & Schwartz (2001) the value of going on is a regression on the estimate now,
-backwards from the page's end, over pages of a log that the estimator was not trained on.
+A price alone takes the first moment that is worth it. Estimated effects grow as a page is used up and the
+user's intent becomes clear, so where requests are cheap it fires too early. Requesting is an optimal stopping
+problem over the age of a page: wait while the expected gain of a later moment, net of the price, exceeds the
+gain of a request now. As in Longstaff & Schwartz (2001), the value of waiting is regressed on the current
+estimate, backwards from the page's end, over pages of a log that the estimator was not trained on.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT
 
 PAGE_AGE, IN_FLIGHT = CONTEXT.index("page_age"), CONTEXT.index("in_flight")
-REPLAYED = 2000  # sessions of the log
-HALVINGS = 40  # of the interval that holds the price
+REPLAYED = 2000  # number of sessions of the log that are replayed
+HALVINGS = 40  # halvings of the interval that holds the price
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,26 @@ class Waiting:
 
     Attributes:
         price: in units of the estimates.
-        later: (A, 2) float64, value of going on at each age of a page, net of the price, as intercept and
-            slope in the estimate now.
+        later: (A, 2) float64, value of waiting at each age of a page, net of the price, as intercept and
+            slope in the current estimate.
     """
 
     price: float
     later: np.ndarray
 
     def over_later(self, estimate: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """Estimates (n,) at ages (n,) int64, less the value of going on; request above the price."""
+        """Estimates (n,) at ages (n,) int64, minus the value of waiting; request above the price."""
         intercept, slope = self.later[np.minimum(age, len(self.later) - 1)].T
         return estimate - np.maximum(0.0, intercept + slope * estimate)
 
 
 class WaitingScore:
-    """An estimate of a request now, less the value of waiting for a later moment of the page.
+    """An estimate of a request's gain now, minus the value of waiting for a later moment of the page.
 
     Args:
         score: the estimate.
-        waiting: planned for its price.
-        page_size: of the feed.
+        waiting: the value of waiting, planned for its price.
+        page_size: page size of the feed.
     """
 
     def __init__(self, score: Score, waiting: Waiting, page_size: int) -> None:
@@ -65,18 +65,18 @@ class WaitingScore:
 
 
 def plan_waiting(pages: np.ndarray, rate: float) -> Waiting:
-    """Find the price, and the value of waiting at it, that request at a share of the moments.
+    """Find the price at which a given share of the moments is requested, and the value of waiting at it.
 
     Args:
-        pages: (P, A) estimates at each age of replayed pages, NaN where none could be requested; a page is
-            good for one request.
-        rate: share of the moments; 0 = never. If pages are too few for it, each gets a request.
+        pages: (P, A) estimates at each age of replayed pages, NaN where no request was possible; a page
+            gets at most one request.
+        rate: share of the moments; 0 = never. If there are too few pages for it, each gets a request.
 
     Raises:
         InputError: rate out of range, or no estimates.
     """
     if pages.ndim != 2 or not np.isfinite(pages).any():
-        raise InputError("pages must be rows of estimates, by age, at least one of them finite")
+        raise InputError("pages must hold rows of estimates, by age, at least one of them finite")
     if not 0 <= rate <= 1:
         raise InputError(f"rate = {rate} must be a share of the moments, 0 to 1")
     if rate == 0:
@@ -93,7 +93,7 @@ def plan_waiting(pages: np.ndarray, rate: float) -> Waiting:
 
 def _waiting_at(pages: np.ndarray, price: float) -> Waiting:
     later = np.zeros((pages.shape[1], 2))
-    value = np.zeros(len(pages))  # of what is left of each page
+    value = np.zeros(len(pages))  # value of what is left of each page
     for age in range(pages.shape[1] - 1, -1, -1):
         estimate = pages[:, age]
         seen = np.isfinite(estimate)
@@ -107,7 +107,7 @@ def _waiting_at(pages: np.ndarray, price: float) -> Waiting:
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope of least squares; a slope in 0..1: more now is never less reason to request."""
+    """Least-squares intercept and slope; the slope is kept in 0..1: a larger estimate favours a request."""
     spread = float(x.var())
     slope = np.mean((x - x.mean()) * (y - y.mean())) / spread if spread > 0 else 0.0
     slope = float(np.clip(slope, 0.0, 1.0))
@@ -115,7 +115,7 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _share(pages: np.ndarray, waiting: Waiting) -> float:
-    """Requests over moments; a page gets one at most."""
+    """Share of the moments that are requested, at most one per page."""
     seen = np.isfinite(pages)
     ages = np.broadcast_to(np.arange(pages.shape[1]), pages.shape)
     with np.errstate(invalid="ignore"):
@@ -124,15 +124,15 @@ def _share(pages: np.ndarray, waiting: Waiting) -> float:
 
 
 def replay_pages(network: UpliftModel, stream: DecisionStream, sessions: int = REPLAYED) -> np.ndarray:
-    """Estimate the effect at every moment of logged pages in which nothing was requested.
+    """Estimate the effect at every moment of logged pages without a request.
 
     Args:
         network: an estimator that was not trained on them.
         stream: gives the sessions.
-        sessions: the first so many of the stream.
+        sessions: number of sessions, from the start of the stream.
 
     Returns:
-        (P, A) float64 by the page's age, NaN where a request was not possible.
+        (P, A) float64 by the page's age, NaN where no request was possible.
     """
     parts, left = [], sessions
     for chunk in stream.chunks():

@@ -1,1 +1,1 @@
-"""Models on a device: files, sessions, beam search; without torch, knows no agent."""
+"""Models on a device: files, sessions, beam search. Works without torch, and knows no agent."""

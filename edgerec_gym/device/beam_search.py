@@ -1,6 +1,6 @@
-"""The sequence search as a phone runs it: the beams of the torch module, grown by steps.
+"""The sequence search as a phone runs it: the beams of the torch module, extended step by step.
 
-:mod:`edgerec_gym.agents.lists.sequence_search` judges every beginning from its first place on; the results
+:mod:`edgerec_gym.agents.lists.sequence_search` judges every partial list from its first place; the results
 agree.
 """
 
@@ -29,7 +29,7 @@ class BeamConfig(Config):
 
 
 class Beginnings(NamedTuple):
-    """W beginnings of lists; see :mod:`edgerec_gym.agents.export.evaluator_graphs`.
+    """W partial lists; see :mod:`edgerec_gym.agents.export.evaluator_graphs`.
 
     Attributes:
         cards: (W, places so far) int64.
@@ -49,12 +49,12 @@ class Beginnings(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         cards: (length,) int64.
-        value: of that list.
-        stopped: places after which the beams had settled.
+        value: value of that list.
+        stopped: number of places after which the beams had settled.
     """
 
     cards: np.ndarray
@@ -63,13 +63,13 @@ class Found(NamedTuple):
 
 
 class BeamSearch:
-    """Beams over the evaluator's graphs, and the evaluator's choice among lists.
+    """Beam search over the evaluator's graphs, and the evaluator's choice among lists.
 
     Args:
         extend: graph that adds a card.
         judge: graph that values whole lists.
         lookahead: cards below a place that are on screen when it is answered.
-        settings: of the beams.
+        settings: settings of the beams.
     """
 
     def __init__(self, extend: Graph, judge: Graph, lookahead: int, settings: BeamConfig) -> None:
@@ -81,8 +81,8 @@ class BeamSearch:
         Args:
             encoded: outputs of the evaluator's graph `encode`, n cards.
             length: at most n.
-            proposed: (S, length) int64 lists of others to choose from.
-            left: slots that the page still fills, at least 1; lists are judged as far as that.
+            proposed: (S, length) int64 further lists to choose from.
+            left: slots that the page still fills, at least 1; lists are judged only that far.
         """
         tables = {name: encoded[name] for name in ("gates", "parts", "base")}
         single = self._extended(tables, 0, self._start(encoded))["value"][0]
@@ -107,7 +107,7 @@ class BeamSearch:
         )
 
     def _extended(self, tables: Arrays, place: int, old: Beginnings) -> Arrays:
-        """Outputs of the graph that adds each card of the tables to each beginning."""
+        """Outputs of the graph that adds each card of the tables to each partial list."""
         places = np.arange(place - self.lookahead, place + 1)
         inputs = {
             "place": np.array(place),
@@ -121,7 +121,7 @@ class BeamSearch:
         return self.extend(tables | inputs)
 
     def _beams(self, tables: Arrays, order: np.ndarray, old: Beginnings, length: int) -> np.ndarray:
-        """Cards (W, places) of the beams when they have settled, or the cards have run out."""
+        """Cards (W, places) of the beams once they have settled or no cards are left."""
         s = self.settings
         allowed = order[: s.candidates]
         some = {name: table[allowed] for name, table in tables.items()}
@@ -149,7 +149,7 @@ class BeamSearch:
 
     @staticmethod
     def _completed(beam: np.ndarray, order: np.ndarray, length: int) -> np.ndarray:
-        """Cards (length,): those of a beam, then the others by their own values."""
+        """Cards (length,): those of a beam, then the others by their individual values."""
         left = np.ones(len(order), np.bool_)
         left[beam] = False
         return np.concatenate([beam, order[left[order]]])[:length]

@@ -1,14 +1,14 @@
-"""The files of an exported re-ranker: what must be there, and loading it for ONNX Runtime.
+"""The files of an exported re-ranker: checks, and loading for ONNX Runtime.
 
 A device model is a folder, written by :func:`~edgerec_gym.agents.export.export.export` (`edgerec export`):
 
 | file | content |
 | --- | --- |
-| device.json | schema version, agent, scenario and its sizes, K, sha256 of the graphs, where it comes from |
+| device.json | schema version, agent, scenario and its sizes, K, sha256 of the graphs, origin |
 | <network>.<sequence>.onnx | one event of the exposures or page views |
 | crban.scores.onnx | scores of the candidates |
-| generator.lists.onnx | the greedy list, and those drawn from the generator |
-| evaluator.encode, .extend, .judge.onnx | the evaluator, by steps (:mod:`edgerec_gym.device.beam_search`) |
+| generator.lists.onnx | the greedy list and those sampled from the generator |
+| evaluator.encode, .extend, .judge.onnx | the evaluator, in steps (:mod:`edgerec_gym.device.beam_search`) |
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
 }
 SEQUENCES = ("exposures", "page_views")
-NETWORKS: dict[str, tuple[str, ...]] = {  # the graphs of each, beside those of the events
+NETWORKS: dict[str, tuple[str, ...]] = {  # the graphs of each network, besides those of the events
     "crban": ("scores",),
     "generator": ("lists",),
     "evaluator": ("encode", "extend", "judge"),
@@ -65,7 +65,7 @@ class DeviceGraph:
         self._names = list(self.outputs)
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Run; inputs that the graph does not have are left out."""
+        """Run the graph; inputs that it does not have are ignored."""
         feeds = {name: inputs[name] for name in self.inputs}
         return dict(zip(self._names, self.session.run(None, feeds), strict=True))
 
@@ -74,16 +74,16 @@ class DeviceModel:
     """An exported re-ranker, checked and loaded; its sessions share it.
 
     Args:
-        folder: of the export.
+        folder: the folder of the export.
 
     Attributes:
-        agent: the kind of run that it comes from.
+        agent: the agent of the exported run.
         config: the feed that it was made for.
-        places: K, cards of a list at most.
-        bytes: size of the graphs together.
+        places: K, maximum number of cards in a list.
+        bytes: total size of the graphs.
 
     Raises:
-        InputError: naming the file that is missing, broken, of another version, or not finite.
+        InputError: a file is missing, broken, of another version, or not finite; names the file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -109,7 +109,7 @@ class DeviceModel:
             self.search = BeamSearch(evaluator["extend"], evaluator["judge"], lookahead, beams)
 
     def _check_graphs(self) -> None:
-        """Raise InputError if graphs are missing, or were made for other sizes than device.json says."""
+        """Raise InputError if graphs are missing, or were made for other sizes than those in device.json."""
         for network, graphs in self.graphs.items():
             read = {key for graph in graphs.values() for key in graph.inputs}
             events = (name for name in SEQUENCES if f"{name}.keys" in read)
@@ -125,7 +125,7 @@ class DeviceModel:
                         )
 
     def _expected(self, name: str, graph: DeviceGraph) -> dict[str, list[int | str]]:
-        """Shapes of the inputs of a graph that follow from the feed's sizes."""
+        """Input shapes of a graph that follow from the feed's sizes."""
         if name in SEQUENCES:
             return {"row": [1, self.sizes[name][1]]}
         if "candidates" not in graph.inputs:
@@ -151,7 +151,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     for name, kind in FIELDS.items():
         if not isinstance(described.get(name), kind):
-            raise InputError(f"{file}: {name!r} is missing or not of its type: {described.get(name)!r}")
+            raise InputError(f"{file}: {name!r} is missing or has the wrong type: {described.get(name)!r}")
     if not described["sha256"]:
         raise InputError(f"{file} names no graphs")
     for name, recorded in described["sha256"].items():

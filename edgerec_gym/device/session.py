@@ -1,7 +1,7 @@
 """A re-ranker as the phone runs it: ONNX Runtime, one session, one thread; torch is not imported.
 
-The perception is stepped once an event, and what it made of the event is kept (:class:`DeviceSession`); a
-re-ranking reads what was kept (EdgeRec, CIKM'20, section 3). The files are those of
+The perception takes one step per event, and its codes for the event are kept (:class:`DeviceSession`);
+re-ranking reads the kept codes (EdgeRec, CIKM'20, section 3). The files are those of
 :mod:`edgerec_gym.device.files`.
 """
 
@@ -23,8 +23,8 @@ from edgerec_gym.policy import NOT_SHOWN, Observation, check_finite
 from edgerec_gym.spaces import CONTEXT
 
 PAGE_AGE = CONTEXT.index("page_age")
-READ = ("user", "pool", "screen", "context")  # keys of the observation that a re-ranking reads
-ABSENT = -1e9  # score of a pool row that is used up
+READ = ("user", "pool", "screen", "context")  # keys of the observation that re-ranking reads
+ABSENT = -1e9  # score of a used-up pool row
 
 
 @dataclass
@@ -32,11 +32,11 @@ class KeptCodes:
     """What a phone keeps of one sequence for one network.
 
     Attributes:
-        hidden: (states, 1, H) float32 of the GRUs.
-        keys: (L, A) float32 of the last L events; event number n stands at n mod L.
+        hidden: (states, 1, H) float32 state of the GRUs.
+        keys: (L, A) float32 of the last L events; event number n is at n mod L.
         values: (L, V) float32.
-        interests: (L, W) float32 of the match with live interest, if the network has one.
-        count: events so far.
+        interests: (L, W) float32 for the match with live interest, if the network has one.
+        count: number of events so far.
     """
 
     hidden: np.ndarray
@@ -46,10 +46,10 @@ class KeptCodes:
     count: int = 0
 
     def read(self) -> Arrays:
-        """What is kept of the last events; where there are none, a row of zeros, which changes nothing."""
+        """The codes of the last events; if there are none, a row of zeros, which changes nothing."""
         length = len(self.keys)
         kept = max(1, min(self.count, length))
-        ages = (self.count - 1 - np.arange(kept)) % length  # events that have come after each
+        ages = (self.count - 1 - np.arange(kept)) % length  # number of events since each
         return {
             "keys": self.keys[:kept],
             "values": self.values[:kept],
@@ -59,10 +59,10 @@ class KeptCodes:
 
 
 class DeviceSession:
-    """One user's session: what the phone keeps, and the re-rankings that read it.
+    """One user's session: the codes that the phone keeps, and the re-rankings that read them.
 
     Args:
-        model: what runs.
+        model: the model to run.
 
     Attributes:
         kept: codes by (network, sequence).
@@ -84,11 +84,11 @@ class DeviceSession:
         self.count = dict.fromkeys(SEQUENCES, 0)
 
     def append(self, name: str, row: np.ndarray) -> None:
-        """Take up one event; the time does not grow with the session.
+        """Add one event; the time this takes does not grow with the session.
 
         Args:
             name: "exposures" or "page_views".
-            row: (W,), as the observation holds it.
+            row: (W,), as in the observation.
 
         Raises:
             InputError: another name or shape, values that are not finite, or a row of zeros (padding).
@@ -109,10 +109,10 @@ class DeviceSession:
                 kept.count += 1
 
     def scores(self, observation: Observation) -> np.ndarray:
-        """Score the pool: (N,) float32, :data:`ABSENT` where a row is used up; CRBAN only.
+        """Score the pool: (N,) float32, :data:`ABSENT` for used-up rows; CRBAN only.
 
         Args:
-            observation: user (U,), pool (N, F), context (C,) of the environment's observation, one session.
+            observation: user (U,), pool (N, F) and context (C,) of one session's observation.
         """
         if CRBAN not in self.model.graphs:
             raise InputError(f"{self.model.agent!r} writes lists and gives no scores; use rerank")
@@ -123,11 +123,11 @@ class DeviceSession:
         return score
 
     def rerank(self, observation: Observation, places: int | None = None) -> np.ndarray:
-        """Write the next list: (K,) int64 pool rows in order, -1 behind its end where the pool has fewer.
+        """Return the next list: (K,) int64 pool rows in order, padded with -1 where the pool has fewer.
 
         Args:
             observation: user (U,), pool (N, F), screen (lookahead, F + T), context (C,).
-            places: K, at most the model's, which is the default.
+            places: K; default: the model's, which is also the maximum.
 
         Raises:
             InputError: keys that are missing, have another shape, or are not finite; K out of range.
@@ -143,7 +143,7 @@ class DeviceSession:
         return found
 
     def search(self, observation: Observation, places: int | None = None) -> Found:
-        """Search the next list; its cards are numbers among the pool rows that are left.
+        """Search for the next list; its cards are indices into the pool rows that are left.
 
         The arguments are those of :meth:`rerank`.
         """
@@ -153,7 +153,7 @@ class DeviceSession:
         return self._search(observation, rows, min(places or self.model.places, len(rows)))
 
     def run(self, observation: Observation) -> Arrays:
-        """Return what a re-ranking computes before it decides, by the graph's name."""
+        """Return what re-ranking computes before it decides, by the graph's name."""
         observation, rows = self._read(observation)
         outputs = {}
         if CRBAN in self.model.graphs:
@@ -168,7 +168,7 @@ class DeviceSession:
         return outputs
 
     def _read(self, observation: Observation) -> tuple[Observation, np.ndarray]:
-        """The observation, checked, and the pool rows that are left."""
+        """Check the observation, and find the pool rows that are left."""
         sizes = self.model.sizes
         read = {}
         for key in READ:
@@ -221,7 +221,7 @@ class DeviceSession:
         return self.model.search(encoded, length, proposed, max(1, config.page_size - filled))
 
     def save(self, path: str | Path) -> None:
-        """Write what the phone keeps between two starts of the app, atomically, as safetensors."""
+        """Save what the phone keeps when the app is closed, atomically, as safetensors."""
         tensors = {}
         for (network, name), kept in self.kept.items():
             for field, values in vars(kept).items():
@@ -230,7 +230,7 @@ class DeviceSession:
             save_file(tensors, temporary)
 
     def restore(self, path: str | Path) -> None:
-        """Go on from what :meth:`save` wrote; InputError names the file, and the tensor that does not fit."""
+        """Continue from a file of :meth:`save`; InputError names the file and the wrong tensor."""
         try:
             tensors = load_file(path)
         except FileNotFoundError:
@@ -254,7 +254,7 @@ class DeviceSession:
 
 
 def _checked(key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values as float32; InputError names the key if they have another shape or are not finite."""
+    """Convert to float32; InputError names the key if the shape is wrong or a value is not finite."""
     values = np.ascontiguousarray(values, np.float32)
     if values.shape != shape:
         raise InputError(f"{key} has the shape {values.shape}; this model reads {shape}")
@@ -263,9 +263,9 @@ def _checked(key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 
 
 def load(folder: str | Path) -> DeviceModel:
-    """Load an exported re-ranker and run all of it once; InputError says which file is wrong.
+    """Load an exported re-ranker and run each graph once; InputError says which file is wrong.
 
-    After the first run calls are as fast as any, and values that are not finite have shown.
+    This first run warms the graphs up, and reveals values that are not finite.
     """
     model = DeviceModel(folder)
     session = DeviceSession(model)

@@ -126,9 +126,9 @@ def test_a_device_needs_no_torch(device: Path) -> None:
         (
             "dnn",
             ["--scenario", "lite"],
-            "holds the agent 'dnn', which has no form for a device; allowed: crban",
+            "holds the agent 'dnn', which cannot be exported to a device; allowed: crban",
         ),
-        ("evaluator", ["--scenario", "lite"], "holds the agent 'evaluator', which has no form"),
+        ("evaluator", ["--scenario", "lite"], "holds the agent 'evaluator', which cannot be exported"),
         (
             "crban",
             ["--scenario", "default"],
@@ -152,7 +152,7 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
         next(network.parameters())[0] = torch.nan
     with pytest.raises(InputError, match=r"parameter 'perception\S+' is not finite"):
         export_network(network, tmp_path / "out", find_agent("crban"), "lite", lite.config)
-    with pytest.raises(InputError, match="a DNN has no form for a device"):
+    with pytest.raises(InputError, match="a DNN cannot be exported to a device"):
         export_network(
             build("dnn", lite.config, RerankerConfig(hidden=8)),
             tmp_path / "out",
@@ -188,7 +188,7 @@ def spoil(folder: Path, name: str) -> None:
         (lambda f: (f / "device.json").write_text("{"), "device.json is not valid JSON"),
         (lambda f: change(f, kind="cake"), "does not describe a device model (kind is 'cake')"),
         (lambda f: change(f, schema_version=2), "has schema version 2; this version reads 1"),
-        (lambda f: change(f, places="ten"), "'places' is missing or not of its type: 'ten'"),
+        (lambda f: change(f, places="ten"), "'places' is missing or has the wrong type: 'ten'"),
         (lambda f: change(f, sha256={"cake.onnx": ""}), "names an unknown graph 'cake.onnx'"),
         (lambda f: change(f, sha256={"../x.y.onnx": ""}), "names an unknown graph"),
         (lambda f: change(f, sha256={}), "names no graphs"),
