@@ -13,12 +13,12 @@ from edgerec_gym import __version__
 from edgerec_gym.commands import bench, console, logs, offline, pages, policies, studies, users
 from edgerec_gym.errors import InputError, MissingExtraError
 
-# typer brings its own copy of click since 0.2x; this is the UsageError of whichever it uses.
+# Recent versions of typer bundle their own click; this is the UsageError of whichever it uses.
 UsageError: Any = typer.BadParameter.__base__
 
 
 class OneLineErrors(TyperGroup):
-    """Bad input ends in one line on stderr and exit code 2; a bug still shows its traceback."""
+    """Commands that end in one line on stderr and exit code 2 on bad input; bugs still show a traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command and exit."""

@@ -1,4 +1,4 @@
-"""Policies of a track that are compared: they play the same sessions, between keep and the track's oracle."""
+"""The policies of a track that are compared on the same sessions, with keep as 0 and the oracle as 1."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from edgerec_gym.runs import is_finished
 
 @dataclass(frozen=True)
 class Comparison:
-    """Policies that are compared.
+    """The policies that are compared, and where.
 
     Attributes:
-        place: where; the ground truth as it is.
-        entries: who, keep and the oracle among them.
-        keep: name of the policy that is 0.
-        oracle: name of the policy that is 1.
-        oracle_sessions: that the oracle plays, the first ones of the same; None for all.
-        missing: names of policies whose runs are not there.
-        ablations: names of policies that play the ground truth as it is only.
+        place: the unshifted ground truth that they play.
+        entries: the policies, including keep and the oracle.
+        keep: name of the policy that scores 0.
+        oracle: name of the policy that scores 1.
+        oracle_sessions: number of sessions that the oracle plays, the first of the shared ones; None for all.
+        missing: names of policies whose runs do not exist.
+        ablations: names of policies that play only the unshifted ground truth.
     """
 
     place: Place
@@ -34,17 +34,17 @@ class Comparison:
 
     @property
     def contestants(self) -> tuple[Entry, ...]:
-        """Entries that also play shifted and learned users."""
+        """The entries that also play shifted and learned users."""
         return tuple(entry for entry in self.entries if entry.policy not in self.ablations)
 
 
 def make_comparison(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> Comparison:
-    """Return the comparison of those policies whose runs are there.
+    """Return the comparison of the policies whose runs exist.
 
     Args:
-        setting: what it is made for.
-        workers: processes, where the track has something to prepare.
-        progress: called with (done, in all, text).
+        setting: track and scenario to compare on.
+        workers: number of processes for the track's preparation, if it has any.
+        progress: called with (done, total, text).
     """
     track, found = setting.track, setting.entries()
     entries = [entry for entry in found if _is_ready(entry)]
@@ -72,5 +72,5 @@ def make_comparison(setting: Setting, *, workers: int = 2, progress: Progress | 
 
 
 def _is_ready(entry: Entry) -> bool:
-    """Whether its runs are finished, and its price is known if it has one."""
+    """Whether an entry's runs are finished and its price, if it needs one, is known."""
     return all(map(is_finished, entry.files)) and entry.arguments.get("price", 0.0) is not None

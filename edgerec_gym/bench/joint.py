@@ -1,9 +1,9 @@
-"""The track joint: all three decisions on EdgeFeed-v0, together and alone, and ablations.
+"""The benchmark's track joint: all three decisions on EdgeFeed-v0, together and alone, and ablations.
 
 A re-ranker, ESAN and an uplift model learn from logs; MaskablePPO and the EdgeRec agent learn by playing the
 learned users of the scenario. All are scored on synthetic users that training never saw (split `eval`, common
-random numbers). Ablations are the jointly trained agent with a rule changed, or trained without page views,
-or with a cloud that hears of behaviour late.
+random numbers). The ablations change a rule of the jointly trained agent, train it without page views, or
+delay the behaviour that the cloud sees.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from edgerec_gym.scenario import Scenario
 ENV_ID = "EdgeFeed-v0"
 KEEP, ORACLE = "keep", "oracle"
 RERANKERS, ESAN, UPLIFT, PPO = ("dnn", "crban"), "esan", "uplift-x", "pointer-ppo"
-PARTS = {  # that the agent is made of, by scenario; first the re-ranker that ranks held-out days best
+PARTS = {  # of the agent, by scenario; the first is the re-ranker that ranks held-out days best
     "lite": ("dnn", ESAN, UPLIFT),
     "default": ("crban", ESAN, UPLIFT),
 }
@@ -52,10 +52,10 @@ JOINT, BLIND = "edgerec", "edgerec-no-page-views"
 SINGLE = ("greedy", "device-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn")
 INSERT_ONLY, REQUEST_ONLY = "esan + exact, cards only", "uplift-x, requests only"
 TOGETHER, JOINT_PLANS = "parts together", "edgerec, whole plans"
-LEARNED = (  # also on learned users
+LEARNED = (  # policies that also play learned users
     KEEP, "greedy", "device-greedy", *RERANKERS, PPO, TOGETHER, JOINT, JOINT_PLANS,
 )  # fmt: skip
-ABLATIONS: dict[str, dict[str, Any]] = {  # of the jointly trained agent -> rules that differ
+ABLATIONS: dict[str, dict[str, Any]] = {  # name -> rules that differ from the jointly trained agent's
     "edgerec, no re-rank": {"decide": {"order": False}},
     "edgerec, no insertion": {"decide": {"insert": False}},
     "edgerec, no request": {"decide": {"request": False}},
@@ -65,8 +65,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # of the jointly trained agent -> rule
     },
 }
 NO_PAGE_VIEWS = "edgerec, no page views"
-ONLY_TRUE = (*ABLATIONS, NO_PAGE_VIEWS)  # play the ground truth as it is only
-STALE = ", stale cloud"  # behaviour reaches it every 20 slots; by default with every request for a page
+ONLY_TRUE = (*ABLATIONS, NO_PAGE_VIEWS)  # play only the unshifted ground truth
+STALE = ", stale cloud"  # the cloud sees behaviour every 20 slots, not with every request for a page
 STALE_POLICIES = (KEEP, JOINT)
 METRICS = {
     "clicks": ".3f",
@@ -84,7 +84,7 @@ ABLATION_METRICS = {"value": ".3f", "cost": "+.3f 95%"}
 
 
 def make_rows(true: Played, learned: Played, stale: Played) -> Rows:
-    """Rows of all policies, of ablations beside the agent, and of the stale cloud."""
+    """Return the rows of all policies, the costs of the ablations, and the rows of the stale cloud."""
     names = list(dict.fromkeys(name for name, _ in true))
     single = [name for name in names if name in (*SINGLE, INSERT_ONLY, REQUEST_ONLY)]
     best = max(single, key=lambda name: values_of(true, name)("value").mean(), default=None)
@@ -136,13 +136,13 @@ def _figures(name: str, true: Played, learned: Played) -> dict[str, Interval]:
 
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Header and body of the tables, by title."""
+    """Return header and body of the tables, by title."""
     costly = {item["policy"] for item in rows if item["metric"] == "cost"} | {JOINT}
     apart = {*ABLATIONS, NO_PAGE_VIEWS}
     whole = [r for r in rows if r["policy"] not in apart and not r["policy"].endswith(STALE)]
     return {
         ENV_ID: table(whole, METRICS),
-        "ablations; cost: what the agent earns more": table(
+        "ablations; cost: what the agent earns beyond each": table(
             [r for r in rows if r["policy"] in costly], ABLATION_METRICS
         ),
     }
@@ -156,13 +156,13 @@ POLICIES = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work a run of the track is.
+    """The amount of work in a run of the track.
 
     Attributes:
-        log_sessions: collected to train re-rankers and ESAN on.
-        request_sessions: collected with random requests, for the uplift model.
-        sessions: that each policy plays on the ground truth.
-        learned_sessions: that it plays on learned users, at most.
+        log_sessions: sessions collected to train the re-rankers and ESAN.
+        request_sessions: sessions collected with random requests to train the uplift model.
+        sessions: sessions that each policy plays on the ground truth.
+        learned_sessions: maximum number of sessions that each policy plays on learned users.
         steps: slots that MaskablePPO plays.
         hyper: hyper-parameters of each agent that differ from its defaults.
     """
@@ -228,7 +228,7 @@ FULL = {
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
-    """Collect and train what some policies need and is missing, several runs at once."""
+    """Collect the missing logs and train the missing runs that the named policies need, in parallel."""
     out, scenario, sizes = setting.runs, setting.scenario, setting.sizes
     agents = needed(names, scenario)
     collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
@@ -265,7 +265,7 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
     )
 
 
-# --- policies, as worker processes make them ----------------------------------------------------------
+# --- policies, created in worker processes ------------------------------------------------------------
 
 
 def make_parts(place: Place, runs: list[str], rules: dict[str, Any]) -> Policy:
@@ -275,18 +275,18 @@ def make_parts(place: Place, runs: list[str], rules: dict[str, Any]) -> Policy:
 
 
 def make_agent(place: Place, run: str, rules: dict[str, Any]) -> Policy:
-    """Return the jointly trained agent with some rules."""
+    """Return the jointly trained agent with the given rules."""
     env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users, **place.config)
     return load_policy(run, env, rules=rules_from(rules))
 
 
 def make_requests(place: Place, run: str) -> Policy:
-    """Return an uplift model's planner that asks where a request gains more than it costs."""
+    """Return an uplift model's planner that requests a page where the gain exceeds the cost."""
     return make_planner(place, run, -float(Scenario.load(place.scenario).config.reward.request))
 
 
 def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
-    """Runs that a policy needs, itself last."""
+    """Return the runs that a policy needs, its own run last."""
     parts = PARTS[scenario]
     if name in (TOGETHER, INSERT_ONLY):
         return parts
@@ -297,12 +297,12 @@ def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
 
 
 def needed(names: Sequence[str], scenario: str) -> tuple[str, ...]:
-    """Runs that some policies need, and those that these start from."""
+    """Return the runs that the named policies need, including the runs those start from."""
     return tuple(dict.fromkeys(agent for name in names for agent in _agents_of(name, scenario)))
 
 
 def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
-    """One policy of :data:`POLICIES`, or one's own as module:Class (seed None)."""
+    """Return the entry of a policy of :data:`POLICIES`, or of a user's policy as module:Class (seed None)."""
     if seed is None:
         return Entry(name, make_policy, {"name": name})
     runs = tuple(run_folder(out, agent, seed) for agent in _agents_of(name, scenario))
@@ -321,12 +321,12 @@ def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
 
 
 def policies() -> tuple[str, ...]:
-    """Names of the policies: keep first, the oracle last."""
+    """Return the names of the policies: keep first, the oracle last."""
     return (KEEP, *(name for name in POLICIES if name not in (KEEP, ORACLE)), ORACLE)
 
 
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
-    """Entries of some policies, one for each training seed where there is something to train."""
+    """Return the entries of the named policies, one per training seed for policies that are trained."""
     for name in names:
         if name not in POLICIES and not is_own(name):
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
@@ -347,17 +347,17 @@ def rows(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Rows:
-    """Collect, train, play and score; what is there already is used again.
+    """Collect, train, play and score, reusing what already exists.
 
     Args:
         out: folder of logs, runs and sessions played.
         scenario: "lite" or "default".
-        sizes: how much work; None for the full run of the scenario.
-        seeds: training seeds 0, 1, ...
-        policies: of :data:`POLICIES`, or one's own as module:Class or a run's folder; keep and the oracle are
-            always there. None given, or only one's own: all.
-        workers: processes.
-        progress: called with (done, in all, text).
+        sizes: amount of work; None for the full run of the scenario.
+        seeds: number of training seeds 0, 1, ...
+        policies: names of :data:`POLICIES`, or user policies as module:Class or a run's folder. Keep and the
+            oracle always play. If no name of the track is given, all its policies play.
+        workers: number of processes.
+        progress: called with (done, total, text).
 
     Raises:
         InputError: an unknown policy or scenario.

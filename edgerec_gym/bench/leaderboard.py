@@ -1,4 +1,4 @@
-"""The leaderboard: a table for each track and scenario, best policy first, from the benchmark's rows."""
+"""The leaderboard: one table per track and scenario, best policy first, from the benchmark's rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ COLUMNS = {
 
 
 def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Header and body of the table of each track and scenario, best policy first, by title.
+    """Return header and body of each track's and scenario's table, best policy first, by title.
 
-    `better_than` counts the policies that one is significantly better than, after correction; the
-    interquartile mean is that of the shares of the gap with users as they are and with all that are shifted.
+    `better_than` counts the policies that a policy significantly outperforms, after Holm's correction. The
+    interquartile mean is taken over the shares of the gap closed with unshifted and with all shifted users.
     """
     found = {}
     for track, scenario in dict.fromkeys((item["track"], item["scenario"]) for item in rows):
@@ -32,7 +32,7 @@ def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
         values = {item["policy"]: item["mean"] for item in own if item["metric"] == "value"}
         compared = [item for item in own if item["metric"] == "difference"]
         taking_part = {name for item in compared for name in (item["policy"], item["against"])}
-        wins = {policy: 0 for policy in values if policy in taking_part}  # not the oracle
+        wins = {policy: 0 for policy in values if policy in taking_part}  # leaves out the oracle
         for item in compared:
             wins[item["policy"]] += item["p_holm"] < SIGNIFICANT
         own += [

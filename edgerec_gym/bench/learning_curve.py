@@ -1,4 +1,4 @@
-"""Learning curves: the checkpoints of a run, played on learned users and on the ground truth."""
+"""Learning curves: a run's checkpoints, played on learned users and on the ground truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def scenario_of(run: str | Path) -> Scenario | None:
-    """The shipped scenario that a run was trained in; None if it is another one."""
+    """Return the shipped scenario that a run was trained in, or None if it was not a shipped one."""
     record = read_run(run).record
     trained = record.get("scenario")
     for name in SHIPPED:
@@ -40,24 +40,25 @@ def learning_curve(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Play the checkpoints of a run that learned by playing an id; they are those of PPO.
+    """Play the checkpoints of a PPO run, which learned by playing an environment id.
 
-    What was played before, with as many sessions and the same seed, is read from the run's file.
+    Checkpoints already played with the same scenario, number of sessions and seed are read from the run's
+    file.
 
     Args:
         run: the run's folder.
-        scenario: that it was trained in.
-        sessions: of the split `eval` that each checkpoint plays on each kind of users.
-        seed: of the sessions.
-        progress: called with (checkpoints played, in all, users).
+        scenario: scenario that the run was trained in.
+        sessions: sessions of the split `eval` that each checkpoint plays on each kind of users.
+        seed: seed of the sessions.
+        progress: called with (checkpoints played, total, text).
 
     Returns:
-        `training`: the reward while training, as :func:`~edgerec_gym.evaluation.report.read_training_curve`
-        returns it; `checkpoints`: of each its `slots`, and the value of a session by kind of users as {mean,
-        low, high}. The same is written into the run.
+        A dict, which is also written into the run. `training` is the reward while training, as
+        :func:`~edgerec_gym.evaluation.report.read_training_curve` returns it. `checkpoints` lists for each
+        checkpoint its `slots` and the value of a session by kind of users as {mean, low, high}.
 
     Raises:
-        InputError: no such run, one that did not learn by playing, or a scenario of other sizes.
+        InputError: the run does not exist or did not learn by playing, or the scenario has other sizes.
     """
     run = Path(run)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)

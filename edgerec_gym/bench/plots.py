@@ -1,4 +1,4 @@
-"""Pictures of the benchmark's rows: a figure of every policy against a column, or against its requests."""
+"""Plots of the benchmark's rows: a metric of every policy against a column, or against its requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec_gym.files import atomic_path, make_folder
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
-REQUEST_STYLES = {  # family of budgets -> colour, marker, line; what has no budget is a point
+REQUEST_STYLES = {  # family of budgets -> colour, marker, line; a policy without a budget is a point
     "true-effect": ("#000000", "P", "--"),
     "uplift-waits": ("#0b3c6f", "o", "-"),
     "uplift-x": ("#0072b2", "o", "-"),
@@ -38,7 +38,7 @@ def draw_frontier(rows: list[dict[str, Any]], path: str | Path) -> None:
 
 def draw_positions(rows: list[dict[str, Any]], path: str | Path) -> None:
     """Draw the click rate at every place of a page; see :func:`draw_lines`."""
-    labels = ("slots since the page came", "click rate")
+    labels = ("slots since the page arrived", "click rate")
     draw_lines(rows, "click_rate_by_position", "position", labels, path, percent="y")
 
 
@@ -50,15 +50,15 @@ def draw_lines(
     path: str | Path,
     percent: str,
 ) -> None:
-    """Draw the rows of a metric into a PNG file, a line with its interval for each policy.
+    """Draw the rows of a metric into a PNG file, one line with its interval per policy.
 
     Args:
-        rows: of a track; those of other metrics are ignored.
-        metric: on the vertical axis.
-        column: of the rows, on the horizontal axis.
-        labels: of both axes.
-        path: of the file.
-        percent: the axis in per cent, "x" or "y".
+        rows: rows of a track; those of other metrics are ignored.
+        metric: metric on the vertical axis.
+        column: column of the rows on the horizontal axis.
+        labels: labels of the horizontal and the vertical axis.
+        path: path of the file.
+        percent: axis in per cent, "x" or "y".
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -77,11 +77,11 @@ def draw_lines(
 
 
 def draw_requests(rows: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw what is gained over keep against the requests of a session, a line for each family of budgets.
+    """Draw the gain over keep against the requests per session, one line per family of budgets.
 
     Args:
-        rows: of the track request.
-        path: of the PNG file.
+        rows: rows of the track request.
+        path: path of the PNG file.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -98,7 +98,7 @@ def draw_requests(rows: list[dict[str, Any]], path: str | Path) -> None:
     for axes, metric, label in zip(
         panels,
         ("purchases_over_keep", "benefit_over_keep"),
-        ("purchases a session, over keep", "clicks + 5 purchases a session, over keep"),
+        ("purchases per session, over keep", "clicks + 5 purchases per session, over keep"),
         strict=True,
     ):
         for family in filter(families.__contains__, styles):
@@ -112,7 +112,7 @@ def draw_requests(rows: list[dict[str, Any]], path: str | Path) -> None:
             axes.plot([0, *x], [0, *mean], line, color=colour, linewidth=1.4)
             axes.plot(x, mean, marker, color=colour, markersize=5)
             axes.plot([], [], marker + line, color=colour, markersize=5, linewidth=1.4, label=family)
-        _name_axes(axes, "requests a session", label)
+        _name_axes(axes, "requests per session", label)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     _save(figure, panels[0], path)
@@ -152,4 +152,4 @@ def _save(figure: Any, axes: Any, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")
 
 
-PICTURES = {"mix": draw_frontier, "rerank": draw_positions, "request": draw_requests}  # of tracks
+PICTURES = {"mix": draw_frontier, "rerank": draw_positions, "request": draw_requests}  # by track

@@ -1,7 +1,7 @@
 """The benchmark's track rerank: re-rankers, generators, sequence search and policy gradients.
 
-Everything is trained from one log, or by playing the learned users of the scenario, and scored on synthetic
-users that training never saw (EdgeFeedRerank-v0, split `eval`, common random numbers).
+All agents are trained on one log or by playing the learned users of the scenario. They are scored on
+synthetic users that training never saw (EdgeFeedRerank-v0, split `eval`, common random numbers).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
     SEARCH: (EVALUATOR, "pointer-evaluator"),
 }
 STAGES = ((*RERANKERS, POINTER, EVALUATOR, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
-PLAYS = (PPO, "pointer-users", SEARCH)  # need a scenario, not a log
+PLAYS = (PPO, "pointer-users", SEARCH)  # agents that need a scenario, not a log
 POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, PPO)
-PLOTTED = ("keep", "device-greedy", "crban", SEARCH, PPO, "oracle")  # click rate by position
+PLOTTED = ("keep", "device-greedy", "crban", SEARCH, PPO, "oracle")  # with a click rate by position
 LEARNED = (
     "keep",
     "greedy",
@@ -50,7 +50,7 @@ LEARNED = (
     POINTER,
     *BASED_ON,
     PPO,
-)  # also on learned users
+)  # policies that also play learned users
 METRICS = {
     "clicks": ".3f",
     "purchases": ".4f",
@@ -64,13 +64,13 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work a run of the track is.
+    """The amount of work in a run of the track.
 
     Attributes:
-        log_sessions: collected to train on.
-        sessions: that each policy plays on the ground truth.
-        learned_sessions: that it plays on learned users, at most.
-        steps: slots that policy gradients of MaskablePPO play.
+        log_sessions: sessions collected for training.
+        sessions: sessions that each policy plays on the ground truth.
+        learned_sessions: maximum number of sessions that each policy plays on learned users.
+        steps: slots that MaskablePPO plays.
         hyper: hyper-parameters of each agent that differ from its defaults.
     """
 
@@ -106,7 +106,8 @@ SHORT: dict[str, Any] = {
 BRIEFLY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(RERANKERS, SHORT),
     "crban": {**SHORT, "match": 1},
-    POINTER: {**SHORT, "match": 1, "epochs": 3},  # after one, policy gradients only make up for the others
+    # After one epoch, policy gradients would only make up for the missing ones.
+    POINTER: {**SHORT, "match": 1, "epochs": 3},
     EVALUATOR: {"epochs": 2, "per_session": 4, "match": 1},
 }
 REWARDED: dict[str, dict[str, Any]] = {  # generators that learn from rewards
@@ -139,7 +140,7 @@ FULL = {
 
 
 def needed(names: Sequence[str]) -> set[str]:
-    """Agents that have to be trained before some policies can play."""
+    """Return the agents that must be trained before the named policies can play."""
     found: set[str] = set()
     waiting = ["dnn" if name in DIVERSIFIERS else name for name in names]
     while waiting:
@@ -151,7 +152,7 @@ def needed(names: Sequence[str]) -> set[str]:
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
-    """Train what some policies need and is missing, several runs at once; finished runs stay as they are."""
+    """Collect the log and train the missing runs that the named policies need, in parallel."""
     out, scenario, sizes, agents = setting.runs, setting.scenario, setting.sizes, needed(names)
     collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
     stages = [
@@ -184,12 +185,12 @@ def make_diverse(place: Place, kind: str, run: str) -> Policy:
 
 
 def policies() -> tuple[str, ...]:
-    """Names of the policies: keep first, the oracle last."""
+    """Return the names of the policies: keep first, the oracle last."""
     return ("keep", *(name for name in POLICIES if name not in ("keep", "oracle")), "oracle")
 
 
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
-    """Return the entries of some policies of :data:`POLICIES`, or of one's own."""
+    """Return the entries of policies of :data:`POLICIES` or of user policies."""
     found = []
     for name in names:
         if is_own(name):
@@ -212,7 +213,7 @@ def _trained(out: Path, name: str, seed: int) -> Entry:
 
 
 def make_rows(true: Played, learned: Played) -> Rows:
-    """Rows of all policies that were played on the ground truth; the gaps of those on learned users, too."""
+    """Return the rows of all policies, with an exploitation gap for those that also played learned users."""
     found: Rows = []
     for policy in dict.fromkeys(name for name, _ in true):
         per_seed = values_of(true, policy)
@@ -263,17 +264,17 @@ def rows(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Rows:
-    """Collect, train, play and score; what is there already is used again.
+    """Collect, train, play and score, reusing what already exists.
 
     Args:
         out: folder of logs, runs and sessions played.
         scenario: "lite" or "default".
-        sizes: how much work; None for the full run of the scenario.
-        seeds: training seeds 0, 1, ...
-        policies: of :data:`POLICIES`, or one's own as module:Class or a run's folder; keep and the oracle are
-            always there. None given, or only one's own: all.
-        workers: processes.
-        progress: called with (done, in all, text).
+        sizes: amount of work; None for the full run of the scenario.
+        seeds: number of training seeds 0, 1, ...
+        policies: names of :data:`POLICIES`, or user policies as module:Class or a run's folder. Keep and the
+            oracle always play. If no name of the track is given, all its policies play.
+        workers: number of processes.
+        progress: called with (done, total, text).
 
     Raises:
         InputError: an unknown policy or scenario.
@@ -292,7 +293,7 @@ def rows(
 
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Header and body of the table, by title."""
+    """Return header and body of the table, by title."""
     return {ENV_ID: table(rows, METRICS)}
 
 

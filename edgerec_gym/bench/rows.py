@@ -1,7 +1,7 @@
-"""Figures of policies that have played the same sessions, and the rows of a comparison made of them.
+"""Figures of policies that played the same sessions, and the rows of their comparison.
 
-A task is the ground truth of a scenario, as it is or shifted. The score of a run on a task is the share of
-the way from keep (0) to the oracle (1), in value, both on that task.
+A task is the ground truth of a scenario, unshifted or shifted. The score of a run on a task is the share of
+the gap in value between keep (0) and the oracle (1) that it closes on that task.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ Values = Callable[[str], np.ndarray]
 
 
 def values_of(played: Played, policy: str) -> Values:
-    """Function from the name of a figure to its values (seeds, sessions); "cards" counts all types."""
+    """Return a function from a figure's name to its values (seeds, sessions); "cards" counts all types."""
     seeds = [sessions for (name, _), sessions in played.items() if name == policy]
     return lambda figure: np.stack([cards_seen(s) if figure == "cards" else s[figure] for s in seeds])
 
 
 def mean(values: np.ndarray) -> Interval:
-    """Mean of values (seeds, sessions)."""
+    """Return the mean of values (seeds, sessions)."""
     return seeds_interval([values], lambda m: m[..., 0])
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> Interval:
-    """Mean of `one` less that of `other`, both (seeds, sessions), paired by session."""
+    """Return the mean of `one` minus that of `other`, both (seeds, sessions), paired by session."""
     return seeds_interval([one, other], lambda m: m[..., 0] - m[..., 1])
 
 
 def ratio(one: np.ndarray, other: np.ndarray) -> Interval:
-    """Mean of `one` over that of `other`, both (seeds, sessions)."""
+    """Return the mean of `one` over that of `other`, both (seeds, sessions)."""
     return seeds_interval([one, other], lambda m: m[..., 0] / m[..., 1])
 
 
 def gap_closed(own: np.ndarray, keep: np.ndarray, oracle: np.ndarray) -> Interval:
-    """Share of the way from keep to the oracle, of values (seeds, sessions)."""
+    """Return the share of the gap from keep to the oracle that is closed, of values (seeds, sessions)."""
     return seeds_interval([own, keep, oracle], lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1]))
 
 
 def exploitation_gap(
     learned: np.ndarray, true: np.ndarray, kept_learned: np.ndarray, kept_true: np.ndarray
 ) -> Interval:
-    """How much more learned users promise of a policy than the ground truth gives, beyond that of keep.
+    """Return by how much learned users overrate a policy relative to keep.
 
-    All are (seeds, sessions); of the true ones the first sessions, as many as learned users played.
+    The gap is learned / true value of the policy, minus the same ratio of keep. All values are (seeds,
+    sessions). Of the true values, only the first sessions count, as many as were played on learned users.
     """
     n_sessions = learned.shape[1]
     true, kept_true = true[:, :n_sessions], kept_true[:, :n_sessions]
@@ -67,7 +68,7 @@ def exploitation_gap(
 
 
 def cards_seen(sessions: Sessions) -> np.ndarray:
-    """Mix-in cards that were answered, of every session."""
+    """Return the number of answered mix-in cards of every session."""
     return np.sum([values for name, values in sessions.items() if name.startswith("cards_")], axis=0)
 
 
@@ -84,17 +85,17 @@ NOT_SHIFTED = "none"
 
 
 def policies_of(played: Played) -> list[str]:
-    """Names in the order in which they play."""
+    """Return the names of the policies in order of play."""
     return list(dict.fromkeys(policy for policy, _ in played))
 
 
 def figure_of(played: Played, policy: str, figure: str = "value") -> np.ndarray:
-    """One figure of a policy, (R, S): training seeds, sessions."""
+    """Return one figure of a policy, (R, S): training seeds, sessions."""
     return values_of(played, policy)(figure)
 
 
 def shares(comparison: Comparison, played: Played) -> dict[str, np.ndarray]:
-    """Share of the gap between keep and the oracle that each run closes, (R,) by policy."""
+    """Return the share of the gap between keep and the oracle that each run closes, (R,) by policy."""
     keep, oracle = figure_of(played, comparison.keep), figure_of(played, comparison.oracle)
     gap = oracle.mean() - keep[:, : oracle.shape[1]].mean()
     return {
@@ -105,7 +106,7 @@ def shares(comparison: Comparison, played: Played) -> dict[str, np.ndarray]:
 
 
 def value_rows(comparison: Comparison, played: Played, shift: str | None) -> Rows:
-    """Value, gain over keep, share of the gap of every policy on one task; other figures unless shifted."""
+    """Return value, gain over keep and gap closed of every policy on one task; more figures if unshifted."""
     keep, oracle = figure_of(played, comparison.keep), figure_of(played, comparison.oracle)
     n_oracle, rows = oracle.shape[1], []
     for policy in policies_of(played):
@@ -127,7 +128,7 @@ def value_rows(comparison: Comparison, played: Played, shift: str | None) -> Row
 
 
 def exploitation_rows(comparison: Comparison, true: Played, learned: Played) -> Rows:
-    """How much more the learned users promise than the ground truth gives, beyond keep."""
+    """Return the exploitation gap of every policy that played learned users."""
     rows: Rows = []
     kept = [figure_of(users, comparison.keep) for users in (learned, true)]
     for policy in policies_of(learned):
@@ -139,7 +140,7 @@ def exploitation_rows(comparison: Comparison, true: Played, learned: Played) -> 
 
 
 def speed_rows(taken: Taken, sessions: int) -> Rows:
-    """Steps a second of policy and environment, and seconds of both together; range over training seeds."""
+    """Return steps per second of policy and environment, and their total seconds, ranging over seeds."""
     rows: Rows = []
     for policy in dict.fromkeys(name for name, _ in taken):
         own = [times for (name, _), times in taken.items() if name == policy]
@@ -156,11 +157,11 @@ def speed_rows(taken: Taken, sessions: int) -> Rows:
 
 
 def aggregate_rows(tasks: Sequence[dict[str, np.ndarray]], sessions: int) -> Rows:
-    """Interquartile mean of each policy over tasks, and the probability that it is better than another one.
+    """Return each policy's interquartile mean over tasks, and its probability of improvement over others.
 
     Args:
-        tasks: shares (R,) by policy, of each task; policies that do not play all tasks are left out.
-        sessions: of the task with most.
+        tasks: shares (R,) by policy, for each task; policies that do not play all tasks are left out.
+        sessions: number of sessions of the largest task.
     """
     scores = {
         policy: np.stack([task[policy] for task in tasks], axis=1)
@@ -180,7 +181,7 @@ def aggregate_rows(tasks: Sequence[dict[str, np.ndarray]], sessions: int) -> Row
 
 
 def comparison_rows(comparison: Comparison, played: Played) -> Rows:
-    """Differences in value of every two policies but the oracle, with corrected p-values."""
+    """Return the differences in value of all pairs of policies but the oracle, with corrected p-values."""
     values = {
         policy: figure_of(played, policy) for policy in policies_of(played) if policy != comparison.oracle
     }

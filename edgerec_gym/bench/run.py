@@ -1,7 +1,7 @@
-"""The whole benchmark: every track on its scenarios, as it is and with shifted users, in one table of rows.
+"""The whole benchmark: every track on its scenarios, with unshifted and shifted users, in one file of rows.
 
-In full, tracks train their policies first and write tables of their own. A quick run plays the runs of the
-first training seed that the package ships.
+In a full run, each track first trains its policies and writes its own rows. A quick run plays the shipped
+runs of the first training seed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, play_times, played, save_rows
 from edgerec_gym.runs import is_finished
 
-NAME = "benchmark"  # of the file of rows
-SHIFTED_SESSIONS = 2000  # with each kind of shifted users
+NAME = "benchmark"  # stem of the file of rows
+SHIFTED_SESSIONS = 2000  # per kind of shifted users
 QUICK_SESSIONS = 1000
-SAME = ("track", "scenario", "quick")  # tell runs in a file apart
+SAME = ("track", "scenario", "quick")  # columns that identify a run in the file
 ALL = "all"
 
 
@@ -37,13 +37,13 @@ class Order:
     """What to run.
 
     Attributes:
-        tracks: all if empty.
-        scenarios: with a ground truth; tracks leave out those they do not know.
-        policies: names and module:Class; all if no name is given, one's own join.
-        shifts: of :data:`~edgerec_gym.config.SHIFTS`; all if None.
-        seeds: training seeds 0, 1, ...
-        sessions: that each policy plays; None for those of the track.
-        quick: shipped runs on lite, one seed, no training.
+        tracks: names of tracks; all if empty.
+        scenarios: scenarios with a ground truth; a track skips those it does not know.
+        policies: names of policies and user policies as module:Class; all policies play if no name is given.
+        shifts: names of :data:`~edgerec_gym.config.SHIFTS`; all if None.
+        seeds: number of training seeds 0, 1, ...
+        sessions: sessions that each policy plays; None for the track's own number.
+        quick: whether to play the shipped runs on lite, with one seed and no training.
     """
 
     tracks: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Order:
 
     @property
     def complete(self) -> bool:
-        """Whether tracks are run as they are published: all policies, trained."""
+        """Whether the tracks run as published: all policies, trained."""
         return not self.quick and not self.policies
 
 
@@ -64,7 +64,7 @@ def settings_of(order: Order, base: Path) -> list[Setting]:
     """Return the settings of an order; `base` holds the folders bench-TRACK-SCENARIO.
 
     Raises:
-        InputError: unknown track, scenario, shift or policy.
+        InputError: an unknown track, scenario, shift or policy.
     """
     tracks = [find_track(name) for name in order.tracks or track_names()]
     check_policies(tracks, order.policies)
@@ -102,12 +102,16 @@ def _setting(order: Order, track: Track, scenario: str, base: Path) -> Setting:
 
 
 def plan(order: Order, base: str | Path) -> list[str]:
-    """Say what a run will do, a line for each track and scenario; InputError if it cannot be done."""
+    """Return one line per track and scenario that says what a run will do.
+
+    Raises:
+        InputError: an unknown track, scenario, shift or policy, or a user policy that cannot be made.
+    """
     lines, shifts = [], len(SHIFTS if order.shifts is None else order.shifts)
     for setting in settings_of(order, Path(base)):
         needed, entries = setting.run_folders(), len(setting.entries())
         for name in setting.policies:
-            if is_own(name):  # better known before the work
+            if is_own(name):  # fail before the work starts
                 find_policy(name, setting.track.env_id, setting.scenario, "synthetic")
                 entries += 1
         missing = sum(not is_finished(run) for run in needed)
@@ -132,18 +136,18 @@ def run(
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Rows:
-    """Train, play, compare, write; what is there already is used again.
+    """Train, play, compare and write, reusing what already exists.
 
     Args:
-        order: what.
-        base: folder of the folders bench-TRACK-SCENARIO.
-        results: folder that gets benchmark.json and, of a complete run, TRACK.json with the track's own rows.
-        workers: processes.
-        progress: called with (done, in all, text).
-        tell: called with a line for what is left out.
+        order: what to run.
+        base: folder that holds the folders bench-TRACK-SCENARIO.
+        results: folder for benchmark.json and, in a complete run, TRACK.json with the track's own rows.
+        workers: number of processes.
+        progress: called with (done, total, text).
+        tell: called with a line about policies that are left out.
 
     Returns:
-        The rows of benchmark.json that this run has made.
+        The rows of benchmark.json that this run made.
     """
     found, tasks = [], {}
     for setting in settings_of(order, Path(base)):
@@ -166,7 +170,7 @@ def run(
         sessions = max(item["sessions"] for item in found)
         about = {"track": ALL, "scenario": ALL, "quick": order.quick}
         rows = rows_of.aggregate_rows(everywhere, sessions)
-        if rows:  # a policy that plays every track
+        if rows:  # only if some policy plays every track
             save_rows(Path(results) / f"{NAME}.json", rows, about, SAME)
             found += [{**item, **about} for item in rows]
     return found
@@ -180,7 +184,7 @@ def _run_one(
     progress: Progress | None,
     tell: Callable[[str], None],
 ) -> tuple[Rows, list[dict[str, np.ndarray]]]:
-    """Rows of one track on one scenario, and its scores by task."""
+    """Return the rows of one track on one scenario, and its scores by task."""
     options: dict[str, Any] = {"workers": workers, "progress": progress}
     _train(order, setting, results, options)
     comparison = make_comparison(setting, **options)
@@ -213,12 +217,12 @@ def _run_one(
 
 
 def _learned_sessions(setting: Setting) -> int:
-    """Sessions of learned users: as many as the track plays itself, whose cache then serves both."""
+    """Return the number of sessions on learned users: the track's own, so that the cache serves both."""
     return min(setting.sizes.sessions, getattr(setting.sizes, "learned_sessions", SHIFTED_SESSIONS))
 
 
 def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any]) -> None:
-    """Run the track by itself, or only train what is missing; nothing of a quick run."""
+    """Run the track on its own, or only train its missing runs; do nothing in a quick run."""
     track, folder = setting.track, setting.runs
     place = {"scenario": setting.scenario, "sizes": setting.sizes, "seeds": setting.seeds}
     if order.complete:
@@ -236,7 +240,7 @@ def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any
 def _with_oracle(
     comparison: Comparison, place: Place, entries: Sequence[Entry], play: Callable[..., rows_of.Played]
 ) -> rows_of.Played:
-    """Play all; the oracle perhaps fewer sessions, the first ones of the same."""
+    """Play all entries; the oracle may play only the first of the sessions."""
     fewer = min(place.sessions, comparison.oracle_sessions or place.sessions)
     oracle = [entry for entry in entries if entry.policy == comparison.oracle]
     others = [entry for entry in entries if entry.policy != comparison.oracle]
@@ -244,7 +248,7 @@ def _with_oracle(
 
 
 def _playable(comparison: Comparison, place: Place) -> list[Entry]:
-    """Entries that can play learned users: not those that read the ground truth."""
+    """Return the entries that can play learned users, which exclude those that read the ground truth."""
 
     def reads(entry: Entry) -> bool:
         return (

@@ -1,4 +1,4 @@
-"""A track on one scenario, its runs and entries, and policies of one's own that join."""
+"""A track on one scenario, with its runs, its entries and the user policies that join."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Setting:
     """A track on one scenario, with the folders of its runs.
 
     Attributes:
-        track: which.
-        scenario: that the track knows.
-        sizes: of the track.
-        seeds: training seeds 0, 1, ...
-        policies: asked for, see :meth:`Track.chosen`.
+        track: the track.
+        scenario: a scenario that the track knows.
+        sizes: amount of work, a dataclass of the track.
+        seeds: number of training seeds 0, 1, ...
+        policies: names given by the user, see :meth:`Track.chosen`.
         runs: folder of the track's runs, trained there or shipped.
         cache: folder of sessions played and prices found.
         quick: whether shipped runs are played.
@@ -41,32 +41,32 @@ class Setting:
     quick: bool = False
 
     def names(self) -> list[str]:
-        """Names of the policies that should play, but one's own."""
+        """Return the names of the track's policies that should play, without user policies."""
         return [name for name in self.track.chosen(self.policies) if not is_own(name)]
 
     def entries(self) -> list[Entry]:
-        """All that should play but one's own, the oracle last; those whose runs are missing, too."""
+        """Return the entries of these policies, the oracle last, including those whose runs are missing."""
         return list(self.track.code("entries")(self, self.names()))
 
     def run_folders(self) -> list[Path]:
-        """Runs that these policies play from."""
+        """Return the folders of the runs that these policies need."""
         return list(dict.fromkeys(run for entry in self.entries() for run in entry.files))
 
     def train(self, workers: int, progress: Progress | None) -> None:
-        """Train what is missing, and as little else as the track allows."""
+        """Train the missing runs, and as little else as the track allows."""
         self.track.code("train")(self, self.names(), workers, progress)
 
 
-# --- policies of one's own ------------------------------------------------------------------------------
+# --- user policies --------------------------------------------------------------------------------------
 
 
 def make_policy(place: Place, name: str) -> Policy:
-    """Return a baseline, a policy of the user's own or a run's policy, to play a place."""
+    """Return a baseline, a user policy or a run's policy that can play a place."""
     return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
 
 
 def own_entry(name: str) -> Entry:
-    """Entry of one's own policy; the content of its file decides, so a changed one plays anew."""
+    """Return the entry of a user policy, keyed by its file's content, so that a changed policy plays anew."""
     if Path(name).is_dir():
         return Entry(name, make_policy, {"name": name}, (Path(name),))
     if str(Path.cwd()) not in sys.path:

@@ -1,4 +1,4 @@
-"""Runs that the package ships, so that `edgerec bench --quick` plays without training."""
+"""Runs shipped with the package, so that `edgerec bench --quick` needs no training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHIPPED_SCENARIO = "lite"
 
 
 def shipped_folder(track: str | Track, scenario: str = SHIPPED_SCENARIO) -> Path:
-    """Folder of the runs of a track that its package ships."""
+    """Return the folder of a track's shipped runs."""
     known = track if isinstance(track, Track) else find_track(track)
     if known.shipped is not None:
         return Path(known.shipped) / scenario
@@ -26,9 +26,9 @@ def shipped_folder(track: str | Track, scenario: str = SHIPPED_SCENARIO) -> Path
 
 
 def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None) -> list[Path]:
-    """Copy the finished runs of the first training seed, and prices, to where `edgerec bench --quick` looks.
+    """Copy the runs of the first training seed, and prices, to where `edgerec bench --quick` looks.
 
-    Only what plays is copied: parameters, records and rules, no checkpoints.
+    Only files needed to play are copied: parameters, records and rules, but no checkpoints.
 
     Returns:
         The folders written.

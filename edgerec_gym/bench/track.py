@@ -1,9 +1,9 @@
-"""Tracks of the benchmark: what a track is, and the table of them.
+"""Tracks of the benchmark: the class and the table of tracks.
 
-A track is one id of the environment, the policies that play it, and what is measured of them. Its code is
-named as Gymnasium names an entry point, "module:attribute", and imported when it is used. An installed
-package adds tracks of its own through entry points of the group `edgerec_gym.tracks`, whose objects are
-:class:`Track`.
+A track consists of one environment id, the policies that play it, and the metrics they are measured by. Its
+code is named like a Gymnasium entry point, "module:attribute", and is imported on first use. An installed
+package adds its own tracks, objects of :class:`Track`, through entry points of the group
+`edgerec_gym.tracks`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from edgerec_gym.errors import InputError
 
-GROUP = "edgerec_gym.tracks"  # of entry points
+GROUP = "edgerec_gym.tracks"  # group of entry points
 Code = Any  # the object itself, or "module:attribute"
 
 
@@ -27,31 +27,33 @@ class Track:
     """One track of the benchmark.
 
     Attributes:
-        name: as `edgerec bench --track` takes it.
-        env_id: the id that its policies play.
-        title: of its section in a report.
+        name: name for `edgerec bench --track`.
+        env_id: environment id that the policies play.
+        title: title of the track's section in a report.
         summary: one line for help texts.
-        sizes: scenario -> how much work a full run is, a dataclass with `sessions`, and perhaps
+        sizes: scenario -> amount of work of a full run, a dataclass with `sessions` and optionally
             `learned_sessions` and `oracle_sessions`.
-        quick: the same for `edgerec bench NAME --quick`.
-        policies: called without arguments; names of the policies, keep first, the oracle last.
-        entries: called as `entries(setting, names)`; the :class:`~edgerec_gym.evaluation.cache.Entry` of some
-            policies and training seeds, the oracle last, those whose runs are missing included.
-        train: called as `train(setting, names, workers, progress)`; trains the runs that these policies need
-            and that are missing.
-        rows: the track by itself, called as `rows(out, scenario=..., sizes=..., seeds=..., policies=...,
-            workers=..., progress=...)`: trains, plays, and returns the rows that the track publishes.
-        tables: called as `tables(rows)`; header and body of its tables by title.
-        picture: called as `picture(rows, path)`; draws a PNG file. None without one.
-        prepare: called as `prepare(setting, place, entries, workers, progress)`; brings entries to where they
-            can be compared, such as equal share. None where they can be as they are.
-        ship: called as `ship(setting, folder)`; writes what `--quick` needs beside runs. None if nothing.
+        quick: amount of work of `edgerec bench NAME --quick`.
+        policies: called without arguments; returns the names of the policies, keep first, the oracle last.
+        entries: called as `entries(setting, names)`; returns a list of
+            :class:`~edgerec_gym.evaluation.cache.Entry`, one per named policy and training seed, the oracle
+            last, including those whose runs are missing.
+        train: called as `train(setting, names, workers, progress)`; trains the missing runs that the named
+            policies need.
+        rows: called as `rows(out, scenario=..., sizes=..., seeds=..., policies=..., workers=...,
+            progress=...)`; runs the track on its own: trains, plays, and returns the rows that it publishes.
+        tables: called as `tables(rows)`; returns header and body of the track's tables by title.
+        picture: called as `picture(rows, path)`; draws a PNG file. None if there is no picture.
+        prepare: called as `prepare(setting, place, entries, workers, progress)`; returns the entries made
+            comparable, for instance at an equal share of cards. None if they are comparable as they are.
+        ship: called as `ship(setting, folder, workers, progress)`; writes what `--quick` needs besides runs.
+            None if it needs nothing else.
         shipped: folder of the runs that `--quick` plays, FOLDER/SCENARIO/runs/...; None for this package's
             own.
-        ablations: names of policies that play the ground truth as it is only.
-        seed: of the sessions that are scored.
-        by_position: whether to tell what happened at each place of a page.
-        budgets: whether policies come as families, one for each budget of requests.
+        ablations: names of policies that play only the unshifted ground truth.
+        seed: seed of the scored sessions.
+        by_position: whether to record outcomes at each place of a page.
+        budgets: whether policies form families with one policy per budget of requests.
     """
 
     name: str
@@ -75,23 +77,26 @@ class Track:
     budgets: bool = False
 
     def code(self, name: str) -> Any:
-        """Return the object that an attribute names, e.g. "rows"; its module is imported now."""
+        """Return the object behind an attribute such as "rows", importing its module if necessary."""
         value = getattr(self, name)
         return resolve_name(value) if isinstance(value, str) else value
 
     def names(self) -> tuple[str, ...]:
-        """Names of the policies: keep first, the oracle last."""
+        """Return the names of the policies: keep first, the oracle last."""
         return tuple(self.code("policies")())
 
     def chosen(self, policies: Sequence[str]) -> tuple[str, ...]:
-        """Names that play: those asked for, or all if none is; one's own join; keep and oracle always."""
+        """Return the policies that play: the given ones, or all if no name is given, and user policies.
+
+        Keep and the oracle always play.
+        """
         keep, *others, oracle = self.names()
         own = [name for name in policies if is_own(name)]
         named = others if len(own) == len(policies) else [name for name in policies if name in others]
         return tuple(dict.fromkeys((keep, *named, *own, oracle)))
 
     def full_sizes(self, scenario: str) -> Any:
-        """Return the sizes of a full run; InputError names the scenarios that the track runs on."""
+        """Return the sizes of a full run on a scenario; raise InputError if the track does not know it."""
         known = self.code("sizes")
         if scenario not in known:
             raise InputError(
@@ -101,7 +106,7 @@ class Track:
 
 
 def _built_in(name: str, module: str, pictured: bool = True, **more: Any) -> Track:
-    """A track of this package, whose module has the functions under their own names."""
+    """Return a track of this package, whose module names its functions like the attributes."""
     parts = ["sizes", "quick", "policies", "entries", "train", "rows", "tables"]
     parts += ["picture"] if pictured else []
     names = {"sizes": "FULL", "quick": "QUICK"}
@@ -134,7 +139,7 @@ _ALL = (
         title="Requests",
         summary="Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets.",
         tables="edgerec_gym.bench.request.rows:tables",
-        seed=1,  # 0 was looked at while this was built
+        seed=1,  # seed 0 was used during development
         budgets=True,
     ),
     _built_in(
@@ -156,12 +161,12 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def track_names() -> tuple[str, ...]:
-    """Names of all tracks, those of installed packages last; nothing is imported."""
+    """Return the names of all tracks, those of installed packages last; import nothing."""
     return (*TRACKS, *(name for name in _installed() if name not in TRACKS))
 
 
 def find_track(name: str) -> Track:
-    """Return a track by name, "module:attribute" included; InputError if there is none."""
+    """Return a track by name or "module:attribute"; raise InputError if there is none."""
     if name in TRACKS:
         return TRACKS[name]
     if name not in _installed() and ":" not in name:
@@ -176,7 +181,7 @@ def find_track(name: str) -> Track:
 
 
 def all_tracks() -> list[Track]:
-    """All tracks; those of installed packages that cannot be imported are left out."""
+    """Return all tracks but those of installed packages that cannot be imported."""
     found = []
     for name in track_names():
         try:
@@ -187,5 +192,5 @@ def all_tracks() -> list[Track]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a policy is the user's own: module:Class, or the folder of a trained run."""
+    """Whether a name is a user policy: module:Class, or the folder of a trained run."""
     return ":" in name or Path(name).is_dir()

@@ -1,4 +1,4 @@
-"""Training runs of a benchmark's track: where they lie, and training those that are missing."""
+"""Training runs of a track: their folders, and training those that are missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Job = tuple[str, int]  # name of a run, training seed
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
-    """Folder of one training run."""
+    """Return the folder of one training run."""
     return out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
@@ -30,17 +30,17 @@ def train_missing(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    """Train what is missing, several runs at once; finished runs are left as they are.
+    """Train the missing runs in parallel, leaving finished runs untouched.
 
     Args:
-        train_one: a function of a module (worker processes import it), called as
+        train_one: a module-level function (worker processes import it), called as
             `train_one(out, scenario, name, seed, sizes)`.
         out: folder of the track.
-        scenario: a shipped name.
-        sizes: of the track.
-        stages: runs, of which later ones may start from those of earlier stages.
-        workers: processes.
-        progress: called with (runs that are there, in all, text).
+        scenario: name of a shipped scenario.
+        sizes: amount of work, a dataclass of the track.
+        stages: runs by stage; those of a later stage may start from those of earlier ones.
+        workers: number of processes.
+        progress: called with (runs finished, total, text).
     """
     done, total = 0, sum(map(len, stages))
     for jobs in stages:
@@ -55,7 +55,7 @@ def train_missing(
 
 
 def track_setting(name: str, out: str | Path, scenario: str, sizes: Any, seeds: int) -> Setting:
-    """Return the setting of a track that is run by itself in one folder.
+    """Return the setting of a track that runs on its own in one folder.
 
     Raises:
         InputError: a scenario that the track does not know, or seeds below 1.
@@ -69,9 +69,9 @@ def track_setting(name: str, out: str | Path, scenario: str, sizes: Any, seeds: 
 
 
 def asked(track: Track, policies: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
-    """Names that a track plays by itself: keep, the oracle, then those asked for, or all in their order.
+    """Return the policies that a track plays on its own: keep, the oracle, then the given ones.
 
-    Policies of one's own join all others, unless some of those are named, too.
+    All policies play, in the given order, if `policies` has only user policies or is empty.
     """
     keep, *_, oracle = track.names()
     named = [*order, *policies] if all(map(is_own, policies)) else policies

@@ -10,7 +10,7 @@ from edgerec_gym.spaces import TRACKS
 
 
 class Reversed:
-    """The last candidate of the cloud's order first, no cards, no requests."""
+    """Always plays the last candidate of the cloud's order, with no cards and no requests."""
 
     name = "reversed"
 
@@ -24,11 +24,11 @@ class Reversed:
 
 
 class Both:
-    """Cards or requests where one policy wants them, else the row that another chooses.
+    """Takes cards and requests from one policy, and otherwise the row that another chooses.
 
     Args:
-        order: chooses the row.
-        other: places cards or requests pages at its moments, else keeps.
+        order: policy that chooses the row.
+        other: policy that inserts cards or requests pages at some moments, and keeps otherwise.
     """
 
     def __init__(self, order: Policy, other: Policy) -> None:
@@ -47,11 +47,11 @@ class Both:
 
 
 def policy_zoo(page_size: int, seed: int = 0) -> list[Policy]:
-    """Make policies of EdgeFeed-v0, weak to strong, with different names.
+    """Return policies of EdgeFeed-v0 from weak to strong, with distinct names.
 
     Args:
-        page_size: of the feed; requests come after fractions of it.
-        seed: of the random policy.
+        page_size: page size of the feed; intervals between requests are fractions of it.
+        seed: seed of the random policy.
     """
 
     def order(strength: float) -> Policy:

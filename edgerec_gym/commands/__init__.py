@@ -1,1 +1,1 @@
-"""The subcommands of `edgerec`, by what they work on; cli.py puts them together."""
+"""The subcommands of `edgerec`, grouped by subject; cli.py registers them."""

@@ -1,4 +1,4 @@
-"""The command `edgerec bench`: the whole benchmark, or a table of one track."""
+"""The command `edgerec bench`: the whole benchmark, or one track."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ bench = typer.Typer(rich_markup_mode=None)
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of logs, runs and sessions played; default runs/bench-TRACK-SCENARIO. Of the whole "
-        "benchmark: the folder of these folders; default runs."
+        help="Folder of logs, runs and sessions played; default runs/bench-TRACK-SCENARIO. For the whole "
+        "benchmark, the folder that holds these folders; default runs."
     ),
 ]
 Results = Annotated[
     Path | None,
     typer.Option(
-        help="JSON file that gets the rows; default benchmarks/results/TRACK.json. Of the whole benchmark: a "
-        "folder; default benchmarks/results, or --out of a run that is --quick or of a few policies only."
+        help="JSON file for the rows; default benchmarks/results/TRACK.json. For the whole benchmark, a "
+        "folder; default benchmarks/results, or --out for a run with --quick or --policy."
     ),
 ]
 Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="On lite, one seed, in a few minutes: a track trains small; the whole benchmark plays runs that "
-        "the package ships.",
+        help="Run on lite with one seed in a few minutes: a track trains small policies; the whole benchmark "
+        "plays the runs shipped with the package.",
     ),
 ]
 BenchScenarios = Annotated[
     list[str] | None,
-    typer.Option("--scenario", help="lite (default) or default; the whole benchmark takes several."),
+    typer.Option("--scenario", help="lite or default; default: lite. Repeatable for the whole benchmark."),
 ]
-Seeds = Annotated[int, typer.Option(min=1, max=100, help="Training seeds.")]
-SessionCount = Annotated[int | None, typer.Option("--sessions", min=2, help="Played by each policy.")]
+Seeds = Annotated[int, typer.Option(min=1, max=100, help="Number of training seeds.")]
+SessionCount = Annotated[
+    int | None, typer.Option("--sessions", min=2, help="Sessions that each policy plays.")
+]
 Policies = Annotated[
     list[str] | None,
     typer.Option(
         "--policy",
-        help="Only this one, beside keep and the oracle; several times for more. One's own, module:Class or "
-        "a run's folder, joins those that play.",
+        help="Play only this policy, besides keep and the oracle; repeatable. Your own policy, given as "
+        "module:Class or a run's folder, joins the others.",
     ),
 ]
-WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes.")]
+WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Number of processes.")]
 Tracks = Annotated[
     list[str] | None,
-    typer.Option("--track", help=f"{', '.join(track_names())}; several times for more. Default: all."),
+    typer.Option("--track", help=f"{', '.join(track_names())}; repeatable. Default: all."),
 ]
 Shifts = Annotated[
     list[str] | None,
     typer.Option(
-        "--shift", help="Only these shifted users, e.g. impatient, or none. Default: all that there are."
+        "--shift", help="Only these shifted users, e.g. impatient, or none; repeatable. Default: all."
     ),
 ]
 
@@ -81,15 +83,15 @@ def whole(
     workers: WorkerCount = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Train the policies of all tracks, score them on the ground truth, as it is and shifted, compare them.
+    """Train the policies of all tracks, score them on unshifted and shifted ground truth, and compare them.
 
-    EB-NeRD, which has no ground truth: python -m benchmarks.cross_simulator BUNDLE.
+    For EB-NeRD, which has no ground truth, use python -m benchmarks.cross_simulator BUNDLE.
     """
     if context.invoked_subcommand is not None:
         for name in context.params:
             source = context.get_parameter_source(name)
             if source is not None and source.name == "COMMANDLINE":
-                raise InputError(f"options of {context.invoked_subcommand!r} stand behind it, not before it")
+                raise InputError(f"options of {context.invoked_subcommand!r} must follow it, not precede it")
         return
     from edgerec_gym.bench import run as benchmark
     from edgerec_gym.bench.leaderboard import leaderboards
@@ -108,7 +110,7 @@ def whole(
     base = out or RUNS
     target = results or (RESULTS if order.complete else base)
     if order.complete:
-        require_matplotlib()  # better known before the work
+        require_matplotlib()  # fail before the work starts
     lines = benchmark.plan(order, base)
     saved_rows(target / f"{benchmark.NAME}.json")
     for line in lines:
@@ -138,7 +140,7 @@ def track(
     workers: WorkerCount = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Run one track, write its rows and its picture, print its tables."""
+    """Run one track, write its rows and its picture, and print its tables."""
     from edgerec_gym.evaluation.cache import save_rows, saved_rows
     from edgerec_gym.evaluation.report import require_matplotlib
 
@@ -148,13 +150,13 @@ def track(
         raise InputError("a track plays one scenario at a time; give --scenario once")
     full = found.full_sizes(scenario)
     if found.picture is not None:
-        require_matplotlib()  # better known before the work
+        require_matplotlib()  # fail before the work starts
     sizes = found.code("quick") if quick else full
     if sessions is not None:
         sizes = replace(sizes, sessions=sessions)
     suffix = f"{scenario}{'-quick' if quick else ''}"
     out, results = out or RUNS / f"bench-{found.name}-{suffix}", results or RESULTS / f"{found.name}.json"
-    saved_rows(results)  # a file that is none is better known before the work, too
+    saved_rows(results)  # likewise for a file that holds no rows
     seeds = 1 if quick else seeds
     with (
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),

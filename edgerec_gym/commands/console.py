@@ -1,4 +1,4 @@
-"""What the commands of `edgerec` share on the terminal: results on stdout, everything else on stderr."""
+"""Terminal output of the commands of `edgerec`: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
-    """Print a table on stdout: first column left, the others right."""
+    """Print a table on stdout, its first column left-aligned and the others right-aligned."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -33,7 +33,7 @@ def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
         table.add_column(name, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for cells in body:
         table.add_row(*cells)
-    width = None if sys.stdout.isatty() else WIDE  # in a file nothing need be cut
+    width = None if sys.stdout.isatty() else WIDE  # a file needs no truncation
     Console(highlight=False, width=width).print(Text(title, style="bold"), table, "")
 
 
@@ -44,7 +44,7 @@ def print_results(results: list[dict[str, Any]]) -> None:
 
 
 def print_nested(values: dict[str, Any], indent: int = 0) -> None:
-    """Print nested dicts on stdout, a line for each number or text."""
+    """Print nested dicts on stdout, one line per number or text."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             print(f"{'  ' * indent}{key}")
@@ -71,7 +71,7 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
     task = progress.add_task("", total=None)
 
     def update(done: int, total: int, text: str = "") -> None:
-        progress.start()  # not before: bad input ends in one line and nothing else
+        progress.start()  # no earlier: bad input must print its one line only
         progress.update(task, completed=done, total=total, description=text)
 
     try:
@@ -106,10 +106,10 @@ def interruptible(message: str) -> Iterator[None]:
 
 
 def peak_memory() -> float:
-    """Largest resident set of this process so far, in MB; nan where the system does not tell."""
+    """Return the peak resident set of this process in MB; nan where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
         return float("nan")
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

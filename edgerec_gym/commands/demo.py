@@ -1,4 +1,4 @@
-"""`edgerec demo` and `edgerec scenario`: the whole path from logs to a scored policy, in resumable stages."""
+"""`edgerec demo` and `edgerec scenario`: the path from logs to a scored policy, in resumable stages."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
-SHIPPED_SESSIONS = {"default": 24_000, "lite": 24_000}  # logs behind the shipped scenarios
+SHIPPED_SESSIONS = {"default": 24_000, "lite": 24_000}  # logged for the shipped scenarios
 PRESET, ENV_ID = "lite", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy")
 PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
-CHECKPOINTS = 20  # at most, of the learning curve
+CHECKPOINTS = 20  # maximum number in the learning curve
 REPLAYED = 7  # session of the evaluation
-AGENT = "runs/edgerec-0"  # that ships with the package and takes all three decisions
+AGENT = "runs/edgerec-0"  # shipped with the package; takes all three decisions
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work each stage does."""
+    """The amount of work in each stage."""
 
     collect_sessions: int = 4000
     ensemble: int = 2
     epochs: int = 20
     train_steps: int = 250_000
     evaluate_sessions: int = 2000
-    curve_sessions: int = 300  # of each checkpoint
+    curve_sessions: int = 300  # per checkpoint
 
 
 QUICK = Sizes(
@@ -46,13 +46,13 @@ def run_demo(
 ) -> tuple[list[dict[str, Any]], Path]:
     """Collect, fit, train and evaluate on the lite preset; finished stages are skipped.
 
-    Beside what it trains, the demo plays the shipped EdgeRec agent, which takes all three decisions.
+    Besides the policy it trains, the demo plays the shipped EdgeRec agent, which takes all three decisions.
 
     Args:
-        out: folder; `logs`, `scenario`, `policy`, `report`, report.html and replay.html are made in it.
-        quick: tiny sizes.
-        fresh: remove what an earlier demo left in `out` first.
-        seed: of every stage.
+        out: folder in which `logs`, `scenario`, `policy`, `report`, report.html and replay.html are made.
+        quick: use tiny sizes.
+        fresh: first remove what an earlier demo left in `out`.
+        seed: seed of every stage.
 
     Returns:
         (results, report folder).
@@ -72,7 +72,7 @@ def run_demo(
     from edgerec_gym.pages.session import record_session
     from edgerec_gym.simulator.fit import fit
 
-    require_matplotlib()  # better known before the work
+    require_matplotlib()  # fail before the work starts
     out, sizes = make_folder(out), QUICK if quick else Sizes()
     logs, scenario, policy, report = (out / name for name in ("logs", "scenario", "policy", "report"))
     if fresh and (out / RECORD).is_file():
@@ -82,7 +82,7 @@ def run_demo(
             (out / page).unlink(missing_ok=True)
         (out / RECORD).unlink()
     _same_arguments(out, {"seed": seed, **asdict(sizes)})
-    if (out / PAGE).is_file():  # written last: everything is finished
+    if (out / PAGE).is_file():  # written last, so everything is finished
         return read_json(report / RESULTS)["results"], report
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
@@ -130,7 +130,7 @@ def run_demo(
 
 
 def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
-    """Record the arguments of a new demo; InputError if the folder holds one with others."""
+    """Record the arguments of a new demo; raise InputError if the folder holds one with other arguments."""
     if not (out / RECORD).is_file():
         write_json(out / RECORD, arguments)
     elif read_json(out / RECORD) != arguments:
@@ -149,16 +149,16 @@ def refit_shipped(
     epochs: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Fit the shipped scenarios again, from freshly collected logs, and record command and seed in them.
+    """Refit the shipped scenarios from freshly collected logs, and record the command and seed in them.
 
     Args:
-        names: presets; None for all.
-        sessions: to collect for each; None for as many as are behind those that ship.
-        out: folder that gets one folder for each name; None for the scenarios inside the package.
-        work: folder of logs and unfinished fits, which a call after an interruption goes on with.
-        ensemble: networks in each ensemble.
-        epochs: at most, for each network.
-        seed: of logs and fits.
+        names: names of presets; None for all.
+        sessions: sessions to collect for each; None for as many as the shipped scenarios used.
+        out: folder that receives one folder per name; None for the scenarios inside the package.
+        work: folder of logs and unfinished fits, from which an interrupted call resumes.
+        ensemble: number of networks in each ensemble.
+        epochs: maximum number of epochs for each network.
+        seed: seed of logs and fits.
 
     Returns:
         name -> fidelity figures on held-out sessions.
@@ -169,7 +169,7 @@ def refit_shipped(
 
     names = list(PRESETS) if names is None else names
     for name in names:
-        preset(name)  # an unknown name is better known before the work
+        preset(name)  # reject an unknown name before the work starts
     fidelity = {}
     for name in names:
         logs, fitted = Path(work) / name / "logs", Path(work) / name / "scenario"
@@ -189,5 +189,5 @@ def refit_shipped(
         )
         provenance = {**scenario.provenance, "command": command, "seed": seed}
         replace(scenario, name=name, provenance=provenance).save(target)
-        shutil.rmtree(Path(work) / name)  # so that the next call starts afresh
+        shutil.rmtree(Path(work) / name)  # the next call then starts afresh
     return fidelity

@@ -13,25 +13,26 @@ from edgerec_gym.errors import InputError
 
 
 def collect(
-    out: Annotated[Path, typer.Option(help="Log folder; one that a killed run left is continued.")],
+    out: Annotated[Path, typer.Option(help="Log folder; an interrupted run is resumed.")],
     preset: Annotated[str | None, typer.Option(help="Synthetic users of a preset: default or lite.")] = None,
-    scenario: Annotated[str | None, typer.Option(help="Or the users of a scenario.")] = None,
-    users: Annotated[str, typer.Option(help="Of the scenario: synthetic or learned.")] = "synthetic",
-    sessions: Annotated[int, typer.Option(min=1, help="How many to log.")] = 5000,
+    scenario: Annotated[str | None, typer.Option(help="Use the users of a scenario instead.")] = None,
+    users: Annotated[str, typer.Option(help="Users of the scenario: synthetic or learned.")] = "synthetic",
+    sessions: Annotated[int, typer.Option(min=1, help="Number of sessions to log.")] = 5000,
     policy: Annotated[
-        str | None, typer.Option(help="Log a baseline, a trained run or module:Class instead.")
+        str | None,
+        typer.Option(help="Log this policy instead: a baseline, a trained run or module:Class."),
     ] = None,
     randomise: Annotated[
-        str, typer.Option(help="What is drawn at random; session: its own habits.")
+        str, typer.Option(help="Decisions drawn at random; session: habits drawn per session.")
     ] = "order,insert,request,session",
     moments: Annotated[
         int | None,
-        typer.Option(min=1, help="At most so many random request decisions a session, at half a page."),
+        typer.Option(min=1, help="Maximum number of random request decisions per session, at half a page."),
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Log sessions; by default of a policy that randomises with known propensities."""
+    """Log sessions, by default of a policy that randomises with known propensities."""
     from edgerec_gym.logs.collect import collect
 
     preset = "default" if preset is None and scenario is None else preset
@@ -39,7 +40,7 @@ def collect(
     if policy is not None:
         from edgerec_gym.agents.find_policy import find_policy
 
-        # The shipped scenario of a preset's name has the preset's sizes.
+        # The shipped scenario named like a preset has the preset's sizes.
         logging_policy = find_policy(policy, "EdgeFeed-v0", scenario or str(preset), users, seed)
     with (
         console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),
@@ -67,22 +68,22 @@ def collect(
 def import_logs(
     source: Annotated[
         Path,
-        typer.Argument(help="A .parquet or .csv file, a row for each item shown; or an EB-NeRD bundle."),
+        typer.Argument(help="A .parquet or .csv file with one row per item shown, or an EB-NeRD bundle."),
     ],
-    out: Annotated[Path, typer.Option(help="Log folder; one that a killed import left is continued.")],
+    out: Annotated[Path, typer.Option(help="Log folder; an interrupted import is resumed.")],
     mapping: Annotated[
         Path | None,
         typer.Option(help="JSON file that names the table's columns; an EB-NeRD bundle needs none."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a table of shown items, or an EB-NeRD bundle, into a log folder for `edgerec fit`."""
+    """Convert a table of shown items, or an EB-NeRD bundle, to a log folder for `edgerec fit`."""
     from edgerec_gym.logs.ebnerd import is_ebnerd
     from edgerec_gym.logs.table import import_table
 
     if is_ebnerd(source):
         if mapping is not None:
-            raise InputError(f"{source} is an EB-NeRD bundle, whose columns are known; leave --mapping out")
+            raise InputError(f"{source} is an EB-NeRD bundle, whose columns are known; omit --mapping")
         reference = import_ebnerd(source, out)
         if as_json:
             console.print_json({"reference": reference, "out": str(out)})
@@ -103,12 +104,12 @@ def import_logs(
     for text in result["notes"]:
         console.note(f"note: {text}")
     console.print_nested(result["counts"])
-    print(f"cannot tell: {', '.join(result['unidentified']) or 'nothing'}")
+    print(f"not identified: {', '.join(result['unidentified']) or 'nothing'}")
     print(f"logs: {out}")
 
 
 def import_ebnerd(bundle: Path, out: Path) -> dict[str, dict[str, float]]:
-    """Convert an EB-NeRD bundle to a log folder; returns the figures of simple rankers on its last week."""
+    """Convert an EB-NeRD bundle to a log folder; return the figures of simple rankers on its last week."""
     from edgerec_gym.logs.ebnerd import convert_ebnerd
     from edgerec_gym.logs.ebnerd_reference import ebnerd_reference
 
@@ -121,7 +122,7 @@ def import_ebnerd(bundle: Path, out: Path) -> dict[str, dict[str, float]]:
 
 
 def print_reference(reference: dict[str, dict[str, float]], learned: dict[str, float] | None = None) -> None:
-    """Print how simple rankers, and learned users if there are any, rank the validation week."""
+    """Print how well simple rankers, and learned users if given, rank the validation week."""
     rankers = {
         "item popularity": reference["popularity"],
         "200 boosted trees on 7 streaming features": reference["boosted_trees"],

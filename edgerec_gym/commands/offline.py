@@ -16,13 +16,17 @@ Logs = Annotated[Path, typer.Argument(help="Log folder.")]
 def export_logs(
     logs: Logs,
     out: Annotated[
-        Path, typer.Option(help="New folder, which names the data set: runs/minari/edgefeed-request-v0.")
+        Path,
+        typer.Option(help="New folder, which names the data set, e.g. runs/minari/edgefeed-request-v0."),
     ],
     env_id: EnvId = "EdgeFeed-v0",
     scenario: Annotated[
-        str | None, typer.Option(help="That the data set recovers; default: what was logged.")
+        str | None,
+        typer.Option(help="Scenario that the data set's environment uses; default: the logged one."),
     ] = None,
-    sessions: Annotated[int | None, typer.Option(min=1, help="At most so many; default: all.")] = None,
+    sessions: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of sessions; default: all.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write logs as a Minari data set, for offline RL."""
@@ -42,18 +46,18 @@ def off_policy(
     logs: Logs,
     policy: Annotated[
         list[str],
-        typer.Option(help="A baseline, a trained run or module:Class; may be given several times."),
+        typer.Option(help="A baseline, a trained run or module:Class; repeatable."),
     ],
     at_moments: Annotated[
-        bool, typer.Option("--at-moments", help="Let policies decide at the log's random decisions only.")
+        bool, typer.Option("--at-moments", help="Let policies decide only at the log's random decisions.")
     ] = False,
     scenario: Annotated[
-        str | None, typer.Option(help="Whose sizes trained runs must fit; default: what was logged.")
+        str | None, typer.Option(help="Scenario whose sizes trained runs must fit; default: the logged one.")
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate what policies of EdgeFeedRequest-v0 are worth, from a log of random requests alone."""
+    """Estimate the value of policies of EdgeFeedRequest-v0 from a log of random requests alone."""
     from edgerec_gym.agents.data.logged_decisions import read_decisions
     from edgerec_gym.agents.data.minari import environment_spec
     from edgerec_gym.agents.find_policy import find_policies
@@ -64,7 +68,7 @@ def off_policy(
     place = environment_spec(reader, "request", scenario).kwargs
     found = find_policies(policy, "EdgeFeedRequest-v0", place["scenario"], place["users"], seed)
     rows: list[dict[str, Any]] = []
-    with console.interruptible("nothing is kept"), console.progress_bar("judge") as progress:
+    with console.interruptible("nothing is kept"), console.progress_bar("estimate") as progress:
         for index, one in enumerate(found):
 
             def update(done: int, total: int, index: int = index, name: str = one.name) -> None:

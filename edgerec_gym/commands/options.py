@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ EnvId = Annotated[str, typer.Option("--id", help="EdgeFeed-v0, EdgeFeedRerank-v0
 ScenarioName = Annotated[
     str, typer.Option("--scenario", help="A shipped scenario (default, lite) or a folder.")
 ]
-NumEnvs = Annotated[int, typer.Option(min=1, help="Environments stepped together.")]
+NumEnvs = Annotated[int, typer.Option(min=1, help="Number of environments stepped together.")]

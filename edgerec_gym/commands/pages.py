@@ -13,30 +13,30 @@ from edgerec_gym.commands.options import AsJson, EnvId, ScenarioName, Seed
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import read_json
 
-TRAINED = ("", "policy")  # where a run of training lies: the folder itself, or that of the demo
+TRAINED = ("", "policy")  # subfolders that may hold a training run; "policy" is the demo's
 
 
 def report(
     run: Annotated[
         Path,
         typer.Argument(
-            help="Folder of bench results, train, evaluate --out, fidelity --out or demo; or a file."
+            help="Folder of bench results, train, evaluate --out, fidelity --out or demo, or one JSON file."
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="HTML file; default RUN/report.html.")] = None,
     scenario: Annotated[
         str | None,
         typer.Option(
-            help="Where a training run's checkpoints are played; default: the shipped one it knows."
+            help="Scenario to play a training run's checkpoints on; default: the shipped one of the run."
         ),
     ] = None,
-    sessions: Annotated[int, typer.Option(min=2, help="That each checkpoint plays.")] = 500,
+    sessions: Annotated[int, typer.Option(min=2, help="Sessions that each checkpoint plays.")] = 500,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML file of all that a run holds: tables, intervals, curves, fidelity.
+    """Write one HTML file with all results of a run: tables, intervals, curves, fidelity.
 
-    The checkpoints of a training are played on learned users and on the ground truth, once.
+    The checkpoints of a training run are played once, on learned users and on the ground truth.
     """
     from edgerec_gym.pages.report import write_report_page
 
@@ -46,9 +46,7 @@ def report(
             if _learned_by_playing(folder):
                 played |= _play_checkpoints(folder, run, scenario, sessions, seed, progress)
     if scenario is not None and not played:
-        raise InputError(
-            f"{run} holds no training run whose checkpoints could be played; leave --scenario out"
-        )
+        raise InputError(f"{run} holds no training run whose checkpoints could be played; omit --scenario")
     path, sections, missing = write_report_page(run, out, tracks=all_tracks())
     if as_json:
         console.print_json({"out": str(path), "sections": sections, "missing": missing})
@@ -68,7 +66,7 @@ def _learned_by_playing(folder: Path) -> bool:
 def _play_checkpoints(
     folder: Path, run: Path, scenario: str | None, sessions: int, seed: int, progress: Any
 ) -> bool:
-    """Write the learning curve of a training run; False where its scenario is not known."""
+    """Write the learning curve of a training run; return False if its scenario is unknown."""
     from edgerec_gym.bench.learning_curve import FILE, learning_curve, scenario_of
 
     if scenario is None and (folder / FILE).is_file():
@@ -77,25 +75,27 @@ def _play_checkpoints(
     if place is None and folder != run and (run / "scenario").is_dir():  # a demo
         place = str(run / "scenario")
     if place is None:
-        console.note("its scenario is not a shipped one: name it with --scenario to see the learning curve")
+        console.note("the run's scenario is not a shipped one; name it with --scenario for a learning curve")
         return False
     learning_curve(folder, place, sessions=sessions, seed=seed, progress=progress)
     return True
 
 
 def replay(
-    run: Annotated[str, typer.Argument(help="A baseline, oracle, a trained run's folder, module:Class.")],
+    run: Annotated[str, typer.Argument(help="A baseline, oracle, a trained run's folder or module:Class.")],
     out: Annotated[Path, typer.Option(help="HTML file.")],
-    session: Annotated[int, typer.Option(min=0, max=2**20 - 1, help="Place in the evaluation, from 0.")] = 0,
+    session: Annotated[
+        int, typer.Option(min=0, max=2**20 - 1, help="Index of the session in the evaluation, from 0.")
+    ] = 0,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
     users: Annotated[
-        str | None, typer.Option(help="learned or synthetic; default: synthetic where there are any.")
+        str | None, typer.Option(help="learned or synthetic; default: synthetic if available.")
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Play one session of an evaluation again and write an HTML page that steps through it."""
+    """Replay one session of an evaluation and write an HTML page that steps through it."""
     from edgerec_gym.agents.find_policy import find_policy
     from edgerec_gym.pages.html import check_file
     from edgerec_gym.pages.replay import write_replay
@@ -104,7 +104,7 @@ def replay(
 
     loaded = Scenario.load(scenario)
     users = users or ("learned" if loaded.synthetic is None else "synthetic")
-    check_file(out)  # what stops the page is better known before the work
+    check_file(out)  # fail before the work starts
     policy = find_policy(run, env_id, loaded, users, seed)
     recorded = record_session(policy, env_id=env_id, scenario=loaded, users=users, session=session, seed=seed)
     write_replay(recorded, out)

@@ -18,18 +18,18 @@ def train(
     agent: Annotated[
         str,
         typer.Option(
-            help="pointer-ppo, flat-ppo; with --logs crban, dnn, dlcm, prm, setrank, seq2slate, pointer, "
-            "evaluator, esan; --based-on these pointer-evaluator, pointer-users, pointer-distilled, "
-            "sequence-search, esan-pg, edgerec; with logs of --randomise request uplift-t, uplift-x, "
-            "uplift-class, uplift-dragon; by playing EdgeFeedRequest-v0 request-dqn."
+            help="By playing: pointer-ppo, flat-ppo. With --logs: crban, dnn, dlcm, prm, setrank, seq2slate, "
+            "pointer, evaluator, esan. With --based-on runs of these: pointer-evaluator, pointer-users, "
+            "pointer-distilled, sequence-search, esan-pg, edgerec. With logs of --randomise request: "
+            "uplift-t, uplift-x, uplift-class, uplift-dragon. By playing EdgeFeedRequest-v0: request-dqn."
         ),
     ] = "pointer-ppo",
-    logs: Annotated[Path | None, typer.Option(help="Log folder that a re-ranker learns from.")] = None,
+    logs: Annotated[Path | None, typer.Option(help="Log folder that the agent learns from.")] = None,
     based_on: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Run of an evaluator, or of a generator or esan to start from; may be given several times. "
-            "edgerec starts from a re-ranker that scores, esan and an uplift model."
+            help="Run to start from, such as an evaluator, a generator or esan; repeatable. edgerec starts "
+            "from a scoring re-ranker, esan and an uplift model."
         ),
     ] = None,
     rules: Annotated[
@@ -38,9 +38,9 @@ def train(
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
     users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
-    steps: Annotated[int, typer.Option(min=1, help="Slots to play in all.")] = 50_000,
+    steps: Annotated[int, typer.Option(min=1, help="Total number of slots to play.")] = 50_000,
     num_envs: NumEnvs = 128,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the folder.")] = True,
+    resume: Annotated[bool, typer.Option(help="Resume from the last checkpoint in the folder.")] = True,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter, e.g. gamma=0.9."),
@@ -49,11 +49,11 @@ def train(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a policy on the learned users of a scenario, or a re-ranker, evaluator or generator on logs.
+    """Train a policy on the learned users of a scenario, or an agent on logs.
 
-    --id, --steps and --num-envs are of pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a
-    plain network); --scenario and --users also of pointer-users, esan-pg and edgerec; they and --steps of
-    request-dqn.
+    pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a plain network) take --id,
+    --scenario, --users, --steps and --num-envs. request-dqn takes --scenario, --users and --steps.
+    pointer-users, esan-pg and edgerec take --scenario and --users.
     """
     from edgerec_gym.agents.registry import train_agent
 
@@ -85,12 +85,12 @@ def train(
 
 
 def _progress_made(record: dict[str, Any]) -> str:
-    """What a training has done, in words."""
+    """Describe the outcome of a training run."""
     steps = record["steps"]
     if "gauc" in record:
         return f"{steps} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions"
     if "loss" in record:
-        return f"{steps} epochs, loss {min(record['loss']):.4f} a card on the stopping sessions"
+        return f"{steps} epochs, loss {min(record['loss']):.4f} per card on the stopping sessions"
     if "residual_loss" in record:
         return f"{steps} epochs, residual loss {min(record['residual_loss']):.4f} on the stopping sessions"
     if "reward" not in record:
@@ -105,21 +105,21 @@ def evaluate(
     policies: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Baselines, oracle, trained runs' folders, module:Class; default: all baselines."
+            help="Baselines, oracle, trained runs' folders or module:Class; default: all baselines."
         ),
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
     users: Annotated[
-        list[str] | None, typer.Option(help="learned, synthetic; default: both where there are both.")
+        list[str] | None, typer.Option(help="learned or synthetic; repeatable; default: all available.")
     ] = None,
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions of each policy.")] = 2000,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that each policy plays.")] = 2000,
     num_envs: NumEnvs = 512,
-    out: Annotated[Path | None, typer.Option(help="Write a report folder with plots, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write a report folder with plots.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score policies, paired by common random numbers; keep and the oracle are always among them."""
+    """Score policies, paired by common random numbers; keep and the oracle are always included."""
     from edgerec_gym.agents.baselines import baselines_of
     from edgerec_gym.agents.find_policy import find_policies
     from edgerec_gym.evaluation.play import KEEP, REFERENCE, evaluate
@@ -132,7 +132,7 @@ def evaluate(
     if not users:
         users = ["learned"] if loaded.synthetic is None else ["learned", "synthetic"]
     names = [KEEP, *(names or baselines_of(track)), *([REFERENCE] if "synthetic" in users else [])]
-    if out is not None:  # what stops the report is better known before the work
+    if out is not None:  # fail before the work starts
         require_matplotlib()
         make_folder(out)
     found = find_policies(names, env_id, loaded, users[0], seed)
@@ -159,14 +159,14 @@ def evaluate(
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run of crban, pointer, pointer-... or sequence-search.")],
-    out: Annotated[Path, typer.Option(help="Folder of the device model; an earlier one is replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder of the device model; an existing one is replaced.")],
     scenario: ScenarioName = "default",
     places: Annotated[
-        int | None, typer.Option(min=1, help="Cards of a list at most; default: the scenario's slate_size.")
+        int | None, typer.Option(min=1, help="Maximum cards in a list; default: the scenario's slate_size.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained re-ranker as ONNX graphs for a phone; edgerec evaluate plays the folder, too."""
+    """Export a trained re-ranker as ONNX graphs for a phone; edgerec evaluate can play the folder."""
     from edgerec_gym.agents.export.export import export
 
     described = export(run, out, scenario=scenario, places=places)
@@ -180,7 +180,7 @@ def export(
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
-    """["gamma=0.9"] -> {"gamma": 0.9}."""
+    """Parse ["gamma=0.9"] into {"gamma": 0.9}."""
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -14,7 +14,7 @@ from edgerec_gym.files import make_folder
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder; finished stages in it are skipped.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to see every stage run.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run every stage at a tiny size.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -36,19 +36,19 @@ def demo(
 
 def bench_env(
     out: Annotated[
-        Path, typer.Option(help="JSON file; figures in it, of this version and machine, are kept.")
+        Path, typer.Option(help="JSON file; its figures of this version and machine are kept.")
     ] = Path("runs/throughput.json"),
     quick: Annotated[bool, typer.Option("--quick", help="EdgeFeed-v0 on the default preset only.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Spent on each configuration.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds per configuration.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure steps per second beside plain copies, memory, import and first-make times."""
+    """Measure steps per second relative to plain copies, memory, and import and first-make times."""
     from edgerec_gym.evaluation.throughput import bench, throughput_tables
 
     make_folder(out.parent)
     with (
-        console.interruptible(f"the figures in {out} are kept; the same command goes on"),
+        console.interruptible(f"the figures in {out} are kept; the same command resumes"),
         console.progress_bar("bench-env") as update,
     ):
         results = bench(out, quick=quick, fresh=fresh, seconds=seconds, progress=update)

@@ -15,9 +15,9 @@ from edgerec_gym.files import make_folder
 
 def fit(
     logs: Annotated[Path, typer.Argument(help="A log folder (of collect or import) or an EB-NeRD bundle.")],
-    out: Annotated[Path, typer.Option(help="Scenario folder; an interrupted fit is continued.")],
+    out: Annotated[Path, typer.Option(help="Scenario folder; an interrupted fit is resumed.")],
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs; stops early.")] = 20,
     threads: Annotated[int, typer.Option(min=1, help="Networks trained at a time.")] = 2,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -27,7 +27,7 @@ def fit(
     from edgerec_gym.simulator.fit import fit
 
     reference: dict[str, dict[str, float]] | None = None
-    if is_ebnerd(logs):  # a bundle may be given as it is: it is imported first
+    if is_ebnerd(logs):  # a bundle is imported first
         bundle, logs = logs, out / "logs"
         reference = import_ebnerd(bundle, logs)
     with (
@@ -52,7 +52,7 @@ def info(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a scenario is: what is unlike the default, where it comes from, how well its users fit."""
+    """Describe a scenario: its differences from the default, its provenance, and how well its users fit."""
     from edgerec_gym.config import FeedConfig
     from edgerec_gym.scenario import Scenario
 
@@ -76,19 +76,21 @@ def info(
 def fidelity(
     scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
     logs: Annotated[Path, typer.Argument(help="The log folder that its users were fitted on, or another.")],
-    out: Annotated[Path | None, typer.Option(help="Write fidelity.json and plots, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write fidelity.json and plots.")] = None,
     whole_log: Annotated[
-        bool, typer.Option("--whole-log", help="Use all sessions: the users never saw this log.")
+        bool, typer.Option("--whole-log", help="Use all sessions, for a log that the users never saw.")
     ] = False,
-    sessions: Annotated[int, typer.Option(min=20, help="Of the log and of rollouts, at most.")] = 4000,
+    sessions: Annotated[
+        int, typer.Option(min=20, help="Maximum number of sessions of the log and of the rollouts.")
+    ] = 4000,
     policy_sessions: Annotated[
-        int, typer.Option(min=2, help="Of each policy, to compare with the ground truth.")
+        int, typer.Option(min=2, help="Sessions per policy, to compare with the ground truth.")
     ] = 2000,
-    quick: Annotated[bool, typer.Option("--quick", help="Few sessions, to see every part.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run every part on few sessions.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show how true learned users are: held-out sessions, rollouts, effects, and how they rank policies."""
+    """Measure how true learned users are: held-out sessions, rollouts, effects, and ranking of policies."""
     from edgerec_gym.bench.weak_to_strong import policy_zoo
     from edgerec_gym.evaluation.report import require_matplotlib
     from edgerec_gym.fidelity.plots import write_fidelity
@@ -96,7 +98,7 @@ def fidelity(
     from edgerec_gym.scenario import Scenario
 
     loaded = Scenario.load(scenario)
-    if out is not None:  # what stops the report is better known before the work
+    if out is not None:  # fail before the work starts
         require_matplotlib()
         make_folder(out)
     with console.interruptible("nothing is kept"), console.progress_bar("fidelity") as progress:
@@ -124,18 +126,23 @@ def fidelity(
 
 
 def refit(
-    name: Annotated[list[str] | None, typer.Option(help="default, lite; default: both.")] = None,
-    sessions: Annotated[
-        int | None, typer.Option(min=10, help="To collect for each; default: as in those that ship.")
+    name: Annotated[
+        list[str] | None, typer.Option(help="Scenario default or lite; repeatable; default: both.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Default: the scenarios inside the package.")] = None,
-    work: Annotated[Path, typer.Option(help="Logs and unfinished fits.")] = Path("runs/scenario"),
+    sessions: Annotated[
+        int | None,
+        typer.Option(min=10, help="Sessions to collect for each; default: as for the shipped ones."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default: the scenarios inside the package.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Folder of logs and unfinished fits.")] = Path("runs/scenario"),
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="At most; stops early.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs; stops early.")] = 20,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the shipped scenarios again, from freshly collected logs."""
+    """Refit the shipped scenarios from freshly collected logs."""
     from edgerec_gym.commands.demo import refit_shipped
 
     with console.interruptible(f"logs and finished epochs in {work} are kept; the same command resumes"):

@@ -1,1 +1,1 @@
-"""How policies are scored: playing, intervals, comparisons, off-policy estimates, speed."""
+"""Scoring of policies: play, intervals, comparisons, off-policy estimates and speed."""

@@ -1,8 +1,8 @@
-"""The benchmark: policies on the ground truth with common random numbers, cached, over all cores, as rows.
+"""Play policies in parallel with a cache of results, and keep figures as rows.
 
-A table is a list of rows {policy, metric, mean, low, high, seeds, sessions, ...}. Several training seeds of
-one policy are one row: the mean over seeds and sessions, with a 95 % bootstrap that draws seeds and sessions
-anew. All policies play the same sessions, so differences are paired.
+A table is a list of rows {policy, metric, mean, low, high, seeds, sessions, ...}. All training seeds of a
+policy share one row: the mean over seeds and sessions, with a 95 % interval of a bootstrap that resamples
+both. All policies play the same sessions (common random numbers), so differences are paired.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class Place:
     """Where policies play.
 
     Attributes:
-        env_id: "EdgeFeedRerank-v0", ...
+        env_id: environment id, "EdgeFeedRerank-v0", ...
         scenario: a shipped name or a folder.
         users: "synthetic" or "learned".
-        sessions: that each policy plays.
-        seed: of the sessions.
+        sessions: number of sessions that each policy plays.
+        seed: seed of the sessions.
         config: FeedConfig fields that differ from the scenario's.
-        num_envs: sessions played together.
-        by_position: also tell what happened at each place of a page.
-        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`; None for those
-            of the scenario.
+        num_envs: number of sessions played together.
+        by_position: whether to record outcomes at each place of a page.
+        shift: name of :data:`~edgerec_gym.config.SHIFTS`, synthetic users with other parameters; None for
+            those of the scenario.
     """
 
     env_id: str
@@ -67,14 +67,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Entry:
-    """One policy of one training seed.
+    """One policy at one training seed.
 
     Attributes:
-        policy: name of its row; entries of other training seeds share it.
-        make: a function of a module (worker processes import it) that returns the policy for a place;
+        policy: name of its row, shared by the entries of its other training seeds.
+        make: a module-level function (worker processes import it) that returns the policy for a place,
             called as `make(place, **arguments)`.
-        arguments: JSON-ready.
-        files: runs' folders or files whose content decides how it plays.
+        arguments: JSON-ready arguments of `make`.
+        files: run folders or files whose content determines how it plays.
         seed: training seed; None for a policy that is not trained.
     """
 
@@ -96,20 +96,20 @@ def played(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> dict[tuple[str, int | None], Sessions]:
-    """Play every entry, or read what it has played before.
+    """Play every entry, or read its cached result.
 
-    A result is found again by what it depends on: the place, the entry's arguments, the content of its files,
-    and the package's version and what its kernels compute. Delete the folder to play everything anew.
+    A result is keyed by everything it depends on: the place, the entry's arguments, the content of its files,
+    the package's version and the code of its kernels. Delete the folder to play everything anew.
 
     Args:
-        entries: policies.
-        place: where.
+        entries: policies to play.
+        place: where they play.
         cache: folder of results.
-        workers: processes; results do not depend on it.
-        progress: called with (entries done, in all, name of the last one).
+        workers: number of processes; results do not depend on it.
+        progress: called with (entries done, total, name of the last one).
 
     Returns:
-        What :func:`~edgerec_gym.evaluation.play.play` returns, by (policy, training seed).
+        The results of :func:`~edgerec_gym.evaluation.play.play`, by (policy, training seed).
     """
     folder = make_folder(cache)
     files = [_file(entry, place, folder) for entry in entries]
@@ -123,9 +123,9 @@ def played(
 def run_jobs(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
 ) -> Iterable[int]:
-    """Call a module's function with every tuple of arguments, in processes; yields indices as they finish.
+    """Call a module-level function with every tuple of arguments in processes; yield indices as they finish.
 
-    With one worker, or one call, everything happens in this process. The first error ends all.
+    With one worker or one call, everything runs in this process. The first error ends all calls.
     """
     if workers <= 1 or len(arguments) <= 1:
         for index, values in enumerate(arguments):
@@ -145,7 +145,7 @@ def run_jobs(
 
 
 def _one_thread() -> None:
-    """Worker processes share the cores: libraries that are loaded later take one thread each."""
+    """Limit libraries that are loaded later to one thread each, since worker processes share the cores."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
@@ -173,7 +173,7 @@ def _play_entry(entry: Entry, place: Place, file: Path) -> None:
 def play_times(
     entries: Sequence[Entry], place: Place, cache: str | Path
 ) -> dict[tuple[str, int | None], Times]:
-    """What playing has taken, of entries that :func:`played` has played; none where it was not recorded."""
+    """Return the times of entries that :func:`played` has played; skip those without recorded times."""
     found = {}
     for entry in entries:
         with safe_open(_file(entry, place, Path(cache)), "numpy") as file:
@@ -189,19 +189,19 @@ def _file(entry: Entry, place: Place, folder: Path) -> Path:
 
 
 def content_key(entry: Entry, place: Place) -> str:
-    """Digest of all that decides what an entry plays, 16 hexadecimal digits."""
+    """Return a digest of everything that determines an entry's play, 16 hexadecimal digits."""
     scenario = Scenario.load(place.scenario)
     paths = [str(path) for path in entry.files]
     told = {
         "version": [__version__, dynamics_digest()],
         "make": _stable_name(entry.make),
-        # A file counts by its content, wherever it lies.
+        # Files count by their content, not by their location.
         "arguments": {key: None if value in paths else value for key, value in entry.arguments.items()},
         "place": {
             **{key: value for key, value in vars(place).items() if key != "shift"},
             "scenario": scenario.name,
         },
-        # Only where there is one: what was played before there were shifts is still found.
+        # Only if there is one, so that results from before shifts existed are still found.
         **({} if place.shift is None else {"shift": SHIFTS[place.shift]}),
         "config": scenario.config.to_dict(),
         "provenance": scenario.provenance,
@@ -211,14 +211,14 @@ def content_key(entry: Entry, place: Place) -> str:
 
 
 def _stable_name(make: Callable[..., Policy]) -> str:
-    """Name of a function that stays as modules of this package are moved; others' count with their module."""
+    """Return a function's name, with its module unless it is in this package, whose modules may move."""
     package = __name__.partition(".")[0]
     own = make.__module__.partition(".")[0] == package
     return make.__qualname__ if own else f"{make.__module__}.{make.__qualname__}"
 
 
 def _digest(path: Path) -> str:
-    """Digest of a file, or of the parameters and the record of a run's folder."""
+    """Return the digest of a file, or of the parameters and the record in a run's folder."""
     files = [path / name for name in ("policy.json", "policy.safetensors")] if path.is_dir() else [path]
     try:
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -236,15 +236,15 @@ def _slug(entry: Entry) -> str:
 def row(
     policy: str, metric: str, interval: Interval, seeds: int, sessions: int, **more: Any
 ) -> dict[str, Any]:
-    """One row of a table; `more` are further columns, such as the scenario."""
+    """Return one row of a table; `more` holds further columns, such as the scenario."""
     return {"policy": policy, "metric": metric, **interval, "seeds": seeds, "sessions": sessions, **more}
 
 
 def saved_rows(path: str | Path) -> dict[str, Rows]:
-    """Read what :func:`save_rows` wrote, or return that there is nothing yet.
+    """Read the file that :func:`save_rows` wrote, or return empty lists if it does not exist.
 
     Raises:
-        InputError: another file, or the folder cannot be made.
+        InputError: the file holds something else, or its folder cannot be made.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -256,13 +256,13 @@ def saved_rows(path: str | Path) -> dict[str, Rows]:
 
 
 def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequence[str] = ()) -> None:
-    """Write {"rows": [...], "runs": [...]}; rows of earlier runs stay.
+    """Write {"rows": [...], "runs": [...]}, keeping the rows of other runs.
 
     Args:
         path: a JSON file.
-        rows: of this run.
-        about: of this run: scenario, sizes, seeds; versions and machine are added.
-        same: keys of `about` that tell runs apart: rows of an earlier run with the same values are replaced.
+        rows: rows of this run.
+        about: description of this run: scenario, sizes, seeds. Versions and machine are added.
+        same: keys of `about` that identify a run; rows of an earlier run with the same values are replaced.
     """
     earlier = saved_rows(path)
     tag = {name: about[name] for name in same}
@@ -275,16 +275,16 @@ def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequenc
     run = {"schema_version": SCHEMA_VERSION, **about, "versions": versions, "machine": machine}
     tagged = [{**item, **tag} for item in rows]
     content = {"rows": [*others(earlier["rows"]), *tagged], "runs": [*others(earlier["runs"]), run]}
-    write_json(path, json_ready(content))  # what is not defined becomes null
+    write_json(path, json_ready(content))  # undefined numbers become null
 
 
 def table(rows: Rows, metrics: dict[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Header and body of a table: a line a policy, a column a metric.
+    """Return header and body of a table with one line per policy and one column per metric.
 
     Args:
-        rows: as :func:`row` makes them.
-        metrics: format of each metric's numbers, e.g. {"clicks": ".3f", "gain_over_keep": "+.3f 95%"}; what
-            ends in " 95%" is shown with its interval.
+        rows: rows of :func:`row`.
+        metrics: format of each metric's numbers, e.g. {"clicks": ".3f", "gain_over_keep": "+.3f 95%"}; the
+            suffix " 95%" adds the interval.
     """
     found = {(item["policy"], item["metric"]): item for item in rows}
     body = []
@@ -308,5 +308,5 @@ def _cell(item: dict[str, Any] | None, form: str) -> str:
 
 
 def _is_number(item: dict[str, Any] | None, key: str) -> bool:
-    """Whether a row tells a figure: what is not defined is nan, and null in a file."""
+    """Whether a row has a defined number; undefined ones are nan, and null in a file."""
     return item is not None and item[key] is not None and bool(np.isfinite(item[key]))

@@ -1,9 +1,9 @@
 """Statistics of the benchmark: interquartile means, probabilities of improvement, corrected paired tests.
 
 Interquartile means and probabilities of improvement, with stratified bootstrap intervals over training
-seeds, are those of rliable (Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice", NeurIPS 2021). Their scores are (R, T): R training seeds on T tasks. A bootstrap draws seeds anew
-in every task.
+seeds, follow rliable (Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice", NeurIPS 2021). Scores are (R, T): R training seeds on T tasks. The bootstrap resamples the seeds
+of every task independently.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from edgerec_gym.evaluation.intervals import CHUNK, LEVEL, Interval, resampled_means
 
 RESAMPLES = 10_000
-RESAMPLES_EACH = 100  # at least, for each comparison: the smallest p-value must survive the correction
-TRIMMED = 0.25  # of the scores, at each end
+RESAMPLES_EACH = 100  # minimum per comparison, so that the smallest p-value survives the correction
+TRIMMED = 0.25  # share of the scores trimmed at each end
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of all scores of all tasks, (..., R, T) -> (...)."""
+    """Return the mean of the middle half of the scores of all tasks, (..., R, T) -> (...)."""
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = int(TRIMMED * flat.shape[-1])
     return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
 
 
 def probability_of_improvement(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Probability that a run is better than one of the other policy, mean over tasks; ties count half.
+    """Return the probability that a run beats a run of the other policy, mean over tasks; ties count half.
 
     Args:
-        own: (..., R, T) scores.
+        own: (..., R, T) scores of the policy.
         other: (..., K, T) scores of the other policy.
     """
     better = own[..., :, None, :] > other[..., None, :, :]
@@ -43,15 +43,15 @@ def probability_of_improvement(own: np.ndarray, other: np.ndarray) -> np.ndarray
 def stratified_interval(
     scores: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], *, seed: int = 0
 ) -> Interval:
-    """95 % percentile bootstrap over training seeds, drawn anew in every task and for every policy.
+    """Return a 95 % percentile bootstrap over training seeds, drawn independently per task and policy.
 
     Args:
-        scores: (R, T) of each policy that the statistic takes; R may differ.
+        scores: (R, T) scores of each policy that the statistic takes; R may differ.
         statistic: maps arrays (..., R, T) to (...).
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
-        {"mean", "low", "high"}; low and high are nan where no policy has more than one training seed.
+        {"mean", "low", "high"}; low and high are nan if no policy has more than one training seed.
     """
     rng, nan = np.random.default_rng(seed), float("nan")
     mean = float(statistic(*scores))
@@ -67,13 +67,13 @@ def stratified_interval(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two policies on the same sessions.
+    """Two policies compared on the same sessions.
 
     Attributes:
-        better, worse: their names, by mean.
-        difference: of their means, with a 95 % interval.
-        p: two-sided, from the bootstrap.
-        p_holm: the same, corrected for all comparisons made.
+        better, worse: names of the policies, by mean.
+        difference: difference of their means, with a 95 % interval.
+        p: two-sided p-value of the bootstrap.
+        p_holm: p-value corrected for all comparisons made.
     """
 
     better: str
@@ -84,17 +84,17 @@ class Comparison:
 
 
 def compare_all(values: dict[str, np.ndarray], *, seed: int = 0) -> list[Comparison]:
-    """Compare every two policies by a paired bootstrap, with Holm's correction over all of them.
+    """Compare all pairs of policies by a paired bootstrap, with Holm's correction over all pairs.
 
-    A resample draws sessions, the same for all policies (common random numbers), and of each policy its
-    training seeds. p is twice the share of resamples in which the difference is not of its sign.
+    A resample draws sessions, which all policies share (common random numbers), and the training seeds of
+    each policy. p is twice the share of resamples in which the difference does not have its sign.
 
     Args:
         values: (R, S) of each policy: R training seeds (1 if it is not trained) on the same S sessions.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: different sessions.
+        ValueError: the policies have different numbers of sessions.
     """
     names = sorted(values, key=lambda name: -values[name].mean())
     pairs = list(combinations(names, 2))
@@ -121,7 +121,7 @@ def compare_all(values: dict[str, np.ndarray], *, seed: int = 0) -> list[Compari
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of p-values, (k,) -> (k,)."""
+    """Apply Holm's step-down correction to p-values, (k,) -> (k,)."""
     order = np.argsort(p, kind="stable")
     corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     found = np.empty(len(p))

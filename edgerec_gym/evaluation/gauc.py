@@ -1,23 +1,23 @@
-"""GAUC: how well a re-ranker orders the cards within each request (EdgeRec, CIKM'20, section 5.1)."""
+"""GAUC: how well a re-ranker orders the cards of each moment (EdgeRec, CIKM'20, section 5.1)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-CHUNK = 20_000  # requests compared at once, to bound memory
+CHUNK = 20_000  # moments compared at once, to bound memory
 
 
 def request_auc(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUC of each request.
+    """Return the AUC of each re-ranking moment.
 
     Args:
-        score: (R, K) of the cards; ties count half.
+        score: (R, K) scores of the cards; ties count half.
         click: (R, K) 0 or 1.
         shown: (R, K) bool, the cards that count.
 
     Returns:
-        AUC (R,) float64, and impressions (R,) float64: shown cards of a request with both a click and a miss,
-        else 0 (its AUC is then 0 and must not count).
+        AUC (R,) float64, and impressions (R,) float64: the number of shown cards of a moment with both a
+        click and a miss, else 0 (its AUC is then 0 and must not count).
     """
     parts = [_auc(*(a[at : at + CHUNK] for a in (score, click, shown))) for at in range(0, len(score), CHUNK)]
     if not parts:
@@ -35,7 +35,7 @@ def _auc(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> tuple[np.nd
 
 
 def gauc(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> float:
-    """Mean of the requests' AUC weighted by impressions; NaN if no request has both a click and a miss."""
+    """Return the mean AUC of moments weighted by impressions; NaN if none has both a click and a miss."""
     auc, impressions = request_auc(score, click, shown)
     total = impressions.sum()
     return float((auc * impressions).sum() / total) if total else float("nan")

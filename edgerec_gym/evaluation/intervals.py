@@ -15,15 +15,15 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def bootstrap(columns: np.ndarray, statistic: Statistic, *, seed: int = 0) -> Interval:
-    """95 % percentile bootstrap over sessions.
+    """Return a 95 % percentile bootstrap interval over sessions.
 
     Args:
         columns: (S, k) float64, per-session sums.
-        statistic: maps (..., k) means of the columns to (...) values; ratios of means are fine.
-        seed: of the resampling; the same seed and S give the same resamples, so intervals are paired.
+        statistic: maps (..., k) means of the columns to (...) values; ratios of means are allowed.
+        seed: seed of the resampling; the same seed and S give the same resamples, so intervals are paired.
 
     Returns:
-        {"mean", "low", "high"}; mean is the statistic of the full sample. NaN where it is not defined.
+        {"mean", "low", "high"}; mean is the statistic of the full sample. NaN where it is undefined.
     """
     columns = np.asarray(columns, np.float64)
     values = statistic(resampled_means(columns, np.random.default_rng(seed)))
@@ -31,12 +31,12 @@ def bootstrap(columns: np.ndarray, statistic: Statistic, *, seed: int = 0) -> In
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean per session with its 95 % bootstrap interval; `values` is (S,)."""
+    """Return the mean per session of `values` (S,) with its 95 % bootstrap interval."""
     return bootstrap(values[:, None], lambda means: means[..., 0], seed=seed)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0) -> Interval:
-    """Ratio of two per-session sums (S,), sessions resampled together."""
+    """Return the ratio of two per-session sums (S,), with sessions resampled jointly."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return bootstrap(
             np.column_stack([numerator, denominator]), lambda means: means[..., 0] / means[..., 1], seed=seed
@@ -44,16 +44,16 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0
 
 
 def seeds_interval(columns: Sequence[np.ndarray], statistic: Statistic, *, seed: int = 0) -> Interval:
-    """95 % percentile bootstrap over training seeds and sessions.
+    """Return a 95 % percentile bootstrap interval over training seeds and sessions.
 
-    Every resample draws training seeds, then sessions, with replacement; the sessions are the same for all
-    seeds and columns (common random numbers), so differences are paired.
+    Every resample draws training seeds, then sessions, with replacement. All seeds and columns share the
+    sessions (common random numbers), so differences are paired.
 
     Args:
-        columns: k arrays (R, S) of per-session values, R training seeds each; R = 1 for what is not trained,
-            e.g. keep. Columns with the same R > 1 are of the same seeds.
+        columns: k arrays (R, S) of per-session values with R training seeds each; R = 1 for policies that
+            are not trained, e.g. keep. Columns with the same R > 1 share their seeds.
         statistic: maps (..., k) means over seeds and sessions to (...) values.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     sessions, n_seeds = columns[0].shape[1], max(len(column) for column in columns)
@@ -71,7 +71,7 @@ def seeds_interval(columns: Sequence[np.ndarray], statistic: Statistic, *, seed:
 def gap_closed_interval(
     value: np.ndarray, keep: np.ndarray, reference: np.ndarray, seed: int = 0
 ) -> Interval:
-    """Share of the gap between keep (0) and the reference (1) that a policy closes; all (S,), paired."""
+    """Return the share of the gap from keep (0) to reference (1) that a policy closes; all (S,), paired."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return bootstrap(
             np.column_stack([value, keep, reference]),
@@ -81,14 +81,14 @@ def gap_closed_interval(
 
 
 def bias_interval(learned: np.ndarray, true: np.ndarray, seed: int = 0) -> Interval:
-    """(value on learned users - true value) / true value; two independent samples of sessions, (S,) each."""
+    """Return (value on learned users - true value) / true value, from two independent samples (S,)."""
     return _two_samples(learned[:, None], true[:, None], lambda ratio: ratio[..., 0] - 1, seed)
 
 
 def exploitation_interval(
     learned: np.ndarray, true: np.ndarray, keep_learned: np.ndarray, keep_true: np.ndarray, seed: int = 0
 ) -> Interval:
-    """bias(policy) - bias(keep); (S,) each, policy and keep paired within each kind of users."""
+    """Return bias(policy) - bias(keep); (S,) each, policy and keep paired within each kind of users."""
     return _two_samples(
         np.column_stack([learned, keep_learned]),
         np.column_stack([true, keep_true]),
@@ -107,7 +107,7 @@ def _two_samples(learned: np.ndarray, true: np.ndarray, statistic: Statistic, se
 
 
 def resampled_means(columns: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, k) means of the columns (S, k) of resampled sessions; `resamples` in steps of CHUNK."""
+    """Return (resamples, k) means of `columns` (S, k) over resampled sessions, in chunks of CHUNK."""
     sessions = len(columns)
     even = np.full(sessions, 1.0 / sessions)
     draws = [rng.multinomial(sessions, even, size=CHUNK) @ columns for _ in range(resamples // CHUNK)]
@@ -115,7 +115,7 @@ def resampled_means(columns: np.ndarray, rng: np.random.Generator, resamples: in
 
 
 def percentile_interval(mean: float, values: np.ndarray) -> Interval:
-    """95 % interval of resampled `values` (n,) around `mean`; those that are not defined are left out."""
+    """Return `mean` with the 95 % interval of resampled `values` (n,), ignoring undefined ones."""
     finite = values[np.isfinite(values)]
     if not len(finite) or not np.isfinite(mean):
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}

@@ -1,17 +1,17 @@
-"""What a policy is worth, from a log of another one: importance weights per decision, and doubly robust.
+"""Off-policy estimates: the value of a policy from the log of another one.
 
-A log in which few decisions of a session were drawn at random, with known probabilities, tells what another
-policy would have earned: sessions that happen to decide as it would count for those that do not. The weight
-of a reward is the product of target over logging probability of the decisions *before* it: three fair coins a
-session give weights of 8 at most, where a hundred would leave nothing to count.
+If a log draws few decisions per session at random, with known probabilities, it tells what another policy
+would have earned: sessions that happen to decide like that policy stand in for those that do not. The weight
+of a reward is the product of target over logging probability of the decisions *before* it. Three fair coins
+per session give weights of at most 8; with a hundred, no session would be left to count.
 
-- *IPS* (per-decision importance sampling, Precup, Sutton & Singh, ICML 2000): unbiased.
-- *SNIPS* (the same, self-normalised, a weighted mean per decision): a little biased, less noise.
-- *DR* (doubly robust, Jiang & Li, ICML 2016): a fitted value of every decision takes out the noise that it
-  can explain; unbiased whatever that value is, since it is fitted on other sessions (cross-fitting).
+- *IPS* (per-decision importance sampling, Precup, Sutton & Singh, ICML 2000) is unbiased.
+- *SNIPS* (self-normalised IPS, a weighted mean per decision) is slightly biased and less noisy.
+- *DR* (doubly robust, Jiang & Li, ICML 2016) subtracts the noise that a fitted value of every decision
+  explains. It is unbiased whatever that value is, since it is fitted on other sessions (cross-fitting).
 
-Intervals are 95 % percentile bootstraps over sessions (:mod:`edgerec_gym.evaluation.intervals`); values are
-not refitted.
+Intervals are 95 % percentile bootstraps over sessions (:mod:`edgerec_gym.evaluation.intervals`). The values
+are not refitted per resample.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from edgerec_gym.evaluation.intervals import percentile_interval, resampled_mean
 
 ESTIMATORS = ("ips", "snips", "dr")
 FOLDS = 5  # of the cross-fitting
-PENALTY = 300.0  # of the ridge regression, in decisions: what a session earns is mostly luck
-ROUNDING = 1e-6  # that probabilities of a decision may miss 1 by
+PENALTY = 300.0  # of the ridge regression, in decisions; high, since a session's earnings are mostly luck
+ROUNDING = 1e-6  # tolerance for probabilities that must sum to 1
 
 
 @dataclass(frozen=True)
 class LoggedDecisions:
-    """M decisions of S sessions that were drawn at random, and all rewards of the sessions.
+    """M random decisions of S sessions, and all rewards of these sessions.
 
     Sessions without a decision count too: their reward is in `before`.
 
     Attributes:
-        session: (M,) int64 index 0..S-1 of each decision's session, not falling; in order within it.
-        action: (M,) int64 what was drawn, 0..A-1.
+        session: (M,) int64 index 0..S-1 of each decision's session, non-decreasing; decisions of a session
+            are in order.
+        action: (M,) int64 drawn action, 0..A-1.
         logging: (M, A) float64 probability of every action under the logging policy.
-        target: (M, A) float64 probability of every action under the policy that is judged.
-        reward: (M,) float64 sum of the rewards from this decision on, before the next one.
+        target: (M, A) float64 probability of every action under the target policy.
+        reward: (M,) float64 sum of the rewards from this decision to the next one.
         before: (S,) float64 sum of the rewards before the first decision.
-        features: (M, d) float64 what the fitted values may depend on; d may be 0.
-        names: (M,) text of each decision, for messages; empty = numbers.
+        features: (M, d) float64 features of the fitted values; d may be 0.
+        names: (M,) text that names each decision in messages; if empty, numbers do.
 
     Raises:
-        InputError: shapes that do not fit, probabilities that are missing, negative, or do not sum to 1, and
-            a logged action whose propensity is 0.
+        InputError: shapes do not match, probabilities are missing, negative or do not sum to 1, or a logged
+            action has propensity 0.
     """
 
     session: np.ndarray
@@ -75,7 +76,7 @@ class LoggedDecisions:
         if not decisions:
             return
         if self.session[0] < 0 or self.session[-1] >= sessions or (np.diff(self.session) < 0).any():
-            raise InputError(f"session must not fall and lie in 0..{sessions - 1}")
+            raise InputError(f"session must be non-decreasing and lie in 0..{sessions - 1}")
         if self.action.min() < 0 or self.action.max() >= self.logging.shape[1]:
             raise InputError(f"action must lie in 0..{self.logging.shape[1] - 1}")
         for name in ("logging", "target"):
@@ -108,14 +109,14 @@ class LoggedDecisions:
 
     @cached_property
     def step(self) -> np.ndarray:
-        """Number of each decision within its session, from 0, (M,) int64."""
+        """Index of each decision within its session, from 0, (M,) int64."""
         return np.arange(len(self.session)) - np.searchsorted(self.session, self.session)
 
     @cached_property
     def weights(self) -> np.ndarray:
         """Importance weight of the rewards after each decision of each session, (S, K) float64.
 
-        K is the largest number of decisions; a session with fewer keeps its last weight.
+        K is the largest number of decisions in a session; a session with fewer keeps its last weight.
         """
         ratio = np.ones((len(self.before), int(self.step.max(initial=-1)) + 1))
         ratio[self.session, self.step] = _of_action(self.target, self.action) / _of_action(
@@ -136,42 +137,43 @@ class LoggedDecisions:
         return before[self.session, self.step]
 
     def unsupported(self) -> int | None:
-        """Return the first decision where the target may act as the log never does, None if there is none.
+        """Return the first decision at which the target may take an action that the log never does, or None.
 
-        Decisions of sessions whose weight is 0 by then do not matter.
+        Decisions of sessions whose weight is already 0 do not matter.
         """
         found = np.flatnonzero(((self.target > 0) & (self.logging == 0)).any(axis=1) & (self.prior > 0))
         return int(found[0]) if len(found) else None
 
 
 def off_policy_estimates(decisions: LoggedDecisions, seed: int = 0) -> dict[str, Any]:
-    """Estimate what a session of the target policy earns.
+    """Estimate the reward per session of the target policy.
 
     Args:
-        decisions: of the log, with the probabilities of both policies.
-        seed: of the folds and of the bootstrap; the same seed and log give the same resamples.
+        decisions: decisions of the log, with the probabilities of both policies.
+        seed: seed of the folds and of the bootstrap; the same seed and log give the same resamples.
 
     Returns:
-        ips, snips, dr and logged (what the log itself earned), each {"mean", "low", "high"} in reward per
-        session; sessions; decisions; effective_sessions, (sum w)^2 / sum w^2 of the weights of whole sessions
-        (Kish): a log of so many sessions of the target policy itself would tell about as much.
+        ips, snips, dr and logged (the reward of the log itself), each {"mean", "low", "high"} in reward per
+        session; sessions; decisions; and effective_sessions, (sum w)^2 / sum w^2 of the weights of whole
+        sessions (Kish): a log of this many sessions of the target policy would be about as informative.
 
     Raises:
-        InputError: the target acts where the log never does, or no logged session decides as the target.
+        InputError: the target takes an action that the log never does, or no logged session decides like
+            the target.
     """
     bad = decisions.unsupported()
     if bad is not None:
         action = int(((decisions.target[bad] > 0) & (decisions.logging[bad] == 0)).argmax())
         raise InputError(
             f"{decisions.name(bad)}: the policy takes action {action} with probability "
-            f"{decisions.target[bad, action]:.3g}, the log never does: no support"
+            f"{decisions.target[bad, action]:.3g}, but the log never does: no support"
         )
     weights, before = decisions.weights, decisions.before
     last = weights[:, -1] if weights.shape[1] else np.ones(len(before))
     if not (weights.sum(axis=0) > 0).all():
         raise InputError(
             f"no session of {len(before)} decides as the policy does to its end; use a log with fewer random "
-            "decisions a session, or more sessions"
+            "decisions per session, or more sessions"
         )
     reward = decisions.spread(decisions.reward)
     weighted = weights * reward
@@ -195,19 +197,19 @@ def off_policy_estimates(decisions: LoggedDecisions, seed: int = 0) -> dict[str,
 
 
 def _normalised(means: np.ndarray) -> np.ndarray:
-    """SNIPS of means (..., 1 + 2 K): reward before, weighted rewards, weights."""
+    """Return SNIPS of means (..., 1 + 2 K): reward before, weighted rewards, weights."""
     k = means.shape[-1] // 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return means[..., 0] + (means[..., 1 : 1 + k] / means[..., 1 + k :]).sum(axis=-1)
 
 
 def doubly_robust(decisions: LoggedDecisions, values: np.ndarray) -> np.ndarray:
-    """DR estimate of each session, (S,) float64.
+    """Return the DR estimate of each session, (S,) float64.
 
     Args:
-        decisions: of the log.
-        values: (M, A) expected reward from each decision to the end of the session, by action; any values
-            that do not depend on the session's own outcome keep the mean unbiased.
+        decisions: decisions of the log.
+        values: (M, A) expected reward from each decision to the end of the session, by action. The mean is
+            unbiased for any values that do not depend on the session's own outcome.
     """
     expected = (decisions.target * values).sum(axis=1)
     weight = decisions.weights[decisions.session, decisions.step]
@@ -218,9 +220,9 @@ def doubly_robust(decisions: LoggedDecisions, values: np.ndarray) -> np.ndarray:
 def cross_fitted_values(decisions: LoggedDecisions, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
     """Fit the value of every action at every decision under the target policy, (M, A) float64.
 
-    Fitted Q evaluation, backward over the decisions of a session: the reward up to the next decision plus the
-    target's value there, regressed on the features by ridge, for each number of a decision its own model.
-    Every session is valued by models that were fitted on the sessions of the other folds.
+    Fitted Q evaluation goes backward over the decisions of a session. For each index of a decision, a ridge
+    model regresses the reward up to the next decision plus the target's value there on the features. Every
+    session is valued by models that were fitted on the sessions of the other folds.
     """
     steps = decisions.step
     fold = np.random.default_rng(seed).permutation(len(decisions.before)) % folds
@@ -233,7 +235,7 @@ def cross_fitted_values(decisions: LoggedDecisions, folds: int = FOLDS, seed: in
             rows = np.flatnonzero(steps == step)
             train = rows[of_decision[rows] != held_out]
             values[rows] = _ridge(decisions, train, (decisions.reward + following)[train], rows)
-            if step:  # the decision before it is the row before
+            if step:  # the previous decision is the previous row
                 following[rows - 1] = (decisions.target[rows] * values[rows]).sum(axis=1)
         found[of_decision == held_out] = values[of_decision == held_out]
     return found
@@ -242,9 +244,9 @@ def cross_fitted_values(decisions: LoggedDecisions, folds: int = FOLDS, seed: in
 def _ridge(
     decisions: LoggedDecisions, train: np.ndarray, outcome: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """Predict the outcome of every action at `rows`, (R, A); what all actions share is fitted first.
+    """Predict the outcome of every action at `rows`, (R, A).
 
-    So an action that was hardly ever logged is predicted as all actions together.
+    A model common to all actions is fitted first, so that rarely logged actions fall back on it.
     """
     n_actions = decisions.target.shape[1]
     if not len(train):

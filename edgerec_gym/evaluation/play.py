@@ -1,4 +1,4 @@
-"""Score policies: exactly the first episode of each key, the same keys for every policy."""
+"""Score policies on exactly the first episode of each key, with the same keys for every policy."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ Sessions = dict[str, np.ndarray]
 
 @dataclass
 class Times:
-    """What playing has taken, without the first step of each batch.
+    """Time spent on playing, without the first step of each batch.
 
     Attributes:
-        steps: played, of all sessions.
-        policy: seconds in which the policy decided.
-        env: seconds in which the environment stepped.
+        steps: number of steps played in all sessions.
+        policy: seconds spent in the policy.
+        env: seconds spent in the environment.
     """
 
     steps: int = 0
@@ -82,35 +82,35 @@ def play(
     """Play sessions of one policy.
 
     Args:
-        policy: plays.
+        policy: the policy that plays.
         env_id: an id or a track.
         scenario: a shipped name, a folder, or a Scenario.
         users: "learned", "synthetic", or a UserModel.
-        sessions: at least 1.
-        seed: of the sessions.
-        num_envs: sessions played together.
+        sessions: number of sessions, at least 1.
+        seed: seed of the sessions.
+        num_envs: number of sessions played together.
         members: networks that learned users draw from; None for all.
         config: FeedConfig fields that differ from the scenario's.
-        by_position: also return what happened at each place of a page (not in EdgeFeedSlate-v0).
-        split: "eval", or "train" for what may be learned from.
-        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`.
-        times: grows by what playing takes.
-        progress: called with (sessions done, in all).
+        by_position: also return outcomes at each place of a page (not in EdgeFeedSlate-v0).
+        split: "eval", or "train" for sessions that may be learned from.
+        shift: name of :data:`~edgerec_gym.config.SHIFTS`, synthetic users with other parameters.
+        times: receives the time spent, added to what it holds.
+        progress: called with (sessions done, total).
 
     Returns:
         Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
         violations, and cards of each type as `cards_<type>`. `value`, `expected_clicks`,
         `expected_card_clicks` (of mix-in cards only) and `expected_purchases` sum the true (or the
-        simulator's) click and purchase probabilities along the played feed instead of what was drawn; value
-        has the mean of the reward (where reward has no `leave` term) with far less noise. By position:
-        `exposures_by_position` and `expected_clicks_by_position`, (sessions, page_size) float32, places
-        beyond the last counted with it.
+        simulator's) click and purchase probabilities along the played feed instead of the drawn outcomes.
+        `value` has the mean of the reward (if the reward has no `leave` term) with far less noise. With
+        `by_position` also `exposures_by_position` and `expected_clicks_by_position`, (sessions, page_size)
+        float32; the last place includes all places beyond it.
     """
     if sessions < 1:
         raise InputError(f"sessions must be at least 1, got {sessions}")
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     chunks = []
-    size = min(num_envs, sessions)  # of every batch, the last one too: a policy keeps one row per session
+    size = min(num_envs, sessions)  # of every batch, even the last: policies keep one row per session
     for first in range(0, sessions, size):
         env = make_feeds(
             env_id,
@@ -139,7 +139,7 @@ def _play_batch(
     by_position: bool,
     times: Times | None = None,
 ) -> Sessions:
-    """Play the first `wanted` rows of a batch; the others stand still."""
+    """Play the first `wanted` rows of a batch; the others do not move."""
     batch, config, size = env.batch, env.config, env.num_envs
     a, reward, types = batch.arrays, config.reward, env.scenario.catalog.card_type
     names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
@@ -158,7 +158,7 @@ def _play_batch(
         actions = batch.check_actions(_act(policy, batch, done))
         decided = perf_counter()
         batch.step(actions, done)
-        if times is not None and not first:  # the first step also loads what is compiled
+        if times is not None and not first:  # the first step also loads compiled code
             times.add(int((~done).sum()), decided - start, perf_counter() - decided)
         first = False
         live, last = ~done, _last_step(batch)
@@ -192,7 +192,7 @@ def _play_batch(
 
 
 def _act(policy: Policy, batch: FeedBatch, done: np.ndarray) -> Any:
-    """Ask for the actions of all rows, or only of the sessions that go on; what the others get is ignored."""
+    """Return the actions of all rows; stateless policies see only live rows, as other actions are ignored."""
     observation = batch.observation(copy=False)
     if not getattr(policy, "stateless", False) or not done.any():
         return policy.act(observation)
@@ -208,7 +208,7 @@ def _act(policy: Policy, batch: FeedBatch, done: np.ndarray) -> Any:
 
 
 class _LastStep(NamedTuple):
-    """What the last step has brought to B rows, slot by slot (S = 1, or K of a plan)."""
+    """Outcomes of the last step in B rows, by slot (S = 1, or K for a plan)."""
 
     answered_item: np.ndarray  # (B, S), -1 if none
     clicked: np.ndarray  # (B, S) bool
@@ -217,7 +217,7 @@ class _LastStep(NamedTuple):
     purchase_probability: np.ndarray  # (B, S)
     requested: np.ndarray  # (B,) bool, by the policy
     invalid: np.ndarray  # (B,) illegal actions
-    cost: np.ndarray  # (B,) rule violations that were played
+    cost: np.ndarray  # (B,) rule violations played
 
 
 def _last_step(batch: FeedBatch) -> _LastStep:
@@ -251,15 +251,15 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score policies with common random numbers and 95 % bootstrap intervals.
 
-    A policy named "keep" must be among them to report gains, "oracle" to report the share of the gap
-    closed. Oracles read latent state and are scored on synthetic users only. `keep_sessions` is filled with
-    what :func:`play` returned, by (policy, users).
+    Gains are reported only if a policy named "keep" is included, and the share of the gap closed only if
+    one named "oracle" is, too. Oracles read latent state and are scored on synthetic users only.
+    `keep_sessions` receives the results of :func:`play`, by (policy, users).
 
     Returns:
         One dict for each (policy, users): policy, users, env_id, scenario, sessions, seed, and metrics as
         {"mean", "low", "high"}: reward, value, clicks, click_rate, purchases, exposures, requests,
-        share_<type>, violations, gain_over_keep (paired, of value), gap_closed (synthetic users), and on
-        learned users, where synthetic users were scored too, bias and exploitation_gap.
+        share_<type>, violations, gain_over_keep (paired, of value), gap_closed (synthetic users), and, on
+        learned users if synthetic users were also scored, bias and exploitation_gap.
     """
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     played: dict[tuple[str, str], Sessions] = {} if keep_sessions is None else keep_sessions

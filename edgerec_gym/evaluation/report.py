@@ -1,12 +1,12 @@
-"""A report folder from evaluation results: tables as Markdown, numbers as JSON, plots as PNG.
+"""The report folder of an evaluation: tables as Markdown, numbers as JSON, plots as PNG.
 
 | file | content |
 | --- | --- |
 | report.md | one table for each kind of users, and the plots |
-| results.json | the rows as `edgerec evaluate --json` prints them |
-| reward.png | reward per policy, learned users beside synthetic users |
+| results.json | the rows that `edgerec evaluate --json` prints |
+| reward.png | reward per policy, on learned and on synthetic users |
 | behaviour.png | click rate, purchases, session length and requests per policy |
-| bias.png | what the learned users promise too much, per policy |
+| bias.png | bias of the learned users per policy |
 | training.png | reward against slots played, if a training curve is given |
 """
 
@@ -50,18 +50,18 @@ COLUMNS = (
 )
 RESULTS = "results.json"
 USERS_TITLES = {"learned": "learned users", "synthetic": "synthetic users (ground truth)"}
-# Line colour, marker, its fill.
+# Line colour, marker, fill of the marker.
 USERS_STYLE = {"synthetic": ("#1b6ca8", "o", "#1b6ca8"), "learned": ("#d1702b", "D", "white")}
 INK, FAINT = "#333333", "#d9d9d9"
 
 NOTES = """\
-Every number is a mean per session; brackets hold the 95 % bootstrap interval. *Reward* is what was drawn;
-*value* is its expectation along the played feed (click and purchase probabilities in place of clicks and
-purchases): the same mean, less noise. All policies meet the same sessions with the same luck (common random
-numbers), so *gain over keep* is paired by session; it is the gain in value. *Gap closed* is the share of the
-way from keep (0 %) to the oracle, the track's reference (100 %). *Bias* is how much more value the learned
-users promise than the ground truth gives; the *exploitation gap* is a policy's bias beyond that of keep.
-Dashed lines in the plots mark keep.
+Every number is a mean per session; brackets hold the 95 % bootstrap interval. *Reward* sums the drawn
+outcomes; *value* is its expectation along the played feed (click and purchase probabilities instead of clicks
+and purchases), with the same mean and less noise. All policies play the same sessions with the same luck
+(common random numbers), so *gain over keep*, the gain in value, is paired by session. *Gap closed* is the
+share of the gap between keep (0 %) and the oracle, the track's reference (100 %). *Bias* is how much more
+value the learned users promise than the ground truth gives; the *exploitation gap* is a policy's bias beyond
+that of keep. Dashed lines in the plots mark keep.
 """
 
 
@@ -75,7 +75,7 @@ def json_ready(value: Any) -> Any:
 
 
 def estimate(result: Result, key: str) -> tuple[float, float, float] | None:
-    """Return (mean, low, high) of a metric, or None where the row does not have it."""
+    """Return (mean, low, high) of a metric, or None if the row lacks it."""
     value = result.get(key)
     if value is None or value["mean"] is None or not math.isfinite(value["mean"]):
         return None
@@ -87,10 +87,10 @@ def tables(results: list[Result], brief: bool = False) -> dict[str, tuple[list[s
 
     Args:
         results: rows of :func:`edgerec_gym.evaluation.play.evaluate`.
-        brief: only the columns that fit a terminal of 80 characters.
+        brief: include only the columns that fit a terminal of 80 characters.
 
     Returns:
-        title -> (header, rows); columns that no row has are left out.
+        title -> (header, rows), without columns that no row has.
     """
     formatted = {}
     for users in dict.fromkeys(row["users"] for row in results):
@@ -125,7 +125,7 @@ def write_report(
     training_curve: dict[str, list[float]] | None = None,
     title: str = "Evaluation",
 ) -> Path:
-    """Write a report folder; files already there are replaced, each one whole.
+    """Write a report folder, replacing each existing file as a whole.
 
     Args:
         results: rows of :func:`edgerec_gym.evaluation.play.evaluate`.
@@ -160,21 +160,21 @@ def write_report(
     with atomic_path(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     record = {"title": title, "results": results, "training_curve": training_curve}
-    write_json(folder / RESULTS, json_ready(record))  # last: with it the folder is complete
+    write_json(folder / RESULTS, json_ready(record))  # written last: it marks the folder as complete
     return folder
 
 
 def markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
-    """Return the lines of a table in Markdown: first column left, the others right."""
+    """Return the lines of a Markdown table, first column left-aligned, the others right-aligned."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
 
 
 def read_training_curve(run: str | Path) -> dict[str, list[float]]:
-    """Read the mean reward per session against slots played from a run's TensorBoard files.
+    """Read the mean reward per session by slots played from a run's TensorBoard files.
 
     Returns:
-        "slots" and "reward", rising in slots; empty lists without TensorBoard files.
+        "slots", in rising order, and "reward"; empty lists without TensorBoard files.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -193,9 +193,9 @@ def read_training_curve(run: str | Path) -> dict[str, list[float]]:
 
 
 def _order(results: list[Result]) -> list[str]:
-    """Policies from the lowest value to the highest, on the ground truth where there is one."""
+    """Return the policies from the lowest value to the highest, on the ground truth if there is one."""
     values: dict[str, float] = {}
-    for row in sorted(results, key=lambda row: row["users"] == "synthetic"):  # the ground truth comes last
+    for row in sorted(results, key=lambda row: row["users"] == "synthetic"):  # ground truth last, to prevail
         values[row["policy"]] = row["value"]["mean"]
     return sorted(values, key=lambda policy: values[policy])
 
@@ -211,7 +211,7 @@ def _figure(n_columns: int, n_policies: int, n_rows: int = 1) -> Any:
 
 
 def _plain(axes: Any) -> None:
-    """Leave only what carries information: a faint grid along x, no frame."""
+    """Reduce the axes to a faint grid along x, without a frame."""
     axes.grid(axis="x", color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -222,7 +222,7 @@ def _plain(axes: Any) -> None:
 def _dots(
     axes: Any, results: list[Result], key: str, title: str, unit: str = "", numbers: bool = False
 ) -> None:
-    """One line per policy: a dot with its interval for each kind of users, and the mean as a number."""
+    """Draw one line per policy: for each kind of users a dot with its interval, and the mean as a number."""
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 

@@ -1,8 +1,8 @@
-"""How fast the environment is: steps per second, beside a plain copy of the same bytes in the same run.
+"""Speed of the environment: steps per second, relative to plain copies of the same bytes in the same run.
 
-Random legal actions, or plans in random order; the time of a batch is that of `step`, the time of one
-environment is that of the whole loop, policy included. Every figure is the median over windows of a fraction
-of a second, alternating with windows of plain copies, because machines are shared and noisy.
+Actions are random legal ones, or plans in random order. A batch is timed in `step` only, a single environment
+over the whole loop, policy included. Every figure is the median over windows of a fraction of a second. They
+alternate with windows of plain copies, because machines are shared and noisy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 
 def configurations(quick: bool = False) -> Iterator[Row]:
-    """What is measured: ids x presets x users x batch sizes x threads (where a batch is shared) x copy."""
+    """Yield what is measured: ids x presets x users x batch sizes x threads (of large batches) x copy."""
     for env_id in ("EdgeFeed-v0",) if quick else IDS:
         for preset in ("default",) if quick else ("default", "lite"):
             for users in ("synthetic", "learned"):
@@ -60,8 +60,8 @@ def measure(row: Row, seconds: float = 2.0) -> Row:
     """Measure one configuration.
 
     Returns:
-        steps_per_s, slots_per_s (more where a step plays a plan), copies_per_s (rows of plain copies per
-        second), ratio of steps and copies, observation_bytes.
+        steps_per_s, slots_per_s (higher if a step plays a plan), copies_per_s (rows of plain copies per
+        second), ratio of steps to copies, observation_bytes.
     """
     run = _single(row) if row["num_envs"] == 1 else _batch(row)
     step, buffer, close = run
@@ -86,7 +86,7 @@ Step = Callable[[float], tuple[float, float]]  # seconds to spend -> steps and s
 
 
 def _single(row: Row) -> tuple[Step, np.ndarray, Callable[[], None]]:
-    """`gym.make`, the whole loop with its policy."""
+    """Return the timed loop of one environment of `gym.make`, policy included."""
     env: Any = gym.make(row["id"], scenario=row["preset"], users=row["users"])
     state = {"observation": env.reset(seed=0)[0]}
     draws = np.random.default_rng(0).random(1 << 16).tolist()
@@ -140,7 +140,7 @@ def _batch_step(env: EdgeFeedVectorEnv) -> Step:
         return (rng.random(mask.shape, np.float32) * mask).argmax(axis=1)
 
     def step(seconds: float) -> tuple[float, float]:
-        nonlocal observation  # held until the next one is made, as a learner does
+        nonlocal observation  # held until the next one is made, as in a learner
         spent, n, slots = 0.0, 0, 0
         while spent < seconds:
             actions = draw()
@@ -155,7 +155,7 @@ def _batch_step(env: EdgeFeedVectorEnv) -> Step:
 
 
 def _copies(buffer: np.ndarray, seconds: float) -> float:
-    """Rows per second of plain copies into fresh memory, each held until the next one is made."""
+    """Return the rows per second of plain copies into fresh memory, each held until the next one is made."""
     n, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         held = buffer.copy()
@@ -164,7 +164,7 @@ def _copies(buffer: np.ndarray, seconds: float) -> float:
 
 
 def memory_per_env(num_envs: int = 4096) -> float:
-    """Bytes that an environment of a batch owns (synthetic users, default preset)."""
+    """Return the bytes that one environment of a batch owns (synthetic users, default preset)."""
     scenario = Scenario.load("default")
 
     def allocated(n: int) -> int:
@@ -176,7 +176,7 @@ def memory_per_env(num_envs: int = 4096) -> float:
         env.close()
         return current
 
-    allocated(1)  # the world is shared, and cached
+    allocated(1)  # caches the shared world
     return (allocated(num_envs) - allocated(1)) / (num_envs - 1)
 
 
@@ -195,9 +195,10 @@ print(gymnasium_s, imported, time.perf_counter() - start - imported)
 
 
 def start_times() -> Row:
-    """Seconds of a new process: importing Gymnasium, importing edgerec_gym with it, first make to first step.
+    """Return the start-up times of a new process in seconds.
 
-    The first make is timed with an empty kernel cache (cold) and with a full one (warm, the best of three).
+    They cover importing Gymnasium, importing edgerec_gym including Gymnasium, and first make to first step,
+    with an empty kernel cache (cold) and with a full one (warm, best of three).
     """
     times: Row = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -223,7 +224,7 @@ def _start(users: str, cache: str) -> list[float]:
 
 
 def catalogue_sizes(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), seconds: float = 4.0) -> list[Row]:
-    """Steps per second of a batch of 256 over catalogues of several sizes, in alternating windows."""
+    """Return the steps per second of a batch of 256 by size of the catalogue, in alternating windows."""
     scenario = ground_truth("default")
     assert scenario.synthetic is not None
     runs = []
@@ -252,14 +253,14 @@ def bench(
     seconds: float = 2.0,
     progress: Progress | None = None,
 ) -> Row:
-    """Measure everything; what `out` already holds of this version and machine is not measured again.
+    """Measure everything that `out` does not yet hold for this version and machine.
 
     Args:
         out: JSON file, written after every figure.
-        quick: EdgeFeed-v0 on the default preset only.
-        fresh: forget what `out` holds.
-        seconds: spent on each configuration.
-        progress: called with what was done and what there is to do.
+        quick: measure EdgeFeed-v0 on the default preset only.
+        fresh: discard what `out` holds.
+        seconds: time spent on each configuration.
+        progress: called with (figures done, total).
     """
     about = {
         "version": __version__,
@@ -295,7 +296,7 @@ def bench(
 
 
 def throughput_tables(results: Row) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Turn the figures of :func:`bench` into tables: title -> (header, rows)."""
+    """Format the figures of :func:`bench` as tables: title -> (header, rows)."""
     header = ["environments", "threads", "arrays", "steps/s", "slots/s", "copies/s", "ratio", "bytes"]
     tables: dict[str, tuple[list[str], list[list[str]]]] = {}
     for row in results["rows"]:

@@ -1,7 +1,8 @@
-"""How well an estimated effect orders, and how close it comes: Qini, AUUC, PEHE, calibration by decile.
+"""Metrics of estimated effects, by order and by size: Qini, AUUC, PEHE, calibration by decile.
 
-Moments are sorted by the estimate, best first; after k of n, T and C are treated and not, Y1 and Y0 what
-their outcomes sum to. Moments of equal score count as one step. All areas are over the share k / n in 0..1.
+Moments are sorted by the estimate, best first. Of the first k of n, T are treated and C are not, and their
+outcomes sum to Y1 and Y0. Moments of equal score count as one step. All areas are over the share k / n in
+0..1.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ RESAMPLES = 300
 
 
 def check_experiment(treated: np.ndarray, outcome: np.ndarray, propensity: np.ndarray, where: str) -> None:
-    """Raise InputError unless (n,) decisions with outcomes (n, ...) can tell an effect.
+    """Raise InputError unless (n,) decisions with outcomes (n, ...) identify an effect.
 
     Args:
         treated: 0 or 1.
-        outcome: finite.
-        propensity: probability of a treatment, between 0 and 1, ends left out.
-        where: the data's name, for messages.
+        outcome: finite values.
+        propensity: probability of a treatment, strictly between 0 and 1.
+        where: name of the data, for messages.
     """
     for name, values in (("treated", treated), ("outcome", outcome), ("propensity", propensity)):
         if not np.isfinite(values).all():
@@ -32,25 +33,25 @@ def check_experiment(treated: np.ndarray, outcome: np.ndarray, propensity: np.nd
         raise InputError(f"{where}: treated must be 0 or 1")
     for value, name in ((1, "treated"), (0, "untreated")):
         if not (treated == value).any():
-            raise InputError(f"{where} has no {name} rows: an effect needs treated and untreated ones")
+            raise InputError(f"{where} has no {name} rows; an effect needs treated and untreated ones")
     outside = (propensity <= 0) | (propensity >= 1)
     if outside.any():
         raise InputError(
             f"{where}: propensity {propensity[outside][0]:g} is not between 0 and 1; "
-            "where chance decides nothing, no effect can be learned"
+            "no effect can be learned without randomisation"
         )
 
 
 class RankedSample:
-    """A randomised sample in the order of a score, to measure the order with it.
+    """A randomised sample in the order of a score, which measures that order.
 
     Args:
         score: (n,) estimated effects.
         treated: (n,) 0 or 1, drawn with the same probability for all.
-        outcome: (n,).
+        outcome: (n,) observed outcomes.
 
     Raises:
-        InputError: values that are not finite, or one arm is empty.
+        InputError: a value is not finite, or one arm is empty.
     """
 
     def __init__(self, score: np.ndarray, treated: np.ndarray, outcome: np.ndarray) -> None:
@@ -59,13 +60,13 @@ class RankedSample:
             raise InputError("sample: score holds values that are not finite")
         self.order = np.argsort(-score, kind="stable")
         ranked = score[self.order]
-        self.ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal scores
+        self.ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of runs of equal scores
         t = np.asarray(treated, np.float64)[self.order]
         y = np.asarray(outcome, np.float64)[self.order]
         self.columns = np.column_stack([t, 1 - t, t * y, (1 - t) * y])
 
     def _sums(self, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Share of the rows (m + 1,) and T, C, Y1, Y0 (m + 1, 4) after each step, from nothing on."""
+        """Return the share of rows (m + 1,) and T, C, Y1, Y0 (m + 1, 4) after each step, starting empty."""
         columns = self.columns if weight is None else self.columns * weight[self.order, None]
         sums = np.zeros((len(self.ends) + 1, 4))
         sums[1:] = np.cumsum(columns, axis=0)[self.ends]
@@ -73,7 +74,7 @@ class RankedSample:
         return rows / rows[-1], sums
 
     def gain(self, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Uplift curve: share of rows chosen, and outcome gained a row of the sample, (Y1/T - Y0/C) k / n."""
+        """Return the uplift curve: share of rows chosen, and gain per row of the sample (Y1/T - Y0/C) k/n."""
         share, sums = self._sums(weight)
         treated, control, y1, y0 = sums.T
         both = (treated > 0) & (control > 0)
@@ -81,19 +82,19 @@ class RankedSample:
         return share, lift * share
 
     def auuc(self, weight: np.ndarray | None = None) -> float:
-        """Area under the uplift curve; half the average effect for an order by chance."""
+        """Return the area under the uplift curve; half the average effect for a random order."""
         share, gain = self.gain(weight)
         return _area(share, gain)
 
     def qini_curve(self, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Qini curve (Radcliffe, 2007): share of rows chosen, and (Y1 - Y0 T / C) a treated row."""
+        """Return the Qini curve (Radcliffe, 2007): share of rows chosen, and Y1 - Y0 T/C per treated row."""
         share, sums = self._sums(weight)
         treated, control, y1, y0 = sums.T
         ratio = np.where(control > 0, treated / np.maximum(control, 1e-12), 0.0)
         return share, (y1 - y0 * ratio) / treated[-1]
 
     def qini(self, weight: np.ndarray | None = None) -> float:
-        """Area between the Qini curve and the straight line to its end: 0 for an order by chance."""
+        """Return the area between the Qini curve and the straight line to its end; 0 for a random order."""
         share, curve = self.qini_curve(weight)
         return _area(share, curve) - 0.5 * curve[-1]
 
@@ -105,13 +106,13 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
 def interval(
     statistic: Callable[[np.ndarray], float], groups: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """95 % percentile bootstrap of a statistic of weighted rows; rows of one group are drawn together.
+    """Return a 95 % percentile bootstrap of a statistic of weighted rows, resampling whole groups.
 
     Args:
-        statistic: of weights (n,) float64.
-        groups: (n,) int64, e.g. sessions.
-        seed: of the resampling; the same seed and groups give the same weights.
-        resamples: how many.
+        statistic: maps weights (n,) float64 to a number.
+        groups: (n,) int64 group of each row, e.g. its session.
+        seed: seed of the resampling; the same seed and groups give the same weights.
+        resamples: number of resamples.
     """
     _, group = np.unique(groups, return_inverse=True)
     n_groups, rng = int(group.max()) + 1, np.random.default_rng(seed)
@@ -122,7 +123,7 @@ def interval(
 
 
 def true_qini(score: np.ndarray, tau: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Area between the curve of true effects (n,) gained in the order of a score and its straight line."""
+    """Return the area between the curve of true effects (n,) in a score's order and the line to its end."""
     order = np.argsort(-score, kind="stable")
     w = np.ones(len(tau)) if weight is None else weight[order]
     share = np.concatenate([[0.0], np.cumsum(w) / w.sum()])
@@ -133,14 +134,14 @@ def true_qini(score: np.ndarray, tau: np.ndarray, weight: np.ndarray | None = No
 def squared_pehe(
     estimate: np.ndarray, tau: np.ndarray, error: np.ndarray, weight: np.ndarray | None = None
 ) -> float:
-    """Mean squared error of estimated effects (n,): the square of PEHE (Hill, 2011).
+    """Return the mean squared error of estimated effects (n,), the square of PEHE (Hill, 2011).
 
-    True effects are means over continuations; the square of their standard error (n,) is taken off.
+    True effects are means over continuations, so the square of their standard error (n,) is subtracted.
     """
     return float(np.average((estimate - tau) ** 2 - error**2, weights=weight))
 
 
 def calibration(estimate: np.ndarray, tau: np.ndarray, bins: int = 10) -> np.ndarray:
-    """Mean estimate and mean true effect of equally many rows each, from small to large, (bins, 2)."""
+    """Return mean estimate and mean true effect of equal-sized bins, by rising estimate, (bins, 2)."""
     parts = np.array_split(np.argsort(estimate, kind="stable"), bins)
     return np.array([[estimate[part].mean(), tau[part].mean()] for part in parts if len(part)])

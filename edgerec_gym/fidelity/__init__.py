@@ -1,1 +1,1 @@
-"""How true learned users are: held-out sessions, rollouts, effects of decisions, two-sample tests."""
+"""Fidelity of learned users: held-out sessions, rollouts, effects of decisions, two-sample tests."""

@@ -1,4 +1,4 @@
-"""What learned users expect of logged sessions: the run-time graph, fed with what was really done."""
+"""Predictions of learned users for logged sessions: the run-time graph, fed with the logged behaviour."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from edgerec_gym.users.learned_layout import (
     VIEW_AT,
 )
 
-# Events by what a log must tell of them. A long look or page view lasts at least so many buckets.
+# Event -> what a log must record for it; None if any log does.
 EVENTS = {
     "click": None,
     "purchase": "page_view_actions",
@@ -43,25 +43,25 @@ EVENTS = {
     "long_look": "exposure_actions",
     "long_page_view": "page_view_duration",
 }
-LONG_LOOK, LONG_PAGE_VIEW = 4, 4  # 4 s on an exposed card, 20 s on an opened one
+LONG_LOOK, LONG_PAGE_VIEW = 4, 4  # least dwell bucket: 4 s on an exposed card, 20 s on an opened one
 FLOOR_DRAWS = 200
 
 
 class _Followers(LearnedUsers):
-    """Learned users whose members all follow a session that was played by others."""
+    """Learned users whose members all follow a logged session."""
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(scenario, uncertainty=True)
         self.logits = np.zeros((self.simulator.members, BLOCK, N_LOGITS), np.float32)
 
     def begin(self, user: np.ndarray) -> None:
-        """Start sessions of users (B, U)."""
+        """Start sessions of users with features (B, U)."""
         rows = np.arange(len(user))
         self.reset(rows, rows.astype(np.uint64), 0)
         self._memory.user[:] = user
 
     def answer_with(self, active: np.ndarray, actions: np.ndarray) -> None:
-        """Let `actions` (B, 19) stand in the memory of the `active` (B,) rows instead of what was drawn."""
+        """Replace the drawn answers in the memory of the `active` (B,) rows by `actions` (B, 19)."""
         answer = np.zeros((len(actions), N_ANSWER), np.float32)
         answer[:, :DWELL_BUCKETS] = _one_hot(actions[:, 0], DWELL_BUCKETS)
         answer[:, DWELL_BUCKETS : DWELL_BUCKETS + N_ACTIONS] = actions[:, :N_ACTIONS]
@@ -70,15 +70,15 @@ class _Followers(LearnedUsers):
         self._memory.last[active, -N_ANSWER:] = answer[active]
 
     def ordered(self, n: int) -> np.ndarray:
-        """The rows of the block that was answered last, (n,)."""
+        """Return the rows of the block that was answered last, (n,)."""
         return self._memory.order[:n].copy()
 
     def click_probability(self) -> np.ndarray:
-        """Of every member, (M, B)."""
+        """Return the click probability of every member, (M, B)."""
         return self._memory.click_probability.reshape(-1, self._memory.n_sessions)
 
     def leave_by_answer(self, rows: np.ndarray) -> np.ndarray:
-        """What the answers in the memory of some rows (n,) add to the logits of leaving, (M, n)."""
+        """Return what the answers in the memory of `rows` (n,) add to the logits of leaving, (M, n)."""
         return self.simulator.networks.leave_by_answer @ self._memory.last[rows, -N_ANSWER:].T
 
     def _run(self, member: int, worker: int, n: int) -> None:
@@ -87,12 +87,12 @@ class _Followers(LearnedUsers):
 
 
 def replay(scenario: Scenario, sessions: LoggedSessions) -> dict[str, np.ndarray]:
-    """Let the learned users follow logged sessions; each slot is expected given what was done before it.
+    """Let the learned users follow logged sessions and predict each slot from the behaviour before it.
 
     Returns:
-        By event of :data:`EVENTS`, (N,) float64 probability over the answered slots of all sessions in turn,
-        the mean over the members: of a click, a purchase (click and buy) and a long look before anything of
-        the slot is known, of leaving given the slot's answer, of a long page view given a click.
+        By event of :data:`EVENTS`, the probability (N,) float64 at the answered slots of all sessions in
+        turn, averaged over the members. Clicks, purchases (click and buy) and long looks are predicted before
+        anything of the slot is known, leaving given the slot's answer, a long page view given a click.
     """
     users = _Followers(scenario)
     parts = []
@@ -145,19 +145,19 @@ def _replay_block(
 def event_figures(
     scenario: Scenario, sessions: LoggedSessions, unidentified: frozenset[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """How well learned users tell what happened in logged sessions.
+    """Score the predictions of learned users on logged sessions.
 
     Args:
-        scenario: with learned users.
-        sessions: held out of their fit.
-        unidentified: what the log cannot tell; the events concerned are left out.
-        seed: of the floors.
+        scenario: a scenario with learned users.
+        sessions: sessions held out of their fit.
+        unidentified: what the log does not record; events that need it are left out.
+        seed: seed of the floors.
 
     Returns:
-        By event: `auc` (null without both outcomes), `log_loss` beside `log_loss_constant`, that of always
-        predicting the average; `ece` (expected calibration error) beside `ece_floor`, the 95th percentile of
-        perfectly calibrated users; `weak`: above twice the floor; `rate`, `rate_predicted`, `slots`, and
-        the curve `reliability`.
+        By event: `auc` (null without both outcomes); `log_loss`, and `log_loss_constant`, that of always
+        predicting the average; `ece` (expected calibration error), and `ece_floor`, its 95th percentile for
+        perfectly calibrated users; `weak`, whether `ece` exceeds twice the floor; `rate`, `rate_predicted`,
+        `slots`, and the curve `reliability`.
     """
     expected = replay(scenario, sessions)
     actions = sessions.actions[sessions.answered_rows(np.arange(len(sessions)))]
@@ -210,7 +210,7 @@ def _log_loss(probability: np.ndarray, happened: np.ndarray) -> float:
 
 
 def _one_hot(value: np.ndarray, levels: int) -> np.ndarray:
-    """Levels stored as level / (levels - 1), (n,), as (n, levels)."""
+    """Return levels (n,), stored as level / (levels - 1), one-hot as (n, levels)."""
     return np.eye(levels, dtype=np.float32)[np.rint(value * (levels - 1)).astype(np.int64)]
 
 

@@ -1,7 +1,7 @@
-"""What decisions cause, estimated where they were drawn at random, in logs and in rollouts alike.
+"""Effects of decisions, estimated where they were drawn at random, in logs and in rollouts alike.
 
-Treated and control slots are weighted by the inverse of the probability of what was drawn, so both stand for
-the same slots: those where the treatment was possible. The control is always *keep* (the cloud's next).
+Treated and control slots are weighted by the inverse probability of the drawn action, so both represent the
+same slots: those where the treatment was possible. The control is always *keep* (the cloud's next).
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from edgerec_gym.evaluation.intervals import bootstrap
 from edgerec_gym.fidelity.rollouts import LogSample
 from edgerec_gym.logs.logging_policy import ORDER_PROBABILITY, RandomisedPolicy
 
-HORIZON = 10  # slots from the decision on whose outcomes count
+HORIZON = 10  # slots, from the decision on, whose outcomes count
 OUTCOMES = {"clicks": CLICK, "purchases": BUY}
 INTERVENTIONS = {
-    "order": "rerank: another row of the pool, uniformly",
+    "order": "re-ranking: another row of the pool, uniformly",
     "insert": "insertion: a legal card, uniformly",
-    "request": "request of a page",
+    "request": "request for a page",
 }
 
 
 def interventions(
     log: LogSample, simulated: LogSample, config: FeedConfig, randomise: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Compare what decisions cause in the log and on the learned users.
+    """Compare the effects of decisions in the log and on the learned users.
 
     Args:
         log: sessions of the randomised policy, with propensities.
         simulated: sessions of the same policy on the learned users.
-        config: the feed.
+        config: configuration of the feed.
         randomise: decisions that the policy draws.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        By decision drawn (order, insert, request) and outcome (clicks, purchases): `log` and `simulated`, the
+        By drawn decision (order, insert, request) and outcome (clicks, purchases): `log` and `simulated`, the
         effect on the sum over the next HORIZON slots of the session as {"mean", "low", "high"} (95 %
-        bootstrap by session), `treated` slots of the log, and `weak`: the intervals do not meet.
+        bootstrap by session); `treated`, the number of treated slots in the log; and `weak`, whether the
+        intervals are disjoint.
     """
     report: dict[str, Any] = {}
     weights = [arms(played.table, config, randomise) for played in (log, simulated)]
@@ -63,10 +64,10 @@ def interventions(
 def arms(
     table: pa.Table, config: FeedConfig, randomise: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weights of the treated and of the control slots, (P,) float64 each, by decision; 0 = in neither.
+    """Return the weights of treated and control slots, (P,) float64 each, by decision; 0 = not in that arm.
 
-    The log holds the probability of the action drawn. How many rows were left, which of them is keep's, and
-    with that whether a card was legal, follows from the pages and from the logging policy's rule
+    The log holds the probability of the drawn action. The number of rows left, keep's row, and hence whether
+    a card was legal, follow from the pages and from the logging policy's rule
     (:class:`~edgerec_gym.logs.logging_policy.RandomisedPolicy`).
     """
     n_pool = config.pool_size
@@ -78,7 +79,7 @@ def arms(
     habits = RandomisedPolicy(randomise).habits(ids)
     usable &= (habits.focus == 0)[place]  # rows of focused sessions are not drawn uniformly
     p_insert = (1 - p_request) * habits.insert[place]
-    # The session is cut at max_slots, which is not the user's doing, and its last cards are not answered.
+    # The environment cuts the session at max_slots, and its last cards are not answered.
     usable &= table["slot"].to_numpy() <= config.max_slots - config.lookahead - HORIZON
     keep, rows = keep_rows(table, config)
     kept = usable & (action == keep)
@@ -94,7 +95,7 @@ def arms(
         return np.where(where, 1 / np.maximum(probability, 1e-12), 0.0)
 
     return {
-        # Rows and cards were drawn uniformly: so many options times the probability of one.
+        # Rows are drawn uniformly: P(any other row) = number of other rows * P(one).
         "order": (inverse(other, propensity * (rows - 1)), np.where(rows > 1, control, 0.0)),
         "insert": (
             inverse(insert, p_insert),
@@ -105,7 +106,7 @@ def arms(
 
 
 def keep_rows(table: pa.Table, config: FeedConfig) -> tuple[np.ndarray, np.ndarray]:
-    """At each slot (P,): the pool row that keep would place, and how many rows are left; both int64."""
+    """Return the pool row that keep would place and the number of rows left at each slot, (P,) int64 each."""
     slot, action = table["slot"].to_numpy(), table["action"].fill_null(-1).to_numpy()
     new_page = table["page_age"].to_numpy() == 0
     shipped = table["candidates"].combine_chunks().value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
@@ -119,7 +120,7 @@ def keep_rows(table: pa.Table, config: FeedConfig) -> tuple[np.ndarray, np.ndarr
         fresh = new_page[at]
         free[live[fresh]] = np.arange(config.pool_size) < shipped[at[fresh], None]
         keep[at], rows[at] = free[live].argmax(axis=1), free[live].sum(axis=1)
-        # A request places keep's row too; a card takes none.
+        # A request also places keep's row; a card takes no row.
         taken = np.where(action[at] == config.pool_size + config.n_cards, keep[at], action[at])
         of_pool = (taken >= 0) & (taken < config.pool_size)
         free[live[of_pool], taken[of_pool]] = False
@@ -129,7 +130,7 @@ def keep_rows(table: pa.Table, config: FeedConfig) -> tuple[np.ndarray, np.ndarr
 def _effect(
     played: LogSample, treated: np.ndarray, control: np.ndarray, outcome: str, config: FeedConfig, seed: int
 ) -> dict[str, float]:
-    """Difference of the weighted means of both arms, with its 95 % bootstrap interval by session."""
+    """Return the difference of the arms' weighted means, with its 95 % bootstrap interval by session."""
     sessions = played.sessions
     happened = sessions.actions[:, OUTCOMES[outcome]] * (sessions.actions[:, CLICK] > 0)
     before = np.concatenate([[0.0], np.cumsum(happened, dtype=np.float64)])

@@ -1,10 +1,10 @@
-"""Plots of a fidelity report, and the folder that holds it.
+"""Plots of a fidelity report, and its folder.
 
 | file | content |
 | --- | --- |
 | fidelity.json | the report |
 | reliability.png | observed against expected rates on held-out sessions |
-| click_rate.png | click rate by slot and by place in the page, learned users beside the log |
+| click_rate.png | click rate by slot and by place in the page, of learned users and of the log |
 | policies.png | value on learned users against the true value, if there is a ground truth |
 """
 
@@ -24,7 +24,7 @@ TITLES = {"click_rate_by_slot": "by slot of the session", "click_rate_by_page_ag
 
 
 def write_fidelity(report: dict[str, Any], out: str | Path) -> Path:
-    """Write a report of :func:`~edgerec_gym.fidelity.report.fidelity_report` with its plots into a folder.
+    """Write a report of :func:`~edgerec_gym.fidelity.report.fidelity_report` and its plots into a folder.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -38,7 +38,7 @@ def write_fidelity(report: dict[str, Any], out: str | Path) -> Path:
     for name, figure in plots.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
-    write_json(folder / FILE, json_ready(report))  # last: with it the folder is complete
+    write_json(folder / FILE, json_ready(report))  # written last: it marks the folder as complete
     return folder
 
 
@@ -62,7 +62,7 @@ def _diagonal(axes: Any, low: float, high: float) -> None:
 
 
 def _reliability(report: dict[str, Any]) -> Any:
-    """One panel for each event: bins of equally many slots, with twice the standard error."""
+    """Draw one panel per event: bins with equal numbers of slots, and bars of two standard errors."""
     figure, panels = _panels(len(report["events"]))
     for axes, (name, event) in zip(panels, report["events"].items(), strict=True):
         curve = event["reliability"]

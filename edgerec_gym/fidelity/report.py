@@ -1,9 +1,9 @@
-"""How true learned users are: held-out figures, rollouts, interventions, and how they rank policies.
+"""The fidelity report of learned users: held-out figures, rollouts, interventions and ranking of policies.
 
 | key | question |
 | --- | --- |
 | events | are probabilities of clicks, purchases, leaving, ... right on held-out sessions? |
-| distributions | do sessions look the same, under the same logging policy? |
+| distributions | do sessions look the same under the same logging policy? |
 | two_sample | can a classifier tell simulated sessions from logged ones? |
 | interventions | do decisions have the same effects? |
 | ranking | does the simulator order policies as the ground truth does (if there is one)? |
@@ -36,7 +36,7 @@ from edgerec_gym.fidelity.interventions import interventions
 from edgerec_gym.fidelity.rollouts import compare, held_out, simulate
 from edgerec_gym.fidelity.two_sample import two_sample
 
-MOST_SESSIONS = 4000  # of the log, and of the rollouts
+MOST_SESSIONS = 4000  # of the log and of the rollouts
 LEAST_POLICIES = 10
 Report = dict[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -54,34 +54,35 @@ def fidelity_report(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """Judge the learned users of a scenario.
+    """Assess the learned users of a scenario.
 
     Args:
-        scenario: with learned users.
+        scenario: a scenario with learned users.
         log_folder: the log that they were fitted on (its held-out sessions count), or another of that feed.
-        policies: zoo of policies of EdgeFeed-v0, one of them "keep", at least 10 that span much in value;
-            used if the scenario has a ground truth.
-        whole_log: use all sessions: the users never saw this log.
-        sessions: of the log and of the rollouts, at most.
-        policy_sessions: of each policy.
-        repeats: of the two-sample test's floor.
-        seed: of everything random.
-        progress: called with (steps done, steps, what is under way).
+        policies: at least 10 policies of EdgeFeed-v0 with a wide range of values, including "keep"; used if
+            the scenario has a ground truth.
+        whole_log: use all sessions, for a log that the users never saw.
+        sessions: maximum number of sessions of the log and of the rollouts.
+        policy_sessions: sessions of each policy.
+        repeats: number of random halves for the two-sample test's floor.
+        seed: seed of everything random.
+        progress: called with (steps done, total, current step).
 
     Returns:
         JSON-ready: the keys of the module's table and, for a quick look, `click_ece`, `click_auc`,
         `two_sample_auc`, `kendall_tau`, `policies`, `exploitation_gap` by policy, and `weak`, the names of
-        what exceeds twice its floor. null where it does not apply.
+        weak parts: errors and distances above twice their floor, and effects with disjoint intervals. null
+        where a key does not apply.
 
     Raises:
-        InputError: no learned users, a log that does not fit them, too few sessions or policies.
+        InputError: no learned users, a log that does not match them, or too few sessions or policies.
     """
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     loaded.simulator_files()
     reader = LogReader(log_folder)
     ranked = loaded.synthetic is not None and len(policies) > 0
     if ranked and len({policy.name for policy in policies}) < LEAST_POLICIES:
-        raise InputError(f"a ranking needs at least {LEAST_POLICIES} policies of different names")
+        raise InputError(f"a ranking needs at least {LEAST_POLICIES} policies with distinct names")
     if ranked and "keep" not in {policy.name for policy in policies}:
         raise InputError("the policies must include 'keep', which the exploitation gap is relative to")
     stages = 5 + 2 * len(policies) * ranked
@@ -95,7 +96,7 @@ def fidelity_report(
     unidentified = frozenset(reader.unidentified) | frozenset(loaded.unidentified)
     events = event_figures(loaded, log.sessions, unidentified, seed)
     tell(1, "rollouts")
-    # A log of another policy has no known propensities; its sessions are compared with those of keep.
+    # Logs of other policies have no known propensities; their sessions are compared with those of keep.
     drawn = reader.provenance.get("policy") == "randomised"
     randomise = list(reader.provenance.get("randomise", [])) if drawn else []
     simulated = simulate(loaded, len(log.sessions), randomise, seed)
@@ -150,13 +151,13 @@ def rank_policies(
     seed: int = 0,
     progress: Callable[[int, str], None] | None = None,
 ) -> Report:
-    """Score policies on learned and on synthetic users, and compare how both order them.
+    """Score policies on learned and on synthetic users, and compare the two orders.
 
     Returns:
-        `policies`: of each its `value` on learned users, `true_value`, `bias` and `exploitation_gap`;
-        `exploitation_gap` by policy; `kendall_tau` over the `certain_pairs`, whose true values are apart (the
-        95 % interval of the paired difference leaves out 0), of `pairs`; `kendall_tau_all` over all pairs;
-        `span`: (best - worst) / keep of the true values.
+        `policies`, with the `value` on learned users, `true_value`, `bias` and `exploitation_gap` of each;
+        `exploitation_gap` by policy; `kendall_tau` over those `certain_pairs` of `pairs` whose true values
+        differ (the 95 % interval of the paired difference excludes 0); `kendall_tau_all` over all pairs; and
+        `span`, (best - worst) / keep of the true values.
     """
     played: dict[tuple[str, str], Sessions] = {}
 
@@ -205,7 +206,7 @@ def rank_policies(
 
 
 def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Format a report: title -> (header, rows), narrow enough for a terminal of 80 characters."""
+    """Format a report as tables for a terminal of 80 characters: title -> (header, rows)."""
 
     def flag(weak: bool) -> str:
         return "weak" if weak else ""
@@ -217,7 +218,7 @@ def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]
         return f"{value['mean']:{style}} [{value['low']:{style}}, {value['high']:{style}}]"
 
     tables = {
-        f"Expectations on {report['sessions']:,} sessions that were not fitted on": (
+        f"Predictions on {report['sessions']:,} sessions not used in the fit": (
             ["event", "rate", "expected", "AUC", "log-loss", "constant", "ECE", "floor", ""],
             [
                 [name, f"{f['rate']:.4f}", f"{f['rate_predicted']:.4f}", number(f["auc"]),

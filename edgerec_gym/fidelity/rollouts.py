@@ -1,7 +1,7 @@
-"""Rollouts of learned users beside logged sessions: distributions, and the floor that chance sets.
+"""Rollouts of learned users compared with logged sessions: distances of distributions, and their floors.
 
-Everything compared is a whole number of slots, clicks or buckets, so a sample is a row of counts for each
-session; on counts, Kolmogorov-Smirnov and Wasserstein distances are sums, and equal those of scipy.stats.
+All compared quantities are whole numbers of slots, clicks or buckets, so a sample is one row of counts per
+session. On counts, Kolmogorov-Smirnov and Wasserstein distances are sums, and equal those of scipy.stats.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from edgerec_gym.users.learned import LearnedUsers
 
 LEAST_SESSIONS = 20  # to compare anything
 HALVES = 200  # random halves of the log for a floor
-LEAST_SHARE = 0.05  # positions that fewer sessions reach are left out of the click rates
-# Distribution -> what a log must tell for it.
+LEAST_SHARE = 0.05  # click rates leave out positions that a smaller share of sessions reaches
+# Distribution -> what a log must record for it.
 NEEDS = {
     "session_length": "leave",
     "clicks": None,
@@ -41,30 +41,30 @@ NOMINAL = ("card_type",)
 
 
 class LogSample(NamedTuple):
-    """Sessions as arrays, and the table of the log schema that they come from, row by row the same slots."""
+    """Sessions as arrays, and the log table they come from, with one row for each of the same slots."""
 
     sessions: LoggedSessions
     table: pa.Table
 
 
 def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = False) -> LogSample:
-    """Up to `most` of the sessions that a fit of this scenario on this log holds out, the first ones.
+    """Return the first `most` of the sessions that a fit of this scenario on this log holds out.
 
     Args:
         reader: the log.
-        scenario: its record of the fit names the first held-out day; default: the rule of `fit`.
-        most: sessions.
-        whole: take all sessions: the users never saw this log.
+        scenario: a scenario whose record of the fit names the first held-out day; default: the rule of `fit`.
+        most: maximum number of sessions.
+        whole: use all sessions, for a log that the users never saw.
 
     Raises:
-        InputError: too few sessions, or a log of another feed or catalogue than the scenario's.
+        InputError: too few sessions, or the log's feed or catalogue is not the scenario's.
     """
     config, other = scenario.config.to_dict(), reader.config.to_dict()
     for name, value in config.items():
         if other[name] != value:
-            raise InputError(f"{reader.folder}: {name} is {other[name]!r}, in the scenario {value!r}")
+            raise InputError(f"{reader.folder}: {name} is {other[name]!r}, but {value!r} in the scenario")
     if not np.array_equal(scenario.catalog.embeddings, reader.catalog.embeddings):
-        raise InputError(f"{reader.folder} has another catalogue than the scenario")
+        raise InputError(f"{reader.folder}: its catalogue differs from the scenario's")
     days, keep = None, None
     if not whole:
         first_day = scenario.provenance.get("fit", {}).get("held_out_from")
@@ -110,14 +110,14 @@ def simulate(
 
 
 class Counts(NamedTuple):
-    """Of each session, how often each value occurs, (S, K); divided by `exposures` (S, K) if it is a rate."""
+    """Counts of each value in each session, (S, K); a rate divides them by `exposures` (S, K)."""
 
     events: np.ndarray
     exposures: np.ndarray | None = None
 
 
 def counts(played: LogSample, scenario: Scenario) -> dict[str, Counts]:
-    """Count what :data:`NEEDS` names, the same K for all sessions of a scenario.
+    """Count the quantities of :data:`NEEDS`, with the same K for all sessions of a scenario.
 
     `click_gap` is the number of slots from one click of a session to the next.
     """
@@ -155,13 +155,14 @@ def counts(played: LogSample, scenario: Scenario) -> dict[str, Counts]:
 def compare(
     log: LogSample, simulated: LogSample, scenario: Scenario, unidentified: frozenset[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Distances between logged and simulated sessions, beside what chance alone makes of them.
+    """Return the distances between logged and simulated sessions, and the floors that chance alone sets.
 
     Returns:
-        By distribution: `ks`, `wasserstein` (in the unit of the values; total variation between card types),
-        their floors `ks_floor` and `wasserstein_floor` (log half against log half, 95th percentile of random
-        halves), `weak`: either is above twice its floor; `log` and `simulated`: their `mean` (of a rate: over
-        all slots) and `values`, the distribution or the rate by position (null where too few get there).
+        By distribution: `ks` and `wasserstein` (in the unit of the values; total variation for card types);
+        their floors `ks_floor` and `wasserstein_floor` (95th percentile between random halves of the log);
+        `weak`, whether either exceeds twice its floor; and `log` and `simulated`, each with its `mean` (of a
+        rate: over all slots) and `values`, the distribution or the rate by position (null where too few
+        sessions reach it).
     """
     ours, theirs = counts(log, scenario), counts(simulated, scenario)
     n = len(log.sessions)
@@ -180,7 +181,7 @@ def _compare(log: Counts, simulated: Counts, halves: np.ndarray, nominal: bool) 
         reached = log.exposures.sum(0) >= LEAST_SHARE * len(log.exposures)
 
     def shape(events: np.ndarray, exposures: np.ndarray | None) -> np.ndarray:
-        """Totals (..., K) as a distribution over values; rates are scaled to sum to 1."""
+        """Return totals (..., K) as a distribution over values; rates are scaled to sum to 1."""
         values = events if exposures is None else events / np.maximum(exposures, 1)
         values = values * reached
         return values / np.maximum(values.sum(-1, keepdims=True), 1e-12)
@@ -211,9 +212,9 @@ def _compare(log: Counts, simulated: Counts, halves: np.ndarray, nominal: bool) 
 
 
 def _distances(p: np.ndarray, q: np.ndarray, nominal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Kolmogorov-Smirnov and Wasserstein distance of distributions (..., K) over 0..K-1."""
+    """Return the Kolmogorov-Smirnov and Wasserstein distances of distributions (..., K) over 0..K-1."""
     apart = np.abs(np.cumsum(p - q, axis=-1))
-    # Between names all steps are equal: the Wasserstein distance is then the total variation.
+    # Nominal values are equally far apart, so their Wasserstein distance is the total variation.
     return apart.max(-1), np.abs(p - q).sum(-1) / 2 if nominal else apart.sum(-1)
 
 

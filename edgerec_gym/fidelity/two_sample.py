@@ -1,4 +1,4 @@
-"""Can a classifier tell simulated sessions from logged ones? An AUC of .5 is ideal."""
+"""Two-sample test: can a classifier tell simulated sessions from logged ones? An AUC of 0.5 is ideal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDS = 5
 
 
 def session_features(sessions: LoggedSessions) -> tuple[np.ndarray, list[str]]:
-    """Return what a session looks like, (S, k) float64 (NaN where it does not apply), and the names of it."""
+    """Return features of sessions, (S, k) float64 (NaN where one does not apply), and their names."""
     index = np.arange(len(sessions))
     rows = sessions.answered_rows(index)
     owner = np.repeat(index, sessions.answered)
@@ -58,18 +58,18 @@ def session_features(sessions: LoggedSessions) -> tuple[np.ndarray, list[str]]:
 def two_sample(
     log: LoggedSessions, simulated: LoggedSessions, *, repeats: int = 10, seed: int = 0
 ) -> dict[str, Any]:
-    """Cross-validated AUC of boosted trees that tell simulated sessions from logged ones.
+    """Return the cross-validated AUC of boosted trees that tell simulated sessions from logged ones.
 
     Args:
-        log: sessions.
-        simulated: about as many.
-        repeats: random halves of the log that the floor is estimated on.
-        seed: of folds, trees and halves.
+        log: logged sessions.
+        simulated: simulated sessions, about as many.
+        repeats: number of random halves of the log that estimate the floor.
+        seed: seed of folds, trees and halves.
 
     Returns:
-        `auc`; `floor`, that of log half against log half (95th percentile of the distance from .5, added to
-        .5); `weak`: more than twice as far above .5 as the floor; `most_telling`: the three features that
-        tell both apart best on their own, with their AUC.
+        `auc`; `floor`, the AUC between random halves of the log (95th percentile of the distance from 0.5,
+        added to 0.5); `weak`, whether the AUC is more than twice as far above 0.5 as the floor; and
+        `most_telling`, the three features that separate both best on their own, with their AUC.
     """
     ours, names = session_features(log)
     theirs, _ = session_features(simulated)
@@ -93,13 +93,13 @@ def two_sample(
 def _cross_validated(a: np.ndarray, b: np.ndarray, seed: int) -> float:
     features = np.concatenate([a, b])
     label = np.repeat([0, 1], [len(a), len(b)])
-    # Constant or absent columns tell nothing, and all-NaN ones make the trees warn.
+    # Constant and all-NaN columns carry no information, and the latter make the trees warn.
     told = [len(np.unique(column[~np.isnan(column)])) > 1 for column in features.T]
     trees = HistGradientBoostingClassifier(
         max_iter=60, max_depth=4, learning_rate=0.1, min_samples_leaf=10, random_state=seed
     )
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    with threadpool_limits(1):  # on a busy machine OpenMP's threads wait for each other for minutes
+    with threadpool_limits(1):  # on a busy machine, OpenMP threads can wait for each other for minutes
         score = cross_val_predict(trees, features[:, told], label, cv=folds, method="predict_proba")[:, 1]
     return auc(score, label > 0)
 

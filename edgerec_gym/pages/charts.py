@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn so that they can be read on a phone and follow light and dark pages.
+"""Charts as inline SVG, legible on a phone and in light and dark pages.
 
-A drawing is 340 units wide and scales with its column. Colours are classes of report.css; every mark has a
-`<title>`, which browsers show on hover and screen readers read.
+A drawing is 340 units wide and scales with its column. Colours are classes of report.css. Every mark has a
+`<title>` for browsers to show on hover and for screen readers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from edgerec_gym.pages.html import escape
 from edgerec_gym.pages.scales import Scale, fit, label, ticks
 
 WIDTH = 340
-LETTER = 5.9  # mean width of a letter at the size of labels
+LETTER = 5.9  # mean width of a letter in labels
 DIGIT = 6.6
-ORACLES = ("oracle", "true-effect")  # names of policies that read the ground truth begin so
-FEW = 7  # with more lines, bands are shown for a chosen one only
+ORACLES = ("oracle", "true-effect")  # prefixes of the names of policies that read the ground truth
+FEW = 7  # with more lines, only a chosen one shows its band
 LONGEST_LABEL = 24  # letters
-FAR = 0.5  # a mark is left out of the scale if the others then need less than this share of it
+FAR = 0.5  # the scale leaves oracles out if the others then need less than this share of it
 COLOURS = 8
 MARKERS = (
     "M-3.4,0a3.4,3.4 0 1,0 6.8,0a3.4,3.4 0 1,0 -6.8,0z",  # circle
@@ -38,14 +38,14 @@ class Estimate(NamedTuple):
 
 
 class ChartEntry(NamedTuple):
-    """A line of an interval chart: for each series an estimate, or None."""
+    """A line of an interval chart, with an estimate or None for each series."""
 
     name: str
     estimates: Sequence[Estimate | None]
 
 
 class Line(NamedTuple):
-    """A series of a line chart; low and high may be empty. `joined` False draws the points only."""
+    """A series of a line chart; low and high may be empty. If `joined` is False, only points are drawn."""
 
     name: str
     x: Sequence[float]
@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 def legend(names: Sequence[str]) -> str:
-    """A list of series with their colours and marks; a tap shows one of them alone (report.js)."""
+    """Return a list of series with their colours and marks; a tap shows one of them alone (report.js)."""
     items = "".join(
         f'<li><button type="button" data-series="{k}">'
         f'<svg viewBox="-6 -6 12 12" aria-hidden="true"><path class="mark c{k % COLOURS}" '
@@ -76,14 +76,14 @@ def interval_chart(
     percent: bool = False,
     reference: float | None = None,
 ) -> str:
-    """Draw a line for each entry with a mark and an interval for each series, and the number of the first.
+    """Draw a line per entry with a mark and an interval per series, and the first series' number.
 
     Args:
-        entries: from top to bottom.
-        title: what screen readers say.
+        entries: entries from top to bottom.
+        title: text for screen readers.
         style: format of the number at the right.
         series: names of the estimates of every entry.
-        percent: of the axis.
+        percent: whether the axis is in per cent.
         reference: value that a dashed line marks.
     """
     step = 22 if len(series) == 1 else 30
@@ -112,7 +112,7 @@ def interval_chart(
 
 
 def _scale(entries: Sequence[ChartEntry], reference: float | None, start: float, end: float) -> Scale:
-    """The scale of all estimates, but for oracles far above the others, which get an arrow."""
+    """Return the scale of all estimates except oracles far above the others, which get an arrow."""
     extra = [] if reference is None else [reference]
 
     def numbers(oracles: bool) -> list[float]:
@@ -161,16 +161,16 @@ def line_chart(
     zero: bool = False,
     height: int = 250,
 ) -> str:
-    """Draw lines with their intervals as bands, or points with bars.
+    """Draw lines with bands as their intervals, or points with bars.
 
     Args:
-        lines: series.
-        title: what screen readers say.
-        labels: of the axes.
+        lines: the series.
+        title: text for screen readers.
+        labels: labels of the horizontal and the vertical axis.
         percent: axes in per cent, "", "x", "y" or "xy".
         diagonal: mark where both axes are equal.
-        zero: the vertical axis begins at 0.
-        height: of the drawing, in units.
+        zero: start the vertical axis at 0.
+        height: height of the drawing, in units.
     """
     bottom = height - 38
     ys = [v for line in lines for v in (*line.mean, *line.low, *line.high)]
@@ -184,7 +184,7 @@ def line_chart(
         y = vertical.at(tick)
         parts.append(f'<path class="grid" d="M{left - 4:.1f},{y:.1f}H{WIDTH}"/>')
         parts.append(_text(left - 8, y + 4, name, "tick end"))
-    whole = all(float(x).is_integer() for x in xs)  # epochs, places: no half ones
+    whole = all(float(x).is_integer() for x in xs)  # epochs and places get no fractional ticks
     for tick in ticks(across):
         if whole and not float(tick).is_integer():
             continue
@@ -195,7 +195,7 @@ def line_chart(
             f'<path class="reference" d="M{across.at(low):.1f},{vertical.at(low):.1f}'
             f'L{across.at(high):.1f},{vertical.at(high):.1f}"/>'
         )
-    for k, line in enumerate(lines):  # below all lines
+    for k, line in enumerate(lines):  # bands go below all lines
         if line.low and line.joined and len(line.x) > 1:
             around = _points(line.x, line.high, across, vertical)
             around += _points(line.x, line.low, across, vertical)[::-1]

@@ -1,4 +1,4 @@
-"""Parts of a page. Everything that is text passes `escape`; nothing is fetched from anywhere."""
+"""Parts of a page. All text passes through `escape`, and the page fetches nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.report import json_ready
 from edgerec_gym.files import atomic_path, make_folder
 
-# Nothing may be loaded: what the page shows lies in the page.
+# Nothing may be loaded: the page contains all it shows.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def asset(name: str) -> str:
-    """Text of a style sheet or script of this package."""
+    """Return the text of a style sheet or script of this package."""
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
@@ -27,8 +27,8 @@ def page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str] = 
     """Return a whole page.
 
     Args:
-        title: of the document.
-        body: HTML.
+        title: title of the document.
+        body: HTML of the body.
         styles: names of style sheets of this package.
         scripts: names of scripts of this package, run at the end of the body.
     """
@@ -56,14 +56,14 @@ def page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str] = 
 
 
 def data(name: str, value: Any) -> str:
-    """JSON for a script of the page, under an element id; numbers that JSON cannot hold become null."""
+    """Return JSON for the page's scripts as an element with an id; NaN and infinity become null."""
     text = json.dumps(json_ready(value), separators=(",", ":"), allow_nan=False)
     # "</script>" in a name must not end the element.
     return f'<script type="application/json" id="{name}">{text.replace("<", chr(92) + "u003c")}</script>'
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Return a table that scrolls sideways where it is wider than the page; the first column stays."""
+    """Return a table that scrolls sideways if it is wider than the page, with a fixed first column."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     rows = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(c)}</td>" for c in others)}</tr>'
@@ -77,13 +77,13 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], caption: str = "
 
 
 def figure(title: str, drawing: str, legend: str = "", note: str = "") -> str:
-    """Return a drawing with its title above, and legend and note below."""
+    """Return a drawing with its title above and its legend and note below."""
     told = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}{legend}{told}</figure>"
 
 
 def check_file(path: str | Path) -> Path:
-    """Return the path of a file that can be written; InputError if it cannot."""
+    """Return the path of an output file and make its folder; raise InputError if it cannot be written."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name an HTML file")
@@ -92,7 +92,7 @@ def check_file(path: str | Path) -> Path:
 
 
 def write_page(path: str | Path, content: str) -> Path:
-    """Write an HTML file whole or not at all; InputError if it cannot be written."""
+    """Write an HTML file atomically; raise InputError if it cannot be written."""
     path = check_file(path)
     with atomic_path(path) as temporary:
         temporary.write_text(content, encoding="utf-8")

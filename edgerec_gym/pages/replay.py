@@ -15,7 +15,7 @@ SECTIONS = {
     "matrix": "Cards and slots",
     "request": "Uplift of a request against its price",
     "reward": "Reward",
-    "intent": "In the user's mind",
+    "intent": "The user's intent",
 }
 KEY = {
     "promoted": ("--c0", "promoted"),
@@ -24,10 +24,10 @@ KEY = {
     "clicked": ("--good", "click"),
     "bought": ("--bad", "purchase"),
 }
-# Icons of 24 x 24: fonts of many systems lack these signs.
+# 24 x 24 icons, since many systems' fonts lack these signs.
 BUTTONS = (
     ("first", "first slot", '<path d="M5 5h3v14H5zM20 5v14L9 12z"/>'),
-    ("previous", "slot before", '<path d="M15.5 4.5l2 2L12 12l5.5 5.5-2 2L8 12z"/>'),
+    ("previous", "previous slot", '<path d="M15.5 4.5l2 2L12 12l5.5 5.5-2 2L8 12z"/>'),
     (
         "play",
         "play",
@@ -36,14 +36,14 @@ BUTTONS = (
     ("next", "next slot", '<path d="M8.5 4.5l-2 2L12 12l-5.5 5.5 2 2L16 12z"/>'),
     ("last", "last slot", '<path d="M16 5h3v14h-3zM4 5v14l11-7z"/>'),
 )
-PHONE = "phone"  # beside the other panels where there is room
+PHONE = "phone"  # stands beside the other panels if there is room
 
 
 def write_replay(session: dict[str, Any], out: str | Path) -> Path:
     """Write the page of a session.
 
     Args:
-        session: of :func:`~edgerec_gym.pages.session.record_session`.
+        session: result of :func:`~edgerec_gym.pages.session.record_session`.
         out: the HTML file.
 
     Raises:
@@ -88,7 +88,7 @@ def _body(session: dict[str, Any], title: str) -> str:
 <span class="hint keys">Keys: arrows, page up and down, home, end; space plays.</span>
 <span class="hint touch">Swipe to step.</span></p>
 <div id="timeline"></div>
-<ul class="key-line">{key}<li>dotted line: a page came</li></ul>
+<ul class="key-line">{key}<li>dotted line: a page arrived</li></ul>
 </header>
 <main>
 {screen}

@@ -1,4 +1,4 @@
-"""`edgerec report`: one HTML file of all that a run holds."""
+"""`edgerec report`: one HTML file with all results of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgerec_gym.pages.track_sections import Track, track_sections
 
 FILE = "report.html"
 Section = tuple[str, str]  # title, HTML
-# What a section needs, and the command that makes it; tracks of the benchmark come on top.
+# Content of a section -> the command that makes it; the tracks of the benchmark are added to these.
 MAKERS = {
     "evaluation": "edgerec evaluate --out RUN",
     "learning curves": "edgerec train, or edgerec demo",
@@ -38,16 +38,16 @@ def write_report_page(
     """Write the report of a run.
 
     Args:
-        run: see :func:`~edgerec_gym.pages.sources.find_sources`.
-        out: the HTML file; None: report.html in the run's folder.
-        curve: a learning curve that lies in no file of the run.
-        tracks: of the benchmark, which give their titles.
+        run: folder or file, see :func:`~edgerec_gym.pages.sources.find_sources`.
+        out: the HTML file; None for report.html in the run's folder.
+        curve: a learning curve that is not in a file of the run.
+        tracks: tracks of the benchmark, for their titles.
 
     Returns:
-        The file, the titles of its sections, and what is missing, with the command that makes it.
+        The file, the titles of its sections, and the missing parts, each with the command that makes it.
 
     Raises:
-        InputError: nothing to report, broken files, or `out` cannot be written.
+        InputError: there is nothing to report, a file is broken, or `out` cannot be written.
     """
     run = Path(run)
     found = find_sources(run)
@@ -62,7 +62,7 @@ def write_report_page(
 def _sections(found: Sources, tracks: Sequence[Track]) -> list[Section]:
     sections: list[Section] = []
     order = ["joint", *(track.name for track in tracks if track.name != "joint"), "all"]
-    ranks = {name: rank for rank, name in enumerate(order)}  # the joint one first; others last
+    ranks = {name: rank for rank, name in enumerate(order)}  # joint first, unknown tracks last
     for file, rows in sorted(found.tracks, key=lambda source: ranks.get(source[0].stem, len(ranks))):
         sections += track_sections(file.stem, rows, tracks)
     for file, rows in found.evaluations:
@@ -83,13 +83,13 @@ def _sections(found: Sources, tracks: Sequence[Track]) -> list[Section]:
 
 
 def _missing(found: Sources, tracks: Sequence[Track]) -> list[str]:
-    """What the report has nothing of, with the command that makes it."""
+    """Return the parts that the report lacks, each with the command that makes it."""
     here = {row.get("track", file.stem) for file, rows in found.tracks for row in rows}
     here |= {"evaluation"} if found.evaluations else set()
     here |= {"learning curves"} if found.curves or found.exploitation or found.trainings else set()
     here |= {"fidelity"} if found.fidelity else set()
     played = {track.name: f"edgerec bench {track.name}" for track in tracks}
-    makers = (played if found.tracks else {}) | MAKERS  # tracks are missed in benchmarks only
+    makers = (played if found.tracks else {}) | MAKERS  # only a benchmark can lack tracks
     return [f"{name} ({maker})" for name, maker in makers.items() if name not in here]
 
 

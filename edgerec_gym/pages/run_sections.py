@@ -1,4 +1,4 @@
-"""Sections of a report about evaluations, trainings and learned users."""
+"""Sections of a report about evaluations, training runs and learned users."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from edgerec_gym.pages.html import escape, figure, table
 from edgerec_gym.pages.track_sections import chart_of, line_of
 
 Rows = list[dict[str, Any]]
-USERS = ("synthetic", "learned")  # the ground truth first: its numbers stand beside the marks
-# Figures of each epoch or update in a run's record, and what they are.
+USERS = ("synthetic", "learned")  # the ground truth first, as charts print the first series' numbers
+# Figures per epoch or update in a run's record -> their titles.
 RECORDED = {
     "gauc": "GAUC on the stopping sessions",
-    "loss": "loss a card on the stopping sessions",
+    "loss": "loss per card on the stopping sessions",
     "residual_loss": "residual loss on the stopping sessions",
     "reward": "reward of an update",
 }
 
 
 def of_metric(row: dict[str, Any], metric: str) -> Estimate | None:
-    """A metric of a row of `edgerec evaluate`."""
+    """Return a metric of a row of `edgerec evaluate`, or None if the row lacks it."""
     value = row.get(metric)
     if not isinstance(value, dict) or value.get("mean") is None:
         return None
@@ -31,7 +31,7 @@ def of_metric(row: dict[str, Any], metric: str) -> Estimate | None:
 
 
 def evaluation_section(rows: Rows) -> str:
-    """Policies on the ground truth beside learned users: value, gain, bias, behaviour."""
+    """Return the section of an evaluation on ground truth and learned users: value, gain, bias, behaviour."""
     told = escape(" ".join(NOTES.replace("*", "").split()))
     sessions = max(row["sessions"] for row in rows)
     parts = [
@@ -43,7 +43,7 @@ def evaluation_section(rows: Rows) -> str:
         _evaluated(rows, "gap_closed", "Share of the gap to the oracle", ".0%", reference=0.0),
         _evaluated(rows, "bias", "Bias: value on learned users over true value", "+.1%", reference=0.0),
         _evaluated(rows, "exploitation_gap", "Exploitation gap", "+.1%", reference=0.0),
-        _evaluated(rows, "requests", "Requests of a session", ".2f"),
+        _evaluated(rows, "requests", "Requests per session", ".2f"),
         "</div>",
     ]
     for title, (header, body) in tables(rows).items():
@@ -53,7 +53,7 @@ def evaluation_section(rows: Rows) -> str:
 
 
 def _evaluated(rows: Rows, metric: str, title: str, style: str, reference: float | None = None) -> str:
-    """A metric by policy, the best first; nothing where no row has it or all are alike."""
+    """Chart a metric by policy, best first; return "" if no row has it or all are equal."""
     kinds = [users for users in USERS if any(r["users"] == users and of_metric(r, metric) for r in rows)]
     kinds += [
         u for u in dict.fromkeys(r["users"] for r in rows) if u not in USERS and of_metric(rows[0], metric)
@@ -77,7 +77,7 @@ def _evaluated(rows: Rows, metric: str, title: str, style: str, reference: float
 
 
 def curve_section(curves: Sequence[dict[str, Any]]) -> str:
-    """Learning curves: what training saw, and its checkpoints on learned users and on the ground truth."""
+    """Return learning curves: reward while training, and checkpoints on learned users and ground truth."""
     charts = []
     for curve in curves:
         lines = []
@@ -102,7 +102,7 @@ def curve_section(curves: Sequence[dict[str, Any]]) -> str:
 def smooth(
     slots: Sequence[float], reward: Sequence[float], points: int = 40
 ) -> tuple[list[float], list[float]]:
-    """Means over neighbours, about `points` of them."""
+    """Return means over neighbouring values, about `points` of them."""
     size = max(1, len(slots) // points)
     groups = range(0, len(slots) - size + 1, size)
     return [sum(slots[k : k + size]) / size for k in groups], [
@@ -111,7 +111,7 @@ def smooth(
 
 
 def exploitation_section(content: dict[str, Any]) -> str:
-    """Learning curves of a study that compares ways to train: true value, and what learned users promise."""
+    """Return the learning curves of a study of ways to train: true value, and value on learned users."""
     bias_of_keep = content["keep"]["learned"]["mean"] / content["keep"]["synthetic"]["mean"] - 1
     parts = ['<div class="figures">']
     for measure in dict.fromkeys(row["measure"] for row in content["rows"]):
@@ -122,7 +122,7 @@ def exploitation_section(content: dict[str, Any]) -> str:
                 continue
             values = row["true_value"]
             gaps = [gap["mean"] for gap in row["exploitation_gap"]]
-            # The gap is the policy's bias less that of keep; bias = learned / true - 1.
+            # The gap is the policy's bias minus that of keep; bias = learned / true - 1.
             learned = [v * (1 + gap + bias_of_keep) for v, gap in zip(values, gaps, strict=True)]
             slots = sum(row["steps"]) / len(row["steps"])
             for points, own in ((true, values), (promised, learned)):
@@ -136,7 +136,7 @@ def exploitation_section(content: dict[str, Any]) -> str:
 
 
 def training_section(record: dict[str, Any]) -> str:
-    """What a training run is, and what it wrote down of every epoch or update."""
+    """Return a training run's settings and its figures per epoch or update."""
     parts = ['<div class="figures">']
     for key, what in RECORDED.items():
         values = record.get(key)
@@ -159,7 +159,7 @@ def training_section(record: dict[str, Any]) -> str:
 
 
 def fidelity_section(report: dict[str, Any]) -> str:
-    """How true learned users are."""
+    """Return the section of a fidelity report."""
     tau, weak = report.get("kendall_tau"), report.get("weak", [])
     facts = [
         ("click AUC", report.get("click_auc"), ".3f"),
@@ -178,7 +178,7 @@ def fidelity_section(report: dict[str, Any]) -> str:
 
 
 def _reliability(name: str, event: dict[str, Any]) -> str:
-    """Observed against expected rates in bins of equally many slots."""
+    """Chart observed against expected rates in bins with equal numbers of slots."""
     curve = event["reliability"]
     seen = [b["observed"] for b in curve]
     error = [2 * (max(s * (1 - s), 0) / b["slots"]) ** 0.5 for s, b in zip(seen, curve, strict=True)]
@@ -194,7 +194,7 @@ def _reliability(name: str, event: dict[str, Any]) -> str:
     drawing = line_chart(
         [line], title, ("expected rate", "observed rate"), percent="xy", diagonal=True, zero=True
     )
-    return figure(title, drawing, note="Held-out sessions; bars are two standard errors, dashed is perfect.")
+    return figure(title, drawing, note="Held-out sessions; bars: two standard errors; dashed: perfect.")
 
 
 def _click_rate(name: str, found: dict[str, Any]) -> str:
@@ -216,7 +216,7 @@ def _click_rate(name: str, found: dict[str, Any]) -> str:
 
 
 def _effects(interventions: dict[str, Any] | None) -> str:
-    """Effects of decisions in logs beside those in rollouts."""
+    """Chart the effects of decisions in logs and in rollouts."""
     entries = [
         ChartEntry(f"{decision} on {outcome}", [of_metric(found, "log"), of_metric(found, "simulated")])
         for decision, outcomes in (interventions or {}).items()
@@ -230,7 +230,7 @@ def _effects(interventions: dict[str, Any] | None) -> str:
 
 
 def _policies(policies: Rows | None) -> str:
-    """Value on learned users against the true value."""
+    """Chart the true value of policies and their value on learned users."""
     if not policies:
         return ""
     order = sorted(policies, key=lambda row: -row["true_value"]["mean"])

@@ -1,4 +1,4 @@
-"""Scales of charts: ranges that hold the data, round ticks, short labels."""
+"""Scales of charts: ranges that cover the data, round ticks, short labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Scale(NamedTuple):
     end: float
 
     def at(self, value: float) -> float:
-        """Place of a value."""
+        """Return the place of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def fit(values: Iterable[float], start: float, end: float, zero: bool = False) -> Scale:
-    """Return the scale that holds all values with a little room; with `zero` it begins at 0."""
+    """Return the scale that covers all values with a small margin, and 0 if `zero`."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
     if zero:
@@ -33,7 +33,7 @@ def fit(values: Iterable[float], start: float, end: float, zero: bool = False) -
 
 
 def ticks(scale: Scale, wanted: int = 5) -> list[float]:
-    """About `wanted` round numbers inside a scale, rising."""
+    """Return about `wanted` round numbers inside a scale, in rising order."""
     span = scale.high - scale.low
     magnitude = 10 ** math.floor(math.log10(span / wanted))
     step = next(s * magnitude for s in STEPS if span / (s * magnitude) <= wanted)
@@ -42,7 +42,7 @@ def ticks(scale: Scale, wanted: int = 5) -> list[float]:
 
 
 def label(value: float, percent: bool = False, digits: int = 7) -> str:
-    """A number's text: 10,000 as 10k, shares as per cent; ticks are round and need no fewer digits."""
+    """Return a number's text, 10,000 as 10k and shares as per cent; round ticks print short at 7 digits."""
     if percent:
         return f"{100 * value:.{digits}g}%"
     if abs(value) >= 1e6:

@@ -1,4 +1,4 @@
-"""One session, slot by slot, as plain values: what a replay shows."""
+"""The record of one session, slot by slot as plain values, for a replay."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 
 ROW = 0  # of the batch of one
 DIGITS = 4  # of numbers in the page
-MATCHES = 5  # categories that the latent intent is told by
+MATCHES = 5  # best-matching categories that describe the latent intent
 INSERTING, REQUESTING = ("joint", "mix", SLATE), ("joint", "request", SLATE)
 Frame = dict[str, Any]
 
 
 class SessionRecorder(ScreenRecorder):
-    """Follows one feed: the situation before every slot, and what the slot has brought.
+    """Records one feed: the situation before every slot, and the outcome of the slot.
 
     Args:
-        batch: a feed alone, before its first reset.
-        catalog: what the cloud retrieves from.
-        track: of the feed.
+        batch: a batch of one feed, before its first reset.
+        catalog: catalogue that the cloud retrieves from.
+        track: track of the feed.
 
     Attributes:
         frames: the situations, one more than there are slots.
-        slots: what happened.
-        explanation: of the decision that is played next; within a plan it moves along.
+        slots: the outcomes.
+        explanation: explanation of the decision played next; within a plan it moves along with the slots.
     """
 
     def __init__(self, batch: FeedBatch, catalog: Catalog, track: str) -> None:
@@ -48,7 +48,7 @@ class SessionRecorder(ScreenRecorder):
         self.explanation: Frame | None = None
 
     def __call__(self, modes: np.ndarray) -> None:
-        """Take in a slot, or the start."""
+        """Record a slot, or the start of the session."""
         super().__call__(modes)
         if modes[ROW] == BEGIN:
             self.frames, self.slots = [], []
@@ -95,7 +95,7 @@ class SessionRecorder(ScreenRecorder):
         return told
 
     def _rules(self) -> list[list[Any]]:
-        """Of each card type: its name, cards of it so far, and why none may land now ("" if one may)."""
+        """Return for each card type its name, count so far, and why no card may land now ("" if one may)."""
         a, config = self.batch.arrays, self.batch.config
         slot, found = int(a.slot[ROW]), []
         for k, name in enumerate(config.card_types):
@@ -114,14 +114,14 @@ class SessionRecorder(ScreenRecorder):
         return found
 
     def _request(self) -> str:
-        """Why the policy may not request a page now; "" if it may."""
+        """Return why the policy may not request a page now, or "" if it may."""
         a, budget = self.batch.arrays, self.batch.config.request_budget
         if a.wire[ROW]:
             return "a page is on its way"
         return "" if budget is None or a.requests[ROW] < budget else "budget spent"
 
     def answers(self) -> list[Frame | None]:
-        """What the user did with each card, None where the session ended first."""
+        """Return the user's answer to each card, None if the session ended first."""
         return [
             None if card.answer is None else vars(card.answer) | {"actions": list(card.answer.actions)}
             for card in self.screen(ROW).cards
@@ -137,23 +137,23 @@ def record_session(
     session: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Play one session of an evaluation again, and tell everything about it.
+    """Replay one session of an evaluation, and record everything about it.
 
     Args:
-        policy: plays; if it has `explain(row)`, what that says after each decision is told, too.
+        policy: the policy that plays; if it has `explain(row)`, its explanation of each decision is recorded.
         env_id: an id or a track.
         scenario: a shipped name, a folder, or a Scenario.
         users: "learned" or "synthetic".
-        session: its place in the evaluation, from 0 (below 2^20).
-        seed: of the evaluation.
+        session: index of the session in the evaluation, from 0 (below 2^20).
+        seed: seed of the evaluation.
 
     Returns:
         JSON-ready: `about` (names, config, sums), `colours` of the categories, `items` by catalogue row,
-        `frames` (the situation before every slot, and after the last), `slots`, `answers` of the cards.
+        `frames` (the situation before every slot, and after the last), `slots`, `answers` to the cards.
 
     Raises:
-        InputError: session out of range, what :func:`~edgerec_gym.registration.make_feeds` refuses, or an
-            explanation of a wrong shape.
+        InputError: `session` is out of range, :func:`~edgerec_gym.registration.make_feeds` refuses the
+            arguments, or an explanation has the wrong shape.
     """
     if not 0 <= session < CLI_SEED_STRIDE:
         raise InputError(f"session {session} is out of range; allowed: 0 to {CLI_SEED_STRIDE - 1}")
@@ -201,7 +201,7 @@ def record_session(
 
 
 def explained(policy: Policy, batch: FeedBatch) -> Frame | None:
-    """What a policy says of the decision that it has just made; InputError if its form is wrong."""
+    """Return a policy's explanation of its last decision; raise InputError if it has the wrong shape."""
     said = policy.explain(ROW) if hasattr(policy, "explain") else None
     if said is None:
         return None
@@ -226,7 +226,7 @@ def explained(policy: Policy, batch: FeedBatch) -> Frame | None:
 
 
 def one_slot_on(why: Frame | None) -> Frame | None:
-    """What a plan's explanation says at its next slot; requests and triggers belong to its first one."""
+    """Return a plan's explanation at its next slot; requests and triggers belong to its first slot."""
     if why is None:
         return None
     told = {**why, "trigger": None, "uplift": None, "price": None}
@@ -240,7 +240,7 @@ def one_slot_on(why: Frame | None) -> Frame | None:
 
 
 def _items(catalog: Catalog, frames: list[Frame]) -> dict[int, list[float]]:
-    """Category, price level, base click rate and freshness of every item that was at hand."""
+    """Return category, price level, base click rate and freshness of every item in the frames."""
     seen = sorted({item for frame in frames for item in (*frame["pool"], *frame["cards"]) if item != NO_ITEM})
     price, logit, _, fresh = catalog.scalars[seen].astype(np.float64).T
     columns = (catalog.category[seen].tolist(), price, 1 / (1 + np.exp(-logit)), fresh)
@@ -248,7 +248,7 @@ def _items(catalog: Catalog, frames: list[Frame]) -> dict[int, list[float]]:
 
 
 def rounded(value: Any) -> Any:
-    """Nested values with short numbers; what is not finite stays for the page to leave out."""
+    """Return nested values with rounded numbers; non-finite ones stay, for the page to leave out."""
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

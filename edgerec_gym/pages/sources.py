@@ -1,4 +1,4 @@
-"""What a run holds that a report can show: files are known by their content, not by their names."""
+"""The results in a run that a report can show; most files are recognised by their content, not by name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edgerec_gym.files import read_json
 Row = dict[str, Any]
 LEARNING_CURVE = "learning_curve.json"
 POLICY = "policy.json"  # of a training run
-# Looked for in the folder itself and one level below: demo/report/results.json, demo/policy/policy.json.
+# Files searched for one level below the folder, such as demo/report/results.json and demo/policy/policy.json.
 BELOW = ("results.json", "fidelity.json", POLICY, LEARNING_CURVE)
 
 
 @dataclass
 class Sources:
-    """What was found; lists of (file, content)."""
+    """The results found, as lists of (file, content)."""
 
     tracks: list[tuple[Path, list[Row]]] = field(default_factory=list)  # rows of `edgerec bench`
     evaluations: list[tuple[Path, list[Row]]] = field(default_factory=list)  # rows of `edgerec evaluate`
@@ -35,14 +35,14 @@ class Sources:
 
 
 def find_sources(run: str | Path) -> Sources:
-    """Read what a run holds.
+    """Read the results of a run.
 
     Args:
-        run: a folder of benchmark results, a training, a demo, an evaluation or a fidelity report, or one
-            JSON file of these.
+        run: a folder of benchmark results, a training run, a demo, an evaluation or a fidelity report, or one
+            of their JSON files.
 
     Raises:
-        InputError: nothing there, nothing that a report can show, or a file that is broken.
+        InputError: `run` does not exist or holds nothing that a report can show, or a file is broken.
     """
     run = Path(run)
     if run.is_file():
@@ -58,7 +58,7 @@ def find_sources(run: str | Path) -> Sources:
     found = Sources()
     for file in files:
         _sort_in(found, file, read_json(file))
-    if any("checkpoints" in curve for _, curve in found.curves):  # they tell the training's curve, too
+    if any("checkpoints" in curve for _, curve in found.curves):  # these include the training's curve
         found.curves = [(file, curve) for file, curve in found.curves if "checkpoints" in curve]
     if not found:
         raise InputError(
@@ -69,7 +69,7 @@ def find_sources(run: str | Path) -> Sources:
 
 
 def _sort_in(found: Sources, file: Path, content: dict[str, Any]) -> None:
-    """Add a file to what it is; other files are passed over."""
+    """Add a file to the list of its kind; ignore unknown files."""
     rows: Any = content.get("results", content.get("rows"))
     if file.name == POLICY:
         found.trainings.append((file, content))
@@ -92,7 +92,7 @@ def _sort_in(found: Sources, file: Path, content: dict[str, Any]) -> None:
 
 
 def fidelity_parts(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fidelity reports in a file by scenario: one of `edgerec fidelity`, or several of a benchmark."""
+    """Return a file's fidelity reports by scenario: one of `edgerec fidelity`, or several of a benchmark."""
     if "events" in content:
         return {str(content.get("scenario", "")): content}
     return {name: part for name, part in content.items() if isinstance(part, dict) and "events" in part}
@@ -103,7 +103,7 @@ def _rows_with(rows: Any, *keys: str) -> bool:
 
 
 def _checked(file: Path, rows: list[Any], keys: tuple[str, ...]) -> list[Row]:
-    """The rows; InputError names the first one that lacks a key."""
+    """Return the rows; raise InputError at the first one that lacks a key."""
     for k, row in enumerate(rows):
         for key in keys:
             if not isinstance(row, dict) or key not in row:
@@ -112,7 +112,7 @@ def _checked(file: Path, rows: list[Any], keys: tuple[str, ...]) -> list[Row]:
 
 
 def _about(content: dict[str, Any]) -> str:
-    """Versions and machine, from whichever of the forms a file has."""
+    """Return versions and machine, whichever form the file stores them in."""
     last = content["runs"][-1] if content.get("runs") else content
     versions = last.get("versions")
     parts = [f"{name} {number}" for name, number in versions.items()] if isinstance(versions, dict) else []

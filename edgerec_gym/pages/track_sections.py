@@ -1,4 +1,4 @@
-"""Sections of a report about the tracks of the benchmark: leaderboards and what each track is about."""
+"""Sections of a report about the tracks of the benchmark: leaderboards and figures of each track."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart,
 from edgerec_gym.pages.html import escape, figure, table
 
 Rows = list[dict[str, Any]]
-MOST = 30  # policies of a leaderboard
+MOST = 30  # policies in a leaderboard
 NOT_SHIFTED, SIGNIFICANT = "none", 0.05
-# Metric -> title and format of a leaderboard's column; " 95%" shows the interval, too.
+# Metric -> title and format of a leaderboard's column; " 95%" adds the interval.
 COLUMNS = {
     "value": ("value", ".2f 95%"),
     "gain_over_keep": ("gain over keep", "+.2f 95%"),
     "gain_over_fixed": ("gain over fixed slots", "+.2f 95%"),
-    "gain_over_best_single": ("gain over the best of one decision", "+.2f 95%"),
+    "gain_over_best_single": ("gain over the best single decision", "+.2f 95%"),
     "cost": ("cost of the ablation", "+.2f 95%"),
     "better_than": ("significantly better than", ".0f"),
     "interquartile_mean": ("interquartile mean", ".1% 95%"),
@@ -30,7 +30,7 @@ COLUMNS = {
     "card_click_rate": ("click rate of cards", ".1%"),
     "card_click_rate_gain": ("its gain over fixed slots", "+.0%"),
     "requests": ("requests", ".2f"),
-    "gain_per_request": ("gain a request", "+.3f"),
+    "gain_per_request": ("gain per request", "+.3f"),
     "true_effect": ("true effect of a request", "+.3f"),
     "negative_share": ("requests that harm", ".0%"),
     "exploitation_gap": ("exploitation gap", "+.1%"),
@@ -40,7 +40,7 @@ COLUMNS = {
 
 
 def estimate(row: dict[str, Any] | None) -> Estimate | None:
-    """A row's interval; None without a row or a number, and the mean alone where there is no interval."""
+    """Return a row's estimate, None without a row or a number; missing interval ends become the mean."""
     if row is None or row["mean"] is None:
         return None
     low, high = (row["mean"] if row[key] is None else row[key] for key in ("low", "high"))
@@ -48,34 +48,34 @@ def estimate(row: dict[str, Any] | None) -> Estimate | None:
 
 
 def by_policy(rows: Rows, metric: str) -> dict[str, Estimate]:
-    """Policy -> estimate of a metric that each policy has once."""
+    """Return the estimates of a metric by policy; each policy has one."""
     found = {row["policy"]: estimate(row) for row in rows if row["metric"] == metric}
     return {policy: value for policy, value in found.items() if value is not None}
 
 
 class Track(Protocol):
-    """What a report needs to know of a track, see :class:`edgerec_gym.bench.track.Track`."""
+    """The attributes of a track that a report needs, see :class:`edgerec_gym.bench.track.Track`."""
 
     @property
     def name(self) -> str:
-        """As the rows call it."""
+        """Name of the track in the rows."""
 
     @property
     def title(self) -> str:
-        """Of its section."""
+        """Title of its section."""
 
     @property
     def budgets(self) -> bool:
-        """Whether its policies come as families, one for each budget of requests."""
+        """Whether its policies form families with one policy per budget of requests."""
 
 
 def track_sections(file: str, rows: Rows, tracks: Sequence[Track] = ()) -> list[tuple[str, str]]:
-    """Sections (title, HTML) of a file of rows, one for each track, scenario and size that it tells apart.
+    """Return the sections (title, HTML) of a file of rows, one per track, scenario and size.
 
     Args:
-        file: its name, which is the track where rows do not say it.
-        rows: of `edgerec bench`.
-        tracks: that are known; others have their name as title.
+        file: name of the file, which is the track if rows do not name it.
+        rows: rows of `edgerec bench`.
+        tracks: known tracks; others have their name as title.
     """
     titles = {"all": "The whole benchmark", **{track.name: track.title for track in tracks}}
     budgets = {track.name for track in tracks if track.budgets}
@@ -100,7 +100,7 @@ def _track(every: Rows, budgets: bool) -> str:
     told = f"{sessions:,} sessions, " if sessions else ""
     parts = [
         f'<p class="note">Ground truth, {told}{seeds} training {"seed" if seeds == 1 else "seeds"}; every '
-        "policy meets the same sessions with the same luck; bars and bands are 95 % intervals.</p>"
+        "policy plays the same sessions with the same luck; bars and bands are 95 % intervals.</p>"
     ]
     parts += ['<div class="figures">', leaderboard(rows), *_of_track(rows, budgets), "</div>"]
     parts += [_table(rows), _shifts(shifted)]
@@ -108,7 +108,7 @@ def _track(every: Rows, budgets: bool) -> str:
 
 
 def _wins(rows: Rows) -> Rows:
-    """How many policies each one is significantly better than, from corrected comparisons."""
+    """Count the policies that each one is significantly better than, from corrected comparisons."""
     compared = [row for row in rows if row["metric"] == "difference" and row.get("p_holm") is not None]
     wins = dict.fromkeys((name for row in compared for name in (row["policy"], row["against"])), 0)
     for row in compared:
@@ -119,7 +119,7 @@ def _wins(rows: Rows) -> Rows:
 
 
 def _shifts(rows: Rows) -> str:
-    """Share of the gap that each policy closes where users are unlike those that the logs are of."""
+    """Tabulate the share of the gap that each policy closes on users unlike the logged ones."""
     names = list(dict.fromkeys(row["shift"] for row in rows))
     found = {name: by_policy([r for r in rows if r["shift"] == name], "gap_closed") for name in names}
     policies = dict.fromkeys(policy for values in found.values() for policy in values)
@@ -130,18 +130,18 @@ def _shifts(rows: Rows) -> str:
 
 
 def family(policy: str) -> str:
-    """Name of a policy without its budget, a number at its end."""
+    """Return the name of a policy without its budget, the number at its end."""
     return re.sub(r" [\d.]+$", "", policy)
 
 
 def leaderboard(rows: Rows) -> str:
-    """Value of a session by policy, the best first."""
+    """Chart the value of a session by policy, best first."""
     values = by_policy(rows, "value")
     if not values:
         return ""
     keep = values.get("keep")
     order = sorted(values, key=lambda policy: -values[policy].mean)
-    if budgets := len(order) > MOST:  # many budgets of a few policies
+    if budgets := len(order) > MOST:  # many budgets of a few policies: keep the best of each
         families = [family(policy) for policy in order]
         order = [policy for k, policy in enumerate(order) if families[k] not in families[:k]]
     drawing = interval_chart(
@@ -155,18 +155,18 @@ def leaderboard(rows: Rows) -> str:
 
 
 def _of_track(rows: Rows, budgets: bool) -> list[str]:
-    """Figures that only some tracks have rows for."""
+    """Return the figures for which only some tracks have rows."""
     parts = [
         _intervals(rows, "interquartile_mean", "Interquartile mean over tasks", ".1%",
-                   "Share of the way from keep to the oracle; tasks: scenarios, as they are and shifted."),
+                   "Share of the gap from keep to the oracle; tasks: scenarios, unshifted and shifted."),
         _intervals(rows, "cost", "What each ablation costs", "+.3f",
-                   "Value of the agent less that of the agent without."),
+                   "Value of the agent minus that of its ablation."),
         _intervals(rows, "exploitation_gap", "Exploitation gap", "+.1%",
-                   "How much more of its value exists only on learned users than for keep."),
+                   "How much more learned users overrate a policy than they overrate keep."),
         _intervals(rows, "card_click_rate", "Click rate of inserted cards", ".1%",
                    "At the same share of cards among the slots that were seen."),
         _lines(rows, "click_rate_by_position", "position", "Click rate by position in the page",
-               ("slots since the page came", "click rate"), "y"),
+               ("slots since the page arrived", "click rate"), "y"),
         _lines(rows, "frontier", "share", "Frontier: value against share of cards",
                ("share of cards among the slots that were seen", "value of a session"), "x"),
     ]  # fmt: skip
@@ -187,7 +187,7 @@ def _intervals(rows: Rows, metric: str, title: str, style: str, note: str) -> st
 
 
 def _lines(rows: Rows, metric: str, column: str, title: str, labels: tuple[str, str], percent: str) -> str:
-    """A line for each policy of a metric against another column of its rows."""
+    """Chart a metric against another column of its rows, one line per policy."""
     points = [row for row in rows if row["metric"] == metric and row["mean"] is not None]
     lines = []
     for policy in dict.fromkeys(row["policy"] for row in points):
@@ -197,7 +197,7 @@ def _lines(rows: Rows, metric: str, column: str, title: str, labels: tuple[str, 
 
 
 def line_of(name: str, points: Sequence[tuple[float, Any]]) -> Line:
-    """A series of points (x, estimate)."""
+    """Return a line through points (x, estimate)."""
     xs, estimates = zip(*points, strict=True)
     mean, low, high = zip(*estimates, strict=True)
     return Line(name, xs, mean, low, high)
@@ -206,13 +206,13 @@ def line_of(name: str, points: Sequence[tuple[float, Any]]) -> Line:
 def chart_of(
     lines: list[Line], title: str, labels: tuple[str, str], percent: str = "", note: str = ""
 ) -> str:
-    """A line chart as a figure with its legend."""
+    """Return a line chart as a figure with its legend."""
     drawing = line_chart(lines, title, labels, percent=percent)
     return figure(title, drawing, legend([line.name for line in lines]), note)
 
 
 def _request_frontier(rows: Rows) -> str:
-    """Value against requests; policies whose names differ in their number only are one family of budgets."""
+    """Chart value against requests; policies whose names differ only in a number share a line."""
     requests, values = by_policy(rows, "requests"), by_policy(rows, "value")
     families: dict[str, list[tuple[float, Estimate]]] = {}
     for policy in values:
@@ -221,13 +221,13 @@ def _request_frontier(rows: Rows) -> str:
     lines = [line_of(name, sorted(points)) for name, points in families.items()]
     if not lines:
         return ""
-    note = "Rewards less the cost of requests. A line joins one policy's budgets."
-    labels = ("requests of a session", "value of a session")
+    note = "Value is net of the cost of requests. A line joins one policy's budgets."
+    labels = ("requests per session", "value of a session")
     return chart_of(lines, "Frontier: value against requests", labels, note=note)
 
 
 def _table(rows: Rows) -> str:
-    """All columns that the rows have, a line a policy."""
+    """Tabulate all columns that the rows have, one line per policy."""
     columns = {metric: by_policy(rows, metric) for metric in COLUMNS}
     columns = {metric: values for metric, values in columns.items() if values}
     ranked = columns.get("value", {})
@@ -244,7 +244,7 @@ def _table(rows: Rows) -> str:
 
 
 def cell(value: Estimate | None, style: str) -> str:
-    """A number, with its interval where the format says so."""
+    """Return a number's text, with its interval if the format asks for it."""
     if value is None:
         return ""
     number = style.removesuffix(" 95%")

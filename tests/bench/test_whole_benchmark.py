@@ -143,7 +143,7 @@ def test_ones_own_policy_joins(small: Path, tmp_path: Path, monkeypatch: pytest.
         (("--policy", "no_module:Nope"), "cannot import 'no_module'"),
         (("--shift", "nope"), "unknown shift 'nope'; allowed: more-switching"),
         (("--scenario", "nope"), "scenario 'nope' has no ground truth; allowed: lite"),
-        (("--quick", "rerank"), "options of 'rerank' stand behind it"),
+        (("--quick", "rerank"), "options of 'rerank' must follow it"),
         (("request", "--policy", "keep"), "polic"),
     ],
 )

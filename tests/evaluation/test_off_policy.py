@@ -143,7 +143,7 @@ def test_sessions_without_decisions_count():
         ("logging", [[0.5, 0.4]] * 4, "must be at least 0 and sum to 1"),
         ("target", [[0.5, 0.5]] * 3 + [[-1.0, 2.0]], "session 1, decision 1: its target probabilities"),
         ("target", [[0.5, 0.5]] * 3, "target has 3 rows for 4 decisions"),
-        ("session", [1, 0, 1, 1], "must not fall"),
+        ("session", [1, 0, 1, 1], "must be non-decreasing"),
         ("action", [0, 2, 0, 0], "must lie in 0..1"),
         ("reward", [0, np.inf, 0, 0], "reward must be finite"),
         ("before", [], "at least one session"),

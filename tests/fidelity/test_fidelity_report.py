@@ -211,7 +211,7 @@ def test_the_command_writes_a_report(folder, tmp_path):
     [
         ("no scenario 'nowhere'", "nowhere", "logs"),
         ("nowhere/logs.json does not exist", "scenario", "nowhere"),
-        ("page_size is 10, in the scenario 50", "default", "logs"),
+        ("page_size is 10, but 50 in the scenario", "default", "logs"),
         ("logs/scenario.json does not exist", "logs", "logs"),
     ],
 )

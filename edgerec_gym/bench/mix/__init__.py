@@ -1,1 +1,1 @@
-"""The track mix: insertion policies at equal share of the page views."""
+"""The track mix: insertion policies at an equal share of cards."""

@@ -1,4 +1,4 @@
-"""How well ESAN predicts clicks on cards that were inserted at random, on held-out days of a log."""
+"""ESAN's click predictions for randomly inserted cards, scored on held-out days of a log."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from edgerec_gym.evaluation.intervals import LEVEL, RESAMPLES, Interval
 from edgerec_gym.logs.store import LogReader
 
 MOST_LISTS = 40_000
-BINS = 10  # of the calibration error, with equally many cards
+BINS = 10  # of the calibration error, with equal numbers of cards
 
 
 class HeldCards(NamedTuple):
-    """Cards (C,) that were inserted in held-out sessions, each as often as a list holds it."""
+    """C cards inserted in held-out sessions; a card counts once for every list that holds it."""
 
     batches: list[ListBatch]
-    click: np.ndarray  # float64 of 0 or 1
-    session: np.ndarray  # int64, counted from 0
+    click: np.ndarray  # (C,) float64, 0 or 1
+    session: np.ndarray  # (C,) int64, from 0
 
 
 def held_cards(logs: str | Path, network: ESAN, most: int = MOST_LISTS) -> HeldCards:
-    """Read the first `most` lists of the held-out days; the same for all networks with the same horizon."""
+    """Read the first `most` lists of the held-out days; networks with the same horizon get the same lists."""
     reader = LogReader(logs)
     _, _, stream = split_moments(reader, **moment_settings(network.settings, 0))
     batches: list[ListBatch] = []
@@ -59,14 +59,14 @@ def held_cards(logs: str | Path, network: ESAN, most: int = MOST_LISTS) -> HeldC
 
 
 def _inserted(batch: ListBatch, network: ESAN) -> np.ndarray:
-    """Answered mix-in cards among the judged places, (B, T) bool."""
+    """Return which of the judged places hold answered mix-in cards, (B, T) bool."""
     n_slots = network.settings.horizon
     cards = batch.cards[:, :n_slots, network.config.n_item_features + 1 :].any(axis=2)
     return cards & batch.answered[:, :n_slots]
 
 
 def click_probabilities(held: HeldCards, network: ESAN) -> np.ndarray:
-    """Predicted click probabilities (C,) float64 of the held-out cards."""
+    """Return the predicted click probabilities (C,) float64 of the held-out cards."""
     with torch.inference_mode():
         p = network.probabilities(judge_all(network, held.batches).logits)[..., CLICK].double().numpy()
     where = np.concatenate([_inserted(batch, network) for batch in held.batches])
@@ -74,7 +74,7 @@ def click_probabilities(held: HeldCards, network: ESAN) -> np.ndarray:
 
 
 def auc(p: np.ndarray, click: np.ndarray, weight: np.ndarray) -> float:
-    """Area under the ROC curve of weighted cards; ties count half."""
+    """Return the area under the ROC curve of weighted cards; ties count half."""
     order = np.argsort(p, kind="stable")
     p, positive, negative = p[order], (weight * click)[order], (weight * (1 - click))[order]
     _, first = np.unique(p, return_index=True)
@@ -84,13 +84,13 @@ def auc(p: np.ndarray, click: np.ndarray, weight: np.ndarray) -> float:
 
 
 def calibration_error(p: np.ndarray, click: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted mean absolute difference of predicted and true rates over bins with equally many cards."""
+    """Return the weighted mean absolute difference of predicted and true rates over equal-sized bins."""
     parts = np.array_split(np.argsort(p, kind="stable"), BINS)
     return sum(abs((weight[i] * (p[i] - click[i])).sum()) for i in parts) / weight.sum()
 
 
 def log_loss(p: np.ndarray, click: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted mean negative log-likelihood."""
+    """Return the weighted mean negative log-likelihood."""
     p = np.clip(p, 1e-7, 1 - 1e-7)
     return float(-(weight * (click * np.log(p) + (1 - click) * np.log(1 - p))).sum() / weight.sum())
 
@@ -101,17 +101,18 @@ FIGURES = {"auc": auc, "calibration_error": calibration_error, "log_loss": log_l
 def score(
     logs: str | Path, runs: dict[str, Sequence[Path]], full: str, resamples: int = RESAMPLES // 5
 ) -> tuple[dict[str, dict[str, Interval]], int]:
-    """Figures of several variants on the same held-out cards, and their differences to one of them.
+    """Score several variants on the same held-out cards, and their differences from one of them.
 
     Args:
         logs: a log folder with randomised insertions.
-        runs: folders of the runs of each variant, one a training seed, as many for each.
-        full: the variant that the others are compared with.
-        resamples: of the bootstrap.
+        runs: run folders of each variant, one per training seed; the same number for each variant.
+        full: variant that the others are compared with.
+        resamples: number of bootstrap resamples.
 
     Returns:
-        For each variant auc, calibration_error, log_loss, and with `_minus_full` their differences: mean over
-        seeds, and 95 % bootstrap over training seeds and sessions; and the number of sessions.
+        For each variant auc, calibration_error and log_loss, and with the suffix `_minus_full` their
+        differences from `full`: the mean over seeds with a 95 % bootstrap interval over training seeds and
+        sessions. Then the number of sessions.
     """
     config = LogReader(logs).config
     networks = {name: [load_network(folder, config) for folder in folders] for name, folders in runs.items()}
@@ -120,7 +121,7 @@ def score(
     n_seeds, n_sessions = len(p[full]), int(held.session.max()) + 1
     rng = np.random.default_rng(0)
     ones = np.ones(n_sessions)
-    draws = [(np.arange(n_seeds), ones)]  # first the sample itself
+    draws = [(np.arange(n_seeds), ones)]  # the first draw is the sample itself
     for _ in range(resamples):
         counts = rng.multinomial(n_sessions, ones / n_sessions).astype(np.float64)
         draws.append((rng.integers(n_seeds, size=n_seeds), counts))

@@ -1,4 +1,4 @@
-"""Equal share: the price at which an insertion policy shows as many cards as another one does."""
+"""The price at which an insertion policy shows the same share of cards as a reference policy."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from edgerec_gym.evaluation.cache import Entry, Place, Progress, content_key, ru
 from edgerec_gym.evaluation.play import Sessions, play
 from edgerec_gym.files import make_folder, read_json, write_json
 
-LOWEST, HIGHEST = -0.7, 1.5  # between which a price is looked for, in reward units
+LOWEST, HIGHEST = -0.7, 1.5  # search range of a price, in reward units
 TOLERANCE = 3e-4  # of the share
 MOST_TRIALS = 14
 
 
 def at_price(entry: Entry, price: float) -> Entry:
-    """Return an entry whose `make` takes a price, at this one."""
+    """Return the entry with its `make` called at this price."""
     return replace(entry, arguments=entry.arguments | {"price": price})
 
 
 def share_of(sessions: Sessions) -> float:
-    """Realised share: exposed cards over exposed slots."""
+    """Return the realised share: exposed cards over exposed slots."""
     return float(cards_seen(sessions).sum() / sessions["exposures"].sum())
 
 
 def play_share(entry: Entry, place: Place) -> float:
-    """Share of cards that an entry shows on the split `train` of a place."""
+    """Return the share of cards that an entry shows on the split `train` of a place."""
     return share_of(
         play(
             entry.make(place, **entry.arguments),
@@ -45,9 +45,10 @@ def play_share(entry: Entry, place: Place) -> float:
 
 
 def find_price(entry: Entry, place: Place, target: float) -> float:
-    """Find the price at which an entry shows a share of cards, on the split `train` of a place.
+    """Find the price at which an entry shows a given share of cards on the split `train` of a place.
 
-    The share falls with the price; regula falsi (Illinois), always on the same sessions.
+    The share falls as the price rises, so regula falsi (Illinois variant) finds it. All trials play the same
+    sessions.
 
     Raises:
         InputError: no price gives this share.
@@ -88,15 +89,15 @@ def find_prices(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> list[Entry]:
-    """Bring entries to the share of a reference, or read the prices that were found before.
+    """Bring entries to the share of cards of a reference, reusing prices found before.
 
     Args:
         entries: policies whose `make` takes a price.
-        reference: a policy, such as fixed slots.
-        place: its sessions of the split `train` decide.
+        reference: policy whose share is matched, such as fixed slots.
+        place: place whose `train` sessions determine the share.
         cache: folder of prices.
-        workers: processes.
-        progress: called with (done, in all, text).
+        workers: number of processes.
+        progress: called with (done, total, text).
 
     Returns:
         The entries at their prices.

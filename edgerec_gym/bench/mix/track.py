@@ -1,9 +1,9 @@
-"""The benchmark's track mix: insertion policies at equal share of the page views, trained, priced and played.
+"""The benchmark's track mix: insertion policies at an equal share of cards, trained, priced and played.
 
-ESAN is trained from a log with random insertions, and fine-tuned by playing the learned users of the
-scenario. All policies are scored on synthetic users that training never saw (EdgeFeedMix-v0, split `eval`,
-common random numbers), each at the price at which it shows as many cards as fixed slots do. Prices are
-found on other sessions (split `train`).
+ESAN is trained on a log with random insertions and fine-tuned by playing the learned users of the scenario.
+All policies are scored on synthetic users that training never saw (EdgeFeedMix-v0, split `eval`, common
+random numbers), each at the price at which it shows as many cards as fixed slots do. Prices are found on
+other sessions (split `train`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from edgerec_gym.scenario import Scenario
 
 ENV_ID = "EdgeFeedMix-v0"
 KEEP, FIXED = "keep", "fixed-slot"
-EVERY = 5  # slots from one card to the next of the fixed slots whose share all others take
+EVERY = 5  # slots between cards of the fixed slots, whose share all other policies match
 ABLATIONS: dict[str, dict[str, int]] = {
     "esan": {},
     "esan, no surroundings": {"surroundings": 0},
@@ -46,7 +46,7 @@ ABLATIONS: dict[str, dict[str, int]] = {
     "esan, neither": {"surroundings": 0, "behaviour": 0},
 }
 TUNED = "esan-pg"
-PRICES = "prices.json"  # of shipped insertion policies: name -> price at which shares are equal
+PRICES = "prices.json"  # shipped with the runs: policy -> price of equal share
 PLANNERS: dict[str, tuple[str | None, str]] = {  # policy -> run that values cards (None: the truth), solver
     "greedy": ("esan", "greedy"),
     "dual threshold": ("esan", "dual"),
@@ -73,14 +73,14 @@ PREDICTION = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work a run of the track is.
+    """The amount of work in a run of the track.
 
     Attributes:
-        log_sessions: collected to train on.
-        held_sessions: collected besides, whose held-out days judge predictions.
-        sessions: that each policy plays on the ground truth.
-        price_sessions: that decide about a price.
-        frontier_sessions: that each point of the frontier plays.
+        log_sessions: sessions collected for training.
+        held_sessions: sessions of a second log, whose held-out days score the predictions.
+        sessions: sessions that each policy plays on the ground truth.
+        price_sessions: sessions that determine a price.
+        frontier_sessions: sessions that each point of the frontier plays.
         hyper: hyper-parameters of each agent that differ from its defaults.
     """
 
@@ -107,9 +107,10 @@ FULL = {
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
-    """Collect and train what is missing, several runs at once; finished runs are left as they are.
+    """Collect the missing logs and train the missing runs, in parallel.
 
-    All runs are trained, whichever policies are asked for: the ablations tell what ESAN's predictions owe to.
+    All runs are trained, whichever policies are named, because the rows of predictions need every ablation
+    of ESAN.
     """
     out, scenario, sizes = setting.runs, setting.scenario, setting.sizes
     collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
@@ -142,12 +143,12 @@ def _train_one(out: str, scenario: str, name: str, seed: int, sizes: Sizes) -> N
 
 
 def make_keep(_: Place) -> Policy:
-    """Return the policy without cards."""
+    """Return the policy that inserts no cards."""
     return Keep()
 
 
 def make_fixed(place: Place, every: int) -> Policy:
-    """Return fixed slots."""
+    """Return the policy that inserts a card at fixed slots."""
     return FixedSlot(track_of(place.env_id), every)
 
 
@@ -165,13 +166,13 @@ def _network_values(run: str, config: FeedConfig) -> ValueModel:
 
 
 def policies() -> tuple[str, ...]:
-    """Names of the policies: keep first, the oracle last."""
+    """Return the names of the policies: keep first, the oracle last."""
     oracle = next(name for name, (run, _) in PLANNERS.items() if run is None)
     return (KEEP, FIXED, *(name for name in PLANNERS if name != oracle), oracle)
 
 
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
-    """Entries of some policies, the planners at the price 0; :func:`at_equal_share` finds their prices."""
+    """Return the entries of the named policies, planners at price 0; :func:`at_equal_share` prices them."""
     rules = {KEEP: Entry(KEEP, make_keep), FIXED: fixed_entry()}
     planned = [name for name in names if name in PLANNERS]
     found = [rules[name] for name in names if name in rules]
@@ -179,14 +180,14 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
 
 
 def fixed_entry() -> Entry:
-    """Fixed slots, whose share all others take."""
+    """Return the entry of fixed slots, whose share all other policies match."""
     return Entry(FIXED, make_fixed, {"every": EVERY})
 
 
 def at_equal_share(
     setting: Setting, place: Place, entries: Sequence[Entry], workers: int, progress: Progress | None
 ) -> list[Entry]:
-    """Bring insertion policies to the share of fixed slots, at prices that are shipped or found."""
+    """Bring insertion policies to the share of fixed slots, at shipped prices or prices found now."""
     free = [entry for entry in entries if "price" in entry.arguments]
     if (setting.runs / PRICES).is_file():
         prices = read_json(setting.runs / PRICES)
@@ -199,14 +200,14 @@ def at_equal_share(
 
 
 def ship_prices(setting: Setting, folder: Path, workers: int, progress: Progress | None) -> None:
-    """Write the prices of the policies of a setting, so that a quick run need not look for them."""
+    """Write the prices of a setting's policies, so that a quick run need not search for them."""
     comparison = make_comparison(setting, workers=workers, progress=progress)
     priced = {e.policy: e.arguments["price"] for e in comparison.entries if "price" in e.arguments}
     write_json(folder / PRICES, priced)
 
 
 def planner_entries(out: Path, seeds: Sequence[int], names: Sequence[str], price: float = 0.0) -> list[Entry]:
-    """Entries of policies of :data:`PLANNERS`, all at one price."""
+    """Return the entries of policies of :data:`PLANNERS`, all at one price."""
     found = []
     for name in names:
         run, solver = PLANNERS[name]
@@ -221,7 +222,7 @@ def planner_entries(out: Path, seeds: Sequence[int], names: Sequence[str], price
 
 
 def make_rows(true: Played, prices: dict[str, list[float]]) -> Rows:
-    """Rows of all policies: share, clicks on cards and value, beside fixed slots."""
+    """Return the rows of all policies: share, clicks on cards and value, compared with fixed slots."""
     found: Rows = []
     for policy in dict.fromkeys(name for name, _ in true):
         own = values_of(true, policy)
@@ -257,7 +258,7 @@ def _figures(own: Any, fixed: Any) -> dict[str, Interval]:
 
 
 def prediction_rows(out: Path, seeds: Sequence[int]) -> Rows:
-    """Rows of ESAN and its ablations on held-out random insertions."""
+    """Return the rows of ESAN and its ablations on held-out random insertions."""
     runs: dict[str, Sequence[Path]] = {
         name: [run_folder(out, name, seed) for seed in seeds] for name in ABLATIONS
     }
@@ -269,12 +270,12 @@ def prediction_rows(out: Path, seeds: Sequence[int]) -> Rows:
     ]
 
 
-FRONTIER = (-0.06, -0.03, 0.0, 0.04, 0.1)  # prices beside that of equal share
+FRONTIER = (-0.06, -0.03, 0.0, 0.04, 0.1)  # added to the price of equal share
 FRONTIER_EVERY = (3, 4, 5, 7, 10)
 
 
 def frontier_entries(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries of the first training seed at several prices, and fixed slots at several distances."""
+    """Return the first training seed's entries at several prices, and fixed slots at several distances."""
     found = [Entry(f"{FIXED} @ {every}", make_fixed, {"every": every}) for every in FRONTIER_EVERY]
     for entry in entries:
         if entry.seed in (None, 0):
@@ -285,7 +286,7 @@ def frontier_entries(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def frontier_rows(points: Played) -> Rows:
-    """Value against share of cards: rows with the metric `frontier`, whose `share` is a column."""
+    """Return value against share of cards: rows of the metric `frontier` with a column `share`."""
     rows = []
     for (name, _), sessions in points.items():
         policy, _, knob = name.partition(" @ ")
@@ -305,19 +306,19 @@ def rows(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Rows:
-    """Collect, train, find prices, play and score; what is there already is used again.
+    """Collect, train, find prices, play and score, reusing what already exists.
 
     Args:
         out: folder of logs, runs, prices and sessions played.
         scenario: "lite" or "default".
-        sizes: how much work; None for the full run of the scenario.
-        seeds: training seeds 0, 1, ...
-        policies: of :data:`PLANNERS`; keep and fixed slots are always there. None given: all.
-        workers: processes.
-        progress: called with (done, in all, text).
+        sizes: amount of work; None for the full run of the scenario.
+        seeds: number of training seeds 0, 1, ...
+        policies: names of :data:`PLANNERS`, all if empty; keep and fixed slots always play.
+        workers: number of processes.
+        progress: called with (done, total, text).
 
     Returns:
-        Rows: policies, predictions, and the frontier.
+        The rows of policies, predictions and the frontier.
 
     Raises:
         InputError: an unknown policy or scenario, or a share that no price gives.
@@ -343,7 +344,7 @@ def rows(
 
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Header and body of the tables, by title."""
+    """Return header and body of the tables, by title."""
     scored = [item for item in rows if item["policy"] not in ABLATIONS and item["metric"] != "frontier"]
     predicted = [item for item in rows if item["policy"] in ABLATIONS]
     return {

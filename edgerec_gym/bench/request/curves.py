@@ -1,4 +1,4 @@
-"""Curves of what is bought against what is requested, and what families of budgets save and gain."""
+"""Curves of earnings against requests, and what families of budgets save and gain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec_gym.config import RewardConfig
 from edgerec_gym.evaluation.cache import Rows, row
 from edgerec_gym.evaluation.intervals import LEVEL, RESAMPLES, Interval, Statistic, resampled_means
 
-FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and purchases
+FIGURES = {  # of a session -> its name in `play`; benefit is computed from clicks and purchases
     "requests": "requests",
     "benefit": "",
     "clicks": "expected_clicks",
@@ -19,24 +19,24 @@ FIGURES = {  # of a session, as `play` names them; benefit is made of clicks and
     "value": "value",
 }
 LEARNERS = ("pointer-ppo", "request-dqn")
-Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # of keep, a rule, a curve
+Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # keep, rule (x, y), curve (xs, ys)
 
 
 def family(policy: str) -> str:
-    """Name of a policy without its budget."""
+    """Return the name of a policy without its budget."""
     return policy.split(" ")[0]
 
 
 class Curves:
-    """Figures of policies, and the same of resampled training seeds and sessions, drawn once for all of them.
+    """Figures of policies with their bootstrap resamples, drawn once for all policies.
 
-    The bootstrap is that of :func:`~edgerec_gym.evaluation.intervals.seeds_interval`: every resample draws
-    training seeds, then sessions, the same ones for every policy, so differences are paired.
+    The bootstrap is that of :func:`~edgerec_gym.evaluation.intervals.seeds_interval`. Every resample draws
+    training seeds, then sessions. All policies share these draws, so differences are paired.
 
     Args:
         played: results of `edgerec_gym.evaluation.cache.played`, the same sessions for all.
         reward: weights of clicks and purchases in "benefit", which leaves the cost of requests out.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
 
     def __init__(self, played: Played, reward: RewardConfig, seed: int = 0) -> None:
@@ -60,17 +60,17 @@ class Curves:
         }
 
     def mean(self, policy: str, figure: str) -> float:
-        """Mean over seeds and sessions."""
+        """Return the mean of a policy's figure over seeds and sessions."""
         return float(self.values[policy, figure].mean())
 
     def seeds(self, policy: str) -> int:
-        """Training seeds of a policy, 1 if it is not trained."""
+        """Return the number of training seeds of a policy, 1 if it is not trained."""
         return len(self.values[policy, "value"])
 
     def interval(self, keys: Sequence[tuple[str, str]], statistic: Statistic) -> Interval:
-        """95 % interval of a statistic of the means (..., k) of k (policy, figure).
+        """Return the 95 % interval of a statistic of the means (..., k) of k pairs (policy, figure).
 
-        Its ends are nan where the statistic is not defined in more than 2.5 % of the resamples.
+        The ends are nan if the statistic is undefined in more than 2.5 % of the resamples.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = float(statistic(np.array([self.mean(*key) for key in keys])))
@@ -82,13 +82,13 @@ class Curves:
         return {"mean": mean, "low": float(low), "high": float(high)}
 
     def members(self, name: str) -> list[str]:
-        """Policies of a family, by rising number of requests."""
+        """Return the policies of a family, in rising order of requests."""
         found = [policy for policy in self.policies if family(policy) == name]
         return sorted(found, key=lambda policy: self.mean(policy, "requests"))
 
 
 def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> np.ndarray:
-    """One figure of a policy, (seeds, sessions) float64."""
+    """Return one figure of a policy, (seeds, sessions) float64."""
     sessions = [s for (found, _), s in played.items() if found == policy]
     if figure == "benefit":
         parts = [reward.value(s["expected_clicks"], s["expected_purchases"]) for s in sessions]
@@ -98,18 +98,18 @@ def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> n
 
 
 def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
-    """Figures of every policy, and what families of budgets save and gain against rules and learners.
+    """Return every policy's figures, and what families of budgets save and gain against rules and learners.
 
     Args:
-        scored: the sessions of all policies.
-        oracle: those of the oracle, the first of the same sessions.
+        scored: sessions of all policies.
+        oracle: sessions of the oracle, the first of the shared ones.
         reward: see :class:`Curves`.
     """
     curves = Curves(scored, reward)
     rows = _figure_rows(curves.policies, curves)
     targets = ["one-extra", *curves.members("interval"), *curves.members("chance")]
     extra = curves.mean("one-extra", "requests")
-    for learner in filter(curves.members, LEARNERS):  # where it requests about as often
+    for learner in filter(curves.members, LEARNERS):  # at the budget closest to one-extra's requests
         targets.append(min(curves.members(learner), key=lambda p: abs(curves.mean(p, "requests") - extra)))
     for name in dict.fromkeys(map(family, curves.policies)):
         if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
@@ -153,7 +153,7 @@ def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
 
 
 def _comparison_rows(curves: Curves, name: str, targets: Sequence[str]) -> Rows:
-    """Requests that a family saves at equal benefit and purchases, and what it gains at equal requests."""
+    """Return the requests a family saves at equal benefit or purchases, and its gain at equal requests."""
     rows: Rows = []
     members = curves.members(name)
     for target in targets:
@@ -175,11 +175,11 @@ def _comparison_rows(curves: Curves, name: str, targets: Sequence[str]) -> Rows:
 
 
 def saved(means: np.ndarray) -> np.ndarray:
-    """Share of a rule's requests that a curve saves where it earns the same.
+    """Return the share of a rule's requests that a curve saves where it earns the same.
 
     Args:
-        means: (..., 3 + 2 k): what keep earns; requests and earnings of the rule; the same of k points of the
-            curve, by rising requests. Between points, and from keep on, the curve is straight.
+        means: (..., 3 + 2 k): earnings of keep; requests and earnings of the rule; requests and earnings of k
+            points of the curve, in rising order of requests. The curve is linear between keep and the points.
 
     Returns:
         (...) 1 - requests / requests of the rule; nan where the curve does not reach the rule.
@@ -188,7 +188,7 @@ def saved(means: np.ndarray) -> np.ndarray:
 
 
 def gained(means: np.ndarray) -> np.ndarray:
-    """Share by which a curve earns more than a rule at the same requests; nan beyond the curve's end."""
+    """Return how much more a curve earns than a rule at equal requests, as a share; nan past its end."""
     return _each(
         means, lambda keep, x, y, xs, ys: np.interp(x, xs, ys) / y - 1 if y > 0 and x <= xs[-1] else np.nan
     )
@@ -205,7 +205,7 @@ def _each(means: np.ndarray, figure: Figure) -> np.ndarray:
 
 
 def _first_reach(xs: np.ndarray, ys: np.ndarray, y: float) -> float:
-    """Smallest x at which the broken line reaches y; nan if it does not."""
+    """Return the smallest x at which the piecewise linear curve reaches y; nan if it does not."""
     reached = np.flatnonzero(ys >= y)
     if not len(reached):
         return np.nan

@@ -1,8 +1,8 @@
-"""True effects of requests at moments of play: a sample of moments, and those that a policy has chosen.
+"""True effects of requests, at a random sample of moments and at the moments that a policy chooses.
 
-"The purchase rate after a chosen request is 3.6 times that of an average moment" compares moments with each
-other: a policy that only finds users who buy anyway would look as good. Here every chosen moment is played
-twice, with its request and without. The difference is what the request has done.
+"The purchase rate after a chosen request is 3.6 times that of an average moment" compares different moments:
+a policy that only finds users who buy anyway would look just as good. Here every chosen moment is played
+twice, with its request and without. The difference is the effect of the request.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NUM_ENVS = 1024  # sessions played together
 
 @dataclass(frozen=True)
 class EffectSample:
-    """R moments at which a request was legal, H horizons.
+    """R moments at which a request was legal, with their true effects over H horizons.
 
     Attributes:
-        observation: what the device saw, every key (R, ...).
+        observation: observation of the device, every key (R, ...).
         session: (R,) int64.
         slot: (R,) int64.
-        treated: (R,) bool, drawn with probability 1/2: whether `effects.drawn` is of a request now.
-        effects: both futures.
+        treated: (R,) bool, drawn with probability 1/2: whether `effects.drawn` has a request now.
+        effects: outcomes of both futures.
         horizons: (H,) slots.
         intent_moved: (R,) float64, 1 - cosine of the intent now and when the page was first seen.
     """
@@ -52,7 +52,7 @@ class EffectSample:
     def values(
         self, horizon: int, click: float, purchase: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Expected outcome kept (R,), requested (R,), and drawn (R,), in reward units."""
+        """Return the outcomes (R,) in reward units: expected without a request, with one, and drawn."""
         h, weights = self.horizons.index(horizon), np.array([click, purchase])
         effects = self.effects
         return effects.kept[:, h] @ weights, effects.requested[:, h] @ weights, effects.drawn[:, h] @ weights
@@ -69,17 +69,17 @@ def true_effects(
     continuations: int = 8,
     horizons: Sequence[int] = HORIZONS,
 ) -> EffectSample:
-    """Play sessions of synthetic users, and both futures at some of their moments.
+    """Play sessions of synthetic users, and both futures at a random sample of their moments.
 
     Args:
-        scenario: with synthetic users.
-        sessions: to play, at least 1.
-        seed: of the sessions and of the moments.
-        split: of the sessions' keys.
-        share: probability that a moment is taken, in (0, 1].
-        requests: probability of a request at each moment while the sessions are played, as in logs.
-        continuations: of each moment, see :class:`~edgerec_gym.agents.requests.effects.Futures`.
-        horizons: slots to look ahead.
+        scenario: a scenario with synthetic users.
+        sessions: number of sessions, at least 1.
+        seed: seed of the sessions and of the sampling.
+        split: split of the sessions' keys.
+        share: probability of sampling a moment, in (0, 1].
+        requests: probability of a request at each moment of play, in [0, 1); the default is that of logs.
+        continuations: number per moment, see :class:`~edgerec_gym.agents.requests.effects.Futures`.
+        horizons: numbers of slots to look ahead.
 
     Raises:
         InputError: numbers out of range, or no synthetic users.
@@ -155,12 +155,12 @@ CONTINUATIONS = 48
 
 
 class AuditedPolicy:
-    """Plays a policy, and both futures of every moment at which it requests a page.
+    """A policy that also plays both futures of every moment at which it requests a page.
 
     Args:
-        policy: of EdgeFeedRequest-v0.
-        continuations: of each moment.
-        horizons: slots to look ahead.
+        policy: a policy of EdgeFeedRequest-v0.
+        continuations: number per moment.
+        horizons: numbers of slots to look ahead.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class AuditedPolicy:
         self.moved: list[np.ndarray] = []
 
     def bind(self, env: EdgeFeedVectorEnv) -> None:
-        """Take the environment whose sessions are copied."""
+        """Bind to the environment whose sessions are copied for the futures."""
         bind(self.policy, env)
         self._batch = env.unwrapped.batch
         self._futures = Futures(self._batch, self.horizons, self.continuations, own_key=False)
@@ -201,13 +201,13 @@ class AuditedPolicy:
 
 @dataclass(frozen=True)
 class Audit:
-    """The requests of one policy, R of them; H horizons.
+    """The R requests of one policy, with their true effects over H horizons.
 
     Attributes:
         kept: (R, H, 2) expected clicks and purchases in the next slots without the request.
-        requested: (R, H, 2) with it.
+        requested: (R, H, 2) the same with the request.
         error: (R, H, 2) standard error of the difference.
-        slot: (R,) at which it was asked for.
+        slot: (R,) slot of the request.
         page_age: (R,) slots since the page arrived.
         intent_moved: (R,) 1 - cosine of the latent intent now and when the page was first seen.
     """
@@ -226,11 +226,11 @@ def audit(
     """Play sessions of the ground truth and both futures of every request.
 
     Args:
-        policy: of EdgeFeedRequest-v0.
-        scenario: with synthetic users.
-        sessions: to play.
-        seed: of the sessions.
-        continuations: of each moment.
+        policy: a policy of EdgeFeedRequest-v0.
+        scenario: a scenario with synthetic users.
+        sessions: number of sessions.
+        seed: seed of the sessions.
+        continuations: number per moment.
     """
     watched = AuditedPolicy(policy, continuations)
     play(

@@ -1,4 +1,4 @@
-"""One budget for all sessions of a service: many feeds at once, and traffic that doubles in the middle."""
+"""One budget of requests for all sessions of a service, with constant traffic or traffic that doubles."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests and sessions of every tick (a tick = one slot of every live session).
+    """Requests and live sessions of every tick; a tick is one slot of every live session.
 
     Attributes:
-        requests: (ticks,) int64 sent by the policy.
-        live: (ticks,) int64 sessions in play.
+        requests: (ticks,) int64 requests that the policy sent.
+        live: (ticks,) int64 live sessions.
     """
 
     requests: np.ndarray
@@ -36,15 +36,15 @@ def serve(
     doubles: bool,
     seed: int = 0,
 ) -> Traffic:
-    """Play so many sessions at once; where one ends, the next one begins.
+    """Play many sessions at once; when one ends, the next one begins in its place.
 
     Args:
-        policy: of EdgeFeedRequest-v0.
-        scenario: with synthetic users.
-        concurrent: sessions at a time.
-        ticks: slots that each of them plays.
-        doubles: twice as many sessions in the second half of the ticks.
-        seed: of the sessions, of the split `eval`.
+        policy: a policy of EdgeFeedRequest-v0.
+        scenario: a scenario with synthetic users.
+        concurrent: number of sessions at a time, at least 1.
+        ticks: number of slots that every feed plays, at least 1.
+        doubles: whether the second half of the ticks has twice as many sessions.
+        seed: seed of the sessions, of the split `eval`.
 
     Raises:
         InputError: numbers out of range, or no synthetic users.
@@ -63,7 +63,7 @@ def serve(
     requests, live = np.zeros((2, ticks), np.int64)
     for tick in range(ticks):
         active = concurrent if tick < ticks // 2 else size
-        # Sessions that have not begun are not seen by the policy: they would be part of the traffic.
+        # Hide sessions that have not begun: the policy would count them as traffic.
         observation = {key: values[:active] for key, values in batch.observation(copy=False).items()}
         actions = np.zeros(size, np.int64)
         actions[:active] = _act(policy, observation, size)
@@ -79,7 +79,7 @@ def serve(
 
 
 def _act(policy: Policy, observation: dict[str, np.ndarray], size: int) -> np.ndarray:
-    """Ask a policy that keeps `size` rows about the first of them; the others stand still."""
+    """Return a policy's actions for the live rows; the policy holds `size` rows, so the rest is padded."""
     active = len(observation["context"])
     if active == size:
         return policy.act(observation)

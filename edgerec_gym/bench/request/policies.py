@@ -1,4 +1,4 @@
-"""Policies of the track request, as worker processes make them."""
+"""Policies of the track request, created in worker processes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,16 @@ from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
 
 ENV_ID = "EdgeFeedRequest-v0"
-HORIZON = 15  # slots, of effects that policies and figures are about
+HORIZON = 15  # slots over which effects are estimated and scored
 
 
 def cool_down(scenario: Scenario) -> int:
-    """Slots that a page is given before a planner asks again: what an automatic page gets."""
+    """Return a planner's minimum slots between requests: page size less latency, as automatic pages have."""
     return scenario.config.page_size - scenario.config.request_latency
 
 
-# --- policies, as worker processes make them ----------------------------------------------------------
-
-
 def make_baseline(place: Place, kind: str, number: float = 0) -> Policy:
-    """Return keep, one-extra, interval (every `number` slots), chance or intent (price `number`)."""
+    """Return keep, one-extra, interval (every `number` slots), chance (rate `number`) or intent (price)."""
     scenario = Scenario.load(place.scenario)
     if kind == "interval":
         return make_policy("fixed-interval", place.env_id, every=int(number))
@@ -55,7 +52,7 @@ def make_baseline(place: Place, kind: str, number: float = 0) -> Policy:
 
 
 def make_planner(place: Place, run: str, price: float, outcome: bool = False) -> Policy:
-    """Return the planner of an estimator's run at a price; with `outcome` by the outcome, not its gain."""
+    """Return the planner of an estimator's run at a price; `outcome` scores the outcome, not the effect."""
     scenario = Scenario.load(place.scenario)
     score = UpliftScore(load_model(run, scenario.config), outcome)
     return RequestPlanner("planner", score, price, cool_down=cool_down(scenario))
@@ -75,19 +72,19 @@ def make_oracle(place: Place, price: float) -> Policy:
 
 
 def make_learner(place: Place, run: str) -> Policy:
-    """Return what reinforcement learning has learned."""
+    """Return the policy of a PPO or DQN run."""
     env = make_feeds(place.env_id, 1, scenario=place.scenario, users=place.users)
     return load_policy(run, env)
 
 
 def make_learner_at(place: Place, run: str, price: float) -> Policy:
-    """Return the planner that takes what reinforcement learning has learned as a score, at a price."""
+    """Return the planner at a price that takes its score from a PPO or DQN run."""
     scenario = Scenario.load(place.scenario)
     return RequestPlanner("planner", learner_score(run, scenario), price, cool_down=cool_down(scenario))
 
 
 def learner_score(run: str | Path, scenario: Scenario) -> Score:
-    """Values of DQN, or log-odds of PPO, as a score of a request."""
+    """Return the score of a request from a run: values of DQN, or log-odds of PPO."""
     if read_run(run).agent == dqn.AGENT:
         return DQNScore(run, scenario.config)
     env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")

@@ -1,4 +1,4 @@
-"""Rows of the benchmark's track request: quality of estimates, true effects of requests, shared budget."""
+"""Rows of the track request: quality of the estimates, true effects of requests, and the shared budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.losses import auc
 
-FLEET_RATE = 0.04  # budget of the shared cap: requests a tick and session of the usual traffic
+FLEET_RATE = 0.04  # shared budget: requests per tick and session of the usual traffic
 CAUSAL_OR_NAIVE = (
     "causal ratio: purchases with the request over those without it at the same moments; naive ratio: over "
     "those at an average moment, which credits requests with users who were about to buy anyway"
@@ -69,7 +69,7 @@ BUDGET_METRICS = {"spent_of_budget": ".1%", "spent_of_budget_second_half": ".1%"
 def quality_rows(
     models: dict[str, list[UpliftModel]], sample: EffectSample, horizon: int, reward: RewardConfig
 ) -> Rows:
-    """Qini, AUUC, PEHE, calibration and AUC of estimators, one network a training seed."""
+    """Return Qini, AUUC, PEHE, calibration and AUC of the estimators, one network per training seed."""
     kept, requested, drawn = sample.values(horizon, *reward.outcome_weights)
     tau, h = requested - kept, sample.horizons.index(horizon)
     error = np.sqrt(sample.effects.error[:, h] ** 2 @ np.array(reward.outcome_weights) ** 2)
@@ -114,7 +114,7 @@ def _mean_over(values: Sequence[Item], figure: Callable[[Item], float]) -> float
 def _order_rows(
     agent: str, scores: Sequence[np.ndarray], sample: EffectSample, tau: np.ndarray, drawn: np.ndarray
 ) -> Rows:
-    """Qini and AUUC of drawn outcomes, and the Qini of true effects beside that of the true order."""
+    """Return Qini and AUUC of drawn outcomes, and the Qini of true effects relative to the true order."""
     ranked = [RankedSample(score, sample.treated, drawn) for score in scores]
     order = {
         "qini": lambda w: _mean_over(ranked, lambda r: r.qini(w)),
@@ -149,7 +149,7 @@ def _auc_row(
 
 
 def audit_rows(entries: Sequence[Entry], sample: EffectSample, place: Place, out: Path, horizon: int) -> Rows:
-    """Treated minus control among the moments that each policy has chosen, beside the naive ratio."""
+    """Return treated minus control at the moments that each policy chose, and the naive ratio."""
     reward = Scenario.load(place.scenario).config.reward
     rows: Rows = []
     for entry in entries:
@@ -160,7 +160,7 @@ def audit_rows(entries: Sequence[Entry], sample: EffectSample, place: Place, out
 
 
 def cached_audit(entry: Entry, place: Place, out: Path) -> Audit:
-    """Audit an entry, or read what was found before."""
+    """Audit an entry, or read its cached audit."""
     folder = make_folder(out / "audits")
     name = "".join(c if c.isalnum() else "-" for c in str(entry))
     file = folder / f"{name}-{content_key(entry, place)}.safetensors"
@@ -172,7 +172,7 @@ def cached_audit(entry: Entry, place: Place, out: Path) -> Audit:
 
 
 def _audit_rows(policy: str, found: Audit, sample: EffectSample, reward: RewardConfig, horizon: int) -> Rows:
-    """One figure a horizon for purchases, and the effect in reward units."""
+    """Return the effect in reward units at `horizon`, and figures of purchases at every horizon."""
     n = len(found.slot)
     rows: Rows = []
     ones, weights = np.ones(n), np.array(reward.outcome_weights)
@@ -198,7 +198,7 @@ def _audit_rows(policy: str, found: Audit, sample: EffectSample, reward: RewardC
 
 
 def fleet_rows(runs: dict[int, Path], scenario: str, *, concurrent: int, ticks: int, cool_down: int) -> Rows:
-    """Spent over allowed of one budget for all sessions, as it is and with traffic that doubles."""
+    """Return spent over allowed requests of one shared budget, with constant and with doubling traffic."""
     config = Scenario.load(scenario).config
     rows: Rows = []
     for doubles in (False, True):
@@ -222,7 +222,7 @@ def fleet_rows(runs: dict[int, Path], scenario: str, *, concurrent: int, ticks: 
 
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Format rows: title -> (header, body)."""
+    """Return header and body of the tables, by title."""
     found = {}
     parts = {
         "policies; benefit: clicks + 5 purchases, expected, without the cost of requests": POLICY_METRICS,
@@ -234,7 +234,7 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
         found[title] = table([item for item in rows if item["metric"] in metrics], metrics)
     found["true effects by decile of the estimate: estimated, true"] = _calibration_table(rows)
     for target in dict.fromkeys(item["against"] for item in rows if "against" in item):
-        if target.startswith("chance"):  # in the file only
+        if target.startswith("chance"):  # these rows appear only in the file
             continue
         chosen = [
             item

@@ -1,9 +1,9 @@
-"""The track request: uplift planners, rules, reinforcement learning and the oracle.
+"""The benchmark's track request: uplift planners, rules, reinforcement learning and the oracle.
 
-Estimators learn from one log whose requests were drawn by chance; PPO and DQN learn by playing the learned
-users. All are scored on synthetic users that training never saw (EdgeFeedRequest-v0, split `eval`, common
-random numbers): curves of what is bought against what is requested, the quality of the estimated effects, the
-true effect of the requests that were made, and a budget that all sessions share.
+Estimators learn from one log with random requests; PPO and DQN learn by playing the learned users. All are
+scored on synthetic users that training never saw (EdgeFeedRequest-v0, split `eval`, common random numbers):
+curves of earnings against requests, the quality of the estimated effects, the true effects of the requests
+made, and a budget that all sessions share.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ from edgerec_gym.runs import is_finished, read_run
 from edgerec_gym.scenario import Scenario
 
 PPO = "pointer-ppo"
-PLANNER = "uplift-x"  # that the headline is about, and that also plays with the value of waiting
-WAITING_PLANS = "waiting.json"  # in the planner's run: rate -> price, value of going on by age of the page
+PLANNER = "uplift-x"  # the headline planner, which also plays with the value of waiting
+WAITING_PLANS = "waiting.json"  # in the planner's run: rate -> price, and value of going on by page age
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work a run of the track is.
+    """The amount of work in a run of the track.
 
     Attributes:
-        log_sessions: collected to train on.
-        sessions: that each policy plays.
-        oracle_sessions: that the oracle plays, the first ones of the same; its moments cost most.
-        effect_sessions: whose moments measure the estimates.
-        audit_sessions: whose requests are played both ways.
-        ppo_steps, dqn_steps: slots that these learn from.
-        concurrent, ticks: of the shared budget.
-        rates: two or more shares of the moments whose estimate exceeds the price.
-        waiting_rates: two or more shares of the moments with a request, of planners that wait.
+        log_sessions: sessions collected for training.
+        sessions: sessions that each policy plays.
+        oracle_sessions: sessions that the oracle, the slowest policy, plays; the first of the shared ones.
+        effect_sessions: sessions whose moments score the estimates.
+        audit_sessions: sessions whose requests are played both ways.
+        ppo_steps, dqn_steps: slots that PPO and DQN learn from.
+        concurrent, ticks: concurrent sessions and ticks of the shared budget.
+        rates: budgets, at least two: shares of the moments whose estimate exceeds the price.
+        waiting_rates: budgets of planners that wait, at least two: shares of the moments with a request.
         hyper: hyper-parameters of each agent that differ from its defaults.
     """
 
@@ -123,7 +123,7 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
-    """Collect the log, train what is missing of all policies, and plan the waiting of the planners."""
+    """Collect the log, train the missing runs of all policies, and plan the waiting of the planners."""
     out, sizes, seeds = setting.runs, setting.sizes, range(setting.seeds)
     collect(
         out / "logs",
@@ -139,7 +139,7 @@ def train(setting: Setting, names: Sequence[str], workers: int, progress: Progre
 
 
 def _plan_waiting(out: Path, scenario: str, rates: Sequence[float], seed: int) -> None:
-    """Plan on the log's sessions that decided when training stopped, which the run was not trained on."""
+    """Plan the waiting on the log's early-stopping sessions, which the run was not trained on."""
     run = run_folder(out, PLANNER, seed)
     if set(rates) <= set(waiting_plans(run)):
         return
@@ -154,20 +154,20 @@ def _plan_waiting(out: Path, scenario: str, rates: Sequence[float], seed: int) -
 
 
 def waiting_plans(run: Path) -> dict[float, dict[str, Any]]:
-    """Arguments `price` and `later` of a planner that waits, by rate; empty where nothing is planned yet."""
+    """Return the arguments `price` and `later` of a waiting planner, by rate; empty if not yet planned."""
     file = run / WAITING_PLANS
     return {float(rate): plan for rate, plan in read_json(file).items()} if file.is_file() else {}
 
 
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting
-AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # beside planners
-INTERVAL = 0.5  # of a page, between requests of the rule
-CHANCE, INTENT, TRUE_EFFECT = 0.05, 0.45, 0.25  # budgets of other rules and of the oracle of requests
-RATE = 1  # which of the track's budgets planners of requests play at
+AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # in addition to planners
+INTERVAL = 0.5  # share of a page between the requests of the interval rule
+CHANCE, INTENT, TRUE_EFFECT = 0.05, 0.45, 0.25  # budgets of the other rules and of the oracle
+RATE = 1  # index of the planners' budget in `rates` and `waiting_rates`
 
 
 def own_entries(names: Sequence[str]) -> list[Entry]:
-    """Policies of the user's own; InputError if there is no such one."""
+    """Return the entries of user policies; raise InputError for any other name."""
     for name in names:
         if not is_own(name):
             raise InputError(
@@ -177,7 +177,7 @@ def own_entries(names: Sequence[str]) -> list[Entry]:
 
 
 def policies() -> tuple[str, ...]:
-    """Names of the policies of the whole benchmark: keep first, the oracle last."""
+    """Return the names of the policies of the whole benchmark: keep first, the oracle last."""
     return (
         "keep",
         "one-extra",
@@ -193,7 +193,7 @@ def policies() -> tuple[str, ...]:
 
 
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
-    """Entries of some policies, each at one budget; with the price None while a run is not trained."""
+    """Return the entries of the named policies, each at one budget; the price is None for untrained runs."""
     page, rate = Scenario.load(setting.scenario).config.page_size, setting.sizes.rates[RATE]
     numbers = {"interval": max(1, round(INTERVAL * page)), "chance": CHANCE, "intent": INTENT}
     seeds, found = range(setting.seeds), []
@@ -222,7 +222,7 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
 
 
 def _price_at(run: Path, rate: float) -> float | None:
-    """Price at which an estimator spends a share of the moments; None while it is not trained."""
+    """Return the price that a share of the estimates exceeds, or None if the run is not finished."""
     if not is_finished(run):
         return None
     return price_of(np.array(read_run(run).record["quantiles"]), rate)
@@ -231,7 +231,7 @@ def _price_at(run: Path, rate: float) -> float | None:
 def every_entry(
     out: Path, scenario: Scenario, sizes: Sizes, seeds: Sequence[int], sample: EffectSample
 ) -> list[Entry]:
-    """All policies that the track plays by itself; a family of budgets shares the first word of its names."""
+    """Return the entries of a full run; a family of budgets shares the first word of its names."""
     page = scenario.config.page_size
     found = [
         Entry("keep", make_baseline, {"kind": "keep"}),
@@ -268,7 +268,7 @@ def every_entry(
 
 
 def waiting_entries(run: Path, rates: Sequence[float], seed: int) -> list[Entry]:
-    """Planners that wait, at several budgets; with the price None where nothing is planned yet."""
+    """Return the planners that wait, at several budgets; the price is None where not yet planned."""
     plans, none = waiting_plans(run), {"price": None, "later": None}
     return [
         Entry(f"{WAITING} {rate:g}", make_waiting, {"run": str(run), **plans.get(rate, none)}, (run,), seed)
@@ -286,16 +286,16 @@ def rows(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Rows:
-    """Collect, train, play and score; what is there already is used again.
+    """Collect, train, play and score, reusing what already exists.
 
     Args:
         out: folder of logs, runs and sessions played.
         scenario: one of :data:`FULL`.
-        sizes: how much work; None for the full run of the scenario.
-        seeds: training seeds 0, 1, ...
-        policies: of one's own that play, too, as module:Class or a run's folder.
-        workers: processes.
-        progress: called with (done, in all, text).
+        sizes: amount of work; None for the full run of the scenario.
+        seeds: number of training seeds 0, 1, ...
+        policies: user policies that also play, as module:Class or a run's folder.
+        workers: number of processes.
+        progress: called with (done, total, text).
 
     Raises:
         InputError: an unknown scenario or policy, or seeds below 1.
@@ -305,7 +305,7 @@ def rows(
     place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=seed)
     own = own_entries(policies)
     for entry in own:
-        entry.make(place, **entry.arguments)  # better known before the work
+        entry.make(place, **entry.arguments)  # fail before the work starts
     train(setting, setting.names(), workers, progress)
     if progress:
         progress(0, sizes.effect_sessions, "true effects of requests, by session")
@@ -341,5 +341,5 @@ def rows(
 
 
 def picture(rows: Rows, path: str | Path) -> None:
-    """Draw what is bought against what is requested."""
+    """Draw the gain over keep against the requests per session."""
     draw_requests(rows, path)
