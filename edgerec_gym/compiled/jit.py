@@ -60,7 +60,7 @@ SOURCE_DIGEST = source_digest(_ROOT, _SOURCES)
 
 @cache
 def dynamics_digest() -> str:
-    """Hash what the kernels compute, wherever they stand: their functions and constants, without imports.
+    """Hash what the kernels compute, wherever they stand: functions and constants, no imports, no docstrings.
 
     Sessions that were played before a kernel has only moved to another file are still those that it would
     play now; :data:`SOURCE_DIGEST` changes with every byte, as a compiler's cache must.
@@ -74,6 +74,9 @@ def dynamics_digest() -> str:
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef) and _KERNELS & {ast.unparse(d) for d in node.decorator_list}
         ]
+        for node in kernels:
+            if ast.get_docstring(node) is not None:
+                del node.body[0]
         if name != _OWN:  # its constants are paths
             parts |= {ast.unparse(node) for node in constants}
         parts |= {ast.unparse(node) for node in kernels}
