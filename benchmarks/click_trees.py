@@ -34,7 +34,7 @@ from edgerec_gym.compiled.random_stream import uniform
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.files import atomic_path
-from edgerec_gym.logs.ebnerd_reference import impression_auc
+from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.logs.sessions import LoggedSessions
 
 TREES = 150

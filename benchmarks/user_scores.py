@@ -9,9 +9,10 @@ from scipy.stats import t as student
 from sklearn.metrics import log_loss
 
 from edgerec_gym.evaluation.intervals import CHUNK, LEVEL, RESAMPLES
-from edgerec_gym.logs.ebnerd_reference import impression_auc
+from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.logs.sessions import LoggedSessions
-from edgerec_gym.simulator.losses import auc, calibration_error, reliability
+from edgerec_gym.simulator.losses import calibration_error, reliability
+from edgerec_gym.evaluation.ranking import auc
 
 Predictions = dict[str, np.ndarray]  # (N,) probability by event
 

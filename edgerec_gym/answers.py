@@ -1,7 +1,7 @@
-"""Who answers: the protocol between the feed and its users, batch first.
+"""The protocol between the feed and its users, batch first.
 
-The feed shows the users a :class:`Focus` (the focused card among its neighbours) and gets back a
-*response* row of :data:`RESPONSE_SIZE` float32 numbers, in the units of the observation:
+The feed shows each user a :class:`Focus` (the focused card among its neighbours) and gets back a
+*response* row of :data:`RESPONSE_SIZE` float32 numbers in the units of the observation:
 
 | columns | content |
 | --- | --- |
@@ -9,7 +9,7 @@ The feed shows the users a :class:`Focus` (the focused card among its neighbours
 | 6 | click, 0 or 1 |
 | 7..17 | page-view actions d1..d11, each in 0..1; all zero without a click; d3 is *buy* |
 | 18 | leave, 0 or 1 |
-| 19 | probability of the click before it was drawn |
+| 19 | click probability before the click was drawn |
 | 20 | probability of a purchase (click and buy) before anything was drawn |
 """
 
@@ -49,40 +49,40 @@ PAGE_VIEW_ACTIONS = (
 )
 
 # Durations are categorical: bucket b of n is stored as b / (n - 1).
-DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # of exposure durations, seconds; the last bucket is open
-PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # of page-view durations
+DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # exposure durations in seconds; the last bucket is open-ended
+PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # page-view durations in seconds
 DWELL_BUCKETS, PAGE_VIEW_BUCKETS = len(DWELL_EDGES) + 1, len(PAGE_VIEW_EDGES) + 1
 COUNT_LEVELS = 4  # exposure count 1..4 and scroll count 1..4, stored as (count - 1) / 3
 SPEED_LEVELS = 5  # scroll speed and scroll duration
 DELETE_REASONS = ("none", "dislike", "seen")  # stored as index / 2
 
 WINDOW = 5  # cards in a focus: two before, the focused one, two after
-FOCUSED = 2  # its place in the window
+FOCUSED = 2  # place of the focused card in the window
 
 # Columns of Focus.context
 SLOT, PAGE_AGE, PAGE_REQUESTED, HOUR, N_EXPOSURES, N_PAGE_VIEWS, SINCE_PAGE_VIEW, LAST_CLICKED = range(8)
 CONTEXT_SIZE = 8
 
-# Columns of Focus.pages: means over the cards of a page, and how many there are.
+# Columns of Focus.pages: means over the cards of a page, and their number.
 PAGE_SUMMARY = ("price_level", "base_logit", "base_cvr", "freshness", "size")
 
 
 class Focus(NamedTuple):
-    """What the user looks at, batch first; observables only (B rows, F item features, T types).
+    """What the user looks at, batch first and observable only (B rows, F item features, T types).
 
     Attributes:
-        active: (B,) bool; rows that answer. The others' fields are stale and must be ignored.
-        cards: (B, >= 5, F + T) float32; two cards before, the focused card, two after (and cards further on,
-            which users do not look at). Zero where absent.
+        active: (B,) bool; rows that answer. The fields of other rows are stale and must be ignored.
+        cards: (B, >= 5, F + T) float32; two cards before, the focused card, two after (and possibly later
+            cards, which users do not look at). Zero where absent.
         items: (B, >= 5) int32; the same cards as catalogue rows, -1 where absent.
         context: (B, 8) float32; slot index, slots since the page arrived when the focused card was
             placed, 1 if that page was requested by the policy, hour 0..23, exposures so far, page
             views so far, slots since the last page view (max_slots if none), 1 if the card before
             was clicked.
         keys: (B,) uint64; episode keys of the random stream.
-        pages: (B, >= 5, 5) float32; of each card's page as the cloud ranked it, known before any answer:
-            means of price level, logit of base ctr, base cvr and freshness over its first page_size
-            candidates, and the logarithm of (cards on the page / page_size), 0 in the environment.
+        pages: (B, >= 5, 5) float32; summary of each card's page as the cloud ranked it, known before any
+            answer: means of price level, logit of base ctr, base cvr and freshness over its first page_size
+            candidates, and log(cards on the page / page_size), which is 0 in the environment.
     """
 
     active: BoolVector
@@ -94,7 +94,7 @@ class Focus(NamedTuple):
 
 
 class UserStart(NamedTuple):
-    """What the cloud ships of the user when a session starts.
+    """What the cloud ships about the user when a session starts.
 
     Attributes:
         features: (B, U) float32 in [-1, 1]; the cloud's long-term embedding, then the profile.
@@ -109,14 +109,14 @@ class UserModel(Protocol):
     """Users of the feed: the hidden ground truth, or a simulator learned from logs.
 
     Users that the feed's own kernel can step have an attribute `kernel_state`, the table of their arrays
-    (:class:`~edgerec_gym.users.synthetic.SyntheticArrays`); all others answer through :meth:`respond`.
+    (:class:`~edgerec_gym.users.synthetic.SyntheticArrays`). All others answer through :meth:`respond`.
     """
 
     name: str
-    uncertainty: np.ndarray | None  # (B,) float32 of the answer given last; None if not told
+    uncertainty: np.ndarray | None  # (B,) float32, of the last answer; None if not reported
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Make room for the state of `num_envs` sessions; called once before anything else.
+        """Allocate the state of `num_envs` sessions; called once, before anything else.
 
         `workers` are threads that may share the work of :meth:`respond`.
         """
@@ -126,7 +126,7 @@ class UserModel(Protocol):
 
         Args:
             rows: (R,) int64 indices of the rows to reset.
-            keys: (R,) uint64 episode keys, one for each row.
+            keys: (R,) uint64 episode keys, one per row.
             split: index into :data:`edgerec_gym.compiled.random_stream.SPLITS`.
         """
 
@@ -134,6 +134,6 @@ class UserModel(Protocol):
         """Answer the focused cards of the active rows and advance those users' states.
 
         Args:
-            focus: what is looked at.
+            focus: what the users look at.
             response: (B, RESPONSE_SIZE) float32, written in place for active rows only.
         """

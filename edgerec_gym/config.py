@@ -1,4 +1,4 @@
-"""The numbers of the world: frozen, validated dataclasses. The dynamics read nothing else.
+"""Configuration: frozen, validated dataclasses. The dynamics read no other settings.
 
 Units: time is counted in *slots* (one card shown = one slot), hours in 0..23, days from 0.
 Every class raises :class:`~edgerec_gym.errors.InputError` naming the field and the allowed range.
@@ -16,24 +16,24 @@ from edgerec_gym.errors import InputError
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
 PRESETS = ("default", "lite")
-# Users unlike those that logs and policies come from: factors of the scenario's SyntheticUserConfig.
+# Users unlike those behind the logs and policies: factors applied to the scenario's SyntheticUserConfig.
 SHIFTS: dict[str, dict[str, float]] = {
-    "more-switching": {"intent_switch": 2.0},  # the mood changes twice as often
-    "fewer-pseudo-clicks": {"pseudo_click": 0.5},  # attractiveness alone is clicked half as much
-    "impatient": {"patience": 1.5},  # boredom hastens leaving
+    "more-switching": {"intent_switch": 2.0},  # the intent switches twice as often
+    "fewer-pseudo-clicks": {"pseudo_click": 0.5},  # attractiveness alone draws half as many clicks
+    "impatient": {"patience": 1.5},  # boredom makes users leave sooner
 }
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 def bounded(default: Any, low: float, high: float) -> Any:
-    """Dataclass field with an inclusive allowed range (also for each entry of a tuple)."""
+    """Dataclass field with an inclusive allowed range, which also applies to each entry of a tuple."""
     return field(default=default, metadata={"range": (low, high)})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Shared behaviour: range validation, `replace`, and a dict form that refuses unknown fields."""
+    """Base class: validates ranges, offers `replace`, and converts to and from dicts."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -119,22 +119,22 @@ class RewardConfig(Config):
 
     click: float = bounded(1.0, -1e3, 1e3)  # every click, goods or card
     purchase: float = bounded(5.0, -1e3, 1e3)  # every purchase in a page view
-    request: float = bounded(-0.3, -1e3, 1e3)  # every request of the policy (automatic pages are free)
+    request: float = bounded(-0.3, -1e3, 1e3)  # every request by the policy (automatic pages are free)
     invalid: float = bounded(-0.1, -1e3, 1e3)  # every illegal action
-    insert_click: float = bounded(0.0, -1e3, 1e3)  # on top of `click` for a click on a mix-in card
+    insert_click: float = bounded(0.0, -1e3, 1e3)  # added to `click` for a click on a mix-in card
     leave: float = bounded(0.0, -1e3, 1e3)  # when the user leaves
-    uncertainty: float = bounded(0.0, -1e3, 1e3)  # per unit of disagreement of learned users (MOPO: < 0)
+    uncertainty: float = bounded(0.0, -1e3, 1e3)  # per unit of disagreement among learned users (MOPO: < 0)
 
     def value(self, click: Any, purchase: Any, card: Any = 0.0, leave: Any = 0.0) -> Any:
-        """Reward of what users do: the terms that an answer brings, weighted and summed.
+        """Reward for what users do: the weighted sum of the terms that depend on the answer.
 
-        The arguments are arrays or tensors of one shape (or that broadcast): what happened, 0 or 1, or the
-        probability or number of it.
+        The arguments are arrays or tensors that broadcast. Each holds events (0 or 1), their probabilities or
+        their counts.
 
         Args:
             click: clicks.
             purchase: purchases.
-            card: 1 where the card is a mix-in card, whose clicks pay `insert_click`, too.
+            card: 1 for a mix-in card, whose clicks also earn `insert_click`.
             leave: users who leave.
         """
         return (
@@ -143,12 +143,12 @@ class RewardConfig(Config):
         )  # fmt: skip
 
     def cost(self, request: Any, invalid: Any = 0.0) -> Any:
-        """Reward, mostly below 0, of what a policy does: its requests and its illegal actions."""
+        """Reward, usually negative, for what a policy does: its requests and its illegal actions."""
         return self.request * request + self.invalid * invalid
 
     @property
     def outcome_weights(self) -> tuple[float, float]:
-        """Weights of (click, purchase), for arrays whose last axis holds the two."""
+        """Weights of (click, purchase), for arrays whose last axis holds these two."""
         return self.click, self.purchase
 
 
@@ -157,8 +157,8 @@ class CloudConfig(Config):
     """How the cloud estimates the user and builds a page from the catalogue.
 
     A candidate's score is `long_term_weight` x cosine(long-term estimate, item)
-    + `recent_weight` x cosine(synchronised behaviour, item) x evidence + the item's `base_logit`;
-    the page is ranked by score + `noise` x a standard normal.
+    + `recent_weight` x cosine(synchronised behaviour, item) x evidence + the item's `base_logit`.
+    The page is ranked by score + `noise` x a standard normal.
     """
 
     sync: Literal["page", "periodic", "incremental"] = "page"  # when behaviour reaches the cloud
@@ -167,33 +167,33 @@ class CloudConfig(Config):
     recent_weight: float = bounded(3.0, 0.0, 50.0)  # logits per unit of cosine, at full evidence
     noise: float = bounded(0.6, 0.0, 50.0)  # standard deviation of the ranking noise, logits
     score_offset: float = bounded(0.0, -50.0, 50.0)  # logits; centres the shipped click score
-    interest_decay: float = bounded(0.92, 0.0, 1.0)  # per slot, of the behaviour estimate
-    dwell_weight: float = bounded(1.0, 0.0, 50.0)  # evidence of a long look at an exposed card
-    click_weight: float = bounded(1.0, 0.0, 50.0)  # evidence of a click
-    page_view_weight: float = bounded(2.0, 0.0, 50.0)  # evidence of a long page view
-    probed_categories: int = bounded(12, 1, 10_000)  # best categories that a page draws from
-    scan_limit: int = bounded(64, 4, 100_000)  # items looked at per probed category
+    interest_decay: float = bounded(0.92, 0.0, 1.0)  # decay of the behaviour estimate per slot
+    dwell_weight: float = bounded(1.0, 0.0, 50.0)  # evidence from a long look at an exposed card
+    click_weight: float = bounded(1.0, 0.0, 50.0)  # evidence from a click
+    page_view_weight: float = bounded(2.0, 0.0, 50.0)  # evidence from a long page view
+    probed_categories: int = bounded(12, 1, 10_000)  # number of best categories that a page draws from
+    scan_limit: int = bounded(64, 4, 100_000)  # items scanned per probed category
 
 
 @dataclass(frozen=True)
 class FeedConfig(Config):
-    """One feed: sizes, rules, latency. The defaults follow the EdgeRec paper (CIKM'20)."""
+    """Sizes, rules and latency of one feed. The defaults follow the EdgeRec paper (CIKM'20)."""
 
     page_size: int = bounded(50, 2, 500)  # slots between automatic pages
-    pool_size: int = bounded(100, 3, 1000)  # N, candidates a page ships
-    n_cards: int = bounded(8, 1, 100)  # M, mix-in cards a page ships
+    pool_size: int = bounded(100, 3, 1000)  # N, candidates per page
+    n_cards: int = bounded(8, 1, 100)  # M, mix-in cards per page
     card_types: tuple[str, ...] = ("video", "live", "content", "ad")
-    embedding_size: int = bounded(16, 2, 256)  # d, as the cloud ships it
-    profile_size: int = bounded(4, 0, 64)  # profile numbers beside the long-term embedding
+    embedding_size: int = bounded(16, 2, 256)  # d, as shipped by the cloud
+    profile_size: int = bounded(4, 0, 64)  # profile numbers in addition to the long-term embedding
     exposure_history: int = bounded(50, 1, 1000)  # rows of `exposures`
     page_view_history: int = bounded(25, 1, 1000)  # rows of `page_views`
-    max_slots: int = bounded(200, 4, 10_000)  # truncation
+    max_slots: int = bounded(200, 4, 10_000)  # a session is truncated here
     lookahead: int = bounded(2, 0, 10)  # slots on screen below the focused one
     request_latency: int = bounded(2, 1, 100)  # slots from request to arrival
-    request_budget: int | None = bounded(None, 0, 10_000)  # policy's requests a session; None = unlimited
+    request_budget: int | None = bounded(None, 0, 10_000)  # policy requests per session; None = unlimited
     share_caps: tuple[float, ...] = bounded((0.10, 0.06, 0.10, 0.06), 0.0, 1.0)  # per card type
-    gaps: tuple[int, ...] = bounded((5, 8, 5, 8), 0, 1000)  # least slots between cards of one type
-    first_slots: tuple[int, ...] = bounded((1, 3, 1, 3), 0, 10_000)  # first slot a type may take
+    gaps: tuple[int, ...] = bounded((5, 8, 5, 8), 0, 1000)  # minimum slots between cards of one type
+    first_slots: tuple[int, ...] = bounded((1, 3, 1, 3), 0, 10_000)  # first slot where a type may appear
     rules: Literal["mask", "penalty"] = "mask"
     slate_size: int = bounded(10, 1, 100)  # K of EdgeFeedSlate
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -226,63 +226,63 @@ class FeedConfig(Config):
 
     @property
     def n_types(self) -> int:
-        """Number of card types with goods (T)."""
+        """Number of card types, goods included (T)."""
         return 1 + len(self.card_types)
 
     @property
     def n_item_features(self) -> int:
-        """Item features (F): embedding, price level, base ctr score, base cvr score, freshness."""
+        """Number of item features (F): embedding, price level, base ctr, base cvr, freshness."""
         return self.embedding_size + 4
 
     @property
     def n_user_features(self) -> int:
-        """User features (U): the cloud's long-term embedding, then the profile."""
+        """Number of user features (U): the cloud's long-term embedding, then the profile."""
         return self.embedding_size + self.profile_size
 
 
 @dataclass(frozen=True)
 class SyntheticUserConfig(Config):
-    """The hidden ground truth. Each phenomenon is a weight; 0 switches it off."""
+    """The hidden ground truth. Each effect has a weight; 0 switches it off."""
 
     world_seed: int = bounded(0, 0, 2**31)
     n_users: int = bounded(2000, 10, 10_000_000)
     n_items: int = bounded(10_000, 200, 10_000_000)  # goods and cards together
     n_categories: int = bounded(40, 2, 10_000)
-    card_fraction: float = bounded(0.2, 0.0, 0.9)  # of the items that are cards
+    card_fraction: float = bounded(0.2, 0.0, 0.9)  # fraction of the items that are cards
     n_days: int = bounded(14, 2, 1000)  # logs and training: first half; evaluation: second half
-    item_noise: float = bounded(0.5, 0.0, 10.0)  # length of shipped minus true embedding
-    long_term_noise: float = bounded(1.0, 0.0, 10.0)  # length of the error of the cloud's user estimate
+    item_noise: float = bounded(0.5, 0.0, 10.0)  # length of (shipped - true) item embedding
+    long_term_noise: float = bounded(1.0, 0.0, 10.0)  # length of the error in the cloud's user estimate
     click_bias: float = bounded(-5.2, -20.0, 5.0)  # logits
     leave_bias: float = bounded(-6.6, -20.0, 5.0)  # logits per slot, of a user who is not bored
     taste: float = bounded(0.5, 0.0, 20.0)  # long-term taste, logits per unit of cosine
     intent: float = bounded(4.0, 0.0, 20.0)  # session intent, logits per unit of cosine
     intent_switch: float = bounded(0.02, 0.0, 1.0)  # probability per slot that the intent jumps
-    intent_drift: float = bounded(0.25, 0.0, 1.0)  # step toward what was clicked and liked
-    satiation: float = bounded(0.5, 0.0, 20.0)  # logits lost per satisfied page view of the category
-    weariness: float = bounded(0.06, 0.0, 20.0)  # logits lost per exposure of the category without a click
+    intent_drift: float = bounded(0.25, 0.0, 1.0)  # step toward an item that was clicked and satisfied
+    satiation: float = bounded(0.5, 0.0, 20.0)  # logits lost per satisfied page view in the category
+    weariness: float = bounded(0.06, 0.0, 20.0)  # logits lost per unclicked exposure in the category
     pseudo_click: float = bounded(1.0, 0.0, 20.0)  # logits per unit of attractiveness (not of quality)
     surroundings: float = bounded(1.0, 0.0, 20.0)  # scales same-type, type x type and contrast effects
     type_taste: float = bounded(0.8, 0.0, 20.0)  # spread of a user's taste for card types, logits
     fatigue: float = bounded(0.4, 0.0, 20.0)  # logits lost per 100 slots
-    patience: float = bounded(1.0, 0.0, 20.0)  # scales how boredom hastens leaving
-    purchase: float = bounded(1.0, 0.0, 1.0)  # scales purchase after a satisfied page view
-    refresh: float = bounded(1.0, 0.0, 20.0)  # scales the user's own response to a requested page
-    activity: float = bounded(0.8, 0.2, 1.0)  # share of events made by the most active 20 % (0.2 = equal)
-    day_drift: float = bounded(0.3, 0.0, 10.0)  # length of the day-to-day move of the taste
+    patience: float = bounded(1.0, 0.0, 20.0)  # scales the effect of boredom on leaving
+    purchase: float = bounded(1.0, 0.0, 1.0)  # scales the purchase rate after a satisfied page view
+    refresh: float = bounded(1.0, 0.0, 20.0)  # scales the user's personal response to a requested page
+    activity: float = bounded(0.8, 0.2, 1.0)  # share of events from the most active 20 % (0.2 = equal)
+    day_drift: float = bounded(0.3, 0.0, 10.0)  # length of the day-to-day change in taste
 
     def shifted(self, shift: str) -> SyntheticUserConfig:
-        """Return other users of the same world; InputError unless `shift` is one of :data:`SHIFTS`."""
+        """Return other users of the same world; InputError if `shift` is not in :data:`SHIFTS`."""
         if shift not in SHIFTS:
             raise InputError(f"unknown shift {shift!r}; allowed: {', '.join(SHIFTS)}")
         return self.replace(**{name: factor * getattr(self, name) for name, factor in SHIFTS[shift].items()})
 
 
 def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
-    """Return the feed and the synthetic users of a preset: "default" (the paper's sizes) or "lite"."""
+    """Return the feed and synthetic users of a preset: "default" (the paper's sizes) or "lite"."""
     if name == "default":
         return FeedConfig(), SyntheticUserConfig()
     if name == "lite":
-        # The same feed in short: pages, sessions and moods turn over faster, so requests are cheaper.
+        # A shorter feed: pages, sessions and intents turn over faster, so requests are cheaper.
         feed = FeedConfig(
             page_size=10,
             pool_size=20,

@@ -1,4 +1,4 @@
-"""EdgeFeedEnv: one feed, a batch of one. Its docstring is the manual page of every id."""
+"""EdgeFeedEnv: a single feed, run as a batch of one. Its docstring is the manual page of every id."""
 
 from __future__ import annotations
 
@@ -25,60 +25,60 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     """A feed on a phone, slot by slot.
 
     ## Description
-    A feed is an infinite list. The cloud ships a *page* of candidates ranked with a stale view of the user;
-    the device sees every scroll and tap and decides, slot by slot, what stands next: any unexposed
-    candidate of the pool (re-rank), a mix-in card (video, live, content, ad) within share and spacing rules,
-    and whether to pay for a fresh page now (request). EdgeRec, CIKM'20 (arXiv 2005.08416).
+    A feed is an infinite list. The cloud ships a *page* of candidates ranked with a stale view of the user.
+    The device sees every scroll and tap and decides, slot by slot, what comes next: any unexposed candidate
+    of the pool (re-rank) or a mix-in card (video, live, content, ad) within share and spacing rules. It also
+    decides whether to pay for a fresh page now (request). EdgeRec, CIKM'20 (arXiv 2005.08416).
 
     ## Action Space
     | id | space | meaning |
     | --- | --- | --- |
-    | EdgeFeed-v0 | Discrete(N + M + 1) | 0..N-1 place that pool row; N..N+M-1 that card; N+M request, keep |
+    | EdgeFeed-v0 | Discrete(N + M + 1) | 0..N-1 place pool row; N..N+M-1 place card; N+M request and keep |
     | EdgeFeedRerank-v0 | Discrete(N) | place that pool row |
     | EdgeFeedMix-v0 | Discrete(M + 1) | 0 keep; k place card k - 1 |
     | EdgeFeedRequest-v0 | Discrete(2) | 0 keep; 1 request a page and keep |
 
     EdgeFeedSlate-v0 plays up to K slots in a step: :class:`~edgerec_gym.slate_env.EdgeFeedSlateEnv`.
 
-    *Keep* is the lowest pool row not used yet: the cloud's order. `action_mask` marks legal actions; there is
-    always one. An illegal action plays keep, pays the `invalid` term and sets `info["invalid_action"]`. A
-    value outside the space raises InputError.
+    *Keep* places the lowest unused pool row, following the cloud's order. `action_mask` marks the legal
+    actions; there is always at least one. An illegal action plays keep, incurs the `invalid` term and sets
+    `info["invalid_action"]`. A value outside the space raises InputError.
 
     ## Observation Space
-    Dict of float32 in finite bounds (T card types with goods, F item features = embedding d, price level,
-    base ctr, base cvr, freshness; zero rows where empty):
+    Dict of float32 arrays with finite bounds (T card types, goods included; F item features = embedding d,
+    price level, base ctr, base cvr, freshness; empty rows are zero):
 
     | key | shape | content |
     | --- | --- | --- |
-    | user | (U,) | the cloud's long-term embedding of the user, profile |
+    | user | (U,) | the cloud's long-term embedding of the user, then the profile |
     | pool | (N, F) | candidates of the page in cloud order; zero once used |
     | cards | (M, F + T) | mix-in cards with their type; zero once used |
     | exposures | (50, F + T + 7) | answered cards, oldest first, with exposure actions e1..e7 |
     | page_views | (25, F + T + 12) | opened cards, oldest first, with page-view actions d1..d12 |
-    | screen | (lookahead, F + T) | placed, not answered yet |
-    | context | (C,) | see :data:`edgerec_gym.spaces.CONTEXT`, then per card type share used, slots since |
+    | screen | (lookahead, F + T) | cards placed but not answered yet |
+    | context | (C,) | :data:`edgerec_gym.spaces.CONTEXT`, then share used and slots since, per card type |
     | action_mask | (A,) int8 | 1 = legal |
 
-    e7 and d12 are the slot at which the row happened / max_slots; recency is `context[0]` minus it.
+    e7 and d12 give the slot of the event / max_slots; recency is `context[0]` minus that.
 
     ## Rewards
-    Sum of named terms x weights (RewardConfig), in `info["reward_terms"]`: click 1, purchase 5, request -0.3,
-    invalid -0.1, insert_click 0, leave 0, uncertainty 0. The user answers the card `lookahead` slots above
-    the bottom, so a decision is rewarded `lookahead` steps later; cards still on screen at the end are not
-    answered.
+    The weighted sum of named terms (RewardConfig). `info["reward_terms"]` holds the terms; their default
+    weights are click 1, purchase 5, request -0.3, invalid -0.1, insert_click 0, leave 0, uncertainty 0. The
+    user answers the card `lookahead` slots above the bottom, so a decision is rewarded `lookahead` steps
+    later. Cards still on screen at the end are not answered.
 
     ## Starting State
-    A new session: a user, a day, an hour, and the first page. The episode depends on (split, seed, episodes
-    since seeding) and the actions alone.
+    A new session: a user, a day, an hour, and the first page. The episode depends only on (split, seed,
+    episodes since seeding) and the actions.
 
     ## Episode End
     Terminated when the user leaves; truncated at `max_slots` slots.
 
     ## Arguments
     `scenario` ("default", "lite", a folder, or a Scenario), `users` ("learned", "synthetic" or a UserModel),
-    `split`, any FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None, "ansi",
-    "rgb_array" or "human": text, a phone of 390 x 760 pixels, the same in a window after every slot),
-    `uncertainty` (how far the ensemble of learned users disagrees, in `info`; slower), `members` (the
+    `split`, any FeedConfig field (:class:`~edgerec_gym.config.FeedConfig`), `render_mode` (None; "ansi":
+    text; "rgb_array": a phone of 390 x 760 pixels; "human": that phone in a window after every slot),
+    `uncertainty` (report in `info` how far the ensemble of learned users disagrees; slower), `members` (the
     networks that learned users draw from, e.g. (0, 1); default all), `shift` (other synthetic users, e.g.
     "impatient": :data:`~edgerec_gym.config.SHIFTS`).
 
@@ -115,7 +115,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
             )
         )
         self._action, a = np.zeros(1, np.int64), self._arrays
-        # Bound once: looking methods up is a good part of what a step costs in Python.
+        # Bind methods once: looking them up takes a good part of a step's time in Python.
         outcome = {
             "invalid_action": a.invalid.item,
             "cost": a.cost.item,
@@ -132,7 +132,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         self._outcome = outcome.items()
 
     def _bind(self, vector: EdgeFeedVectorEnv) -> None:
-        """Show the batch of one that does the work."""
+        """Expose the attributes of `vector`, the batch of one that does the work."""
         self._vector, self.batch = vector, vector.batch
         self.track, self.render_mode = vector.track, vector.render_mode
         self.config, self.scenario, self.users = vector.config, vector.scenario, vector.users
@@ -145,7 +145,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start an episode; without a seed, the next one of the last seed."""
+        """Start an episode; without a seed, the next episode of the last seed."""
         super().reset(seed=seed)
         if seed is None and not self._started:
             seed = int(self.np_random.integers(2**31))
@@ -170,7 +170,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         return observation, self.batch.reward.item(), terminated, truncated, self._info(observation)
 
     def _checked(self, action: Any) -> Any:
-        """The action as the batch takes it."""
+        """Check an action and return it as the batch takes it."""
         n, value = self.batch.n_actions, None
         try:
             value = index(action)
@@ -194,20 +194,20 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         return info
 
     def action_masks(self) -> np.ndarray:
-        """Return the legal actions, (A,) bool; the sb3-contrib name."""
+        """Return the legal actions, (A,) bool; sb3-contrib expects this name."""
         a = self.batch.arrays
         return a.observation_bytes[0, a.mask_at : a.mask_at + self.batch.n_actions] != 0
 
     def render(self) -> Any:
         """Return the screen: text with "ansi", a frame (760, 390, 3) uint8 with "rgb_array".
 
-        None without a render mode, and with "human": the window is up to date after every step.
+        Return None without a render mode, and with "human", where the window follows every step.
         """
         screens = self._vector.render()
         return None if screens is None else screens[0]
 
     def screen(self) -> Screen:
-        """Return what stands on the screen, in plain values; InputError without a render mode."""
+        """Return what is on the screen as plain values; InputError without a render mode."""
         return self._vector.screen()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The one error type for bad input, so that callers (and the CLI) can tell it from a bug."""
+"""One error type for bad input, so that callers (and the CLI) can tell bad input from a bug."""
 
 
 class InputError(ValueError):

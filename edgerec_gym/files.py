@@ -1,4 +1,4 @@
-"""Atomic files: written under a temporary name, then renamed, so that a killed writer leaves no half file."""
+"""Atomic file writes: a temporary file is renamed at the end, so a killed writer leaves no partial file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX graphs, written node by node: an exporter makes more nodes of a network, and each takes its time."""
+"""ONNX graphs, written node by node: an exporter would emit more nodes, and every node costs run time."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class OnnxGraph:
     """Collects inputs, constants, nodes and outputs.
 
     Args:
-        weights: arrays that nodes name; those that none does are left out.
-        prefix: of the names that are made up, to tell those of a loop's body from the others.
+        weights: arrays that nodes refer to by name; unused ones are left out.
+        prefix: put before generated names, to keep those of a loop's body apart from the others.
     """
 
     def __init__(self, weights: dict[str, np.ndarray] | None = None, prefix: str = "") -> None:
@@ -46,13 +46,13 @@ class OnnxGraph:
         return names
 
     def split(self, x: str, sizes: list[int], axis: int = 1) -> list[str]:
-        """Split columns, or another axis; one part is `x` itself."""
+        """Split along columns or another axis; a single part is `x` itself."""
         if len(sizes) == 1:
             return [x]
         return self.several("Split", x, self.integers(sizes), outputs=len(sizes), axis=axis)
 
     def constant(self, values: Any) -> str:
-        """Add a constant array of float32 or int64."""
+        """Add a constant array, float32 or int64."""
         name = f"{self.prefix}c{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(values)
         return name
@@ -66,21 +66,21 @@ class OnnxGraph:
         return self.constant(np.asarray(values, np.float32))
 
     def linear(self, x: str, layer: str, name: str | None = None) -> str:
-        """Affine map of rows with the weights `layer` (inputs, outputs) and `layer.bias`."""
+        """Apply an affine map to rows, with weights `layer` (inputs, outputs) and `layer.bias`."""
         return self("Gemm", x, layer, f"{layer}.bias", name=name)
 
     def input(self, name: str, shape: Shape, kind: Any = np.float32) -> str:
-        """Declare an input; a text in the shape names a size that calls choose."""
+        """Declare an input; a string in the shape names a size that each call chooses."""
         self.inputs.append(helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], shape))
         return name
 
     def output(self, name: str, shape: Shape, kind: Any = np.float32) -> str:
-        """Declare that the value `name` is an output."""
+        """Declare the value `name` as an output."""
         self.outputs.append(helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], shape))
         return name
 
     def body(self, name: str) -> onnx.GraphProto:
-        """Return the graph, for a node that has others inside."""
+        """Return the graph, e.g. as the body of a loop node."""
         used = {value for node in self.nodes for value in node.input}
         kept = {key: values for key, values in self.weights.items() if key in used}
         constants = [numpy_helper.from_array(v, key) for key, v in {**self.constants, **kept}.items()]

@@ -1,4 +1,4 @@
-"""Policy, observation and explanation: what every agent, baseline and oracle looks like to the rest."""
+"""Policy, observation and explanation: the interface of every agent, baseline and oracle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from edgerec_gym.errors import InputError
 
 Observation = dict[str, np.ndarray]
-NOT_SHOWN = -1  # pool row behind the end of a list
+NOT_SHOWN = -1  # pool row beyond the end of a list
 
 
 @runtime_checkable
@@ -20,9 +20,9 @@ class Policy(Protocol):
     A policy may keep state per row; `reset` clears the rows whose session starts. Policies see
     observations only. A policy that needs more (an oracle) has a method `bind(env)`, which the
     evaluator calls with the vector environment before the first reset. A policy that decides each row from
-    its observation alone may say so with an attribute `stateless = True`: then it is asked for the rows
-    only whose sessions go on. One that can tell why it decided as it did has a method
-    `explain(row) -> Explanation` about its last action in that row of the batch; session replays show it.
+    its observation alone may set an attribute `stateless = True`; it is then only asked about rows whose
+    sessions go on. A policy that can explain its decisions has a method `explain(row) -> Explanation` about
+    its last action in that row of the batch, which session replays show.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Explanation:
     """Why a policy decided as it did at one slot of one session; None where it does not say.
 
     Attributes:
-        scores: (N,) of the pool rows, more is better.
-        matrix: (M, T) values of the cards at this slot and the T - 1 that follow.
-        plan: (M,) int64, slots from now to where each card is planned, -1 where it is not.
-        uplift: reward that a request now is expected to add.
-        price: that the uplift must exceed.
-        trigger: what made the policy plan anew at this slot ("click", "deletion", ...).
+        scores: (N,) scores of the pool rows, higher is better.
+        matrix: (M, T) values of the cards at this slot and the next T - 1.
+        plan: (M,) int64, slots from now until each card's planned place, -1 if it has none.
+        uplift: expected additional reward of a request now.
+        price: threshold that the uplift must exceed.
+        trigger: what made the policy replan at this slot ("click", "deletion", ...).
     """
 
     scores: np.ndarray | None = None
@@ -56,9 +56,9 @@ class Explanation:
 
 
 def draw_legal(generator: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """Draw one of the places where `mask` (B, A) is not zero, each equally likely; (B,) int64."""
+    """Draw one nonzero column of each row of `mask` (B, A), uniformly; returns (B,) int64."""
     count = (mask != 0).cumsum(axis=1, dtype=np.int64)  # (B, A)
-    pick = (generator.random(len(count)) * count[:, -1]).astype(np.int64)  # the pick-th legal one
+    pick = (generator.random(len(count)) * count[:, -1]).astype(np.int64)  # rank among the legal ones
     return (count > pick[:, None]).argmax(axis=1)
 
 
@@ -66,11 +66,11 @@ def best_legal(score: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the legal pool row with the highest score, (B,) int64.
 
     Args:
-        score: (B, N).
-        mask: (B, A) of the actions, pool rows first.
+        score: (B, N) scores of the pool rows.
+        mask: (B, A) action mask, pool rows first.
 
     Raises:
-        InputError: a session in which no pool row is legal.
+        InputError: a session has no legal pool row.
     """
     legal = mask[:, : score.shape[1]] != 0
     if not legal.any(axis=1).all():
@@ -79,9 +79,9 @@ def best_legal(score: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def check_finite(name: str, values: np.ndarray) -> None:
-    """Raise InputError that names the first value which is not finite."""
+    """Raise InputError naming the first value that is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum()):  # a sum is cheap, and nearly always settles it
+        if np.isfinite(values.sum()):  # a sum is cheap and nearly always sufficient
             return
     finite = np.isfinite(values)
     if not finite.all():
@@ -90,13 +90,13 @@ def check_finite(name: str, values: np.ndarray) -> None:
 
 
 def check_observation(observation: Observation) -> None:
-    """Raise InputError that names the key of an observation which is not finite."""
+    """Raise InputError naming the first key of an observation with a value that is not finite."""
     for key, values in observation.items():
         if values.dtype.kind == "f":
             check_finite(f"observation {key!r}", values)
 
 
 def bind(policy: Policy, env: Any) -> None:
-    """Give the environment to policies that ask for it (oracles); others never see it."""
+    """Pass the environment to policies that ask for it (oracles); others never see it."""
     if hasattr(policy, "bind"):
         policy.bind(env)

@@ -1,4 +1,4 @@
-"""The ids. Registered by `import edgerec_gym`, once."""
+"""The environment ids. `import edgerec_gym` registers them once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgerec_gym.errors import InputError
 if TYPE_CHECKING:
     from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
-SLATE = "slate"  # the track of plans; the others decide slot by slot
+SLATE = "slate"  # the track whose actions are plans; the others decide slot by slot
 IDS = {
     "EdgeFeed-v0": "joint",
     "EdgeFeedRerank-v0": "rerank",
@@ -22,7 +22,7 @@ IDS = {
 
 
 def register_envs() -> None:
-    """Register every id with both entry points; does nothing for ids already there."""
+    """Register every id with both entry points; ids already registered are left alone."""
     for env_id, track in IDS.items():
         if env_id not in gym.registry:
             slate = track == SLATE
@@ -42,7 +42,7 @@ def register_envs() -> None:
 
 
 def track_of(id_or_track: str) -> str:
-    """Return the track of an id ("EdgeFeedMix-v0" -> "mix"); the name of a track passes through."""
+    """Return the track of an id ("EdgeFeedMix-v0" -> "mix"); a track name is returned unchanged."""
     name = id_or_track.removeprefix("edgerec_gym:")
     if name in IDS.values():
         return name
@@ -52,7 +52,7 @@ def track_of(id_or_track: str) -> str:
 
 
 def make_feeds(id_or_track: str, num_envs: int, **options: Any) -> EdgeFeedVectorEnv:
-    """Make the vector environment of an id or track, as `gym.make_vec` does of an id."""
+    """Make the vector environment of an id or track, as `gym.make_vec` does for an id."""
     from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
     from edgerec_gym.vector_env import EdgeFeedVectorEnv
 

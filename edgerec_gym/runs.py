@@ -1,12 +1,12 @@
-"""Run folders: what a training has left, read and written without torch.
+"""Run folders: the results of a training run, read and written without torch.
 
 | file | content |
 | --- | --- |
-| policy.json | agent, track, sizes, hyper-parameters, steps, seed, versions: the *record* |
+| policy.json | the *record*: agent, track, sizes, hyper-parameters, steps, seed, versions |
 | policy.safetensors | the parameters |
-| checkpoints/step-N/ | the same two files, and how to go on from there |
+| checkpoints/step-N/ | the same two files, and the state needed to resume |
 
-The record is written last, so a folder with one holds a finished run. Nothing is pickled.
+The record is written last, so a folder that has one holds a finished run. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Run(NamedTuple):
     """A run that can be loaded.
 
     Attributes:
-        folder: of the parameters: the run's own if it is finished, else its last checkpoint.
-        record: the content of policy.json.
+        folder: folder of the parameters: the run's own if it is finished, else its last checkpoint.
+        record: content of policy.json.
     """
 
     folder: Path
@@ -46,20 +46,20 @@ class Run(NamedTuple):
 
     @property
     def parameters(self) -> Path:
-        """File of the parameters."""
+        """Path of the parameter file."""
         return self.folder / PARAMETERS
 
     @property
     def root(self) -> Path:
-        """The run's own folder, also of a checkpoint."""
+        """The run's own folder, even if this is a checkpoint."""
         return self.folder.parent.parent if self.folder.parent.name == CHECKPOINTS else self.folder
 
 
 def read_run(folder: str | Path | Run) -> Run:
-    """Read a run: the finished one, else its last checkpoint; a run that is read already is returned.
+    """Read a run: the finished one, else its last checkpoint; a Run is returned as it is.
 
     Raises:
-        InputError: no run there, or a record that lacks what every record holds.
+        InputError: the folder holds no run, or its record lacks a required key.
     """
     if isinstance(folder, Run):
         return folder
@@ -82,12 +82,12 @@ def is_finished(run: Path) -> bool:
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
-    """Write policy.json, after the parameters: it says that the run is finished."""
+    """Write policy.json, after the parameters: it marks the run as finished."""
     write_json(run / RECORD, record)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if is_finished(path))
 
 
@@ -96,8 +96,8 @@ def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[
 
     Args:
         run: the run's folder.
-        record: of the run to come.
-        resume: False refuses a folder that holds a run.
+        record: record of the run about to start.
+        resume: False refuses a folder that already holds a run.
         fixed: keys of the record that a resumed run must share.
 
     Raises:
@@ -118,7 +118,7 @@ def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[
 
 
 def check_seed(seed: int) -> None:
-    """Raise InputError unless a run can be seeded so."""
+    """Raise InputError unless `seed` is a valid seed of a run."""
     if not 0 <= seed < 2**31:
         raise InputError(f"seed = {seed} is out of range; allowed: 0 to {2**31 - 1}")
 
@@ -126,7 +126,7 @@ def check_seed(seed: int) -> None:
 def new_record(
     agent: str, track: str, *, seed: int, settings: Config, sizes: dict[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Content of policy.json before the first step; `more` are further keys."""
+    """Return the content of policy.json before the first step; `more` holds further keys."""
     return {
         "schema_version": SCHEMA_VERSION,
         "agent": agent,
@@ -141,22 +141,22 @@ def new_record(
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of this package and of others, for records."""
+    """Return the versions of this package and of others, for records."""
     return {"edgerec_gym": __version__} | {name: version(name) for name in packages}
 
 
 def model_sizes(config: FeedConfig) -> dict[str, list[int]]:
-    """Shapes of what a model reads of an observation, by key: a run fits observations of its own sizes."""
+    """Return the shapes of the observation keys that a model reads; a run only fits these sizes."""
     layout = observation_layout(config, "joint")
     return {key: list(part.shape) for key, part in layout.items() if key in MODEL_KEYS}
 
 
 def check_sizes(run: Run, sizes: FeedConfig | dict[str, Any]) -> None:
-    """Raise InputError if a run was trained for observations of other sizes than those of a feed.
+    """Raise InputError if a run was trained for observations of other sizes than a feed's.
 
     Args:
-        run: what was trained.
-        sizes: the feed's config, or what its record holds under `sizes`.
+        run: the trained run.
+        sizes: the feed's config, or the `sizes` of a record.
     """
     trained = run.record["sizes"]
     for key, size in (model_sizes(sizes) if isinstance(sizes, FeedConfig) else sizes).items():

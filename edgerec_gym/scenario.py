@@ -1,13 +1,13 @@
-"""Scenario: a folder with the config, the catalogue and the users fitted on logs.
+"""Scenario folders: the config, the catalogue and the users fitted on logs.
 
 | file | content |
 | --- | --- |
-| scenario.json | schema version, config, provenance, fidelity figures, sha256 of the simulator's files |
+| scenario.json | schema version, config, provenance, fidelity figures, sha256 of the simulator files |
 | catalog.parquet | the items as the cloud ships them |
 | simulator.onnx | one step of the learned users |
 | simulator.safetensors | the weights of every ensemble member, and the table of session starts |
 
-No pickle anywhere. Loading validates and says which file is wrong.
+Nothing is pickled. Loading validates every file and names the one that is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
 SIMULATOR_FILES = ("simulator.onnx", "simulator.safetensors")
 KIND = "edgerec_gym scenario"
 
-# What a data set may be unable to tell; `logs.json` lists those that apply. The simulator then keeps
+# What a data set may not identify; `logs.json` lists the entries that apply. The simulator then keeps
 # the matching inputs at zero and does not fit the matching heads.
 UNIDENTIFIED = (
     "position",  # the order within a page is not the order on screen
@@ -39,7 +39,7 @@ UNIDENTIFIED = (
     "leave",  # the end of a session is not the user's decision
     "categories",
     "cards",  # goods only
-    "order_within_page",  # answers of one page are simultaneous: state moves between pages only
+    "order_within_page",  # answers within a page are simultaneous: state changes between pages only
 )
 
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # of scenario.json: type, and its name in messages
@@ -60,12 +60,12 @@ class Scenario:
     """A world to train and evaluate in.
 
     Attributes:
-        name: for messages and reports.
-        config: the feed; environments may override single fields.
+        name: name for messages and reports.
+        config: config of the feed; environments may override single fields.
         catalog: the items.
-        synthetic: the ground truth that the logs came from; None for real logs.
-        unidentified: what the logs could not tell (:data:`UNIDENTIFIED`).
-        provenance: where the logs came from, command and seed.
+        synthetic: ground truth that the logs came from; None for real logs.
+        unidentified: what the logs do not identify (:data:`UNIDENTIFIED`).
+        provenance: origin of the logs, command and seed.
         fidelity: figures of the fitted users on held-out sessions.
         path: the folder; None for a scenario without learned users.
     """
@@ -81,10 +81,10 @@ class Scenario:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Scenario:
-        """Load a shipped scenario by name or any scenario folder; each folder is read once.
+        """Load a shipped scenario by name, or any scenario folder; each folder is read once.
 
         Raises:
-            InputError: unknown name, missing or broken file, wrong schema version.
+            InputError: unknown name, missing or broken file, or wrong schema version.
         """
         folder = Path(name_or_path)
         if str(name_or_path) in SHIPPED:
@@ -98,17 +98,17 @@ class Scenario:
         return _load(folder.resolve(), stamp)
 
     def shifted(self, shift: str) -> Scenario:
-        """Return the same feed with other synthetic users, see :data:`~edgerec_gym.config.SHIFTS`.
+        """Return the same feed with other synthetic users (:data:`~edgerec_gym.config.SHIFTS`).
 
         Raises:
-            InputError: an unknown shift, or a scenario of real logs.
+            InputError: unknown shift, or a scenario fitted on real logs.
         """
         if self.synthetic is None:
             raise InputError(f"scenario {self.name!r} was fitted on real logs and has no synthetic users")
         return replace(self, synthetic=self.synthetic.shifted(shift))
 
     def save(self, folder: str | Path) -> None:
-        """Write catalogue and scenario.json (last) into a folder that already holds the simulator's files."""
+        """Write the catalogue, then scenario.json; the folder must already hold the simulator files."""
         folder = make_folder(folder)
         self.catalog.save(folder / "catalog.parquet")
         write_json(

@@ -1,4 +1,4 @@
-"""EdgeFeedSlate-v0: one step plays a plan of up to K slots. Single and vector environment."""
+"""EdgeFeedSlate-v0: one step plays a plan of up to K slots, as a single or a vector environment."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
 class EdgeFeedSlateVectorEnv(EdgeFeedVectorEnv):
-    """Many feeds, each playing a plan in a step; row i equals the single environment seeded `seed + i`.
+    """Many feeds that each play a plan per step; row i equals the single environment seeded `seed + i`.
 
-    Takes the arguments of :class:`~edgerec_gym.vector_env.EdgeFeedVectorEnv` but `track`. An action is a dict
-    of arrays, batch first: order (B, N), insert (B, K), request (B,); see :class:`EdgeFeedSlateEnv`.
+    Takes the arguments of :class:`~edgerec_gym.vector_env.EdgeFeedVectorEnv` except `track`. An action is a
+    dict of arrays, batch first: order (B, N), insert (B, K), request (B,); see :class:`EdgeFeedSlateEnv`.
 
-    Infos hold what :class:`EdgeFeedSlateEnv` tells in `info`, batch first (with `_key` masks as Gymnasium
-    does): arrays (B,), and (B, K) where it tells something of every slot.
+    Infos hold the entries of :class:`EdgeFeedSlateEnv`'s `info`, batch first (with Gymnasium's `_key` masks):
+    arrays (B,), or (B, K) for entries per slot.
     """
 
     batch: SlateBatch
@@ -45,56 +45,56 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
     """A feed on a phone, a plan of up to K slots at a time.
 
     ## Description
-    The device plans the next K = `slate_size` slots at once: how it would order the pool, where it would
-    insert cards, and whether it asks for a page. The plan is played slot by slot, as in EdgeFeed-v0, until
-    something happens that makes it stale (a *trigger*): an answered click, or a new page. A plan is
-    shorthand: the same actions one by one in EdgeFeed-v0 lead to the same states, bit for bit. EdgeRec,
-    CIKM'20 (arXiv 2005.08416).
+    The device plans the next K = `slate_size` slots at once: how to order the pool, where to insert cards,
+    and whether to request a page. The plan is played slot by slot, as in EdgeFeed-v0, until an event makes it
+    stale (a *trigger*): an answered click or a new page. A plan is shorthand: the same actions, one by one in
+    EdgeFeed-v0, lead to the same states, bit for bit. EdgeRec, CIKM'20 (arXiv 2005.08416).
 
     ## Action Space
     `Dict` of
 
     | key | space | meaning |
     | --- | --- | --- |
-    | order | Box(-1, 1, (N,)) float32 | scores: the unused pool row with the highest comes next |
+    | order | Box(-1, 1, (N,)) float32 | scores: the unused pool row with the highest score comes next |
     | insert | MultiDiscrete([M + 1] * K) | for each slot of the plan: 0 no card, m card row m - 1 |
-    | request | Discrete(2) | 1 requests a page with the first slot of the plan |
+    | request | Discrete(2) | 1 requests a page at the first slot of the plan |
 
-    Equal scores are placed in cloud order. Only their order counts, so any finite numbers are taken; NaN and
-    infinite scores raise InputError, as do cards and requests outside the space. The first slot of a plan
-    with a request is EdgeFeed-v0's request: keep (cloud order) stands there, `insert[0]` is not played.
+    Rows with equal scores are placed in cloud order. Only the order of the scores matters, so any finite
+    numbers are accepted. NaN and infinite scores raise InputError, as do cards and requests outside the
+    space. The first slot of a plan with a request equals EdgeFeed-v0's request: it plays keep (cloud order)
+    and ignores `insert[0]`.
 
     A card that is illegal when its slot comes, or an illegal request, is an invalid action as in EdgeFeed-v0:
-    keep is played there, the `invalid` term is paid, and the plan goes on. With `rules="penalty"` cards
-    against the rules are played and counted in `cost`.
+    keep is played there, the `invalid` term is paid, and the plan goes on. With `rules="penalty"`, cards that
+    break the rules are played and counted in `cost`.
 
     ## Observation Space
-    That of EdgeFeed-v0. `action_mask` (N + M + 1,), too: the pool rows, cards and the request that are legal
-    at the first slot of the plan. What is legal later depends on the plan itself: no mask can say it.
+    That of EdgeFeed-v0. `action_mask` (N + M + 1,) marks the pool rows, the cards and the request that are
+    legal at the first slot of the plan. What is legal later depends on the plan, so no mask can show it.
 
     ## Rewards
-    The sum of the slots' rewards, as are the terms in `info["reward_terms"]`. `info` also holds
+    Rewards, and the terms in `info["reward_terms"]`, are summed over the slots. `info` also holds
 
     | key | content |
     | --- | --- |
-    | slots | played, 1..K (0 after a reset) |
+    | slots | slots played, 1..K (0 after a reset) |
     | stopped_by | index into :data:`edgerec_gym.feed.slate.STOPPED_BY`: plan, page, click, end |
-    | invalid_action | an action of the plan was illegal |
+    | invalid_action | whether an action of the plan was illegal |
     | cost | violations under rules="penalty" |
     | request_sent | 0 none, 1 the policy's, 2 an automatic one |
-    | page_arrived | a page has come |
-    | positions | (K,) slots of the session, -1 where the plan had stopped, as in all that follow |
-    | placed_action, placed_item | (K,) index in EdgeFeed-v0 (request not counted), item |
-    | invalid_positions | (K,) the action was illegal |
-    | answered_item, clicked, purchased | (K,) the card answered in that slot and what the user did |
+    | page_arrived | whether a page has arrived |
+    | positions | (K,) slots of the session; -1 after the plan has stopped |
+    | placed_action, placed_item | (K,) index in EdgeFeed-v0 (request not counted), item; likewise -1 |
+    | invalid_positions | (K,) whether the action was illegal |
+    | answered_item, clicked, purchased | (K,) the card answered in that slot (-1 none), what the user did |
     | click_probability, purchase_probability | (K,) of that card, 0 if none |
-    | uncertainty | (K,) about that click, if asked for |
+    | uncertainty | (K,) of that click, if enabled |
 
     ## Starting State
-    As in EdgeFeed-v0, whose episodes these are.
+    As in EdgeFeed-v0; the episodes are the same.
 
     ## Episode End
-    Terminated when the user leaves; truncated at `max_slots` slots. A plan is not finished then.
+    Terminated when the user leaves; truncated at `max_slots` slots. Either cuts a plan short.
 
     ## Arguments
     Those of :class:`~edgerec_gym.env.EdgeFeedEnv`, e.g. `slate_size`.

@@ -1,7 +1,7 @@
-"""Action index layout and observation spaces, derived from FeedConfig.
+"""Action layout and observation spaces, derived from FeedConfig.
 
-Observations of a whole batch live in one float32 buffer, a row an environment, keys side by side; a
-fresh copy is one memory copy, and each key is a view into it (:func:`observation_dtype`).
+The observations of a batch live in one float32 buffer, with one row per environment and the keys side by
+side. A fresh copy is one memory copy, and each key is a view into it (:func:`observation_dtype`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODEL_KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  #
 N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
 LEAST_CTR = 1e-4  # base ctr is clipped to LEAST_CTR .. 1 - LEAST_CTR before its logit is taken
 
-# Columns of `context`; share used and slots since the last card follow, one column a card type each.
+# Columns of `context`; then, one column per card type each: share used, slots since the last card.
 CONTEXT = (
     "slot",  # / max_slots
     "exposures",  # so far, / max_slots
@@ -40,7 +40,7 @@ CONTEXT = (
 
 
 def n_actions(config: FeedConfig, track: str) -> int:
-    """Number of actions of a track."""
+    """Return the number of actions of a track."""
     return {
         "joint": config.pool_size + config.n_cards + 1,
         "rerank": config.pool_size,
@@ -56,13 +56,13 @@ def _known(track: str) -> str:
 
 
 def context_size(config: FeedConfig) -> int:
-    """Number of context columns (C)."""
+    """Return the number of context columns (C)."""
     return len(CONTEXT) + 2 * len(config.card_types)
 
 
 @lru_cache(maxsize=64)
 def observation_dtype(config: FeedConfig, track: str) -> np.dtype:
-    """Structured dtype of one observation row; float32 keys first, then the int8 mask, padded to 4 bytes."""
+    """Return the structured dtype of an observation row: float32 keys, int8 mask, padded to 4 bytes."""
     features, types = config.n_item_features, config.n_types
     actions = n_actions(config, track)
     return np.dtype(
@@ -81,13 +81,13 @@ def observation_dtype(config: FeedConfig, track: str) -> np.dtype:
 
 
 def observation_keys(config: FeedConfig) -> tuple[str, ...]:
-    """Keys of the observation; `screen` is left out where nothing is ever on it (lookahead 0)."""
+    """Return the keys of the observation; `screen` is left out if it is always empty (lookahead 0)."""
     keys = ("user", "pool", "cards", "exposures", "page_views", "screen", "context", "action_mask")
     return tuple(k for k in keys if k != "screen" or config.lookahead)
 
 
 class KeyLayout(NamedTuple):
-    """Where a key lies in an observation row: bytes from its start, and as NumPy describes an array."""
+    """Where a key lies in an observation row: NumPy dtype, shape, offset and strides in bytes."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -96,7 +96,7 @@ class KeyLayout(NamedTuple):
 
 
 def observation_layout(config: FeedConfig, track: str) -> dict[str, KeyLayout]:
-    """Layout of every key of the observation."""
+    """Return the layout of every key of the observation."""
     fields: Any = observation_dtype(config, track).fields
     layout = {}
     for key in observation_keys(config):
@@ -106,7 +106,7 @@ def observation_layout(config: FeedConfig, track: str) -> dict[str, KeyLayout]:
 
 
 def observation_space(config: FeedConfig, track: str) -> spaces.Dict:
-    """Observation space of one environment: float32 in finite bounds, the mask int8."""
+    """Return the observation space of one environment: bounded float32, and the int8 mask."""
     signed = config.embedding_size  # embeddings lie in -1..1, everything else in 0..1
     keys: dict[str, spaces.Space] = {}
     for key, (base, shape, *_) in observation_layout(config, track).items():
@@ -120,12 +120,12 @@ def observation_space(config: FeedConfig, track: str) -> spaces.Dict:
 
 
 def action_space(config: FeedConfig, track: str) -> spaces.Discrete:
-    """Action space of one environment."""
+    """Return the action space of one environment."""
     return spaces.Discrete(n_actions(config, track))
 
 
 def slate_action_space(config: FeedConfig) -> spaces.Dict:
-    """Action space of EdgeFeedSlate-v0: scores of the pool rows, a card or none for each slot, a request."""
+    """Return the action space of EdgeFeedSlate-v0: pool scores, a card or none per slot, a request."""
     return spaces.Dict(
         {
             "order": spaces.Box(-1, 1, (config.pool_size,), np.float32),
@@ -136,32 +136,32 @@ def slate_action_space(config: FeedConfig) -> spaces.Dict:
 
 
 class FeedSizes(Protocol):
-    """The sizes that an encoder needs to know: a FeedConfig has them, and an observation space tells them."""
+    """The sizes that an encoder needs, from a FeedConfig or an observation space."""
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of an item embedding (d)."""
+        """Size of an item embedding (d)."""
 
     @property
     def n_item_features(self) -> int:
-        """Item features (F)."""
+        """Number of item features (F)."""
 
     @property
     def n_types(self) -> int:
-        """Card types with goods (T)."""
+        """Number of card types, goods included (T)."""
 
     @property
     def exposure_history(self) -> int:
-        """Rows of `exposures`."""
+        """Number of rows of `exposures`."""
 
     @property
     def page_view_history(self) -> int:
-        """Rows of `page_views`."""
+        """Number of rows of `page_views`."""
 
 
 @dataclass(frozen=True)
 class ObservationSizes:
-    """What an observation space tells of the feed's sizes."""
+    """The sizes of a feed, as read from its observation space."""
 
     n_pool: int
     n_cards: int
@@ -175,7 +175,7 @@ class ObservationSizes:
 
     @classmethod
     def from_space(cls, observation_space: spaces.Dict) -> ObservationSizes:
-        """Read the sizes of EdgeFeed-v0 or of one of its tracks."""
+        """Read the sizes from the space of EdgeFeed-v0 or of one of its tracks."""
         shapes = {key: space.shape or () for key, space in observation_space.spaces.items()}
         n_pool, n_features = shapes["pool"]
         return cls(
@@ -192,5 +192,5 @@ class ObservationSizes:
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of an item embedding (d)."""
+        """Size of an item embedding (d)."""
         return self.n_item_features - N_SCALARS

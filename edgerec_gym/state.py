@@ -1,7 +1,7 @@
-"""FeedArrays: everything the feed's dynamics read and write, a struct of arrays, batch first.
+"""FeedArrays: everything the feed's dynamics read and write, as a struct of arrays, batch first.
 
-B environments, N pool rows, M cards, F item features, T card types with goods, L lookahead, d embedding size,
-W = max(5, L + 3) cards in the window. Kernels and Python read the same arrays as attributes.
+B environments, N pool rows, M cards, F item features, T card types (goods included), L lookahead, d embedding
+size, W = max(5, L + 3) cards in the window. Kernels and Python read the same arrays as attributes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgerec_gym.spaces import TRACKS, observation_dtype
 
 REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave", "uncertainty")
 NO_ITEM = -1
-UNUSED = -1  # an empty place of the set of shown items
+UNUSED = -1  # an empty place in the set of shown items
 
 
 class FeedArrays(NamedTuple):
@@ -48,7 +48,7 @@ class FeedArrays(NamedTuple):
     n_exposure_rows: int
     n_page_view_rows: int
     lookahead: int
-    newest: int  # place of the newest card in the window; the focused card stands at FOCUSED
+    newest: int  # place of the newest card in the window; the focused card is at FOCUSED
     page_size: int
     latency: int
     budget: int  # -1 = unlimited
@@ -77,33 +77,33 @@ class FeedArrays(NamedTuple):
     exposures: Int32Vector  # (B,), cards answered so far
     page_views: Int32Vector  # (B,)
     last_page_view: Int32Vector  # (B,), slot; -1 if none
-    last_clicked: Int32Vector  # (B,), 1 if the card answered last was clicked
+    last_clicked: Int32Vector  # (B,), 1 if the last answered card was clicked
     hour: Int32Vector  # (B,)
     page: Int32Vector  # (B,), pages arrived so far - 1
     page_age: Int32Vector  # (B,), slots placed since the page arrived
     page_requested: Int32Vector  # (B,), 1 if the policy asked for it
     wire: Int32Vector  # (B,), slots until the page on the wire arrives; 0 = none
     wire_requested: Int32Vector  # (B,)
-    requests: Int32Vector  # (B,), asked for by the policy
+    requests: Int32Vector  # (B,), requests by the policy so far
     pool_items: Int32Matrix  # (B, N), -1 once used
     card_items: Int32Matrix  # (B, M)
     type_count: Int32Matrix  # (B, T), cards placed per type
     type_last: Int32Matrix  # (B, T), slot of the last card of the type; -1 if none
     shown: Int32Matrix  # (B, H), hash set of the items placed this session
-    window_cards: Float32Cube  # (B, W, F + T), last placed cards, the newest at `newest`, then zeros
+    window_cards: Float32Cube  # (B, W, F + T), the last placed cards, the newest at `newest`, then zeros
     window_items: Int32Matrix  # (B, W), -1 where absent
     window_age: Int32Matrix  # (B, W), page_age when placed
     window_requested: Int32Matrix  # (B, W), page_requested when placed
     window_page: Float32Cube  # (B, W, 5), page_summary when placed
-    page_summary: Float32Matrix  # (B, 5), of the page that arrived last (answers.py)
-    interest: Float64Matrix  # (B, d), decayed evidence of behaviour, on the device
-    known_interest: Float64Matrix  # (B, d), what of it has reached the cloud
-    wire_interest: Float64Matrix  # (B, d), what the page on the wire is built from
+    page_summary: Float32Matrix  # (B, 5), of the last page to arrive (answers.py)
+    interest: Float64Matrix  # (B, d), decayed evidence from behaviour, on the device
+    known_interest: Float64Matrix  # (B, d), interest as last uploaded to the cloud
+    wire_interest: Float64Matrix  # (B, d), interest that the page on the wire is built from
     # --- between the phases of a step -----------------------------------------------------------
     focus_active: BoolVector  # (B,)
     focus_context: Float32Matrix  # (B, 8)
     response: Float32Matrix  # (B, 21)
-    uncertainty: Float32Vector  # (B,), of learned users about the click of the card answered last
+    uncertainty: Float32Vector  # (B,), of learned users about the click on the last answered card
     # --- outcome of the last step ---------------------------------------------------------------
     reward: Float64Vector  # (B,)
     reward_terms: Float64Matrix  # (B, 7)
@@ -116,11 +116,11 @@ class FeedArrays(NamedTuple):
     sent: Int32Vector  # (B,), 0 nothing, 1 the policy's request, 2 an automatic one
     arrived: BoolVector  # (B,), a page arrived
     # --- workspace ------------------------------------------------------------------------------
-    ranking: Ranking  # a row a worker thread
+    ranking: Ranking  # one row per worker thread
 
 
 def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking: Ranking) -> FeedArrays:
-    """Make the zeroed arrays of `num_envs` environments."""
+    """Allocate zeroed arrays for `num_envs` environments."""
     batch, features, types_ = num_envs, config.n_item_features, config.n_types
     dtype = observation_dtype(config, track)
     offsets = {name: place[1] for name, place in (dtype.fields or {}).items()}

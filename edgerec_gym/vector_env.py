@@ -23,7 +23,7 @@ from edgerec_gym.users import make_users
 
 
 class EdgeFeedVectorEnv(VectorEnv):
-    """Many feeds stepped by one kernel call; row i equals the single environment seeded `seed + i`.
+    """Many feeds, stepped by one kernel call; row i equals the single environment seeded `seed + i`.
 
     Args:
         num_envs: number of environments.
@@ -31,27 +31,26 @@ class EdgeFeedVectorEnv(VectorEnv):
         scenario: a shipped name, a scenario folder, or a Scenario.
         users: "learned" (the simulator fitted on logs), "synthetic" (the hidden ground truth), or your own
             :class:`~edgerec_gym.answers.UserModel`, which serves one environment at a time.
-        split: "log", "train" or "eval"; their episodes never meet.
-        autoreset_mode: NEXT_STEP (the step after an end resets, its action is ignored), SAME_STEP (the
-            ended row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
+        split: "log", "train" or "eval"; their episodes never overlap.
+        autoreset_mode: NEXT_STEP (the step after an end resets and ignores its action), SAME_STEP (the ended
+            row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
             `reset(options={"reset_mask": mask})`).
-        copy: hand out fresh arrays; False reuses those of observation and infos: the next step overwrites
-            them.
-        threads: worker threads for large batches; results do not depend on it.
+        copy: return fresh arrays; with False, the next step overwrites the observation and infos.
+        threads: worker threads for large batches; results do not depend on their number.
         render_mode: None, "ansi" (text), "rgb_array" (each row as a phone, 760 x 390 pixels) or "human" (a
             window with the first three).
-        uncertainty: let learned users tell in `infos` how far the ensemble disagrees about the click of the
-            card answered last (a standard deviation; several times slower).
+        uncertainty: report in `infos` how far the ensemble of learned users disagrees about the click on the
+            last answered card (a standard deviation; several times slower).
         members: networks of the ensemble that an episode of learned users draws from; None for all.
-        shift: synthetic users with other parameters, of :data:`~edgerec_gym.config.SHIFTS`; None for those
-            that the scenario's logs came from.
+        shift: name in :data:`~edgerec_gym.config.SHIFTS` of synthetic users with other parameters; None for
+            the users that the scenario's logs came from.
         **config: any FeedConfig field, e.g. `pool_size=60`.
 
-    Infos hold arrays of length `num_envs` (with `_key` masks as Gymnasium does): `action_mask`,
-    `reward_terms` (a dict of arrays, in reward units), `invalid_action`, `cost`, `click_probability` and
+    Infos hold arrays of length `num_envs` (with Gymnasium's `_key` masks): `action_mask`, `reward_terms` (a
+    dict of arrays, in reward units), `invalid_action`, `cost`, `click_probability` and
     `purchase_probability` of the card answered in this step (0 if none), `page_arrived`, `request_sent`
-    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`; `uncertainty` if asked
-    for.
+    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`, and `uncertainty` if
+    enabled.
     """
 
     metadata = {
@@ -89,7 +88,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         self.scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
         if shift is not None:
             if users != "synthetic":
-                raise InputError("a shift is of synthetic users only")
+                raise InputError("shift applies to synthetic users only")
             self.scenario = self.scenario.shifted(shift)
         self.config = self.scenario.config.replace(**config)
         self.users = make_users(users, self.scenario, self.config, uncertainty, members)
@@ -101,7 +100,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = observation_space(self.config, track)
         self.single_action_space = action_space(self.config, track)
-        self._ended = np.zeros(num_envs, np.bool_)  # rows that wait for a reset
+        self._ended = np.zeros(num_envs, np.bool_)  # rows waiting for a reset
         self._all = np.ones(num_envs, np.bool_)
         self._all.flags.writeable = False
         self._outcomes = dict(self.batch.outcomes)
@@ -117,7 +116,7 @@ class EdgeFeedVectorEnv(VectorEnv):
 
     @cached_property
     def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
-        """Space of the whole batch; made when asked for, its bounds are twice as large as an observation."""
+        """Space of the whole batch; made on demand, since its bounds take twice an observation's memory."""
         return batch_space(self.single_observation_space, self.num_envs)
 
     @cached_property
@@ -188,7 +187,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         if not same_step:
             return observation, rewards, terminated, truncated, self._infos(observation)
         rows = np.flatnonzero(self._ended)
-        infos = self._infos(observation, copy=self.copy or len(rows) > 0)  # the reset writes over the rest
+        infos = self._infos(observation, copy=self.copy or len(rows) > 0)  # a reset overwrites the originals
         if len(rows):
             self._add_final(infos, rows)
             batch.reset(rows)
@@ -198,7 +197,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         return observation, rewards, terminated, truncated, infos
 
     def _add_final(self, infos: dict[str, Any], rows: np.ndarray) -> None:
-        """Enter the last observation and info of rows that have ended, before they are reset."""
+        """Add the last observation and info of rows that have ended, before they are reset."""
         ended = self._ended.copy()
         final = self.batch.observations_of(rows)
         observations = np.full(self.num_envs, None, object)
@@ -212,7 +211,7 @@ class EdgeFeedVectorEnv(VectorEnv):
     def _infos(
         self, observation: dict[str, np.ndarray], rows: np.ndarray | None = None, copy: bool | None = None
     ) -> dict[str, Any]:
-        """Everything of the last step that is not in the observation; `rows` marks rows just reset."""
+        """Return the infos of the last step; `rows` restricts the masks to rows that were just reset."""
         copy = self.copy if copy is None else copy
         terms = self.batch.reward_terms.copy() if copy else self.batch.reward_terms
         infos: dict[str, Any] = {
@@ -234,24 +233,24 @@ class EdgeFeedVectorEnv(VectorEnv):
         return a.observation_bytes[:, a.mask_at : a.mask_at + self.batch.n_actions] != 0
 
     def action_masks(self) -> np.ndarray:
-        """Return the legal actions of every row, (B, A) bool; the sb3-contrib name."""
+        """Return the legal actions of every row, (B, A) bool; sb3-contrib expects this name."""
         return self._mask()
 
     def render(self) -> tuple[Any, ...] | None:
         """Return each row's screen: text with "ansi", a frame (760, 390, 3) uint8 with "rgb_array".
 
-        None without a render mode, and with "human": the window is up to date after every step.
+        Return None without a render mode, and with "human", where the window follows every step.
         """
         return None if self._renderer is None else self._renderer.render()
 
     def screen(self, row: int = 0) -> Screen:
-        """Return what stands on one row's screen, in plain values; InputError without a render mode."""
+        """Return what is on one row's screen as plain values; InputError without a render mode."""
         if self._renderer is None:
-            raise InputError(f"screens are recorded with a render_mode only: {', '.join(RENDER_MODES)}")
+            raise InputError(f"screens need a render_mode; allowed: {', '.join(RENDER_MODES)}")
         return self._renderer.recorder.screen(row)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Stop the worker threads, close the window."""
+        """Stop the worker threads and close the window."""
         self.batch.close()
         if self._renderer is not None:
             self._renderer.close()

@@ -1,4 +1,4 @@
-"""stable-baselines3 VecEnv straight over the batch: no wrapper and no process per environment."""
+"""A stable-baselines3 VecEnv directly over the batch, without a wrapper or process per environment."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def make_vec_env(
 
     Args:
         id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request"; not
-            EdgeFeedSlate-v0, whose actions stable-baselines3 has no algorithm for.
+            EdgeFeedSlate-v0, since stable-baselines3 has no algorithm for its actions.
         num_envs: number of environments.
-        seed: row i of the first reset is seeded `seed + i`; None draws one.
+        seed: row i of the first reset is seeded `seed + i`; None draws a seed.
         scenario: as in EdgeFeedVectorEnv.
         users: as in EdgeFeedVectorEnv.
-        **kwargs: other arguments of EdgeFeedVectorEnv, any FeedConfig field among them.
+        **kwargs: other arguments of EdgeFeedVectorEnv, including any FeedConfig field.
 
     Raises:
-        MissingExtraError: stable-baselines3 is not installed (when this module is imported).
-        InputError: as EdgeFeedVectorEnv.
+        MissingExtraError: stable-baselines3 is not installed (raised when this module is imported).
+        InputError: as in EdgeFeedVectorEnv.
     """
     track = track_of(id_or_track)
     if track == SLATE:
         raise InputError(
-            "stable-baselines3 takes no plans (its algorithms have no Dict actions): use EdgeFeed-v0, or "
+            "stable-baselines3 takes no plans (it has no algorithms for Dict actions): use EdgeFeed-v0, or "
             "EdgeFeedSlate-v0 with gym.make_vec"
         )
     venv = EdgeFeedVectorEnv(
@@ -67,10 +67,10 @@ def make_vec_env(
 
 
 class FeedVecEnv(VecEnv):
-    """A batch of feeds as stable-baselines3 wants it, action masks included.
+    """A batch of feeds as a stable-baselines3 VecEnv, action masks included.
 
-    An `info` is empty except in rows that just ended: those have "terminal_observation",
-    "TimeLimit.truncated" and, as from VecMonitor, "episode" with return r, length l and seconds t. The
+    Each `info` is empty except in rows that just ended. Those have "terminal_observation",
+    "TimeLimit.truncated" and, as with VecMonitor, "episode" with return r, length l and seconds t. The
     observation returned for such a row is the first of its next episode.
 
     Args:
@@ -105,7 +105,7 @@ class FeedVecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take the actions, (B,) whole numbers, for :meth:`step_wait`."""
+        """Store the actions, (B,) whole numbers, for :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -134,7 +134,7 @@ class FeedVecEnv(VecEnv):
         self.venv.close()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute once for each of the rows; they share one batch, so the values are equal."""
+        """Return an attribute once per row; the rows share one batch, so the values are equal."""
         single = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
         value = getattr(self.venv, single.get(attr_name, attr_name))
         return [value for _ in self._get_indices(indices)]
@@ -146,11 +146,11 @@ class FeedVecEnv(VecEnv):
         setattr(self.venv, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Indices = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batch once and return each row's part (all of it, if it is not by row)."""
+        """Call a method of the batch once and return each row's part, or all of it if it is not per row."""
         result = getattr(self.venv, method_name)(*args, **kwargs)
         by_row = isinstance(result, (np.ndarray, tuple, list)) and len(result) == self.num_envs
         return [result[row] if by_row else result for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
-        """Tell whether rows are wrapped; True for Monitor, whose "episode" entry is in the infos."""
+        """Return whether rows are wrapped; True for Monitor, since the infos hold its "episode" entry."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]

@@ -1,1 +1,1 @@
-"""The cloud: catalogue, retrieval, pages on their way."""
+"""The cloud: catalogue, retrieval, and pages in transit."""

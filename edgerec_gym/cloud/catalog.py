@@ -1,4 +1,4 @@
-"""The catalogue: what the cloud knows of every item. Rows are sorted by (card type, category)."""
+"""The catalogue: what the cloud knows about every item. Rows are sorted by (card type, category)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Catalog:
     """Items as the cloud ships them (n items, d embedding size).
 
     Attributes:
-        embeddings: (n, d) float32, each of length 1 or 0.
+        embeddings: (n, d) float32, each of length 1, or 0 if unknown.
         scalars: (n, 4) float32; price level in 0..1, base click logit in -20..20, base conversion
             score in 0..1, freshness in 0..1.
         card_type: (n,) int32; 0 = goods, k = card_types[k - 1].
-        category: (n,) int32 from 0.
-        names: (n,) int64 the data set's own item ids.
+        category: (n,) int32, from 0.
+        names: (n,) int64, the data set's own item ids.
     """
 
     embeddings: np.ndarray
@@ -64,7 +64,7 @@ class Catalog:
         category: np.ndarray,
         names: np.ndarray,
     ) -> tuple[Catalog, np.ndarray]:
-        """Sort by (card type, category); returns the catalogue and the order that was applied."""
+        """Sort items by (card type, category); returns the catalogue and the order applied."""
         order = np.lexsort((names, category, card_type))
         catalog = cls(
             np.ascontiguousarray(embeddings[order], np.float32),

@@ -1,8 +1,8 @@
-"""How a page is built: score items of the best categories, order them, take the best by quota.
+"""How a page is built: score items of the best categories, sort them, take the best by quota.
 
-The catalogue is sorted by category, so a category is a list of neighbours: its centroid is matched with the
-query first, then at most `scan_limit` of its items. The cost depends neither on the number of environments
-nor on the size of the catalogue.
+The catalogue is sorted by category, so the items of a category are contiguous. The query is matched with the
+centroids first, then with at most `scan_limit` items of each of the best categories. The cost depends neither
+on the number of environments nor on the size of the catalogue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgerec_gym.state import NO_ITEM, UNUSED
 
 WAS_SHOWN, LEFT_BY_QUOTA, TAKEN = range(3)
 PRICE_LEVEL, BASE_LOGIT, BASE_CVR, FRESHNESS = range(4)  # columns of an item's scalars, after the embedding
-N_MEANS = 4  # the same columns of a page's summary
+N_MEANS = 4  # the same columns in a page's summary
 MOST_LOGIT = math.log(1 / LEAST_CTR - 1)
 
 
@@ -55,9 +55,9 @@ def mark_shown(feed, row, item):
 
 @kernel
 def _form_query(feed, cloud, row, worker):
-    """What the cloud looks for: its score of an embedding is the product with it, in logits.
+    """Form the cloud's query; its product with an embedding is the score in logits.
 
-    Little evidence of recent behaviour counts little, much evidence counts as a direction.
+    Little evidence from recent behaviour has little weight; much evidence counts as a direction.
     """
     length = 0.0
     for k in range(feed.n_embedding):
@@ -70,7 +70,7 @@ def _form_query(feed, cloud, row, worker):
 
 @product_kernel
 def _match(query, worker, vectors, i, size):
-    """Score in logits of one embedding."""
+    """Return the score of one embedding, in logits."""
     total = np.float32(0.0)
     for k in range(size):
         total += query[worker, k] * vectors[i, k]
@@ -79,7 +79,7 @@ def _match(query, worker, vectors, i, size):
 
 @kernel
 def build_page(feed, cloud, row, worker):
-    """Replace the pool and the cards of a row by a fresh page that repeats no item already shown."""
+    """Replace the pool and the cards of a row with a fresh page that repeats no item already shown."""
     _form_query(feed, cloud, row, worker)
     found = _scan_groups(feed, cloud, row, worker)
     _fill_pool(feed, cloud, row, worker, found)
@@ -88,7 +88,7 @@ def build_page(feed, cloud, row, worker):
 
 @kernel
 def _scan_groups(feed, cloud, row, worker):
-    """Score at most `scan_limit` items, from a random one on, of each of the best groups; how many."""
+    """Score up to `scan_limit` items of each of the best groups, from a random one on; returns how many."""
     ranking, key, slot, size = feed.ranking, feed.key[row], feed.slot[row], feed.n_embedding
     n_groups, enough = cloud.centroids.shape[0], feed.n_pool + slot  # `slot` items may have been shown
     for g in range(n_groups):
@@ -112,7 +112,7 @@ def _scan_groups(feed, cloud, row, worker):
 
 @kernel
 def _take_best(values, worker, n):
-    """Index of the largest value, which is struck out."""
+    """Return the index of the largest value, and strike it out."""
     best = 0
     for g in range(1, n):
         if values[worker, g] > values[worker, best]:
@@ -123,7 +123,7 @@ def _take_best(values, worker, n):
 
 @kernel
 def _scan(cloud, ranking, worker, key, slot, first, n_items, found, size, group):
-    """Score neighbouring catalogue rows; in two loops, since only the second one is integer work."""
+    """Score contiguous catalogue rows, in two loops, since only the second one is integer work."""
     for j in range(n_items):
         i = first + j
         score = _match(ranking.query, worker, cloud.items, i, size) + cloud.items[i, size + BASE_LOGIT]
@@ -139,7 +139,7 @@ def _scan(cloud, ranking, worker, key, slot, first, n_items, found, size, group)
 
 @kernel
 def _fill_pool(feed, cloud, row, worker, found):
-    """Best first, at most `quota` of one category while others can fill the page."""
+    """Fill the pool best first, with at most `quota` of one category while others can fill the page."""
     for k in range(N_MEANS):
         feed.page_summary[row, k] = 0.0
     ranking, n_pool = feed.ranking, feed.n_pool
@@ -165,7 +165,7 @@ def _fill_pool(feed, cloud, row, worker, found):
 
 @kernel
 def _add_to_summary(feed, cloud, row, item, score):
-    """Count one of the page's first candidates in the means of the page."""
+    """Add one of the page's first candidates to the means of the page."""
     at, share = feed.n_embedding, 1.0 / feed.page_size
     logit = min(max(score + cloud.score_offset, -MOST_LOGIT), MOST_LOGIT)
     feed.page_summary[row, PRICE_LEVEL] += share * cloud.items[item, at + PRICE_LEVEL]
@@ -176,7 +176,7 @@ def _add_to_summary(feed, cloud, row, item, score):
 
 @kernel
 def _take_by_quota(feed, cloud, row, worker, found, quota):
-    """Mark what the page takes of the ordered candidates; how many it looked at, how many places are left."""
+    """Mark the sorted candidates that the page takes; returns how many it looked at and places left."""
     ranking, left, at = feed.ranking, feed.n_pool, 0
     for g in range(cloud.centroids.shape[0]):
         ranking.group_taken[worker, g] = 0
@@ -198,7 +198,7 @@ def _take_by_quota(feed, cloud, row, worker, found, quota):
 
 @kernel
 def _fill_cards(feed, cloud, row, worker):
-    """Card row m gets the best of a random handful of items of type 1 + m mod (T - 1)."""
+    """Fill each card row m with the best of a random handful of items of type 1 + m mod (T - 1)."""
     key, slot, size = feed.key[row], feed.slot[row], feed.n_embedding
     width, tries = feed.n_features + feed.n_types, cloud.scan_limit // 4
     for m in range(feed.n_cards):

@@ -1,10 +1,11 @@
 """The cloud: builds a page from the catalogue with its own stale estimate of the user.
 
-It knows the long-term estimate that it ships, and the behaviour that has been synchronised when the
-request was *sent*: with `sync="page"` a request carries all behaviour so far, with "periodic" behaviour is
-uploaded every `sync_period` slots and requests carry none, with "incremental" after every slot (the same
-pages as "page", at more traffic). Retrieval probes the best categories and scans at most `scan_limit` items
-of each, so its cost depends neither on the number of environments nor, beyond that, on the catalogue.
+It knows the long-term estimate that it ships and the behaviour that was synchronised when the request was
+*sent*. With `sync="page"` a request carries all behaviour so far. With "periodic" behaviour is uploaded every
+`sync_period` slots and requests carry none. With "incremental" it is uploaded after every slot, which gives
+the same pages as "page" at the cost of more traffic. Retrieval probes the best categories and scans at most
+`scan_limit` items of each, so its cost does not depend on the number of environments and hardly on the size
+of the catalogue.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ SYNC_PAGE, SYNC_PERIODIC, SYNC_INCREMENTAL = range(len(SYNC_MODES))
 
 
 class CloudArrays(NamedTuple):
-    """The catalogue (n items in G groups of one card type and category) and the cloud's numbers."""
+    """The catalogue (n items in G groups of one card type and category) and the cloud's settings."""
 
     items: Float32Matrix  # (n, d + 4): embedding, price level, base logit, base cvr, freshness
     group_bounds: Int64Vector  # (G + 1,), rows of the catalogue
-    centroids: Float32Matrix  # (Gg, d), of the groups of goods
+    centroids: Float32Matrix  # (Gg, d), centroids of the groups of goods
     type_bounds: Int64Vector  # (T + 1,), rows of the catalogue
     sync: int
     sync_period: int
@@ -54,7 +55,7 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
     goods = int((catalog.card_type[group_bounds[:-1]] == 0).sum())
     sizes = np.diff(group_bounds)
     sums = np.add.reduceat(catalog.embeddings, group_bounds[:goods], axis=0, dtype=np.float64)
-    if goods < len(sizes):  # reduceat lets the last group run on to the end
+    if goods < len(sizes):  # reduceat sums the last group to the end of the array
         sums[-1] = catalog.embeddings[group_bounds[goods - 1] : group_bounds[goods]].sum(axis=0)
     if catalog.card_type.max() >= config.n_types:
         raise InputError(
@@ -79,7 +80,7 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
 
 
 def cloud_ranking(cloud: CloudArrays, config: FeedConfig, workers: int) -> Ranking:
-    """Workspace for building pages in some worker threads at once."""
+    """Allocate the workspace for building pages in `workers` threads at once."""
     numbers = config.cloud
     enough = max(numbers.probed_categories * numbers.scan_limit, config.pool_size + config.max_slots)
     capacity = min(enough + numbers.scan_limit, len(cloud.items))
@@ -88,7 +89,7 @@ def cloud_ranking(cloud: CloudArrays, config: FeedConfig, workers: int) -> Ranki
 
 @kernel
 def upload(feed, row):
-    """All behaviour so far reaches the cloud."""
+    """Upload all behaviour so far to the cloud."""
     for k in range(feed.n_embedding):
         feed.known_interest[row, k] = feed.interest[row, k]
 
@@ -106,7 +107,7 @@ def send(feed, cloud, row, requested):
 
 @kernel
 def receive(feed, row):
-    """The page on the wire has arrived (the caller builds it) and restarts the count to the next one."""
+    """Record the arrival of the page on the wire, which the caller builds, and reset the page age."""
     feed.page[row] += 1
     feed.page_age[row] = 0
     feed.page_requested[row] = feed.wire_requested[row]

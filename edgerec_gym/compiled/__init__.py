@@ -1,1 +1,1 @@
-"""What compiled code stands on: kernels, arrays, worker threads, random numbers, selection."""
+"""Foundations of compiled code: kernels, arrays, worker threads, random numbers, selection."""

@@ -1,9 +1,9 @@
 """Named tuples of arrays as arguments of kernels: one address instead of seventy arrays.
 
-A kernel reads `feed.slot[row]` as Python does. Behind it stands a table of addresses and shapes that never
+A kernel reads `feed.slot[row]` as Python does. Underneath is a table of addresses and shapes that never
 changes, so the compiler may keep what it has read (LLVM's invariant loads). The arrays that a kernel sees are
-bare C-contiguous memory: nothing counts references, and an index is never negative, without which numba's own
-arrays cannot be vectorised when an index is computed.
+bare C-contiguous memory without reference counts or negative indices. With numba's own arrays, possible
+negative indices prevent vectorisation wherever an index is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numba.np.numpy_support import as_dtype
 
 
 class BareArrayType(types.Type):
-    """C-contiguous memory of `ndim` dimensions; indices are not negative and not checked."""
+    """C-contiguous memory of `ndim` dimensions; indices must not be negative and are not checked."""
 
     def __init__(self, dtype: types.Type, ndim: int) -> None:
         self.dtype, self.ndim = dtype, ndim
@@ -85,10 +85,10 @@ def table_type(owner: type) -> TableType:
 
 
 class AddressTable:
-    """What kernels read of a named tuple: numbers, addresses and shapes; keeps the arrays alive.
+    """A named tuple as kernels read it: numbers, addresses and shapes; keeps the arrays alive.
 
     Attributes:
-        address: of the table; hand it to an entry point, which calls the :func:`reader` of the class on it.
+        address: address of the table, for an entry point, which calls the class's :func:`reader` on it.
     """
 
     def __init__(self, values: NamedTuple) -> None:
@@ -114,7 +114,7 @@ class AddressTable:
 
 
 def reader(owner: type) -> Any:
-    """Return the kernel that turns the address of a table into the arrays of `owner`."""
+    """Return the intrinsic that turns the address of a table into the arrays of `owner`."""
     kind = table_type(owner)
 
     @intrinsic
@@ -127,7 +127,7 @@ def reader(owner: type) -> Any:
     return read
 
 
-# --- what numba has to know --------------------------------------------------------------------------------
+# --- numba extension ----------------------------------------------------------------------------------------
 
 register_model(TableType)(models.OpaqueModel)
 
@@ -181,7 +181,7 @@ def _lower_member(context, builder, kind, table, name):
 
 
 def _element_of(kind, index):
-    """Type of kind[index], or None if that is no way to index it."""
+    """Return the type of kind[index], or None if the index does not fit."""
     indices: Any = index if isinstance(index, types.BaseTuple) else [index]
     if not isinstance(kind, BareArrayType) or not all(isinstance(i, types.Integer) for i in indices):
         return None
@@ -206,7 +206,7 @@ class _SetItem(AbstractTemplate):
 
 
 def _locate(context, builder, kind, array, index_kind, index):
-    """Pointer to array[index], and the sizes of the dimensions that are left."""
+    """Return the pointer to array[index] and the sizes of the remaining dimensions."""
     kinds: Any = index_kind if isinstance(index_kind, types.BaseTuple) else [index_kind]
     values = cgutils.unpack_tuple(builder, index) if isinstance(index_kind, types.BaseTuple) else [index]
     array = cgutils.create_struct_proxy(kind)(context, builder, array)
@@ -244,7 +244,7 @@ def _lower_setitem(context, builder, sig, arguments):
 
 @intrinsic
 def move(typing_context, row, to, start, count):
-    """Copy `count` elements of a vector from `start` on to `to` on; they may overlap."""
+    """Move `count` elements of a vector from position `start` to position `to`; they may overlap."""
 
     def codegen(context, builder, sig, arguments):
         kind = sig.args[0]

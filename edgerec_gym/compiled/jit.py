@@ -1,7 +1,7 @@
 """How kernels are compiled: decorators, and what the disk cache depends on.
 
 A kernel is a plain function over scalars and rows of arrays (bundled in named tuples, see
-compiled/arrays.py): no objects, no allocation, no exceptions, so that the same source can be compiled for a
+compiled/arrays.py). It uses no objects, allocations or exceptions, so the same source can be compiled for a
 GPU.
 """
 
@@ -53,17 +53,17 @@ def source_digest(folder: Path, names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-# Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. An entry
-# point that closes over the digest gets the source of every kernel into its cache key.
+# Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. Closing
+# over this digest puts the source of every kernel into an entry point's cache key.
 SOURCE_DIGEST = source_digest(_ROOT, _SOURCES)
 
 
 @cache
 def dynamics_digest() -> str:
-    """Hash what the kernels compute, wherever they stand: functions and constants, no imports, no docstrings.
+    """Hash what the kernels compute, wherever they are defined: functions and constants, no text, no imports.
 
-    Sessions that were played before a kernel has only moved to another file are still those that it would
-    play now; :data:`SOURCE_DIGEST` changes with every byte, as a compiler's cache must.
+    Moving a kernel to another file keeps this digest, so sessions played before the move stay valid.
+    :data:`SOURCE_DIGEST` changes with every byte, as a compiler's cache requires.
     """
     parts = set()
     for name in _SOURCES:
@@ -74,10 +74,14 @@ def dynamics_digest() -> str:
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef) and _KERNELS & {ast.unparse(d) for d in node.decorator_list}
         ]
+<<<<<<< HEAD
         for node in kernels:
             if ast.get_docstring(node) is not None:
                 del node.body[0]
         if name != _OWN:  # its constants are paths
+=======
+        if name != _OWN:  # the constants of this file are paths
+>>>>>>> c78d601ef69f30ecc658fb75c385c516bad2d55e
             parts |= {ast.unparse(node) for node in constants}
         parts |= {ast.unparse(node) for node in kernels}
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
@@ -87,17 +91,17 @@ _OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # no exceptions, no mem
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Part of a kernel; the compiler decides whether it is inlined."""
+    """Compile a function that kernels call; the compiler decides whether to inline it."""
     return njit(**_OPTIONS)(function)
 
 
 def product_kernel(function: Callable[..., Any]) -> Any:
-    """A kernel over numbers, not NaN, whose sums may be added in any order, so that they are vectorised."""
+    """Compile a kernel without NaNs whose sums may be reordered, so that they are vectorised."""
     return njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, **_OPTIONS)(function)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:
-    """A kernel that Python calls: cached on disk, runs without the interpreter's lock."""
+    """Compile a kernel that Python calls: cached on disk, runs without the interpreter's lock."""
     return njit(cache=True, nogil=True, **_OPTIONS)(function)
 
 

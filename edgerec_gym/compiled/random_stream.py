@@ -1,8 +1,8 @@
 """Counter-based random numbers: every draw is a pure function of (episode key, slot, purpose, item).
 
-Nothing is stored and nothing advances, so a draw does not depend on how many draws came before it,
-and two policies under one seed share their luck wherever they make the same choice. The mixer is
-the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per counter word.
+There is no state to advance, so a draw does not depend on how many draws came before it, and two
+policies with the same seed get the same draws wherever they make the same choice. The mixer is the
+finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per counter word.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from edgerec_gym.compiled.jit import kernel
 
 SPLITS = ("log", "train", "eval")  # never share an episode key
-CLI_SEED_STRIDE = 2**20  # the CLI's seed k starts its rows at k * 2^20
+CLI_SEED_STRIDE = 2**20  # with seed k, the CLI seeds its rows from k * 2^20
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -65,11 +65,11 @@ def fast_normal(key, slot, purpose, item):
 
 @kernel
 def episode_key(split, seed, episode):
-    """Key of one episode = hash(split, seed + row, episodes since seeding)."""
+    """Return the key of one episode: a hash of (split, seed + row, episodes since seeding)."""
     return fold(fold(fold(_GOLDEN, split), seed), episode)
 
 
-# Purposes of the draws; one number each, never reused.
+# Purposes of the draws; each has one number, which is never reused.
 (
     PAGE_GROUP,
     PAGE_OFFSET,
@@ -81,7 +81,7 @@ def episode_key(split, seed, episode):
     USER_HOUR,
     INTENT_PICK,
     INTENT_NOISE,
-    _RETIRED_1,  # numbers of draws that are no longer made: the others keep theirs
+    _RETIRED_1,  # draws that are no longer made; the others keep their numbers
     INTENT_SWITCH,
     DWELL,
     _RETIRED_2,

@@ -1,4 +1,4 @@
-"""Ordering the candidates of a page: a counting sort, since pages are built millions of times."""
+"""Sorts the candidates of a page: by counting sort, since pages are built millions of times."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BUCKETS = 1024
 class Ranking(NamedTuple):
     """Workspace of W workers for at most C candidates in G groups; every worker uses its own row."""
 
-    item: Int32Matrix  # (W, C), candidates in the order in which they were found
+    item: Int32Matrix  # (W, C), candidates in the order they were found
     group: Int32Matrix  # (W, C)
     score: Float32Matrix  # (W, C)
-    rank: Float32Matrix  # (W, C), what they are ordered by, best = largest
+    rank: Float32Matrix  # (W, C), sort key, largest first
     order: Int32Matrix  # (W, C), candidates, best first
     bucket: Int32Matrix  # (W, C)
     first: Int32Matrix  # (W, BUCKETS + 1)
@@ -28,7 +28,7 @@ class Ranking(NamedTuple):
 
 
 def make_ranking(workers: int, capacity: int, groups: int, embedding_size: int) -> Ranking:
-    """Allocate the workspace of some workers."""
+    """Allocate the workspace of `workers` workers."""
 
     def ints(size: int) -> np.ndarray:
         return np.zeros((workers, size), np.int32)
@@ -52,11 +52,11 @@ def make_ranking(workers: int, capacity: int, groups: int, embedding_size: int) 
 
 @product_kernel
 def best_first(rank, n, order, bucket, first):
-    """Order candidates by rank, to a thousandth of the range of the ranks; ties as they were found.
+    """Sort candidates by rank, to within a thousandth of the ranks' range; ties stay in the order found.
 
     Args:
         rank: (>= n,) float32.
-        n: candidates.
+        n: number of candidates.
         order: (>= n,) int32, written: candidates, best first.
         bucket: (>= n,) int32, overwritten.
         first: (BUCKETS + 1,) int32, overwritten.

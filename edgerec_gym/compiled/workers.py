@@ -1,6 +1,6 @@
 """Worker threads for kernels that release the interpreter's lock, with less overhead than an executor.
 
-A step of a small batch takes a tenth of a millisecond: queues and futures would be a good part of it.
+A step of a small batch takes a tenth of a millisecond; queues and futures would take a good part of it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-HEAD_START = 24  # rows that the calling thread has done when the others have woken up
+HEAD_START = 24  # rows that the calling thread finishes before the others have woken up
 
 
 class _Worker:
-    """A thread that makes one call at a time."""
+    """A thread that runs one call at a time."""
 
     def __init__(self) -> None:
         self._start, self._done = threading.Lock(), threading.Lock()
@@ -31,7 +31,7 @@ class _Worker:
                 return
             try:
                 self._call[0](*self._call[1])
-            except BaseException as error:  # handed to the caller in `wait`
+            except BaseException as error:  # raised again in `wait`
                 self._error = error
             self._done.release()
 
@@ -56,7 +56,7 @@ class Workers:
 
     Args:
         n_rows: B.
-        n_workers: threads, the caller's included.
+        n_workers: number of threads, the caller's included.
     """
 
     def __init__(self, n_rows: int, n_workers: int) -> None:
@@ -67,7 +67,7 @@ class Workers:
         self._n_rows = n_rows
 
     def run(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        """Call kernel(*arguments, first row, last row + 1, worker) for all chunks, and wait for them."""
+        """Call kernel(*arguments, first row, last row + 1, worker) on all chunks and wait for them."""
         if not self._others:
             kernel(*arguments, 0, self._n_rows, 0)
             return
@@ -80,7 +80,7 @@ class Workers:
                 worker.wait()
 
     def each(self, function: Callable[[Any, int], None], jobs: list[Any]) -> None:
-        """Call function(job, worker) for all jobs; every worker takes the next one when it is free."""
+        """Call function(job, worker) for all jobs; each worker takes the next job when it is free."""
         helpers = self._others[: len(jobs) - 1]
         if not helpers:
             for job in jobs:

@@ -1,1 +1,1 @@
-"""Pictures of the feed: the phone, the screen in plain values, windows."""
+"""Rendering of the feed: the phone, the screen in plain values, windows."""

@@ -1,4 +1,4 @@
-"""Shapes, text and icons on a Pillow image, in logical pixels; drawn twice as large for smooth edges."""
+"""Shapes, text and icons on a Pillow image in logical pixels, drawn at twice the size for smooth edges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _font(size: float) -> Any:
 
 
 def mixed(colour: str, other: str, share: float) -> str:
-    """Return `colour` with a `share` (0..1) of another one; both "#rrggbb"."""
+    """Mix a `share` (0..1) of `other` into `colour`; all colours are "#rrggbb"."""
     a, b = (np.array([int(c[k : k + 2], 16) for k in (1, 3, 5)]) for c in (colour, other))
     return "#" + "".join(f"{round(v):02x}" for v in a + share * (b - a))
 
@@ -27,9 +27,9 @@ class Pen:
     """Draws on an image of `width` x `height` logical pixels.
 
     Args:
-        width: of the image.
-        height: of the image.
-        background: colour, "#rrggbb" as everywhere here.
+        width: width of the image.
+        height: height of the image.
+        background: colour, "#rrggbb" like all colours here.
     """
 
     def __init__(self, width: int, height: int, background: str) -> None:
@@ -54,7 +54,7 @@ class Pen:
         line: float = 1,
         corners: tuple[bool, bool, bool, bool] | None = None,
     ) -> None:
-        """Draw a rectangle with round corners; nothing if it has no size."""
+        """Draw a rectangle with rounded corners; draws nothing if it has no area."""
         if width <= 0 or height <= 0:
             return
         left, top = round(x * SCALE), round(y * SCALE)
@@ -104,23 +104,23 @@ class Pen:
         bold: bool = False,
         most: float | None = None,
     ) -> float:
-        """Write text whose middle line is at y; returns its width.
+        """Write text vertically centred on y; returns its width.
 
         Args:
-            x: its left edge, middle or right edge, as `anchor` ("l", "m", "r") says.
-            y: middle of small letters and capitals.
+            x: left edge, middle or right edge of the text, according to `anchor` ("l", "m", "r").
+            y: vertical middle of the letters.
             text: one line.
-            size: of the font.
-            colour: of the letters.
-            anchor: see x.
-            bold: the built-in font has no bold face; a thin stroke makes up for it.
-            most: width beyond which the text is cut.
+            size: size of the font.
+            colour: colour of the letters.
+            anchor: what `x` means.
+            bold: thicken the text with a thin stroke, since the built-in font has no bold face.
+            most: width beyond which the text is cut off.
         """
         if most is not None and self.width_of(text, size) > most:
             while text and self.width_of(text + "…", size) > most:
                 text = text[:-1]
             text = text.rstrip() + "…"
-        at = (x * SCALE, y * SCALE + size * SCALE * 0.36)  # capitals are 0.72 of the size high
+        at = (x * SCALE, y * SCALE + size * SCALE * 0.36)  # the height of capitals is 0.72 of the size
         face, stroke = _font(size), 0.5 if bold else 0
         self._draw.text(at, text, colour, face, anchor=f"{anchor}s", stroke_width=stroke)
         return self.width_of(text, size)
@@ -134,7 +134,7 @@ class Pen:
         return x - width
 
     def icon(self, kind: str, x: float, y: float, colour: str) -> None:
-        """Draw what a kind of card shows, 24 pixels around x, y; unknown kinds get a plain sheet."""
+        """Draw the icon of a kind of card, 24 pixels around x, y; unknown kinds get a plain sheet."""
         if kind == "goods":
             self.box(x - 9, y - 5, 18, 15, None, radius=3, outline=colour, line=2)
             self.arc(x, y - 5, 5, 180, 360, colour)

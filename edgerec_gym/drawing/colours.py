@@ -1,4 +1,4 @@
-"""Colours of categories, the same in frames and in session replays."""
+"""Colours of categories, shared by frames and session replays."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TO_RGB = np.array(  # from cone responses to linear sRGB
 
 
 def category_colours(catalog: Catalog) -> list[str]:
-    """Return a colour "#rrggbb" for each category, alike where the categories' embeddings are alike.
+    """Return a colour "#rrggbb" for each category; similar categories get similar colours.
 
     Categories are ordered by the angle of their mean embedding in the plane of the two largest principal
-    components and get hues at equal distances.
+    components and get equally spaced hues.
     """
     n = int(catalog.category.max()) + 1
     means = np.zeros((n, catalog.embeddings.shape[1]))
@@ -35,7 +35,7 @@ def category_colours(catalog: Catalog) -> list[str]:
 
 
 def _colour(hue: float, k: int) -> str:
-    """A calm colour of a hue in 0..1, all equally strong (OKLCH); neighbours differ in lightness."""
+    """Return a muted colour of a hue in 0..1 with fixed chroma (OKLCH); neighbours differ in lightness."""
     light, chroma, angle = (0.73, 0.66, 0.59)[k % 3], 0.115, 2 * np.pi * hue
     a, b = chroma * np.cos(angle), chroma * np.sin(angle)
     # Björn Ottosson's OKLab: cone responses are cubes of these, then linear sRGB.

@@ -1,4 +1,4 @@
-"""The screen of a phone as a picture: cards, what was decided about them, what the user did."""
+"""Draws the screen of a phone: cards, how they were placed, and what the user did."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def frame(screen: Screen, colours: Sequence[str]) -> np.ndarray:
     """Draw a screen.
 
     Args:
-        screen: what stands on it.
-        colours: of the categories (:func:`~edgerec_gym.drawing.colours.category_colours`).
+        screen: what is on it.
+        colours: colours of the categories (:func:`~edgerec_gym.drawing.colours.category_colours`).
 
     Returns:
         (760, 390, 3) uint8; equal screens give equal frames.
@@ -43,7 +43,7 @@ def frame(screen: Screen, colours: Sequence[str]) -> np.ndarray:
 
 
 def _feed(pen: Pen, screen: Screen, colours: Sequence[str]) -> None:
-    """Cards and dividers; the newest at the bottom once the screen is full."""
+    """Draw cards and dividers, with the newest at the bottom once the screen is full."""
     parts = _parts(screen)
     total = sum(_height(part) + GAP for part in parts) - GAP
     y = float(FEED_TOP + 4)
@@ -51,7 +51,7 @@ def _feed(pen: Pen, screen: Screen, colours: Sequence[str]) -> None:
     waiting = sum(isinstance(part, Card) and part.answer is None for part in parts)
     if total > room:
         y += room - total
-        # With a long lookahead the newest cards would push the one just answered off the screen.
+        # Otherwise, with a long lookahead, the newest cards would push the one just answered off the screen.
         y += max(0, (waiting + 2) * (CARD + GAP) - room) if waiting < len(parts) else 0
     if not parts:
         pen.text(
@@ -68,7 +68,7 @@ def _feed(pen: Pen, screen: Screen, colours: Sequence[str]) -> None:
 
 
 def _parts(screen: Screen) -> list[Card | tuple[str, str]]:
-    """Cards with what happened between them: a request, a page, the end."""
+    """Return the cards and what happened between them: a request, a page, the end."""
     parts: list[Card | tuple[str, str]] = []
     page = 0
     for card in screen.cards:
@@ -134,7 +134,7 @@ def _card(pen: Pen, card: Card, y: float, screen: Screen, colour: str) -> None:
 
 
 def _decision(pen: Pen, card: Card, x: float, y: float) -> None:
-    """How the card came to stand here."""
+    """Draw how the card was placed."""
     if card.invalid:
         pen.text(x, y, "illegal action: the next of the page", 11.5, RED)
     elif card.placed == INSERTED:
@@ -152,7 +152,7 @@ def _decision(pen: Pen, card: Card, x: float, y: float) -> None:
 
 
 def _reaction(pen: Pen, card: Card, x: float, y: float, screen: Screen) -> None:
-    """What the user did: dwell as a bar, then marks."""
+    """Draw what the user did: dwell as a bar, then labels."""
     answer = card.answer
     if answer is None:
         pen.text(x, y, "never looked at" if screen.end else "on screen, not answered yet", 11, MUTED)
@@ -173,7 +173,7 @@ def _reaction(pen: Pen, card: Card, x: float, y: float, screen: Screen) -> None:
 
 
 def _header(pen: Pen, screen: Screen) -> None:
-    """Clock, page on its way, and the counters."""
+    """Draw the clock, a page in transit, and the counters."""
     pen.box(13, 13, WIDTH - 26, FEED_TOP - 13, WHITE, radius=39, corners=(True, True, False, False))
     pen.line(13, FEED_TOP, WIDTH - 13, FEED_TOP, colour=SHADE, width=1)
     pen.box(WIDTH / 2 - 34, 21, 68, 17, BODY, radius=8.5)
@@ -198,7 +198,7 @@ def _header(pen: Pen, screen: Screen) -> None:
 
 
 def _summary(pen: Pen, screen: Screen, colours: Sequence[str]) -> None:
-    """Counts, and the session as a strip: what was shown, what the user had in mind."""
+    """Draw counts, and the session as strips of categories: the cards shown and the user's intent."""
     top = FEED_BOTTOM
     pen.box(13, top, WIDTH - 26, HEIGHT - 13 - top, WHITE, radius=39, corners=(False, False, True, True))
     pen.line(13, top, WIDTH - 13, top, colour=SHADE, width=1)

@@ -1,4 +1,4 @@
-"""What `env.render()` returns: text, a picture, or nothing beside a window."""
+"""What `env.render()` returns: text, a frame, or None when there is a window."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edgerec_gym.drawing.window import Window
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
-FPS = 4  # slots a second
-SHOWN = 8  # answered cards in a text
+FPS = 4  # slots per second
+SHOWN = 8  # answered cards in a text screen
 SIDE_BY_SIDE = 3  # feeds of a batch in one window
 
 
@@ -26,11 +26,11 @@ class Renderer:
     """Shows the feeds of a batch.
 
     Args:
-        mode: of :data:`RENDER_MODES`. "human" shows the first feeds in a window after every slot, also within
-            the plans of EdgeFeedSlate-v0.
+        mode: one of :data:`RENDER_MODES`. "human" shows the first feeds in a window after every slot, even
+            within the plans of EdgeFeedSlate-v0.
         batch: the feeds, before their first reset.
         catalog: what the cloud retrieves from.
-        title: of the window.
+        title: title of the window.
 
     Raises:
         MissingExtraError: Pillow or pygame is not installed.
@@ -55,7 +55,7 @@ class Renderer:
             batch.watcher = self._show
 
     def render(self) -> tuple[str, ...] | tuple[np.ndarray, ...] | None:
-        """Return each row's text, or frame (760, 390, 3) uint8; None with a window, which is up to date."""
+        """Return each row's text or frame (760, 390, 3) uint8; None with a window, which updates itself."""
         rows = range(self.batch.num_envs)
         if self.mode == "ansi":
             return tuple(screen_text(self.recorder.screen(row)) for row in rows)
@@ -71,13 +71,13 @@ class Renderer:
             self._window.show(np.concatenate(frames, axis=1))
 
     def close(self) -> None:
-        """Close the window, if there is one; a later slot opens it again."""
+        """Close the window, if there is one; the next slot opens it again."""
         if self._window is not None:
             self._window.close()
 
 
 def screen_text(screen: Screen) -> str:
-    """Return a screen as text: counters, the last cards and what happened between them, newest last."""
+    """Return a screen as text: counters, the last cards, and what happened between them, newest last."""
     on_the_wire = f"  [page in {screen.arrives_in}, {screen.on_the_wire}]" if screen.on_the_wire else ""
     lines = [
         f"slot {screen.slot} of {screen.max_slots}  page {screen.page + 1} (card {screen.page_age} of "
@@ -102,7 +102,7 @@ def screen_text(screen: Screen) -> str:
 
 
 def _card_text(card: Card) -> str:
-    """One card: slot, kind, category, how it came there, what the user did."""
+    """Return one card as text: slot, kind, category, how it was placed, what the user did."""
     how = f"row {card.row + 1}"
     if card.placed == INSERTED:
         how = "inserted"

@@ -1,7 +1,7 @@
-"""What stands on the phone at one slot, in plain values: what frames, text and session replays show.
+"""What is on the phone at one slot, in plain values, as frames, text and session replays show it.
 
-Everything here is read from the arrays of the batch, so a screen tells what the device could know. Only
-`intent` is hidden from policies, and it is told only of synthetic users.
+Everything here is read from the arrays of the batch, so a screen shows what the device could know. Only
+`intent` is hidden from policies; it is available for synthetic users only.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Answer:
     """What the user did with a card.
 
     Attributes:
-        dwell: duration of the look, a bucket in 0..1 as in the observation (e1).
+        dwell: duration of the exposure, a bucket in 0..1 as in the observation (e1).
         dwell_seconds: the bucket in words, e.g. "4-8 s".
         click: the card was opened.
         view: duration of the page view in 0..1 (d1), 0 without a click.
         view_seconds: the bucket in words; "" without a click.
-        actions: page-view actions that happened, e.g. ("cart", "buy").
+        actions: page-view actions taken, e.g. ("cart", "buy").
         deleted: why the card was deleted ("dislike", "seen"); None if it was not.
         left: the user left the feed here.
     """
@@ -68,17 +68,17 @@ class Card:
     """A card that the feed has shown.
 
     Attributes:
-        slot: where it stands in the session, from 0.
+        slot: slot in the session, from 0.
         item: row of the catalogue.
         kind: "goods" or one of the feed's card types.
-        category: of the catalogue; a cluster of embeddings where the data set names none.
+        category: category in the catalogue; a cluster of embeddings if the data set has no categories.
         placed: "kept" (the cloud's next candidate), "promoted" (a later one) or "inserted" (a card).
         row: pool row, or card row if inserted.
-        passed: candidates in front of which it was promoted; 0 unless promoted.
-        invalid: the action was illegal, *keep* was played.
+        passed: number of candidates that it was promoted over; 0 unless promoted.
+        invalid: the action was illegal, so *keep* was played.
         page: the page it came with, from 0.
-        page_from: who asked for that page, "requested" (the policy) or "automatic" (as the first one is).
-        request: a request that was sent with this card, "requested" or "automatic"; None if none was.
+        page_from: how that page came about, "requested" (by the policy) or "automatic" (e.g. the first one).
+        request: request sent with this card, "requested" or "automatic"; None if there was none.
         price_level, base_ctr, base_cvr, freshness: as the cloud ships them, in 0..1.
         answer: what the user did; None while the card waits on the screen.
     """
@@ -108,25 +108,25 @@ class Screen:
     Attributes:
         cards: all cards so far, oldest first; those without an answer wait on the screen.
         slot: cards placed so far.
-        max_slots: at which the session is cut off.
-        hour: of the day, 0..23.
-        page: pages that have arrived after the first one.
+        max_slots: slots at which the session is truncated.
+        hour: hour of the day, 0..23.
+        page: number of pages that have arrived after the first one.
         page_age: cards placed since the page arrived.
         page_size: slots from one automatic page to the next.
-        page_from: who asked for the page, "requested" or "automatic".
-        arrived: the page has come with the last slot.
-        on_the_wire: "requested" or "automatic" while a page is on its way, else None.
-        arrives_in: slots until then; 0 if none is on its way.
-        requests: of the policy, so far.
-        requests_left: None without a budget.
-        pool_left, pool_size: candidates not shown yet, and in all.
+        page_from: how the page came about, "requested" or "automatic".
+        arrived: whether the page arrived with the last slot.
+        on_the_wire: "requested" or "automatic" while a page is in transit, else None.
+        arrives_in: slots until that page arrives; 0 if none is in transit.
+        requests: requests by the policy so far.
+        requests_left: requests left in the budget; None without a budget.
+        pool_left, pool_size: candidates not shown yet, and in total.
         cards_left: mix-in cards of the page not shown yet.
         reward: sum so far, in reward units.
-        last_reward: of the last slot.
+        last_reward: reward of the last slot.
         terms: sums of the reward terms so far, by name, in reward units.
         end: "left" (the user), "cut off" (max_slots), None while the session goes on.
-        intent: for each answered card the category that the user had in mind when looking at it, then the one
-            in mind now. Latent: None unless the users are synthetic.
+        intent: category of the user's intent at each answered card, then the current one. Latent: None unless
+            the users are synthetic.
     """
 
     cards: tuple[Card, ...]
@@ -164,21 +164,21 @@ class Screen:
 
 @dataclass
 class _Session:
-    """What the batch forgets: cards that have left the window, sums, the order of the pool."""
+    """What the batch does not keep: cards that have left the window, sums, earlier pool rows and intents."""
 
-    unused: np.ndarray  # (N,) bool, rows of the page that were not shown before the next slot
+    unused: np.ndarray  # (N,) bool, pool rows that were not shown before the last slot
     cards: list[Card] = field(default_factory=list)
-    intent: list[int] = field(default_factory=list)  # when each answered card was looked at
+    intent: list[int] = field(default_factory=list)  # at each answered card
     intent_now: int | None = None
     reward: float = 0.0
     terms: np.ndarray = field(default_factory=lambda: np.zeros(len(REWARD_TERMS)))
 
 
 class ScreenRecorder:
-    """Follows a batch and tells what stands on each row's screen.
+    """Follows a batch and returns what is on each row's screen.
 
-    It makes itself the batch's `watcher`, called after every slot, also within the plans of EdgeFeedSlate-v0.
-    A batch without one records nothing.
+    It makes itself the batch's `watcher`, called after every slot, even within the plans of EdgeFeedSlate-v0.
+    A batch without a watcher records nothing.
 
     Args:
         batch: the feeds to follow, before their first reset.
@@ -192,7 +192,7 @@ class ScreenRecorder:
         batch.watcher = self
 
     def __call__(self, modes: np.ndarray) -> None:
-        """Take in the last slot of the rows that played, and the start of those that began; (B,) modes."""
+        """Record the last slot of the rows that played and the start of those that began; modes (B,)."""
         for row in np.flatnonzero((modes == PLAY) | (modes == BEGIN)).tolist():
             session = self._sessions[row]
             if modes[row] == BEGIN or session is None:
@@ -201,7 +201,7 @@ class ScreenRecorder:
                 self._follow(session, row)
 
     def screen(self, row: int = 0) -> Screen:
-        """Return what stands on one row's screen; an empty one before the first reset."""
+        """Return what is on one row's screen; an empty screen before the first reset."""
         a, config = self.batch.arrays, self.batch.config
         session = self._sessions[row] or _Session(self._unused(row))
         on_the_wire = None
@@ -249,7 +249,7 @@ class ScreenRecorder:
         session.terms += a.reward_terms[row]
 
     def _placed(self, session: _Session, row: int) -> Card:
-        """The card that has just landed at the bottom."""
+        """Return the card that has just landed at the bottom."""
         a, config = self.batch.arrays, self.batch.config
         where, item = int(a.placed_action[row]), int(a.placed_item[row])
         newest, arrived = a.window_cards[row, a.newest], bool(a.arrived[row])
@@ -278,7 +278,7 @@ class ScreenRecorder:
         return self.batch.arrays.pool_items[row] != NO_ITEM
 
     def _intent(self, row: int) -> int | None:
-        """The category nearest to what the user has in mind."""
+        """Return the category nearest to the user's intent; None unless the users are synthetic."""
         users = self.batch.users
         if not isinstance(users, SyntheticUsers):
             return None
@@ -302,7 +302,7 @@ def _answer(response: np.ndarray) -> Answer:
 
 
 def _seconds(value: float, buckets: int, edges: tuple[float, ...]) -> str:
-    """A stored duration, b / (n - 1) for bucket b of n, in words."""
+    """Return a stored duration, b / (n - 1) for bucket b of n, in words."""
     bucket = round(value * (buckets - 1))
     if bucket == 0:
         return f"under {edges[0]:g} s"

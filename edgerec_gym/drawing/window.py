@@ -11,11 +11,11 @@ import pygame  # noqa: E402, the line above must come first
 
 
 class Window:
-    """A pygame window; it opens with the first frame and takes its size.
+    """A pygame window that opens with the first frame and takes its size.
 
     Args:
-        title: of the window.
-        fps: frames a second; showing a frame waits until it is due.
+        title: title of the window.
+        fps: frames per second; `show` waits until the frame is due.
     """
 
     def __init__(self, title: str, fps: int) -> None:

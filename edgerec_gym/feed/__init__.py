@@ -1,1 +1,1 @@
-"""The dynamics of the feed: one implementation, batch first."""
+"""The feed's dynamics: one implementation, batch first."""

@@ -1,4 +1,4 @@
-"""FeedBatch: the one implementation of the dynamics. Every environment class is a view of it."""
+"""FeedBatch: the only implementation of the dynamics. Every environment class is a view of it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from edgerec_gym.state import FeedArrays, allocate
 from edgerec_gym.users.synthetic import read_users
 from edgerec_gym.users.synthetic_kernels import answer, start_user
 
-MIN_ROWS_PER_THREAD = 64  # below that, handing out work costs more than it saves
+MIN_ROWS_PER_THREAD = 64  # with fewer rows, distributing the work costs more than it saves
 _NO_ROWS = np.zeros(0, np.int64)
-# What a row does: its action, its next episode, nothing while others play, nothing while others are reset.
+# What a row does: play its action, begin its next episode, wait while others play, or (in resets) nothing.
 PLAY, BEGIN, WAIT, UNTOUCHED = range(4)
 
 
@@ -44,7 +44,7 @@ def begin_synthetic(feed, cloud, users, row, worker):
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see jit.
+    # The digest becomes part of numba's cache key; see compiled/jit.py.
     @entry_point
     def step_synthetic(
         feed_address, cloud_address, users_address, actions, modes, copies, start, stop, worker
@@ -99,15 +99,15 @@ class FeedBatch:
         track: one of :data:`edgerec_gym.spaces.TRACKS`.
         config: the feed.
         catalog: what the cloud retrieves from.
-        users: who answers.
-        split: "log", "train" or "eval"; their episodes never meet.
-        threads: worker threads for large batches; results do not depend on it.
+        users: the users who answer.
+        split: "log", "train" or "eval"; their episodes never overlap.
+        threads: worker threads for large batches; results do not depend on their number.
 
     Attributes:
-        arrays: the state, see :class:`~edgerec_gym.state.FeedArrays`; they stay the same arrays for good.
-        reward, reward_terms: of the last step, (B,) and (B, 7) float64; the same arrays for good, too.
-        outcomes: what else the last step has brought, as the environments tell it in `info`; (B, ...) each.
-        watcher: called with the (B,) modes after every slot and reset, for pictures; None if nobody looks.
+        arrays: the state (:class:`~edgerec_gym.state.FeedArrays`); these arrays are never replaced.
+        reward, reward_terms: of the last step, (B,) and (B, 7) float64; never replaced either.
+        outcomes: other outcomes of the last step, by their names in `info`; (B, ...) each.
+        watcher: called with the (B,) modes after every slot and reset, for rendering; None for none.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class FeedBatch:
         }
 
     def reset(self, rows: np.ndarray, seeds: np.ndarray | None = None) -> None:
-        """Start new episodes in some rows; with seeds (R,) as their first, else each row's next."""
+        """Start new episodes in some rows: the first of the seeds (R,) if given, else each row's next."""
         if seeds is not None:
             self.arrays.seed[rows] = seeds
             self.arrays.episode[rows] = -1
@@ -171,11 +171,11 @@ class FeedBatch:
         self._advance(self._no_actions, modes, self._no_copies, rows, answer=False)
 
     def step(self, actions: Any, skip: np.ndarray | None = None) -> None:
-        """Play one slot in every row not skipped; the outcome is in `arrays`.
+        """Play one slot in every row that is not skipped; the outcome is in `arrays`.
 
         Args:
             actions: (B,) int64 inside the action space (see :meth:`check_actions`).
-            skip: (B,) bool rows that stand still.
+            skip: (B,) bool, rows that wait.
         """
         modes = self._play if skip is None else np.where(skip, WAIT, PLAY).astype(np.int8)
         self._advance(actions, modes, self._no_copies)
@@ -183,7 +183,7 @@ class FeedBatch:
     def step_or_restart(self, actions: Any, ended: np.ndarray, copy: bool) -> dict[str, np.ndarray]:
         """Play one slot in every row, but start the next episode in rows that have ended, (B,) bool.
 
-        Returns the observation, as :meth:`observation` does; copying while a row is in the cache is cheap.
+        Returns the observation as :meth:`observation` does. Copying while a row is in the cache is cheap.
         """
         copies = np.empty_like(self.arrays.observation) if copy else self._no_copies
         self._advance(actions, ended.view(np.int8), copies, np.flatnonzero(ended))
@@ -209,7 +209,7 @@ class FeedBatch:
     def _advance_apart(
         self, actions: Any, modes: np.ndarray, copies: np.ndarray, begun: np.ndarray, answer: bool
     ) -> None:
-        """Place, let users that are no kernel answer a batch at a time, absorb."""
+        """Place cards, let users without a kernel answer the whole batch, and absorb the answers."""
         feed, cloud, a = self._feed.address, self._cloud.address, self.arrays
         self._workers.run(_place_rows, feed, cloud, actions, modes)
         if len(begun):
@@ -223,14 +223,14 @@ class FeedBatch:
         self._workers.run(_absorb_rows, feed, cloud, modes, copies)
 
     def check_actions(self, actions: Any) -> Any:
-        """Return actions as (B,) int64, or raise InputError naming the row outside the space."""
+        """Return actions as (B,) int64, or raise InputError naming the first row outside the space."""
         values = np.asarray(actions)
         if values.shape != (self.num_envs,) or values.dtype.kind not in "iu":
             raise InputError(
                 f"actions must be {self.num_envs} whole numbers, got shape {values.shape} of {values.dtype}"
             )
         values = np.ascontiguousarray(values, np.int64)
-        if values.view(np.uint64).max() >= self.n_actions:  # a negative number is a large one
+        if values.view(np.uint64).max() >= self.n_actions:  # as uint64, negative numbers are large
             row = int(np.flatnonzero((values < 0) | (values >= self.n_actions))[0])
             raise InputError(
                 f"action {values[row]} of row {row} is outside the action space; "
@@ -239,15 +239,15 @@ class FeedBatch:
         return values
 
     def observation(self, copy: bool = True) -> dict[str, np.ndarray]:
-        """Return the observation, each key (B, ...): views of one fresh copy, or of the live buffer."""
+        """Return the observation, each key (B, ...), as views of one fresh copy or of the live buffer."""
         return self._views(self.arrays.observation.copy()) if copy else self._live.copy()
 
     def observations_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return a fresh copy of the observation of some rows, each key (R, ...)."""
+        """Return a fresh copy of some rows of the observation, each key (R, ...)."""
         return self._views(self.arrays.observation[rows])
 
     def _views(self, buffer: np.ndarray) -> dict[str, np.ndarray]:
-        """Each key as a view into observation rows, (R, width) float32."""
+        """Return each key as a view into observation rows, (R, width) float32."""
         rows, stride = buffer.shape[0], buffer.strides[0]
         return {
             key: np.ndarray((rows, *shape), dtype, buffer, offset, (stride, *strides))

@@ -1,7 +1,8 @@
 """The feed's dynamics as kernels over one row of the batch: begin, place, absorb.
 
-The order within a step: decode; a request joins the wire; the card lands; the user
-answers the slot `lookahead` above (users/); history, cloud and counters update; a due page arrives; the end.
+A step decodes the action, puts a request on the wire, lands the card, lets the user answer the slot
+`lookahead` above (users/), updates history, cloud and counters, delivers a page that is due, and checks for
+the end of the session.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from edgerec_gym.feed.rules import insertion_allowed
 from edgerec_gym.spaces import MIX, REQUEST, RERANK
 from edgerec_gym.state import NO_ITEM, UNUSED
 
-DWELL_CENTRE = 0.4  # of e1 and d1 in 0..1: shorter looks speak against the item
+DWELL_CENTRE = 0.4  # e1 or d1 in 0..1 below which a look is evidence against the item
 
 
 @kernel
@@ -46,7 +47,7 @@ def next_episode(feed, row):
 
 @kernel
 def begin(feed, cloud, row, worker):
-    """Start a session: the user's features, `hour` and `key` are in place; ship the first page."""
+    """Start a session and ship its first page; the user's features, `hour` and `key` must be in place."""
     clear_history(feed, row)
     feed.slot[row] = 0
     feed.exposures[row] = 0
@@ -80,7 +81,7 @@ def begin(feed, cloud, row, worker):
 
 @kernel
 def clear_outcome(feed, row):
-    """Nothing has happened in this row."""
+    """Clear the outcome of the last step in this row."""
     reward.clear(feed, row)
     feed.reward[row] = 0.0
     feed.cost[row] = 0
@@ -98,7 +99,7 @@ def clear_outcome(feed, row):
 
 @kernel
 def keep(feed, row):
-    """Lowest unused pool row: the cloud's order."""
+    """Return the lowest unused pool row, following the cloud's order; -1 if there is none."""
     for r in range(feed.n_pool):
         if feed.pool_items[row, r] != NO_ITEM:
             return r
@@ -185,7 +186,7 @@ def _land(feed, row, where):
 
 @kernel
 def _set_focus(feed, row):
-    """The focused card stands `lookahead` slots above the bottom, third in the window."""
+    """Set the focus: the card `lookahead` slots above the bottom, third in the window."""
     focused = feed.slot[row] - 1 - feed.lookahead
     feed.focus_active[row] = focused >= 0
     if focused >= 0:
@@ -203,7 +204,7 @@ def _set_focus(feed, row):
 
 @kernel
 def _record_answer(feed, cloud, row):
-    """Histories, evidence for the cloud, reward terms."""
+    """Record the answer in the histories, the evidence for the cloud and the reward terms."""
     slot = int(feed.focus_context[row, SLOT])
     click = feed.response[row, CLICK]
     append(
@@ -228,7 +229,7 @@ def _record_answer(feed, cloud, row):
 
 @kernel
 def absorb(feed, cloud, row, worker):
-    """Take in the answer: history, cloud, arrival, end, reward, next observation."""
+    """Process the answer: update history, cloud, pages, end, reward and observation."""
     if feed.focus_active[row]:
         _record_answer(feed, cloud, row)
         feed.terminated[row] = feed.response[row, LEAVE] > 0

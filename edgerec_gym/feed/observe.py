@@ -1,4 +1,4 @@
-"""The observation of one row, kept up to date in place: only what a step has changed is written."""
+"""The observation of one row, updated in place: only what a step has changed is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N_FIXED_CONTEXT = len(CONTEXT)
 
 @kernel
 def clear_history(feed, row):
-    """Zero the rows of the histories that the last session has filled."""
+    """Zero the history rows that the last session filled."""
     width = feed.n_features + feed.n_types + N_EXPOSURE_ACTIONS + 1
     for k in range(min(feed.exposures[row], feed.n_exposure_rows) * width):
         feed.observation[row, feed.exposures_at + k] = 0.0
@@ -42,7 +42,7 @@ def append(feed, row, slot, at, n_rows, count, first_action, n_actions):
 
 @kernel
 def pool_changed(feed, row):
-    """Rewrite the part of the mask that belongs to the pool; placed rows are struck out one by one."""
+    """Rewrite the pool's part of the mask; afterwards, rows are cleared one by one as they are placed."""
     if feed.track == JOINT or feed.track == RERANK:
         for r in range(feed.n_pool):
             feed.observation_bytes[row, feed.mask_at + r] = feed.pool_items[row, r] != NO_ITEM
@@ -103,7 +103,7 @@ def _observe_mask(feed, row):
 
 @kernel
 def copy_observation(feed, row, copies):
-    """Copy the row into a fresh array (B, width), or not at all if that has no rows."""
+    """Copy the row into a fresh array (B, width), unless that has no rows."""
     if copies.shape[0] > 0:
         for k in range(copies.shape[1]):
             copies[row, k] = feed.observation[row, k]

@@ -1,4 +1,4 @@
-"""Reward = sum of named terms x weights (RewardConfig); the terms are in `info["reward_terms"]`."""
+"""The reward: a weighted sum of named terms (RewardConfig), which are in `info["reward_terms"]`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from edgerec_gym.state import REWARD_TERMS
 
 @kernel
 def clear(feed, row):
-    """Start the step's account of one row."""
+    """Zero the reward terms of one row."""
     for term in range(feed.reward_terms.shape[1]):
         feed.reward_terms[row, term] = 0.0
 
 
 @kernel
 def count_answer(feed, row, is_card):
-    """Enter what the user did with the focused card."""
+    """Record what the user did with the focused card."""
     terms = feed.reward_terms
     click = feed.response[row, CLICK]
     terms[row, TERM_CLICK] = click
@@ -38,7 +38,7 @@ def count_answer(feed, row, is_card):
 
 @kernel
 def settle(feed, row):
-    """Weigh the terms (they become reward units) and sum them."""
+    """Weight the terms, which turns them into reward units, and sum them."""
     total = 0.0
     for term in range(feed.reward_terms.shape[1]):
         value = feed.reward_terms[row, term] * feed.reward_weights[term]

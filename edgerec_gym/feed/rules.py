@@ -1,4 +1,4 @@
-"""Share caps, spacing and budgets as kernels over one row: what may land at the next slot."""
+"""Share caps, spacing and budgets as kernels over one row: what is allowed at the next slot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def insertion_allowed(feed, row, card_type):
     if last >= 0 and slot - last < feed.gaps[k]:
         return False
     prefix = max(slot + 1, feed.page_size)
-    # The small slack keeps 0.1 * 50 from rounding to 4.999...
+    # The slack guards against 0.1 * 50 rounding to 4.999...
     return feed.type_count[row, card_type] + 1 <= feed.share_caps[k] * prefix + 1e-9
 
 

@@ -1,7 +1,7 @@
-"""Plans of EdgeFeedSlate-v0: their form, what playing one has brought, and the kernels between both.
+"""Plans of EdgeFeedSlate-v0: their format, their outcomes, and the kernels that lead from one to the other.
 
-A plan is shorthand for up to K actions of EdgeFeed-v0, one a slot (:func:`planned_action`), which the kernels
-of EdgeFeed-v0 play.
+A plan is shorthand for up to K actions of EdgeFeed-v0, one per slot (:func:`planned_action`), which the
+kernels of EdgeFeed-v0 play.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.state import NO_ITEM, REWARD_TERMS
 
-# Why a plan stopped; of several reasons in one slot the last one counts.
+# Why a plan stopped; if several reasons apply in one slot, the last one counts.
 STOPPED_BY = ("plan", "page", "click", "end")
 PLAN, PAGE, ANSWERED_CLICK, END = range(len(STOPPED_BY))
 
 
 class Plan(NamedTuple):
-    """What one step of every row shall play (B rows, N pool rows, K slots)."""
+    """What one step plays in every row (B rows, N pool rows, K slots)."""
 
     order: np.ndarray  # (B, N) float32, finite scores of the pool rows
     insert: np.ndarray  # (B, K) int64, 0 = no card, m = card row m - 1
@@ -40,14 +40,14 @@ class Plan(NamedTuple):
 
 
 class SlateArrays(NamedTuple):
-    """What the last plan of every row has brought (B rows, K slots of a plan); -1 where nothing happened."""
+    """Outcomes of the last plan of every row (B rows, K slots of a plan); -1 where nothing happened."""
 
     size: int  # K
-    slots: Int32Vector  # (B,), played
+    slots: Int32Vector  # (B,), slots played
     stopped_by: Int32Vector  # (B,), index into STOPPED_BY
-    reward: Float64Vector  # (B,), sum over the slots, as are the terms
-    reward_terms: Float64Matrix  # (B, 7)
-    invalid: BoolVector  # (B,), an action in it was illegal
+    reward: Float64Vector  # (B,), sum over the slots
+    reward_terms: Float64Matrix  # (B, 7), sums over the slots
+    invalid: BoolVector  # (B,), whether an action of the plan was illegal
     cost: Int32Vector  # (B,), rule violations played under rules="penalty"
     sent: Int32Vector  # (B,), 0 nothing, 1 the policy's request, 2 an automatic one; never both in one plan
     # --- slot by slot ---------------------------------------------------------------------------
@@ -55,8 +55,8 @@ class SlateArrays(NamedTuple):
     placed_action: Int32Matrix  # (B, K), index in the joint action space, request not counted
     placed_item: Int32Matrix  # (B, K)
     invalid_positions: BoolMatrix  # (B, K)
-    answered_item: Int32Matrix  # (B, K), the card that was answered then
-    clicked: BoolMatrix  # (B, K), that card was
+    answered_item: Int32Matrix  # (B, K), the card answered in that slot
+    clicked: BoolMatrix  # (B, K), whether that card was clicked
     purchased: BoolMatrix  # (B, K)
     click_probability: Float32Matrix  # (B, K), of that card
     purchase_probability: Float32Matrix  # (B, K)
@@ -64,7 +64,7 @@ class SlateArrays(NamedTuple):
 
 
 def allocate_slates(config: FeedConfig, num_envs: int) -> SlateArrays:
-    """Make the arrays of `num_envs` rows."""
+    """Allocate the arrays of `num_envs` rows."""
     by_slot = (num_envs, config.slate_size)
 
     def ints(*shape: int) -> np.ndarray:
@@ -98,21 +98,21 @@ def check_plan(
     """Return an action of the slate space as a Plan of arrays, batch first.
 
     Args:
-        action: a dict of order, insert and request; scores need not lie in -1..1, only their order counts.
+        action: dict of order, insert and request; scores need not lie in -1..1, as only their order counts.
         n_pool: N.
         n_cards: M.
-        slate_size: K; None takes any.
+        slate_size: K; None accepts any.
         num_envs: B; None for the action of a single environment, which becomes a batch of one.
 
     Raises:
-        InputError: naming the part and place that is wrong, and what is allowed.
+        InputError: a part is wrong; the message names it, its place and what is allowed.
     """
     if not isinstance(action, Mapping) or set(action) != set(Plan._fields):
         found = f"the keys {', '.join(map(str, action))}" if isinstance(action, Mapping) else repr(action)
         raise InputError(f"a plan must be a dict of {', '.join(Plan._fields)}; got {found}")
     rows = 1 if num_envs is None else num_envs
     batched = num_envs is not None
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused
         order = _array(action, "order", (rows, n_pool), "fiu", "numbers", batched)
         order = np.ascontiguousarray(order, np.float32)
     size = np.size(action["insert"]) // rows if slate_size is None else slate_size
@@ -128,7 +128,7 @@ def check_plan(
 def _array(
     action: Mapping[str, Any], name: str, shape: tuple[int, ...], kinds: str, what: str, batched: bool
 ) -> np.ndarray:
-    """One part of a plan as an array of `shape`."""
+    """Return one part of a plan as an array of `shape`."""
     try:
         values = np.asarray(action[name])
     except ValueError:  # rows of different lengths
@@ -142,7 +142,7 @@ def _array(
 
 
 def _refuse(name: str, values: np.ndarray, wrong: np.ndarray, allowed: str, batched: bool) -> None:
-    """Raise InputError for the first value that is wrong, if one is."""
+    """Raise InputError for the first wrong value, if any."""
     if not wrong.any():
         return
     row, *place = np.argwhere(wrong)[0].tolist()
@@ -152,7 +152,7 @@ def _refuse(name: str, values: np.ndarray, wrong: np.ndarray, allowed: str, batc
 
 @kernel
 def planned_action(feed, row, order, insert, request, k):
-    """Action of EdgeFeed-v0 that a plan means at its k-th slot."""
+    """Return the EdgeFeed-v0 action of a plan at its k-th slot."""
     if k == 0 and request[row] == 1:
         return feed.n_pool + feed.n_cards
     if insert[row, k] > 0:
@@ -160,13 +160,13 @@ def planned_action(feed, row, order, insert, request, k):
     best = -1
     for r in range(feed.n_pool):
         if feed.pool_items[row, r] != NO_ITEM and (best < 0 or order[row, r] > order[row, best]):
-            best = r  # of equal scores the first: cloud order
+            best = r  # equal scores stay in cloud order
     return best
 
 
 @kernel
 def clear_slate(slates, row):
-    """No slot has been played."""
+    """Clear the outcomes of a row's last plan."""
     slates.slots[row] = 0
     slates.stopped_by[row] = PLAN
     slates.reward[row] = 0.0
@@ -190,7 +190,7 @@ def clear_slate(slates, row):
 
 @kernel
 def record_slot(feed, slates, row, k):
-    """Enter what the k-th slot has brought; returns whether the plan goes on."""
+    """Record the outcome of the k-th slot; returns whether the plan goes on."""
     slates.slots[row] = k + 1
     slates.reward[row] += feed.reward[row]
     for term in range(slates.reward_terms.shape[1]):

@@ -1,4 +1,4 @@
-"""SlateBatch: the batch of EdgeFeed-v0, stepped a plan at a time."""
+"""SlateBatch: the batch of EdgeFeed-v0, stepped one plan at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ read_slates = reader(SlateArrays)
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see jit.
+    # The digest becomes part of numba's cache key; see compiled/jit.py.
     @entry_point
     def play_synthetic(
         feed_address, cloud_address, users_address, slates_address, order, insert, request, modes, copies,
@@ -83,18 +83,18 @@ _play_synthetic, _plan_slot, _record_rows = _entry_points(SOURCE_DIGEST)
 
 
 class SlateBatch(FeedBatch):
-    """B feeds, each of which plays a plan of up to K slots in a step.
+    """B feeds that each play a plan of up to K slots per step.
 
     Args:
         num_envs: B.
         config: the feed; its `slate_size` is K.
         catalog: what the cloud retrieves from.
-        users: who answers.
-        split: "log", "train" or "eval"; their episodes never meet.
-        threads: worker threads for large batches; results do not depend on it.
+        users: the users who answer.
+        split: "log", "train" or "eval"; their episodes never overlap.
+        threads: worker threads for large batches; results do not depend on their number.
 
     Attributes:
-        slates: what the last plans have brought, see :class:`~edgerec_gym.feed.slate.SlateArrays`.
+        slates: outcomes of the last plans (:class:`~edgerec_gym.feed.slate.SlateArrays`).
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class SlateBatch(FeedBatch):
         return self._checked(actions, self.num_envs)
 
     def check_action(self, action: Any) -> Plan:
-        """Return the plan of a single environment, or raise InputError; the batch must be one of one."""
+        """Return the plan of a single environment, or raise InputError; the batch must have one row."""
         return self._checked(action, None)
 
     def _checked(self, actions: Any, num_envs: int | None) -> Plan:
@@ -166,7 +166,7 @@ class SlateBatch(FeedBatch):
             copies[:] = self.arrays.observation
 
     def _play_apart(self, plan: Plan, modes: np.ndarray, begun: np.ndarray) -> None:
-        """Play slot by slot, for users who answer a batch at a time or a watcher; rows that stop wait."""
+        """Play slot by slot, for users without a kernel or for a watcher; rows whose plan stops wait."""
         feed, slates = self._feed.address, self._slates.address
         slot_actions = np.zeros(self.num_envs, np.int64)
         for k in range(self.config.slate_size):

@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from edgerec_gym.answers import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
 from edgerec_gym.logs.sessions import LoggedSessions
-from edgerec_gym.simulator.losses import FLOOR_LEVEL, auc
+from edgerec_gym.simulator.losses import FLOOR_LEVEL
+from edgerec_gym.evaluation.ranking import auc
 
 FOLDS = 5
 

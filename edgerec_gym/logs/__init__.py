@@ -1,1 +1,1 @@
-"""Logs: one schema, its folders on disk, and adapters that bring other data into it."""
+"""Logs: one schema, its folders on disk, and adapters that convert other data to it."""

@@ -1,4 +1,4 @@
-"""What makes a log part valid; every error names the file and the first offending row (counted from 0)."""
+"""Validation of log parts; every error names the file and the first offending row (counted from 0)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.schema import SCHEMA, VERSION_KEY
 
-TOLERANCE = 1e-6  # float32 rounding at the ends of a range
+TOLERANCE = 1e-6  # allows for float32 rounding at the ends of a range
 WHOLE_NUMBERS = 2**31 - 1
 
 
@@ -32,7 +32,7 @@ def check_schema(schema: pa.Schema, where: Path) -> None:
 
 
 def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
-    """Return the columns in the order and types of the schema; InputError names a missing or wrong one."""
+    """Return the columns in schema order and types; InputError names a missing or wrong column."""
     names = list(table) if isinstance(table, dict) else table.column_names
     for name in SCHEMA.names:
         if name not in names:
@@ -58,17 +58,17 @@ def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
 
 
 def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig, catalog: Catalog) -> None:
-    """Check the values of the columns that are there; `session` and `slot` must be.
+    """Check the values of the columns that are present; `session` and `slot` must be.
 
     Args:
-        table: whole sessions, any subset of the columns of :data:`SCHEMA`.
+        table: whole sessions, with any subset of the columns of :data:`SCHEMA`.
         where: the file, for the message.
         first_row: row of the file at which the table starts.
-        config: gives the size of user features, the number of card types and of actions.
-        catalog: what `item` points into.
+        config: gives the numbers of user features, card types and actions.
+        catalog: the catalogue that `item` refers to.
 
     Raises:
-        InputError: naming the file, the first offending row and the allowed values.
+        InputError: a value is wrong; the message names the file, the first offending row and what is allowed.
     """
     place = _Place(where, first_row)
     for name in table.column_names:
@@ -119,13 +119,13 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
 
 
 def session_bounds(session: np.ndarray) -> np.ndarray:
-    """First row of each session, then the number of rows."""
+    """Return the first row of each session, then the number of rows."""
     changes = np.flatnonzero(session[1:] != session[:-1]) + 1
     return np.concatenate([[0], changes, [len(session)]])
 
 
 class _Place:
-    """Where a table comes from."""
+    """Where a table comes from, for error messages."""
 
     def __init__(self, where: Path, first_row: int) -> None:
         self.where, self.first_row = where, first_row
@@ -140,7 +140,7 @@ def _check_sessions(table: pa.Table, place: _Place) -> None:
     starts = bounds[:-1]
     for k in np.flatnonzero(session[starts[1:]] < session[starts[:-1]])[:1]:
         row = starts[k + 1]
-        place.fail(row, f"session {session[row]} comes after session {session[row - 1]}; sessions must rise")
+        place.fail(row, f"session {session[row]} comes after session {session[row - 1]}; ids must increase")
     for row in np.flatnonzero(slot < 0)[:1]:
         place.fail(row, f"slot {slot[row]} is negative")
     expected = np.arange(len(slot)) - np.repeat(starts, np.diff(bounds))
@@ -153,7 +153,7 @@ def _check_sessions(table: pa.Table, place: _Place) -> None:
 
 
 def _present(column: pa.ChunkedArray) -> tuple[np.ndarray | None, np.ndarray]:
-    """Rows and values of the entries that are not null; rows None = all of them."""
+    """Return rows and values of the entries that are not null; rows is None if that is all of them."""
     if not column.null_count:
         return None, column.to_numpy()
     return np.flatnonzero(column.is_valid().to_numpy()), column.drop_null().to_numpy()
@@ -162,7 +162,7 @@ def _present(column: pa.ChunkedArray) -> tuple[np.ndarray | None, np.ndarray]:
 def _check_range(
     name: str, values: np.ndarray, rows: np.ndarray | None, low: float, high: float, place: _Place
 ) -> None:
-    if not len(values) or (values.min() >= low and values.max() <= high):  # false with a NaN
+    if not len(values) or (values.min() >= low and values.max() <= high):  # False if there is a NaN
         return
     margin = TOLERANCE if values.dtype.kind == "f" else 0
     for k in np.flatnonzero(~((values >= low - margin) & (values <= high + margin)))[:1]:

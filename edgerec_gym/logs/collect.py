@@ -1,7 +1,7 @@
 """`edgerec collect`: log sessions of a policy, by default one that randomises with known propensities.
 
-Part k holds the sessions of the keys k * SESSIONS_PER_PART .. of the `log` split, so a killed run
-continues with the next part and ends with the same files as an uninterrupted one.
+Part k holds the `log` split's sessions from k * SESSIONS_PER_PART on, so a killed run continues with the
+next part and ends with the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS_PER_PART = 500
 DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle of each exposure bucket
-PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])
+PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])  # of each page-view bucket
 
 
 def collect(
@@ -46,25 +46,25 @@ def collect(
     synthetic: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Log sessions into a folder; continues a folder that an earlier, killed run left.
+    """Log sessions into a folder; continues a folder left by an earlier, killed run.
 
     Args:
         out: log folder.
-        preset_name: "default" or "lite": synthetic users of a preset, no scenario needed.
+        preset_name: "default" or "lite": synthetic users of a preset, without a scenario.
         scenario: a scenario whose users answer instead.
         users: "synthetic" or "learned", with `scenario`.
-        sessions: how many, at least 1.
-        seed: sessions' keys start at seed * 2^20 of the `log` split.
+        sessions: number of sessions, at least 1.
+        seed: session seeds start at seed * 2^20 in the `log` split.
         randomise: decisions that the logging policy draws.
-        moments: random request decisions of a session, at most; None = at every slot
+        moments: maximum number of random request decisions per session; None = one at every slot
             (:class:`~edgerec_gym.logs.logging_policy.RandomisedPolicy`).
         policy: log this policy of EdgeFeed-v0 instead; its propensities are unknown (null).
-        synthetic: with `preset_name`, SyntheticUserConfig fields that differ from the preset's: another
-            ground truth, such as {"pseudo_click": 0.0}.
+        synthetic: with `preset_name`, SyntheticUserConfig fields that differ from the preset's, for another
+            ground truth such as {"pseudo_click": 0.0}.
         progress: called with (sessions done, total).
 
     Returns:
-        {"sessions", "slots", "parts", "resumed_from"}.
+        A dict with the keys "sessions", "slots", "parts" and "resumed_from".
     """
     if sessions < 1:
         raise InputError(f"sessions must be at least 1, got {sessions}")
@@ -81,12 +81,12 @@ def collect(
         "randomise": list(randomise) if policy is None else [],
         "sessions_per_part": SESSIONS_PER_PART,
     }
-    if moments is not None:  # the provenance of other logs stays what it was
+    if moments is not None:  # keeps the provenance of other logs unchanged
         provenance["moments"] = moments
     writer = LogWriter(out, config, catalog, provenance)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)
-    size = min(sessions, SESSIONS_PER_PART)  # of the last batch too: a policy keeps one row per session
+    size = min(sessions, SESSIONS_PER_PART)  # also for the last batch: a policy's batch size is fixed
     if progress:
         progress(min(first_part * SESSIONS_PER_PART, sessions), sessions)
     for part in range(first_part, parts):
@@ -103,7 +103,7 @@ def collect(
 def _source(
     preset_name: str | None, scenario: str | None, users: str, changes: dict[str, Any]
 ) -> tuple[FeedConfig, Catalog, dict[str, Any], Callable[[], UserModel]]:
-    """Config, catalogue, provenance and a maker of users."""
+    """Return config, catalogue, provenance and a function that makes users."""
     if preset_name is not None:
         config, synthetic = preset(preset_name)
         synthetic = synthetic.replace(**changes)
@@ -111,7 +111,7 @@ def _source(
         provenance = {"source": "synthetic", "preset": preset_name, "synthetic": synthetic.to_dict()}
         return config, model.world.catalog, provenance, lambda: SyntheticUsers(synthetic, config)
     loaded = Scenario.load(str(scenario))
-    make_users(users, loaded, loaded.config)  # bad users are better known before a folder is made
+    make_users(users, loaded, loaded.config)  # report bad users before creating a folder
     provenance = {"source": users, "scenario": loaded.name}
     if loaded.synthetic is not None:
         provenance["synthetic"] = loaded.synthetic.to_dict()
@@ -129,12 +129,12 @@ def log_batch(
     """Play the first episode of the first `wanted` rows; return its log, sorted by session and slot.
 
     Args:
-        batch: of the joint track, with any users.
-        seed: of row 0; row k has seed + k.
+        batch: batch of the joint track, with any users.
+        seed: seed of row 0; row k has seed + k.
         first_session: id of row 0's session.
-        wanted: rows that play.
-        randomised: draws the actions; None:
-        policy: decides instead, and propensities are unknown.
+        wanted: number of rows that play.
+        randomised: policy that draws the actions; None if `policy` decides.
+        policy: policy that decides instead, with unknown propensities.
     """
     a, size, lag = batch.arrays, batch.num_envs, batch.config.lookahead
     batch.reset(np.arange(size), seed + np.arange(size))

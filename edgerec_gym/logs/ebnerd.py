@@ -1,21 +1,21 @@
 """EB-NeRD (Ekstra Bladet news, official bundle layout) as a log folder.
 
-An impression is one page: its in-view articles are consecutive slots in listed order, which is not their
-order on screen. A session is EB-NeRD's (user, session_id) in order of time; one with more slots than
-`FeedConfig.max_slots` continues as a new session at the next page. The train week is days 0..6, the
-validation week days 7..13; day and hour are those of the session's start. A click's page-view duration is
-`next_read_time`, the reading time of the first clicked article; for further clicks of the same impression it
+An impression is one page. Its in-view articles are consecutive slots in listed order, which is not their
+order on screen. A session is EB-NeRD's (user, session_id) in order of time; a session with more slots than
+`FeedConfig.max_slots` continues as a new one at the next page. The train week is days 0..6 and the validation
+week days 7..13; day and hour are those of the session's start. A click's page-view duration is
+`next_read_time`, the reading time of the first clicked article; for further clicks in the same impression it
 is unknown. Scroll percentages have no counterpart among the page-view actions and are left out.
 
 Item scalars (:data:`SCALARS`) are streaming: they use impressions of earlier seconds only, see
 :mod:`edgerec_gym.logs.ebnerd_features`. User features are the unit-length mean embedding of the articles
-read before the week, then :data:`PROFILE`. The catalogue holds the articles that were ever in view, with
-their scalars as of the beginning of the validation week; what was not seen by then has the scalars of a new
-article.
+read before the week, then :data:`PROFILE`. The catalogue holds all articles that were ever in view, with
+their scalars at the start of the validation week. Articles not seen by then have the scalars of a new one.
 
-What the data cannot tell is in :data:`UNIDENTIFIED`. Beside it: impressions without a click were not
-published; most articles are newer than the reads that embeddings come from, so they have none; and which
-articles count as in view, and how many, may depend on how far the user scrolled before the click.
+:data:`UNIDENTIFIED` lists what the data does not identify. There are further limitations. Impressions without
+a click were not published. Most articles are newer than the reads that embeddings are derived from, so they
+have none. Which articles count as in view, and how many, may depend on how far the user scrolled before the
+click.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PROFILE = (
     "single sign-on: no -1, unknown 0, yes 1",
 )
 KNOWN_CATEGORIES, UNKNOWN_CATEGORIES = 6, 14
-# The cloud ranks by popularity alone, which is what base_ctr is, and looks into every category.
+# The cloud ranks by popularity (base_ctr) alone and probes every category.
 FEED = FeedConfig(
     page_size=10,
     pool_size=30,
@@ -82,28 +82,28 @@ SESSIONS_PER_PART = 2000
 
 
 def is_ebnerd(folder: str | Path) -> bool:
-    """Whether a folder has the official bundle layout: train|validation/{behaviors,history}.parquet."""
+    """Return whether a folder has the bundle layout: train|validation/{behaviors,history}.parquet."""
     return all((Path(folder) / name).is_file() for name in FILES)
 
 
 def convert_ebnerd(
     source: str | Path, out_folder: str | Path, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:
-    """Write an EB-NeRD bundle as a log folder; continues or keeps what an earlier run left.
+    """Write an EB-NeRD bundle as a log folder; continues an unfinished log and keeps a finished one.
 
     All impressions are held in memory while the log is written.
 
     Args:
         source: folder of the bundle.
-        out_folder: log folder; beside the log it gets `reference.parquet` for :func:`ebnerd_reference`.
+        out_folder: log folder, which also gets `reference.parquet` for :func:`ebnerd_reference`.
         progress: called with (sessions written, total).
 
     Returns:
         Counts of everything that was kept, changed and dropped; also in the log's provenance.
 
     Raises:
-        InputError: naming the file, column or row that is wrong.
-        MissingExtraError: without scikit-learn.
+        InputError: the bundle is wrong; the message names the file, column or row.
+        MissingExtraError: scikit-learn is not installed.
     """
     source, out_folder = Path(source), Path(out_folder)
     digests = {name: _digest(source / name) for name in FILES if (source / name).is_file()}
@@ -155,7 +155,7 @@ def _digest(path: Path) -> str:
 
 
 def _signals(bundle: Bundle) -> tuple[features.ItemSignals, features.ItemSignals]:
-    """Signals of every slot, and of every article when the validation week begins."""
+    """Return the signals of every slot, and of every article when the validation week begins."""
     first = bundle.reads["train"].group_by("article").agg(pl.col("seconds").min())
     first = first.filter(pl.col("article").is_in(bundle.articles.tolist()))
     first_read = np.full(len(bundle.articles), np.inf)
@@ -169,7 +169,7 @@ def _signals(bundle: Bundle) -> tuple[features.ItemSignals, features.ItemSignals
 def _catalog(
     bundle: Bundle, signals: features.ItemSignals, articles: np.ndarray, embeddings: np.ndarray
 ) -> tuple[Catalog, np.ndarray]:
-    """The catalogue, and the row in it of each of the bundle's articles."""
+    """Return the catalogue and the catalogue row of each of the bundle's articles."""
     names = bundle.articles
     vectors = np.zeros((len(names), FEED.embedding_size), np.float32)
     at = np.flatnonzero(np.isin(names, articles))
@@ -185,7 +185,7 @@ def _catalog(
 
 
 def _user_features(bundle: Bundle, articles: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """User features for each impression, (impressions, U) float32."""
+    """Return the user features of each impression, (impressions, U) float32."""
     pages = bundle.impressions
     rows = np.zeros((pages.height, FEED.n_user_features), np.float32)
     late, user = pages["validation"].to_numpy(), pages["user"].to_numpy()
@@ -208,7 +208,7 @@ def _user_features(bundle: Bundle, articles: np.ndarray, embeddings: np.ndarray)
 def _part(
     bundle: Bundle, part: slice, item: np.ndarray, scalars: np.ndarray, users: np.ndarray
 ) -> dict[str, object]:
-    """Columns of the log schema for some rows of the bundle."""
+    """Return columns of the log schema for some rows of the bundle."""
     page = bundle.impressions[bundle.page_row[part]]
     click, slot = bundle.click[part], bundle.slot[part]
     n = len(slot)
@@ -229,7 +229,7 @@ def _part(
         "page": page["page"].to_numpy(),
         "page_age": bundle.page_age[part],
         "page_requested": no,
-        "candidates": nothing,  # what else the site could have shown is not published
+        "candidates": nothing,  # the other candidates were not published
         "cards": nothing,
         "user_features": list_column(users[bundle.page_row[part]], slot == 0),
         "price_level": scalars[part, 0],

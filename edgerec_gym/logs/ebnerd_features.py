@@ -1,8 +1,8 @@
-"""What EB-NeRD tells of an article at the moment of an impression, from earlier events only.
+"""What EB-NeRD tells about an article at the time of an impression, from earlier events only.
 
 Popularity and repeats are streaming: sums of decayed views and clicks over the impressions of earlier
-seconds (impressions of one second do not see each other). Embeddings come from what users read before the
-week in question. So no number of a row depends on that row's second or on anything after it.
+seconds (impressions in the same second do not see each other). Embeddings are derived from what users read
+before the week in question. Hence no number in a row depends on that row's second or anything later.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from edgerec_gym.errors import MissingExtraError
 
 HOUR = 3600.0
 FOREVER = np.inf  # half-life of a plain count
-# (is it a count of clicks?, half-life in seconds) of the sums kept for each article
+# (1 = clicks or 0 = views, half-life in seconds) of the sums kept for each article
 SUMS = ((1, 4 * HOUR), (0, 2 * HOUR), (0, HOUR / 2), (1, HOUR), (1, 24 * HOUR), (0, 24 * HOUR))
-TRAFFIC = SUMS[:3]  # the same three over all articles
-PAIR_SUMS = ((0, FOREVER), (1, FOREVER))  # of one user with one article
+TRAFFIC = SUMS[:3]  # these sums are also kept over all articles
+PAIR_SUMS = ((0, FOREVER), (1, FOREVER))  # of one user and one article
 # Popularity: INTERCEPT + SLOPE * (log click share - log(view share) / 2). The form and the half-lives have
 # the best impression-level AUC on the train week of the demo bundle; a logistic regression on that week
 # gave intercept and slope. Shares do not depend on the volume of the bundle.
 CLICK_SHARE_PRIOR, VIEW_SHARE_PRIOR = 1e-4, 1e-3
 INTERCEPT, SLOPE = -0.87, 0.49
-EXPOSURE_PRIOR = 2.5e-4  # share of views; below it, shares are hard to tell apart
+EXPOSURE_PRIOR = 2.5e-4  # share of views; smaller shares are hard to tell apart
 FRESH_SECONDS = 24 * HOUR
 MOST_REPEATS = 4
-MIN_READERS = 3  # of an article with an embedding
+MIN_READERS = 3  # articles with fewer readers get no embedding
 REFERENCE_FEATURES = (
     "clicks_1h",
     "views_30min",
@@ -42,11 +42,11 @@ REFERENCE_FEATURES = (
 
 
 class ItemSignals(NamedTuple):
-    """Streaming signals of n (impression, article) pairs or of articles at one moment, float32.
+    """Streaming signals of n (impression, article) pairs, or of articles at one time; float32.
 
     Attributes:
         logit: (n,) popularity, a click logit.
-        exposure: (n,) share of all recent views on a logarithmic scale, in 0..1.
+        exposure: (n,) share of all recent views, on a logarithmic scale in 0..1.
         age: (n,) seconds since the article was first seen.
         repeats: (n,) earlier views by this user.
         clicks_before: (n,) earlier clicks by this user.
@@ -61,7 +61,7 @@ class ItemSignals(NamedTuple):
     sums: np.ndarray
 
     def scalars(self) -> np.ndarray:
-        """Return price_level, base logit, base_cvr and freshness as logs and catalogue hold them, (n, 4)."""
+        """Return price_level, base logit, base_cvr and freshness of logs and catalogue, (n, 4) float32."""
         columns = (
             self.exposure,
             self.logit,
@@ -83,7 +83,7 @@ def decayed_before(
         half_life: (k,) float64 seconds, inf = no decay.
 
     Returns:
-        (n, k) float64; events of the same second do not see each other.
+        (n, k) float64; events in the same second do not see each other.
     """
     order = np.argsort(seconds, kind="stable")
     totals = np.zeros((int(key.max()) + 1, len(half_life)))
@@ -99,7 +99,7 @@ def _decayed_before(order, seconds, key, weight, rate, totals):
     while start < n:
         now = seconds[order[start]]
         stop = start
-        while stop < n and seconds[order[stop]] == now:  # read all of this second first
+        while stop < n and seconds[order[stop]] == now:  # read all events of this second before adding any
             row = order[stop]
             for c in range(width):
                 out[row, c] = totals[key[row], c] * 2.0 ** (-(now - last[key[row]]) * rate[c])
@@ -121,7 +121,7 @@ def item_signals(
     first_read: np.ndarray,
     moment: int,
 ) -> tuple[ItemSignals, ItemSignals]:
-    """Follow all impressions through time.
+    """Compute the signals of all impressions in order of time.
 
     Args:
         seconds: (n,) int64 time of the impression of each viewed article.
@@ -135,7 +135,7 @@ def item_signals(
         The signals of the n rows, and those of the A articles at `moment`.
     """
     n, n_items = len(item), len(first_read)
-    # One event without weight for each article asks for its sums at `moment`.
+    # One event of weight 0 per article reads its sums at `moment`.
     seconds = np.concatenate([seconds, np.full(n_items, moment)])
     item = np.concatenate([item, np.arange(n_items)])
     view = np.concatenate([np.ones(n), np.zeros(n_items)])
@@ -157,7 +157,7 @@ def item_signals(
     signals = (
         logit,
         np.log1p(np.minimum(share[:, 2], 1.0) / EXPOSURE_PRIOR) / np.log1p(1 / EXPOSURE_PRIOR),
-        np.maximum(seconds - first_seen[item], 0.0),  # articles first seen after `moment` are new then
+        np.maximum(seconds - first_seen[item], 0.0),  # articles first seen after `moment` have age 0
         repeats,
         clicks_before,
         article,
@@ -171,21 +171,24 @@ def item_signals(
 def article_embeddings(
     train_reads: pl.DataFrame, validation_reads: pl.DataFrame, shown_in_train: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Factorise user x article reads from before the weeks.
+    """Factorise the user x article reads from before each week.
 
-    A truncated SVD of the reads before the train week gives each user a vector; an article is the sum of
-    its readers' vectors, scaled to length 1. Articles shown in the train week use only readers from before
-    it, even where the reads before the validation week know more: a catalogue row serves both weeks. Articles
-    never shown in the train week use the reads before the validation week too.
+    A truncated SVD of the reads before the train week gives each user a vector; an article's embedding is the
+    sum of its readers' vectors, scaled to length 1. Articles shown in the train week use only reads from
+    before that week, even if later reads are known, because one catalogue row serves both weeks. Articles
+    never shown in the train week also use the reads before the validation week.
 
     Args:
-        train_reads: distinct columns user, article; before the train week.
-        validation_reads: ditto, before the validation week.
-        shown_in_train: article ids.
+        train_reads: distinct (user, article) rows from before the train week.
+        validation_reads: distinct (user, article) rows from before the validation week.
+        shown_in_train: ids of articles shown in the train week.
         size: d.
 
     Returns:
-        Sorted article ids (k,) and embeddings (k, d) float32, of the articles with at least MIN_READERS.
+        Sorted article ids (k,) and embeddings (k, d) float32 of the articles with at least MIN_READERS.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
     try:
         from scipy import sparse
@@ -223,7 +226,7 @@ def mean_embeddings(
     """Average what each user read, scaled to length 1.
 
     Args:
-        reads: distinct columns user, article.
+        reads: distinct (user, article) rows.
         users: (n,) ids.
         articles: (k,) sorted ids with an embedding.
         embeddings: (k, d).
@@ -246,15 +249,15 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def clusters(embeddings: np.ndarray, fit_on: np.ndarray, n_known: int, n_unknown: int) -> np.ndarray:
-    """Stand-in categories: k-means of the embeddings; articles without one are dealt out evenly.
+    """Make stand-in categories: k-means of the embeddings; articles without one are dealt out evenly.
 
-    Dealing them out in order of id gives each of those categories articles of every age.
+    Dealing them out in order of id gives each of these categories articles of every age.
 
     Args:
         embeddings: (A, d), zero where unknown, in order of id.
-        fit_on: (A,) bool, the articles that place the centres.
+        fit_on: (A,) bool, the articles that the centres are fitted on.
         n_known: number of clusters of articles with an embedding.
-        n_unknown: number of categories of the others.
+        n_unknown: number of categories of the other articles.
 
     Returns:
         (A,) int32 category.

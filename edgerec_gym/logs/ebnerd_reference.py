@@ -1,4 +1,4 @@
-"""What simple models reach on the validation week of EB-NeRD, for comparison with learned users."""
+"""Scores of simple models on the validation week of EB-NeRD, for comparison with learned users."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE_TREES = 200
 
 
 def write_reference(log_folder: Path, bundle: Bundle, rows: ItemSignals) -> None:
-    """Write what :func:`ebnerd_reference` needs of every slot into the log folder."""
+    """Write what :func:`ebnerd_reference` needs to know about every slot into the log folder."""
     reads = pl.concat(
         bundle.reads[split].select("user", "article", validation=pl.lit(split == "validation"))
         for split in SPLITS
@@ -51,22 +51,22 @@ def write_reference(log_folder: Path, bundle: Bundle, rows: ItemSignals) -> None
 
 
 def ebnerd_reference(log_folder: str | Path) -> dict[str, dict[str, float]]:
-    """Score the validation week with what learned users should be compared to.
+    """Score reference models for learned users on the validation week.
 
     Args:
-        log_folder: written by :func:`convert_ebnerd`.
+        log_folder: folder written by :func:`convert_ebnerd`.
 
     Returns:
         By model, `impression_auc` (mean AUC over the impressions of the validation week) and `click_auc`
-        (over all its slots): "popularity" ranks by base_ctr alone; the others are 200 LightGBM trees trained
-        on the train week: "boosted_trees" on seven streaming features of one article, "lambdarank_trees" on
-        the same by the lambdarank objective (Burges, 2010), "lambdarank_trees_page" also on the features'
-        means over the impression and on its size. The scores of lambdarank are comparable within an
-        impression only, so its `click_auc` means little.
+        (over all its slots). "popularity" ranks by base_ctr alone. The others are 200 LightGBM trees trained
+        on the train week: "boosted_trees" uses seven streaming features of one article, "lambdarank_trees"
+        uses the same features with the lambdarank objective (Burges, 2010), and "lambdarank_trees_page" adds
+        the features' means over the impression and its size. Lambdarank scores are comparable only within an
+        impression, so their `click_auc` means little.
 
     Raises:
-        InputError: if the folder is not a converted bundle.
-        MissingExtraError: without LightGBM.
+        InputError: the folder is not a converted bundle.
+        MissingExtraError: LightGBM is not installed.
     """
     path = Path(log_folder) / REFERENCE_FILE
     try:
@@ -95,7 +95,7 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, dict[str, float]]:
 
 
 def _tree_scores(inputs: pl.DataFrame, frame: pl.DataFrame, objective: str) -> np.ndarray:
-    """Train on the train week, score the slots of the validation week."""
+    """Train on the train week and score the slots of the validation week."""
     try:
         import lightgbm
     except ImportError:
@@ -113,34 +113,7 @@ def _tree_scores(inputs: pl.DataFrame, frame: pl.DataFrame, objective: str) -> n
     late, values = frame["validation"].to_numpy(), inputs.to_numpy()
     early = frame.filter(~late)
     group = None
-    if objective == "lambdarank":  # rows of an impression stand side by side
+    if objective == "lambdarank":  # rows of an impression are contiguous
         group = early["impression"].rle().struct.field("len").to_numpy()
     data = lightgbm.Dataset(values[~late], early["click"].cast(pl.Float32).to_numpy(), group=group)
     return np.asarray(lightgbm.train(settings, data, REFERENCE_TREES).predict(values[late]))
-
-
-def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray) -> float:
-    """Average the AUC over the impressions that have both a click and a miss; nan if none has.
-
-    Ties count half.
-
-    Args:
-        score: (n,) higher = likelier.
-        click: (n,) bool.
-        impression: (n,) ids.
-    """
-    hits, misses = pl.col("hits"), pl.col("size") - pl.col("hits")
-    auc = (
-        pl.DataFrame({"score": score, "click": click, "impression": impression})
-        .with_columns(rank=pl.col("score").rank().over("impression"))
-        .group_by("impression", maintain_order=True)
-        .agg(
-            hits=pl.col("click").sum().cast(pl.Float64),
-            size=pl.len(),
-            ranks=pl.col("rank").filter("click").sum(),
-        )
-        .filter((hits > 0) & (misses > 0))
-        .select((pl.col("ranks") - hits * (hits + 1) / 2) / (hits * misses))
-        .to_series()
-    )
-    return float(auc.to_numpy().mean()) if len(auc) else float("nan")

@@ -1,4 +1,4 @@
-"""Read and check an EB-NeRD bundle, and cut it into sessions, pages and slots."""
+"""Reads and checks an EB-NeRD bundle, and cuts it into sessions, pages and slots."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class Bundle:
     """A bundle in log order: sessions by start time, then pages, then slots.
 
     Attributes:
-        impressions: one row a page: validation (bool), session, page, user, seconds (since 1970), start
+        impressions: one row per page: validation (bool), session, page, user, seconds (since 1970), start
             (seconds of its session), day, hour, device_type, is_subscriber, is_sso_user and
             next_read_time (seconds).
-        page_row: (n,) int64, each slot's row of `impressions`.
+        page_row: (n,) int64, each slot's row in `impressions`.
         item: (n,) int64, each slot's place in `articles`.
         click: (n,) bool.
-        timed: (n,) bool, a click whose page view lasted next_read_time.
+        timed: (n,) bool, clicks whose page view lasted next_read_time.
         page_age: (n,) int32, place in the page.
         slot: (n,) int32, place in the session.
-        articles: (A,) int64 sorted ids of all articles in view.
-        reads: by split, rows (user, article, seconds) read before that week.
-        counts: what was kept, changed and dropped.
+        articles: (A,) int64, sorted ids of all articles in view.
+        reads: by split, rows (user, article, seconds) of reads before that week.
+        counts: counts of what was kept, changed and dropped.
     """
 
     impressions: pl.DataFrame
@@ -84,10 +84,10 @@ def read_bundle(source: Path, max_slots: int) -> Bundle:
 
     Args:
         source: folder with the four files.
-        max_slots: longest session; a longer one continues as a new session at the next page.
+        max_slots: maximum session length; a longer session continues as a new one at the next page.
 
     Raises:
-        InputError: naming the file, and the column or row that is wrong.
+        InputError: the bundle is wrong; the message names the file, and the column or row.
     """
     for name in FILES:
         if not (source / name).is_file():
@@ -168,7 +168,7 @@ def _read_history(path: Path) -> pl.DataFrame:
 
 
 def _clean(frame: pl.DataFrame, max_slots: int, counts: dict[str, int]) -> pl.DataFrame:
-    """Drop what cannot be a page of a session, and count it."""
+    """Drop and count what cannot be a page of a session."""
 
     def total(column: str) -> int:
         return int(frame[column].list.len().sum())
@@ -190,7 +190,7 @@ def _clean(frame: pl.DataFrame, max_slots: int, counts: dict[str, int]) -> pl.Da
 
 
 def _sessions(frame: pl.DataFrame, max_slots: int, counts: dict[str, int]) -> pl.DataFrame:
-    """Number sessions in order of their start and pages within them."""
+    """Number sessions in order of their start, and pages within them."""
     frame = frame.sort("validation", "user", "session_id", "seconds", "impression_id")
     key = frame.select(pl.struct("validation", "user", "session_id").rle_id()).to_series().to_numpy()
     size = frame["article_ids_inview"].list.len().to_numpy()
@@ -212,7 +212,7 @@ def _sessions(frame: pl.DataFrame, max_slots: int, counts: dict[str, int]) -> pl
 
 
 def _days(frame: pl.DataFrame, begins: dict[str, int]) -> pl.DataFrame:
-    """Days of 24 h from the hour in which a week begins; the validation week follows the train week."""
+    """Number days of 24 h from the hour a week begins; the validation week follows the train week."""
     origin = {split: begin - begin % 3600 for split, begin in begins.items()}
     start, late = frame["start"].to_numpy(), frame["validation"].to_numpy()
     day = (start - np.where(late, origin["validation"], origin["train"])) // DAY

@@ -1,4 +1,4 @@
-"""The default logging policy: all three decisions drawn at random, with known propensities."""
+"""The default logging policy: draws all three decisions at random, with known propensities."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ DECISIONS = ("order", "insert", "request", "session")
 REQUEST_PROBABILITY = 0.03  # per slot where a request is legal
 INSERT_PROBABILITY = 0.15  # per slot where a card is legal
 ORDER_PROBABILITY = 0.5  # of a uniformly drawn pool row instead of the cloud's next
-# What sessions draw. Focus: how strongly the order follows what the user did a moment ago, in logits per unit
-# of match. Without it logs cannot tell how soon users tire of one category, nor what many requests are worth.
+# Habits that sessions draw. Focus: how strongly the order follows recent behaviour, in logits per unit of
+# match. Without it, logs show neither how soon users tire of a category nor what many requests are worth.
 FOCUS_STRENGTHS = (0.0, 0.0, 3.0, 12.0)
-FOCUS_SHARPNESS = 4.0  # of the softmax: most draws are among the few best rows, where greedy policies live
+FOCUS_SHARPNESS = 4.0  # of the softmax: most draws are among the few best rows, as with greedy policies
 FOCUSED_ORDER_PROBABILITY = 0.97
 INSERT_PROBABILITIES = (0.0, 0.15)  # instead of INSERT_PROBABILITY
 REQUEST_PROBABILITIES = (0.0, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
-MOMENT_PROBABILITY = 0.5  # of a request at a moment, where a log has few of them
+MOMENT_PROBABILITY = 0.5  # of a request at a moment, with `moments` set
 
 
 @njit(cache=True)
@@ -35,7 +35,7 @@ def _uniforms(keys, slot, out):
 
 
 class Habits(NamedTuple):
-    """What each of n sessions keeps to, (n,) float64 each.
+    """Habits of n sessions, each kept for the whole session; (n,) float64 each.
 
     Attributes:
         focus: logits per unit of match with recent behaviour; 0 = uniform rows.
@@ -49,12 +49,12 @@ class Habits(NamedTuple):
 
 
 def moment_age(config: FeedConfig) -> int:
-    """Slots since its page arrived at which a session has a moment: half the page was shown."""
+    """Return the page age, in slots, at which a session has a moment: half the page was shown."""
     return (config.page_size + 1) // 2
 
 
 def session_habits(session: np.ndarray) -> Habits:
-    """Habits of the sessions with these ids (n,); drawn by id, so that whoever reads the log knows them."""
+    """Return the habits of sessions by id (n,); drawn from the id, so that readers of a log know them."""
 
     def draw(options: tuple[float, ...], k: int) -> np.ndarray:
         pick = [draws.below(len(options), np.uint64(i), 0, draws.POLICY_SESSION, k) for i in session]
@@ -64,25 +64,26 @@ def session_habits(session: np.ndarray) -> Habits:
 
 
 class RandomisedPolicy:
-    """Cloud order with random re-rankings, insertions and requests; the propensity of every action is known.
+    """Cloud order with random re-rankings, insertions and requests, all with known propensities.
 
     At each slot: request with probability 0.03 if legal; else, with probability 0.15, a uniformly drawn
     legal card if there is one; else, with probability 0.5, a uniformly drawn pool row; else keep.
-    With "session", sessions have habits of their own: probabilities of cards and requests, and every other
-    session re-ranks nearly always and draws the row from a sharp softmax over base ctr logit + focus x
-    match with recent behaviour, as a device that re-ranks greedily would (the interest is the one of
-    :class:`~edgerec_gym.config.CloudConfig`, but never stale).
+    With "session", each session has habits of its own: probabilities of cards and requests, and in half of
+    the sessions a focus. Such sessions re-rank nearly always and draw the row from a sharp softmax over
+    base ctr logit + focus x match with recent behaviour, much like a device that re-ranks greedily (the
+    interest is that of :class:`~edgerec_gym.config.CloudConfig`, but never stale).
 
     Args:
-        decisions: which of "order", "insert", "request" are randomised, the others stay at their default;
+        decisions: which of "order", "insert", "request" are randomised; the others keep their default.
             "session" needs all three.
-        moments: random decisions of a session, at most; needs requests alone. A request is then drawn, with
-            probability 0.5, when half a page was shown (:func:`moment_age`) and it is legal, and everything
-            else is sure. Few moments keep the importance weights of whole sessions small, so that policies
-            can be judged from the log (:mod:`edgerec_gym.evaluation.off_policy`). None = at every slot.
+        moments: maximum number of random decisions per session; only with "request" as the single decision.
+            A request is then drawn, with probability 0.5, when half a page was shown (:func:`moment_age`) and
+            it is legal; everything else is deterministic. Few moments keep the importance weights of whole
+            sessions small, so that policies can be evaluated from the log
+            (:mod:`edgerec_gym.evaluation.off_policy`). None = at every slot.
 
     Raises:
-        InputError: an unknown decision, "session" without the other three, or moments that do not fit.
+        InputError: unknown decision, "session" without the other three, or moments that do not fit.
     """
 
     name = "randomised"
@@ -99,14 +100,14 @@ class RandomisedPolicy:
         self.by_session = "session" in decisions
         if moments is not None and (moments < 1 or tuple(decisions) != ("request",)):
             raise InputError(
-                f"moments = {moments} must be at least 1 and need requests alone to be random, "
+                f"moments = {moments} must be at least 1, with only request randomised, "
                 f"not {', '.join(decisions) or 'nothing'}"
             )
         self.moments = moments
         self._used = np.zeros(0, np.int64)  # moments of each session so far
 
     def habits(self, session: np.ndarray) -> Habits:
-        """Habits of the sessions with these ids (n,)."""
+        """Return the habits of the sessions with these ids (n,)."""
         if self.by_session:
             return session_habits(session)
         return Habits(*(np.full(len(session), value) for value in (0.0, self.insert, self.request)))
@@ -117,13 +118,13 @@ class RandomisedPolicy:
         """Draw actions of the joint track.
 
         Args:
-            batch: of the joint track.
+            batch: batch of the joint track.
             slot: the slot to fill.
-            habits: of the B sessions, see :meth:`habits`.
+            habits: habits of the B sessions, see :meth:`habits`.
 
         Returns:
             action (B,) int64; its propensity (B,) float64; the probability of a request (B,) float64;
-            whether the action was drawn from more than one (B,) bool.
+            whether there was more than one possible action (B,) bool.
         """
         a, n_pool = batch.arrays, batch.config.pool_size
         mask = a.observation_bytes[:, a.mask_at : a.mask_at + batch.n_actions] != 0
@@ -159,7 +160,7 @@ class RandomisedPolicy:
         return action, propensity, p_request, propensity < 1.0
 
     def _at_moments(self, batch: FeedBatch, slot: int, legal: np.ndarray, most: int) -> np.ndarray:
-        """Probability of a request where moments are few, (B,) float64."""
+        """Return the probability of a request with limited moments, (B,) float64."""
         if slot == 0:
             self._used = np.zeros(batch.num_envs, np.int64)
         at = legal & (batch.arrays.page_age == moment_age(batch.config)) & (self._used < most)
@@ -168,7 +169,7 @@ class RandomisedPolicy:
 
 
 def _row_probability(batch: FeedBatch, legal: np.ndarray, focus: np.ndarray) -> np.ndarray:
-    """Probability of each pool row if the order is drawn, (B, N)."""
+    """Return the probability of each pool row if the order is drawn, (B, N)."""
     probability = _uniform_over(legal)
     focused = np.flatnonzero(focus > 0)
     if len(focused):
@@ -185,11 +186,11 @@ def _row_probability(batch: FeedBatch, legal: np.ndarray, focus: np.ndarray) -> 
 
 
 def _uniform_over(legal: np.ndarray) -> np.ndarray:
-    """Equal probabilities of the legal entries of each row; zeros where none is."""
+    """Return equal probabilities for the legal entries of each row; zeros where none is legal."""
     return legal / np.maximum(legal.sum(axis=1, keepdims=True), 1)
 
 
 def _draw_row(probability: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Entry of each row that u in [0, 1) falls on; 0 where all probabilities are 0."""
+    """Return the entry of each row that u in [0, 1) selects; 0 where all probabilities are 0."""
     total = probability.cumsum(axis=1)
     return (total > (u * total[:, -1])[:, None]).argmax(axis=1)

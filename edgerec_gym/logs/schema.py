@@ -1,7 +1,7 @@
-"""The one log schema: a row per placed slot, in order of session and slot.
+"""The log schema: one row per placed slot, in order of session and slot.
 
-Nullable columns are null where the event did not happen or the data set cannot tell; what a data set
-cannot tell is also named in the log folder's `logs.json` under `unidentified`, never invented.
+Nullable columns are null where the event did not happen or the data set does not identify it. What a data
+set does not identify is never invented; `logs.json` lists it under `unidentified`.
 
 A log folder holds `logs.json` (schema version, feed config, provenance), `catalog.parquet`
 and `part-00000.parquet`, `part-00001.parquet`, ... Sessions never span parts.
@@ -18,7 +18,7 @@ VERSION_KEY = b"edgerec_gym.schema_version"
 
 SCHEMA = pa.schema(
     [
-        pa.field("session", pa.int64(), nullable=False),  # unique in the folder, rising
+        pa.field("session", pa.int64(), nullable=False),  # unique in the folder, increasing
         pa.field("user", pa.int64(), nullable=False),
         pa.field("day", pa.int32(), nullable=False),  # days from 0; splits are by day
         pa.field("hour", pa.int32(), nullable=False),  # 0..23
@@ -30,8 +30,8 @@ SCHEMA = pa.schema(
         pa.field("page_age", pa.int32(), nullable=False),  # slots since that page arrived
         pa.field("page_requested", pa.bool_(), nullable=False),  # by the policy, not automatic
         pa.field("candidates", pa.list_(pa.int32())),  # item rows of the pool; on a page's first slot only
-        pa.field("cards", pa.list_(pa.int32())),  # item rows of the mix-in cards; ditto
-        pa.field("user_features", pa.list_(pa.float32())),  # as the cloud shipped; on slot 0 only
+        pa.field("cards", pa.list_(pa.int32())),  # item rows of the mix-in cards; likewise
+        pa.field("user_features", pa.list_(pa.float32())),  # as the cloud shipped them; on slot 0 only
         # item scalars as shipped with the page
         pa.field("price_level", pa.float32(), nullable=False),
         pa.field("base_ctr", pa.float32(), nullable=False),
@@ -48,14 +48,14 @@ SCHEMA = pa.schema(
         pa.field("exposure_actions", pa.list_(pa.float32())),  # e1..e6 in 0..1 (answers.py)
         pa.field("click", pa.bool_()),
         pa.field("page_view_actions", pa.list_(pa.float32())),  # d1..d11 in 0..1; null without a click
-        pa.field("leave", pa.bool_()),  # the session ended here by the user's will
+        pa.field("leave", pa.bool_()),  # the user left here
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 
 
 def list_column(values: np.ndarray, present: np.ndarray) -> pa.Array:
-    """Turn (n, k) numbers into a list column of float32; null where not `present` (n,)."""
+    """Turn numbers (n, k) into a list column of float32; null where not `present` (n,)."""
     offsets = np.concatenate([[0], np.cumsum(present) * values.shape[1]]).astype(np.int32)
     flat = pa.array(values[present].ravel(), pa.float32())
     return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))

@@ -1,6 +1,6 @@
-"""Logs as sessions side by side: the inputs that the environment would have built, and the answers.
+"""Logs as concatenated sessions: the inputs that the environment would have built, and the answers.
 
-A log that fits is read once; a larger one is read again, part by part, in every epoch.
+A log that fits into memory is read once; a larger one is read again in every epoch, part by part.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ COLUMNS = [
 PER_SESSION = ("answered", "session", "user")  # fields of LoggedSessions
 PER_SLOT = ("item", "scalars", "page", "context", "summary", "actions")
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
-HELD_OUT_SHARE = 7  # one day in so many is held out, the last ones; of a single day, one session in so many
-STOPPING_SHARE = 10  # one session in so many of the others decides when to stop, and is not trained on
-# Levels that each action takes: e1..e6, click, d1..d11, leave.
+HELD_OUT_SHARE = 7  # one day in 7 is held out, the last ones; if there is only one day, one session in 7
+STOPPING_SHARE = 10  # one in 10 of the other sessions decides when to stop and is not trained on
+# Number of levels of each action: e1..e6, click, d1..d11, leave.
 ACTION_LEVELS = np.array(
     [DWELL_BUCKETS, *LEVELS, 2, PAGE_VIEW_BUCKETS, *[2] * (N_PAGE_VIEW_ACTIONS - 1), 2], np.float32
 )
@@ -54,13 +54,13 @@ ACTION_LEVELS = np.array(
 
 @dataclass(frozen=True)
 class LoggedSessions:
-    """Whole sessions side by side (S sessions, P placed slots).
+    """Whole sessions, concatenated (S sessions, P placed slots).
 
     Attributes:
-        catalog: where the embeddings and types of the items are.
+        catalog: holds the embeddings and types of the items.
         n_types: T.
-        starts: (S + 1,) int64 first placed slot of each session.
-        answered: (S,) int64 answered slots; they come first in a session.
+        starts: (S + 1,) int64 first placed slot of each session, then P.
+        answered: (S,) int64 number of answered slots, which come first in a session.
         session: (S,) int64 ids in the log.
         user: (S, U) float32.
         item: (P,) int32.
@@ -68,7 +68,7 @@ class LoggedSessions:
         page: (P,) int32.
         context: (P, 8) float32, columns of answers.py.
         summary: (P, 5) float32, of each slot's page (answers.py).
-        actions: (P, 19) float32 response rows up to `leave`; zero where not answered or not known.
+        actions: (P, 19) float32 response rows up to `leave`; zero where not answered or unknown.
     """
 
     catalog: Catalog
@@ -89,12 +89,12 @@ class LoggedSessions:
 
     @property
     def slots(self) -> int:
-        """Answered slots."""
+        """Number of answered slots."""
         return int(self.answered.sum())
 
     @classmethod
     def from_table(cls, table: pa.Table, config: FeedConfig, catalog: Catalog) -> LoggedSessions:
-        """Read rows of the log schema (sessions whole, slots in order); InputError names what is wrong."""
+        """Read rows of the log schema (whole sessions, slots in order); InputError names what is wrong."""
         session = table["session"].to_numpy()
         first = np.flatnonzero(np.diff(session, prepend=session[:1] - 1))
         starts = np.append(first, len(session))
@@ -132,7 +132,7 @@ class LoggedSessions:
 
     @classmethod
     def concatenate(cls, parts: list[LoggedSessions]) -> LoggedSessions:
-        """Put parts of one log together."""
+        """Concatenate parts of one log."""
         ends = np.cumsum([0] + [p.starts[-1] for p in parts])
         joined = {
             name: np.concatenate([getattr(p, name) for p in parts]) for name in (*PER_SESSION, *PER_SLOT)
@@ -146,7 +146,7 @@ class LoggedSessions:
         )
 
     def select(self, index: np.ndarray) -> LoggedSessions:
-        """Keep some sessions, in the given order."""
+        """Return some sessions, in the given order."""
         length = np.diff(self.starts)[index]
         starts = np.concatenate([[0], np.cumsum(length)])
         rows = np.repeat(self.starts[index] - starts[:-1], length) + np.arange(starts[-1])
@@ -159,13 +159,13 @@ class LoggedSessions:
         )
 
     def answered_rows(self, index: np.ndarray) -> np.ndarray:
-        """Rows of the answered slots of some sessions, one session after the other."""
+        """Return the rows of the answered slots of some sessions, one session after the other."""
         count = self.answered[index]
         first = np.cumsum(count) - count
         return np.repeat(self.starts[index] - first, count) + np.arange(count.sum())
 
     def cards(self, rows: np.ndarray) -> np.ndarray:
-        """Features and one-hot type of the cards at some placed slots (...) int64, (..., F + T) float32."""
+        """Return features and one-hot types of the cards at slots (...) int64, (..., F + T) float32."""
         item = self.item[rows]
         types = np.eye(self.n_types, dtype=np.float32)
         return np.concatenate(
@@ -174,12 +174,12 @@ class LoggedSessions:
 
 
 def _flags(table: pa.Table, name: str) -> np.ndarray:
-    """A nullable boolean column as 0 and 1, null = 0."""
+    """Return a nullable boolean column as 0 and 1, null = 0."""
     return table[name].fill_null(False).to_numpy().astype(np.float32)
 
 
 def _lists(table: pa.Table, name: str, size: int) -> np.ndarray:
-    """A nullable list column as (P, size) float32, null = zeros."""
+    """Return a nullable list column as (P, size) float32, null = zeros."""
     column = table[name].combine_chunks()
     present = column.is_valid().to_numpy(zero_copy_only=False)
     lengths = column.value_lengths().drop_null().to_numpy(zero_copy_only=False)
@@ -194,7 +194,7 @@ def _lists(table: pa.Table, name: str, size: int) -> np.ndarray:
 def _context(
     table: pa.Table, starts: np.ndarray, row_session: np.ndarray, click: np.ndarray, config: FeedConfig
 ) -> np.ndarray:
-    """Columns of Focus.context, (P, 8), as the feed writes them while it plays."""
+    """Return the columns of Focus.context, (P, 8), as the feed writes them while it plays."""
     slot = table["slot"].to_numpy()
     rows, first = np.arange(len(slot)), starts[row_session]
     last_view = np.maximum.accumulate(np.where(click > 0, rows, -1))
@@ -215,7 +215,7 @@ def _context(
 def _page_summary(
     scalars: np.ndarray, page: np.ndarray, row_session: np.ndarray, config: FeedConfig
 ) -> np.ndarray:
-    """Columns of Focus.pages for each slot, (P, 5), over the cards of its page that were placed."""
+    """Return the columns of Focus.pages for each slot, (P, 5), over the placed cards of its page."""
     first = (np.diff(row_session, prepend=-1) != 0) | (np.diff(page, prepend=-1) != 0)
     of, starts = np.cumsum(first) - 1, np.flatnonzero(first)
     size = np.diff(np.append(starts, len(page)))
@@ -231,8 +231,8 @@ class SessionStream:
     Args:
         reader: the log.
         days: days to read; None = all.
-        keep: tells from session ids (S,) int64 which to keep; None = all.
-        cached_slots: read once and keep if there are at most so many slots.
+        keep: maps session ids (S,) int64 to a mask of those to keep; None = all.
+        cached_slots: maximum number of slots that are read once and kept in memory.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class SessionStream:
         self._cache: list[LoggedSessions] | None = None
 
     def chunks(self) -> Iterator[LoggedSessions]:
-        """Yield all sessions, as one chunk if they fit, else as one chunk a part of the log."""
+        """Yield all sessions, as one chunk if they fit into memory, else in one chunk per batch read."""
         if self._cache is not None:
             yield from self._cache
             return
@@ -272,7 +272,7 @@ class SessionStream:
 def split_sessions(
     reader: LogReader, held_out_from: int | None
 ) -> tuple[SessionStream, SessionStream, SessionStream]:
-    """Sessions to train on, sessions that decide when to stop, and sessions held out, the last by day."""
+    """Return the sessions to train on, those that decide when to stop, and those held out (last days)."""
     days = sorted({int(d) for table in reader.batches(["day"]) for d in np.unique(table["day"].to_numpy())})
     if len(days) == 1 and held_out_from is None:
         early, late, share = None, None, HELD_OUT_SHARE

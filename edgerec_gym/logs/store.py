@@ -1,6 +1,6 @@
 """Log folders on disk: a writer that survives being killed, and a reader that streams.
 
-A folder holds `logs.json` (schema version, feed config, provenance, what the data cannot tell),
+A folder holds `logs.json` (schema version, feed config, provenance, what the data does not identify),
 `catalog.parquet` and the parts `part-00000.parquet`, `part-00001.parquet`, ... (see schema.py).
 """
 
@@ -25,26 +25,26 @@ from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.scenario import UNIDENTIFIED
 
 KIND = "edgerec_gym logs"
-ROW_GROUP = 2**17  # slots that are read at once
+ROW_GROUP = 2**17  # slots read at once
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 class LogWriter:
-    """Write a log folder part by part; opened again after a kill it goes on after the last complete part.
+    """Write a log folder part by part; reopened after a kill, it continues after the last complete part.
 
     Args:
         folder: created if needed. An existing log is continued if config, catalogue and provenance agree.
         config: the feed that was logged.
-        catalog: what `item` points into.
-        provenance: JSON-ready facts on where the log comes from.
-        unidentified: what the data cannot tell, of :data:`edgerec_gym.scenario.UNIDENTIFIED`.
+        catalog: the catalogue that `item` refers to.
+        provenance: JSON-ready facts about the origin of the log.
+        unidentified: what the data does not identify, from :data:`edgerec_gym.scenario.UNIDENTIFIED`.
 
     Attributes:
-        parts, sessions, slots: what is complete on disk.
+        parts, sessions, slots: numbers of those complete on disk.
         complete: whether the log is finished.
 
     Raises:
-        InputError: if the folder cannot be written to or holds another log.
+        InputError: the folder cannot be written to or holds another log.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LogWriter:
         _check_unidentified(unidentified, "unidentified")
         self.folder = make_folder(folder)
         self.config, self.catalog = config, catalog
-        self._header = json.loads(  # through JSON, so that it compares equal to what a file holds
+        self._header = json.loads(  # via JSON, so that it compares equal to the content of a file
             json.dumps(
                 {
                     "kind": KIND,
@@ -96,7 +96,7 @@ class LogWriter:
             )
         for name in ("embeddings", "scalars", "card_type", "category", "names"):
             if not np.array_equal(getattr(reader.catalog, name), getattr(self.catalog, name)):
-                raise InputError(f"{self.folder} holds another log: its catalogue has other {name}")
+                raise InputError(f"{self.folder} holds another log: its catalogue differs in {name}")
         self.complete = reader.complete
         for table in reader.batches(["session"]):
             session = table["session"].to_numpy()
@@ -106,13 +106,13 @@ class LogWriter:
         self.parts = len(reader.paths)
 
     def write(self, table: pa.Table | dict[str, Any]) -> None:
-        """Write one part: whole sessions in rising order, columns of :data:`SCHEMA`.
+        """Write one part: whole sessions in increasing order, with the columns of :data:`SCHEMA`.
 
         Args:
             table: an Arrow table, or a dict of arrays or lists by column name.
 
         Raises:
-            InputError: naming the part, column or row that is wrong; nothing is written then.
+            InputError: the part is wrong; the message names the part, column or row. Nothing is written.
         """
         path = self.folder / f"part-{self.parts:05d}.parquet"
         if self.complete:
@@ -125,7 +125,7 @@ class LogWriter:
         if self._last_session is not None and session[0] <= self._last_session:
             raise InputError(
                 f"{path}: row 0: session {session[0]} does not come after {self._last_session}, the last "
-                "session of the part before; sessions must be whole and rise"
+                "session of the previous part; sessions must be whole and in increasing order"
             )
         with atomic_path(path) as temporary:
             pq.write_table(part, temporary, compression="zstd", row_group_size=ROW_GROUP)
@@ -144,7 +144,7 @@ class LogWriter:
 
 
 class LogReader:
-    """Read a log folder, never more than a row group and the sessions it touches at a time.
+    """Read a log folder, at most one row group and the sessions in it at a time.
 
     Args:
         folder: a log folder; an incomplete one (its writer was killed) is read as far as it goes.
@@ -152,14 +152,14 @@ class LogReader:
 
     Attributes:
         config: FeedConfig of the logged feed.
-        catalog: Catalog.
-        unidentified: what the data cannot tell.
-        provenance: dict.
+        catalog: Catalog of the items.
+        unidentified: what the data does not identify.
+        provenance: JSON-ready facts about the origin of the log.
         complete: whether the writer finished.
         paths: the parts, in order.
 
     Raises:
-        InputError: naming the file that is missing, broken or of another schema version.
+        InputError: a file is missing, broken or of another schema version; the message names it.
     """
 
     def __init__(self, folder: str | Path, *, allow_empty: bool = False) -> None:
@@ -213,17 +213,18 @@ class LogReader:
     def batches(
         self, columns: Sequence[str] | None = None, days: Sequence[int] | None = None
     ) -> Iterator[pa.Table]:
-        """Iterate over tables of whole sessions, in order; what is read is validated.
+        """Iterate over tables of whole sessions, in order; everything read is validated.
 
         Args:
-            columns: names of :data:`SCHEMA` to read; None = all.
+            columns: names from :data:`SCHEMA` to read; None = all.
             days: keep the sessions that begin on these days; None = all.
 
         Yields:
-            Tables with the columns asked for and at least one row.
+            Tables with the requested columns and at least one row.
 
         Raises:
-            InputError: naming the file and, where it applies, the first offending row.
+            InputError: the log is wrong; the message names the file and, if there is one, the first
+                offending row.
         """
         wanted = list(SCHEMA.names if columns is None else columns)
         for name in wanted:
@@ -239,7 +240,7 @@ class LogReader:
                 if last is not None and session[0] <= last:
                     problem = "appears in two parts" if session[0] == last else f"comes after {last}"
                     where = f"{path}: row {first_row}: session {session[0]}"
-                    raise InputError(f"{where} {problem}; sessions must be whole and rise")
+                    raise InputError(f"{where} {problem}; sessions must be whole and in increasing order")
                 last = int(session[-1])
                 if days is not None:
                     bounds = session_bounds(session)
@@ -249,7 +250,7 @@ class LogReader:
                     yield table.select(wanted)
 
     def session_starts(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the cloud ships when a session starts, one row a session.
+        """Return what the cloud ships when a session starts, one row per session.
 
         Returns:
             features (S, U) float32 in [-1, 1], zero where the log has none; hour (S,) int32 in 0..23.
@@ -273,7 +274,7 @@ def _check_unidentified(names: Sequence[str], where: str) -> None:
 
 
 def _part_paths(folder: Path) -> list[Path]:
-    """Complete parts in order; InputError if one is missing between others."""
+    """Return the complete parts in order; InputError if one is missing between others."""
     numbers = sorted(int(m[1]) for p in folder.iterdir() if (m := _PART.fullmatch(p.name)))
     for expected, number in enumerate(numbers):
         if number != expected:
@@ -282,7 +283,7 @@ def _part_paths(folder: Path) -> list[Path]:
 
 
 def _whole_sessions(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Read a part row group by row group; the session that a row group cuts waits for the next one."""
+    """Read a part by row groups; a session that a row group cuts off is completed from the next one."""
     try:
         with pq.ParquetFile(path) as file:
             check_schema(file.schema_arrow, path)

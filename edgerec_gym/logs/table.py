@@ -1,13 +1,13 @@
-"""Any table of shown items, Parquet or CSV, as a log folder: `edgerec import`.
+"""`edgerec import`: converts any table of shown items, Parquet or CSV, to a log folder.
 
-A row of the table is an item that a user was shown; a mapping file names its columns (see table_mapping.py).
+Each row of the table is an item that a user was shown; a mapping file names its columns (table_mapping.py).
 The table is read in batches of rows: to check every value, then by users to count, then by users to write.
-In memory are one chunk of users, the items, and the distinct clicks.
+One chunk of users, the items and the distinct clicks are held in memory.
 
-Derived values look back only: base_ctr, base_cvr and user features use the days before the session's. Item
-embeddings (without columns of them: a truncated SVD of user x item clicks) and the scale of prices use the
-first 70 % of the days, which `edgerec fit` never holds out by itself; within these days an embedding knows
-the clicks of the same days. Days are days in UTC.
+Derived values only look back: base_ctr, base_cvr and user features use the days before the session's day.
+Item embeddings (a truncated SVD of user x item clicks, unless there are columns for them) and the scale of
+prices use the first 70 % of the days, which `edgerec fit` never holds out by itself. Within these days an
+embedding also depends on the clicks of the same and later days. Days are in UTC.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
 
-ROWS_PER_PART = 500_000  # of the table; whole users, so a part may have more
+ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it holds whole users
 SCAN_LIMIT = 256
 
 
@@ -59,21 +59,22 @@ def import_table(
     progress: Progress | None = None,
     rows_per_part: int = ROWS_PER_PART,
 ) -> dict[str, Any]:
-    """Write a table as a log folder; continues or keeps what an earlier run left.
+    """Write a table as a log folder; continues an unfinished log and keeps a finished one.
 
     Args:
-        table_path: a .parquet or .csv file, a row for each item shown.
+        table_path: a .parquet or .csv file with one row per item shown.
         mapping_path: JSON file, see :class:`~edgerec_gym.logs.table_mapping.Mapping`.
-        out_folder: log folder; beside the log it gets `items.parquet`, the item ids of the catalogue's names.
+        out_folder: log folder, which also gets `items.parquet`: the item id of each name in the catalogue.
         progress: called with (parts read or written, total).
-        rows_per_part: rows of the table in memory at a time, at least.
+        rows_per_part: minimum number of rows of the table in memory at a time.
 
     Returns:
-        counts (of everything that was kept, changed and dropped), notes (a list of text) and unidentified.
+        A dict of counts (of everything kept, changed and dropped), notes (a list of text) and unidentified.
 
     Raises:
-        InputError: naming the file, and the column or the first offending row; nothing is written then.
-        MissingExtraError: without scikit-learn, where embeddings must be derived.
+        InputError: the table or mapping is wrong; the message names the file, and the column or the first
+            offending row. Nothing is written.
+        MissingExtraError: embeddings must be derived and scikit-learn is not installed.
     """
     mapping = read_mapping(mapping_path)
     table = SourceTable(table_path, mapping)
@@ -136,9 +137,9 @@ def _result(provenance: dict[str, Any], unidentified: tuple[str, ...]) -> dict[s
 def _config(
     mapping: TableMapping, survey: Survey, catalog: Catalog, size: int, table: SourceTable
 ) -> FeedConfig:
-    """Sizes of the feed: those of the mapping file, else from the table, as large as its items allow."""
+    """Return the feed's config: sizes from the mapping file, else as large as the table's items allow."""
     goods = np.bincount(catalog.category[catalog.card_type == 0])
-    cloud = CloudConfig(  # how the logged feed was ranked is not known: by base_ctr alone
+    cloud = CloudConfig(  # the logged feed's ranking is unknown, so the cloud ranks by base_ctr alone
         long_term_weight=0.0,
         recent_weight=0.0,
         probed_categories=int(min(max(len(goods), int(catalog.category.max()) + 1), 10_000)),
@@ -147,7 +148,7 @@ def _config(
     reachable = int(np.minimum(goods, SCAN_LIMIT).sum())
     page = int(mapping.feed.get("page_size", np.clip(np.median(survey.page_slots), 3, 500)))
     least = page + FeedConfig().request_latency
-    # Twice the longest: a session that reaches max_slots counts as cut off, not as ended by itself.
+    # Twice the longest session, since a session that reaches max_slots counts as truncated.
     longest = int(np.clip(2 * survey.session_slots.max(), 4, 200))
     slots = int(mapping.feed.get("max_slots", min(longest, reachable - least)))
     pool = int(mapping.feed.get("pool_size", np.clip(reachable - slots, least, min(3 * page, 1000))))
@@ -167,7 +168,7 @@ def _config(
 
 
 def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> list[str]:
-    """What a reader of the log should know, in words."""
+    """Return what a reader of the log should know, in words."""
     columns = table.mapping.columns
     early = counts["days"] > 1
     notes = {
@@ -210,7 +211,7 @@ def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> li
 
 
 def _coded(rows: pl.DataFrame, table: SourceTable, items: pl.DataFrame) -> pl.DataFrame:
-    """Users and items by their place in the sorted ids."""
+    """Replace users and items by their places in the sorted ids."""
     users = table.users.select("user", user_code=pl.int_range(pl.len(), dtype=pl.Int64))
     places = items.select("item", item_code=pl.int_range(pl.len(), dtype=pl.Int64))
     rows = rows.join(users, on="user", maintain_order="left").join(places, on="item", maintain_order="left")
@@ -226,7 +227,7 @@ def _part(
     highest: float,
     table: SourceTable,
 ) -> dict[str, Any]:
-    """Columns of the log schema for coded rows."""
+    """Return columns of the log schema for coded rows."""
     columns, n = table.mapping.columns, rows.height
     seen, click, item = (rows[name].to_numpy() for name in ("seen", "click", "item"))
     start, seconds = rows["start"].to_numpy(), rows["seconds"].to_numpy()
@@ -260,7 +261,7 @@ def _part(
         "page": rows["page"].to_numpy(),
         "page_age": rows["page_age"].to_numpy(),
         "page_requested": no,
-        "candidates": nothing,  # what else could have been shown is not in the table
+        "candidates": nothing,  # the table does not hold the other candidates
         "cards": nothing,
         "user_features": _user_features(rows, day, slot == 0, survey, catalog.embeddings[place]),
         "price_level": price_level(rows["price"].to_numpy(), highest) if columns.price else np.zeros(n),
@@ -280,7 +281,7 @@ def _part(
 def _user_features(
     rows: pl.DataFrame, day: np.ndarray, first: np.ndarray, survey: Survey, embeddings: np.ndarray
 ) -> pa.Array:
-    """Mean direction of what the user clicked on earlier days, on the first slot of each session."""
+    """Return the mean direction of the user's clicks on earlier days, on each session's first slot."""
     user = rows["user"].to_numpy()
     low, high = int(user.min()), int(user.max())
     clicks = survey.clicks.filter(pl.col("user").is_between(low, high)).sort("user", "day", "item")

@@ -1,4 +1,4 @@
-"""What a table tells of its items: sums by day, and the catalogue. No number looks ahead of its day."""
+"""What a table tells about its items: sums by day, and the catalogue. No number uses later days."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgerec_gym.logs.ebnerd_features import MIN_READERS, article_embeddings, un
 from edgerec_gym.logs.table_source import SourceTable
 
 DAY = 24 * 3600
-FIT_SHARE = 0.7  # of the days; what is derived once for all rows is derived from these first ones
-PRIOR_RATE, PRIOR_SHARE = 0.05, 20.0  # click rate before anything was seen, and its weight in views
-STAND_IN_CATEGORIES, ITEMS_PER_CATEGORY = 20, 50  # where the table has none, so that retrieval has groups
+FIT_SHARE = 0.7  # share of the days, the first ones, that values shared by all rows are derived from
+PRIOR_RATE, PRIOR_SHARE = 0.05, 20.0  # prior click rate, and its weight in views
+STAND_IN_CATEGORIES, ITEMS_PER_CATEGORY = 20, 50  # for tables without categories, since retrieval needs them
 SUMS = ("views", "clicks", "purchases", "price", "prices", "ctr", "highest_price")
 
 
 @dataclass(frozen=True)
 class ItemDays:
-    """Sums by item and day of what was seen, in order of (item, day).
+    """Sums by item and day over what was seen, in order of (item, day).
 
     Attributes:
-        item, day: (n,) int64; item by its place in the sorted ids, day since 1970.
-        sums: (n, 7) float64, columns of SUMS; highest_price is a highest, not a sum.
+        item, day: (n,) int64; place of the item in the sorted ids, day since 1970.
+        sums: (n, 7) float64, columns of SUMS; highest_price is a maximum, not a sum.
     """
 
     item: np.ndarray
@@ -44,12 +44,12 @@ class ItemDays:
         return sums_before(self.day[order], columns, np.zeros_like(day), day)
 
     def click_rate(self, item: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Clicks per view of the days before, drawn toward the rate of all items, (m,) float64."""
+        """Return clicks per view on earlier days, shrunk toward the rate of all items, (m,) float64."""
         clicks, views = self.before(("clicks", "views"), item, day).T
         return _smoothed(clicks, views, *self.all_before(("clicks", "views"), day).T)
 
     def purchase_rate(self, item: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Purchases per click, like :meth:`click_rate`."""
+        """Return purchases per click, (m,) float64, like :meth:`click_rate`."""
         purchases, clicks = self.before(("purchases", "clicks"), item, day).T
         return _smoothed(purchases, clicks, *self.all_before(("purchases", "clicks"), day).T)
 
@@ -95,18 +95,18 @@ def daily_sums(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def fixed_values(rows: pl.DataFrame) -> pl.DataFrame:
-    """Lowest and highest value of what must be the same in all rows of an item."""
+    """Return the lowest and highest of each value that must be the same in all rows of an item."""
     names = [n for n in rows.columns if n in ("card_type", "category") or (n[0] == "e" and n[1:].isdigit())]
     lowest, highest = (pl.col(names).min().name.suffix(" low"), pl.col(names).max().name.suffix(" high"))
     return rows.group_by("item").agg(*((lowest, highest) if names else ()))
 
 
 def check_fixed(items: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
-    """Return the values of each item, sorted by item; InputError if an item has two.
+    """Return the fixed values of each item, sorted by item; InputError if an item has two.
 
     Args:
-        items: of :func:`fixed_values`, one or more rows for each item.
-        table: where they come from.
+        items: results of :func:`fixed_values`, one or more rows per item.
+        table: the table they come from.
     """
     names = [name.removesuffix(" low") for name in items.columns if name.endswith(" low")]
     low, high = pl.col("^.* low$").min(), pl.col("^.* high$").max()
@@ -127,28 +127,28 @@ def check_fixed(items: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
 
 
 def price_level(price: np.ndarray, highest: float) -> np.ndarray:
-    """Price as 0..1: its logarithm over that of the highest price of the first days."""
+    """Return the price in 0..1: log(1 + price) over log(1 + highest price of the first days)."""
     return np.minimum(np.log1p(price) / max(np.log1p(highest), 1e-9), 1.0)
 
 
 def make_catalog(
     items: pl.DataFrame, sums: ItemDays, clicks: pl.DataFrame, cut: int, size: int, table: SourceTable
 ) -> tuple[Catalog, np.ndarray, float]:
-    """Make the catalogue as it stood when day `cut` began.
+    """Make the catalogue as it was when day `cut` began.
 
     Args:
-        items: of :func:`check_fixed`.
-        sums: of the whole table.
-        clicks: distinct user, item (place in `items`) and day of clicks.
-        cut: first day since 1970 that derived values must not use.
-        size: of the embedding.
-        table: where they come from.
+        items: result of :func:`check_fixed`.
+        sums: sums of the whole table.
+        clicks: distinct (user, item, day) rows of clicks; item is the place in `items`.
+        cut: first day (since 1970) that derived values must not use.
+        size: embedding size.
+        table: the table they come from.
 
     Returns:
-        The catalogue, the row in it of each item, and the highest price before `cut`.
+        The catalogue, the catalogue row of each item, and the highest price before `cut`.
 
     Raises:
-        MissingExtraError: without scikit-learn, where embeddings must be derived.
+        MissingExtraError: embeddings must be derived and scikit-learn is not installed.
     """
     n, columns = items.height, table.mapping.columns
     if table.embedding_size:
@@ -163,7 +163,7 @@ def make_catalog(
     rate, scalars = sums.click_rate(every, today), np.zeros((n, 4))
     names = ("ctr", "views", "price", "prices")
     early_sums = sums.before(names, every, today)
-    # An item that came later has the values of its own first days: a catalogue needs some.
+    # Items that first appear later use all of their days, since a catalogue needs some value.
     later = sums.before(names, every, np.full(n, int(sums.day.max()) + 1))
     ctr, views, price, prices = np.where(early_sums[:, [1, 1, 3, 3]] > 0, early_sums, later).T
     if columns.base_ctr:
@@ -188,7 +188,7 @@ def make_catalog(
 
 
 def item_names(items: pl.Series) -> np.ndarray:
-    """Item ids as numbers where all of them are, else their place in the sorted ids, (n,) int64."""
+    """Return the item ids if all are whole numbers, else their places in the sorted ids; (n,) int64."""
     numbers = items.cast(pl.Int64, strict=False)
     if numbers.null_count() or (numbers.cast(pl.String) != items.cast(pl.String)).any():
         return np.arange(len(items))

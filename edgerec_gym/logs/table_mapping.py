@@ -1,4 +1,4 @@
-"""The small JSON file that tells which column of a table is what."""
+"""The mapping file: a small JSON file that says what the columns of a table mean."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ GOODS = "goods"
 
 @dataclass(frozen=True)
 class Mapping(Config):
-    """Columns of a table by what they mean; "" = the table has none.
+    """The columns of a table by meaning; "" = the table has no such column.
 
     Attributes:
         user, item, time, click: who was shown what, when (dates, or numbers in `time_unit` since 1970, UTC),
             and whether it was opened.
-        list: id of the page that a row was part of, unique for a user (within a session where there is one).
-        position: place in that page, rising; alone, a page begins where it does not rise.
-        session: id of the visit; without it, a visit ends with `session_gap_minutes` of silence.
-        seen: whether the user looked at the row; without it, every row counts as looked at.
+        list: id of the page that a row belongs to, unique per user (or per session, if there are sessions).
+        position: place in that page, increasing; without `list`, a page begins where it does not increase.
+        session: id of the visit; without it, a visit ends after `session_gap_minutes` of inactivity.
+        seen: whether the user looked at the row; without it, every row counts as seen.
         leave: whether the user left at this row.
-        dwell_seconds: time on the card in the feed; page_view_seconds: time on what the click opened.
-        purchase: bought in that page view.
-        card_type, category: of the item; the same in every row of it.
-        price: at that moment; at least 0, in any currency.
+        dwell_seconds: time on the card in the feed.
+        page_view_seconds: time on the page that the click opened.
+        purchase: whether the item was bought in that page view.
+        card_type, category: of the item; the same in all of its rows.
+        price: price at that time; at least 0, in any currency.
         base_ctr: the ranker's click probability in 0..1.
-        embedding_prefix: the columns prefix0, prefix1, ... are the item's embedding.
-        card_types: from values of the column card_type to "goods" or the name of a mix-in type.
-        feed: fields of :class:`~edgerec_gym.config.FeedConfig` that the table cannot tell.
+        embedding_prefix: prefix of the columns prefix0, prefix1, ... that hold the item's embedding.
+        card_types: maps values of the column card_type to "goods" or the name of a mix-in type.
+        feed: fields of :class:`~edgerec_gym.config.FeedConfig` that the table does not determine.
     """
 
     user: str
@@ -63,12 +64,12 @@ class Mapping(Config):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column of the table by meaning, those that there are; without the embedding."""
+        """Column names of the table by meaning, without missing ones and the embedding."""
         return {name: getattr(self, name) for name in (*REQUIRED, *OPTIONAL) if getattr(self, name)}
 
     @property
     def unidentified(self) -> tuple[str, ...]:
-        """What a table with these columns cannot tell (:data:`edgerec_gym.scenario.UNIDENTIFIED`)."""
+        """What these columns do not identify (:data:`edgerec_gym.scenario.UNIDENTIFIED`)."""
         lacking = {
             "position": ("position", "neighbours", "order_within_page"),
             "dwell_seconds": ("exposure_actions",),
@@ -89,9 +90,9 @@ class TableMapping:
 
     Attributes:
         columns: the columns and how to read them.
-        card_types: from values of the column card_type to card type, 0 = goods, k = feed card type k - 1.
-        feed: fields of FeedConfig to set, `card_types` among them where the file names any.
-        content: the file as it is, for the provenance.
+        card_types: maps values of the column card_type to card types: 0 = goods, k = feed card type k - 1.
+        feed: fields of FeedConfig to set, including `card_types` if the file names any.
+        content: the unchanged content of the file, for the provenance.
     """
 
     columns: Mapping
@@ -104,7 +105,7 @@ def read_mapping(path: str | Path) -> TableMapping:
     """Read and check a mapping file.
 
     Raises:
-        InputError: naming the file and the field that is missing, unknown or wrong.
+        InputError: a field is missing, unknown or wrong; the message names the file and the field.
     """
     content = read_json(path)
     values = dict(content)
@@ -134,7 +135,7 @@ def read_mapping(path: str | Path) -> TableMapping:
         types = _card_types(columns, card_types)
         if types:
             names = [name for name in dict.fromkeys(card_types.values()) if name != GOODS]
-            n = len(names)  # what the feed's rules were, no row tells: none
+            n = len(names)  # the table does not tell the feed's rules, so there are none
             feed = {
                 "card_types": names,
                 "share_caps": [1.0] * n,
@@ -142,7 +143,7 @@ def read_mapping(path: str | Path) -> TableMapping:
                 "first_slots": [0] * n,
             } | feed
         if columns.embedding_prefix and "embedding_size" in feed:
-            raise InputError("feed.embedding_size: the columns of embedding_prefix tell it; leave it out")
+            raise InputError("feed.embedding_size: embedding_prefix already determines it; leave it out")
         if feed.get("profile_size"):
             raise InputError(
                 f"feed.profile_size is {feed['profile_size']!r}; a table has no profile; allowed: 0"
@@ -158,14 +159,14 @@ def read_mapping(path: str | Path) -> TableMapping:
 
 
 def _card_types(columns: Mapping, values: dict[str, Any]) -> dict[str, int]:
-    """Card type of each value of the column."""
+    """Return the card type of each value of the column."""
     if bool(values) != bool(columns.card_type):
         raise InputError("'card_type' and 'card_types' need each other: a column, and what its values mean")
     for name in values.values():
         if not isinstance(name, str) or not name:
             raise InputError(f"card_types: {name!r} must be {GOODS!r} or the name of a mix-in type")
     if values and GOODS not in values.values():
-        raise InputError(f"card_types: no value means {GOODS!r}; a feed needs them")
+        raise InputError(f"card_types: no value means {GOODS!r}; a feed needs goods")
     mixed = [name for name in dict.fromkeys(values.values()) if name != GOODS]
     if values and not mixed:
         raise InputError("card_types: names no mix-in type; leave out 'card_type' where all are goods")

@@ -1,4 +1,4 @@
-"""Cut the rows of some users into sessions, pages and slots, counting everything that is changed."""
+"""Cuts the rows of some users into sessions, pages and slots, and counts everything that is changed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgerec_gym.logs.table_source import SourceTable
 
 
 def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, Counter[str]]:
-    """Put rows into the order in which they were shown, and number sessions, pages and slots.
+    """Sort rows in the order they were shown, and number sessions, pages and slots.
 
     Args:
-        rows: of whole users, columns of :attr:`SourceTable.scan`, in the order of the file.
-        table: where they come from.
+        rows: rows of whole users, columns of :attr:`SourceTable.scan`, in the order of the file.
+        table: the table they come from.
 
     Returns:
         The rows with columns session (0, 1, ...), start (seconds at which it began), page (within the
@@ -23,7 +23,7 @@ def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, 
         was dropped and moved.
 
     Raises:
-        InputError: naming two rows that contradict each other.
+        InputError: two rows contradict each other; the message names them.
     """
     counts: Counter[str] = Counter()
     kept = rows.unique([name for name in rows.columns if name != "row"], keep="first", maintain_order=True)
@@ -32,7 +32,7 @@ def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, 
     counts["rows_out_of_time_order_sorted"] = int(late)
     kept = _in_order(kept, table)
     kept = _sessions_and_pages(kept, table.mapping.columns.session_gap_minutes * 60)
-    # A card that was passed without a look, above one that was looked at, is nothing the user answered.
+    # An unseen card above a seen one was skipped; the user gave no answer to it.
     kept = kept.with_row_index("place")
     last_seen = pl.col("place").filter("seen").max().over("session")
     before = kept.height
@@ -43,14 +43,14 @@ def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, 
 
 
 def split_long(rows: pl.DataFrame, max_slots: int) -> pl.DataFrame:
-    """Continue sessions of more than `max_slots` slots as new sessions; takes and gives numbered rows."""
+    """Continue sessions of more than `max_slots` slots as new sessions; takes and returns numbered rows."""
     session = (rows["session"].to_numpy() << 32) + rows["slot"].to_numpy() // max_slots
     page = (rows["session"].to_numpy() << 32) + rows["page"].to_numpy()
     return _numbered(rows.with_columns(session=_runs(session), page=_runs(page)))
 
 
 def _in_order(rows: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
-    """Sort by user, session, page and place; adds page_start and page_end (seconds)."""
+    """Sort by user, session, page and place; add page_start and page_end (seconds)."""
     visit = ["user", "session"] if "session" in rows.columns else ["user"]
     by_position = "position" in rows.columns
     if "list" in rows.columns:
@@ -72,7 +72,7 @@ def _in_order(rows: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
 
 
 def _check_spans(rows: pl.DataFrame, page: list[str], table: SourceTable) -> None:
-    """Without sessions, a list id that comes back later would join pages of different visits."""
+    """Refuse list ids that are reused later: without sessions, they would join pages of different visits."""
     minutes = table.mapping.columns.session_gap_minutes
     late = rows.filter(pl.col("seconds") - pl.col("page_start") > minutes * 60)
     if "session" not in rows.columns and late.height:
@@ -85,7 +85,7 @@ def _check_spans(rows: pl.DataFrame, page: list[str], table: SourceTable) -> Non
 
 
 def _check_once(rows: pl.DataFrame, key: list[str], table: SourceTable) -> None:
-    """Two rows that differ but have the same place cannot both be what was shown there."""
+    """Refuse rows that differ but have the same place: only one of them can have been shown there."""
     twice = rows.filter(pl.struct(key).is_duplicated()).sort("row")
     if twice.height:
         other = twice.filter(pl.struct(key) == pl.struct([pl.lit(twice[0, k]).alias(k) for k in key]))
@@ -100,11 +100,11 @@ def _check_once(rows: pl.DataFrame, key: list[str], table: SourceTable) -> None:
 
 
 def _sessions_and_pages(rows: pl.DataFrame, gap: float) -> pl.DataFrame:
-    """Number sessions and pages over all rows; `gap` (seconds) of silence ends a session that has no id."""
+    """Number sessions and pages over all rows; `gap` seconds of inactivity end a session without an id."""
     rows = rows.with_columns(new=pl.col("user").ne_missing(pl.col("user").shift(1)))
     if "session" in rows.columns:
         rows = rows.with_columns(pl.col("new") | pl.col("session").ne_missing(pl.col("session").shift(1)))
-    else:  # the latest end so far: the row before need not have it
+    else:  # compare with the latest end so far, which need not be the previous row's
         silence = pl.col("page_start") - pl.col("page_end").cum_max().shift(1).over("user")
         rows = rows.with_columns(pl.col("new") | (silence > gap).fill_null(False))
     if "list" in rows.columns:
@@ -118,7 +118,7 @@ def _sessions_and_pages(rows: pl.DataFrame, gap: float) -> pl.DataFrame:
 
 
 def _numbered(rows: pl.DataFrame) -> pl.DataFrame:
-    """Number slots and pages within sessions, given rising numbers of both over all rows."""
+    """Number slots and pages within sessions, given increasing session and page numbers over all rows."""
     session = _runs(rows["session"].to_numpy())
     slot = _place_in_run(session)
     page = _runs(rows["page"].to_numpy())
@@ -134,6 +134,6 @@ def _runs(key: np.ndarray) -> np.ndarray:
 
 
 def _place_in_run(key: np.ndarray) -> np.ndarray:
-    """Place of each entry in its run of equal keys, from 0."""
+    """Return the place of each entry in its run of equal keys, from 0."""
     at = np.arange(len(key))
     return at - np.maximum.accumulate(np.where(np.diff(key, prepend=key[:1] - 1) != 0, at, 0))

@@ -1,7 +1,7 @@
-"""Read a Parquet or CSV table by a column mapping, and find the first value that is wrong.
+"""Reads a Parquet or CSV table by a column mapping, and finds the first wrong value.
 
 Rows are counted from 0, in a CSV file after its header. The file is never held in memory: one pass checks
-every value, and :meth:`SourceTable.chunk` reads the rows of some users.
+every value, and :meth:`SourceTable.read` reads the rows of some users.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.logs.table_mapping import TableMapping
 
 SECONDS = {"s": 1.0, "ms": 1e-3}
-LATEST = 1e11  # seconds since 1970; more are milliseconds
-LARGEST = 1e30  # a number beyond is a mistake
+LATEST = 1e11  # seconds since 1970; larger numbers must be milliseconds
+LARGEST = 1e30  # larger numbers must be mistakes
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
 FLAGS = ("click", "seen", "leave", "purchase")
 IDS = ("user", "item", "session", "list")
@@ -42,14 +42,15 @@ class SourceTable:
         mapping: what its columns mean.
 
     Attributes:
-        rows: in the file.
-        embedding_size: columns of the item embedding; 0 without one.
-        columns: names of :attr:`scan`: row, user, item, seconds (since 1970), click, seen, then what the
-            mapping names, then e0, e1, ...
-        users: (user, rows) sorted by user.
+        rows: number of rows in the file.
+        embedding_size: number of columns of the item embedding; 0 without one.
+        columns: column names of :attr:`scan`: row, user, item, seconds (since 1970), click, seen, what else
+            the mapping names, then e0, e1, ...
+        users: users and their number of rows, sorted by user.
 
     Raises:
-        InputError: naming the file and the column or the first offending row, its value and what is allowed.
+        InputError: the table is wrong; the message names the file and the column, or the first offending row,
+            its value and what is allowed.
     """
 
     def __init__(self, path: str | Path, mapping: TableMapping) -> None:
@@ -72,7 +73,7 @@ class SourceTable:
     def _open(self) -> pl.LazyFrame:
         if self.path.suffix == ".parquet":
             return pl.scan_parquet(self.path)
-        if self.path.suffix == ".csv":  # as text: the types of a mapping are stricter than a guess
+        if self.path.suffix == ".csv":  # as text: types from the mapping are stricter than inferred ones
             return pl.scan_csv(self.path, infer_schema=False)
         raise InputError(f"{self.path}: unknown kind of table; allowed: .parquet, .csv")
 
@@ -86,7 +87,7 @@ class SourceTable:
         raise InputError(f"{self.path} is not a readable table: {str(error).splitlines()[0]}") from None
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
-        """Run a query in batches of rows; InputError where the file turns out to be broken."""
+        """Run a query in batches of rows; InputError if the file turns out to be broken."""
         try:
             return frame.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -97,12 +98,12 @@ class SourceTable:
         raise InputError(f"{self.path}: row {row}: {message}")
 
     def digest(self) -> str:
-        """SHA-256 of the file."""
+        """Return the SHA-256 of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def chunks(self, rows: int) -> list[tuple[Any, Any]]:
-        """Split the sorted users into ranges (first, last) of at least `rows` rows, but for the last."""
+        """Split the sorted users into ranges (first, last) of at least `rows` rows, except the last."""
         ranges, begin, total = [], 0, 0
         for k, n in enumerate(self.users["rows"].to_list()):
             total += n
@@ -156,7 +157,7 @@ class SourceTable:
                 raise InputError(f"{self.path}: column {name!r} must hold numbers, not {types[name]}")
 
     def _expressions(self, types: dict[str, pl.DataType]) -> tuple[list[pl.Expr], dict[str, tuple[Any, str]]]:
-        """Columns of the scan, and by column of the table: which rows are wrong, and what is allowed."""
+        """Return the scan's columns and, by table column, which rows are wrong and what is allowed."""
         wrong: dict[str, tuple[Any, str]] = {}
         out: list[pl.Expr] = []
         mapped = self.mapping.columns.columns
@@ -192,7 +193,7 @@ class SourceTable:
                     meaning, "a number of at least 0"
                 )
                 if meaning in ("dwell_seconds", "page_view_seconds"):
-                    # may be empty where nothing was looked at, or nothing was opened
+                    # may be empty where nothing was seen or nothing was opened
                     needed = self._flag("seen" if meaning == "dwell_seconds" else "click")
                     bad = bad & (needed | value.is_not_null())
                     allowed += (

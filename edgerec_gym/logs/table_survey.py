@@ -1,4 +1,4 @@
-"""One pass over a table, chunk by chunk: what its catalogue, its sizes and its notes are made of."""
+"""One pass over a table, chunk by chunk, for its catalogue, its sizes and its notes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a table tells.
+    """Results of one pass over a table.
 
     Attributes:
-        items: item, then what is the same in all its rows; sorted by item.
-        sums: by item and day.
+        items: item, then the values shared by all its rows; sorted by item.
+        sums: sums by item and day.
         clicks: distinct user (place in the sorted ids), item (place in `items`), day (since 1970).
         days: (d,) int64 sorted days since 1970 on which sessions begin.
-        session_slots: (sessions,) int64.
-        page_slots: (pages,) int64.
-        counts: of what was kept, moved and dropped.
+        session_slots: (sessions,) int64 number of slots of each session.
+        page_slots: (pages,) int64 number of slots of each page.
+        counts: counts of what was kept, moved and dropped.
     """
 
     items: pl.DataFrame
@@ -44,12 +44,12 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     """Read all rows once.
 
     Args:
-        table: checked.
-        ranges: of users, a chunk each.
+        table: the checked table.
+        ranges: ranges of users, one per chunk.
         progress: called with (chunks read, twice the number of chunks).
 
     Raises:
-        InputError: naming rows that contradict each other.
+        InputError: two rows contradict each other; the message names them.
     """
     counts: Counter[str] = Counter(rows=table.rows)
     sums, items, clicks, days, sessions, pages = [], [], [], [], [], []

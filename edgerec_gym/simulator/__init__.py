@@ -1,1 +1,1 @@
-"""How users are learned from logs (torch); users/learned.py plays what is fitted here."""
+"""Fits users to logs (with torch); users/learned.py runs what is fitted here."""

@@ -37,11 +37,11 @@ def padded(sessions: LoggedSessions, index: np.ndarray, weight: np.ndarray) -> S
 
 
 def plan_batches(length: np.ndarray, slots: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Group sessions of like length, at most about `slots` padded slots a batch, in random order.
+    """Group sessions of similar length into batches of at most `slots` padded slots, in random order.
 
     Args:
         length: (S,) answered slots; sessions of length 0 are left out.
-        slots: padded slots in a batch (a longer session is a batch of its own).
+        slots: maximum number of padded slots in a batch (a longer session is a batch of its own).
         rng: draws the grouping and the order.
 
     Returns:

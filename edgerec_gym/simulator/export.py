@@ -1,4 +1,4 @@
-"""Write fitted networks for the run time: one ONNX graph, and every member's weights as safetensors."""
+"""Exports fitted networks for run time: one ONNX graph, and every member's weights as safetensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from edgerec_gym.simulator.pack import pack
 def export(networks: list[UserNetwork], features: np.ndarray, hours: np.ndarray, folder: Path) -> None:
     """Write simulator.onnx (one step, any batch size) and simulator.safetensors.
 
-    The graph holds the weights of the first member under their names; those of any member, in the other
-    file as "member0.<name>", ..., take their place at run time. The other file also holds what the kernels
-    around the graph need. The same weights give the same bytes.
+    The graph holds the weights of the first member by name. At run time, a member's weights replace them; the
+    safetensors file holds these as "member0.<name>" and so on, with the weights that the kernels around the
+    graph need. The same weights give the same bytes.
 
     Args:
-        networks: the members, all of one shape.
+        networks: the members, all of the same shape.
         features: (S, U) float32 user features of session starts.
-        hours: (S,) int32 their hours.
-        folder: where to write; it must exist.
+        hours: (S,) int32 hours of session starts.
+        folder: existing folder to write to.
     """
     weights = [pack(network) for network in networks]
     with atomic_path(folder / "simulator.onnx") as temporary:

@@ -1,4 +1,4 @@
-"""Learn users from logs: an ensemble of networks by maximum likelihood, written as a scenario."""
+"""Learns users from logs: an ensemble of networks fitted by maximum likelihood, written as a scenario."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import UserTrainer, batch_slots
 
-CHECKPOINTS = "fit"  # folder inside the scenario's, removed at the end
-STOPPING_SESSIONS = 3000  # at most
+CHECKPOINTS = "fit"  # subfolder of the scenario, removed at the end
+STOPPING_SESSIONS = 3000  # maximum number
 
 Report = Callable[[int, int, str], None]
 
@@ -51,22 +51,22 @@ def fit(
 ) -> dict[str, Any]:
     """Fit users on a log and write a scenario folder.
 
-    Each member sees its own bootstrap of the sessions. A killed fit goes on after the last complete epoch of
-    each member when it is called again with the same arguments; a finished one returns its figures.
+    Each member sees its own bootstrap of the sessions. Called again with the same arguments, a killed fit
+    continues after each member's last complete epoch, and a finished one returns its figures.
 
     Args:
-        log_folder: see :class:`~edgerec_gym.logs.store.LogReader`.
-        out_folder: becomes the scenario.
-        seed: of initial weights, bootstraps and the order of batches.
-        ensemble: members.
-        epochs: at most, for each member; training stops when a tenth of the sessions, left out for that,
-            gains no more.
+        log_folder: log folder, see :class:`~edgerec_gym.logs.store.LogReader`.
+        out_folder: folder of the scenario.
+        seed: seed of initial weights, bootstraps and the order of batches.
+        ensemble: number of members.
+        epochs: maximum number of epochs of each member; training stops when the loss on a tenth of the
+            sessions, set aside for this, no longer improves.
         hidden: size of the exposure GRU.
-        held_out_from: first held-out day; default: the last seventh of the days, the second period of a log
-            that has one (EB-NeRD's validation week), every seventh session of a log of one day.
+        held_out_from: first held-out day. By default, the second period of a log that has one (EB-NeRD's
+            validation week), else the last seventh of the days, or of a one-day log every seventh session.
         threads: members trained at a time.
-        resume: go on from what is in `out_folder`; False starts over.
-        progress: called with (epochs done, epochs at most, text).
+        resume: continue from what is in `out_folder`; False starts over.
+        progress: called with (epochs done, maximum number of epochs, text).
 
     Returns:
         Figures on held-out sessions (:func:`~edgerec_gym.simulator.losses.held_out_figures`).
@@ -141,7 +141,7 @@ def fit(
 
 
 def _finished(out: Path, reader: LogReader, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Figures of an earlier fit of the same log with the same settings, if `out` holds one."""
+    """Return the figures of an earlier fit of the same log with the same settings, if `out` holds one."""
     if not (out / "scenario.json").is_file() or (out / CHECKPOINTS).exists():
         return None
     found = read_json(out / "scenario.json")
@@ -153,7 +153,7 @@ def _finished(out: Path, reader: LogReader, settings: dict[str, Any]) -> dict[st
 
 
 def work_folder(out: Path, settings: dict[str, Any], resume: bool = True) -> Path:
-    """Folder of the checkpoints below `out`; InputError if it holds those of a fit with other settings."""
+    """Return the checkpoint folder in `out`; InputError if it belongs to a fit with other settings."""
     work = out / CHECKPOINTS
     record = work / "settings.json"
     if not resume and record.is_file():
@@ -173,7 +173,7 @@ def work_folder(out: Path, settings: dict[str, Any], resume: bool = True) -> Pat
 
 
 def stopping_sessions(stream: SessionStream) -> LoggedSessions | None:
-    """Up to STOPPING_SESSIONS sessions of the first chunk, evenly spread; None if nothing was answered."""
+    """Return up to STOPPING_SESSIONS sessions, evenly spread over the first chunk with answers, or None."""
     for chunk in stream.chunks():
         index = np.flatnonzero(chunk.answered > 0)
         if len(index):
@@ -192,8 +192,8 @@ def new_network(
     hidden: int = 48,
     behaviour: bool = True,
 ) -> UserNetwork:
-    """Network to be trained, in the units of a log; for the arguments see :func:`fit` and UserNetwork."""
-    # Initial weights come from torch's generator; it is put back as it was.
+    """Make a network to train, in the units of a log; for the arguments see :func:`fit` and UserNetwork."""
+    # Initial weights come from torch's global generator, whose state is restored.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1000 + member)
         network = UserNetwork(config, unidentified, hidden, behaviour=behaviour)
@@ -206,14 +206,14 @@ def new_network(
 def run_trainers(
     trainers: list[UserTrainer], epochs: int, slots: int, threads: int, progress: Report | None
 ) -> None:
-    """Train networks to their best weights, `threads` at a time, each on one thread of torch's.
+    """Train networks to their best weights, `threads` at a time, each on one torch thread.
 
     Args:
-        trainers: one for each network.
-        epochs: at most, of each.
+        trainers: one per network.
+        epochs: maximum number of epochs of each network.
         slots: padded slots in a batch.
         threads: networks trained at a time.
-        progress: called with (epochs done, epochs at most, text).
+        progress: called with (epochs done, maximum number of epochs, text).
     """
     stop, lock = threading.Event(), threading.Lock()
 
@@ -228,7 +228,7 @@ def run_trainers(
                 progress(done, total(), f"held-out loss {best:.4f}" if math.isfinite(best) else "")
 
     def train(trainer: UserTrainer) -> None:
-        torch.set_num_threads(1)  # of this worker: small matrices gain nothing from more
+        torch.set_num_threads(1)  # for this worker; small matrices do not benefit from more
         try:
             while not (stop.is_set() or trainer.progress.done or trainer.progress.epoch >= epochs):
                 trainer.run_epoch(slots, stop)
@@ -245,4 +245,4 @@ def run_trainers(
             for future in futures:
                 future.result()
         finally:
-            stop.set()  # Ctrl-C here: the workers end within a batch
+            stop.set()  # after Ctrl-C, the workers end within a batch

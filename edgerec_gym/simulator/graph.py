@@ -1,14 +1,15 @@
 """The matrix products of one step of a fitted network as an ONNX graph of few nodes.
 
-A step absorbs the last slot with its answer into the memory, then gives the logits of the next answer. What
-the products read is made in users/learned_encode.py, answers are drawn in users/learned_answer.py; the
-layouts of `last`, `seen` and `logits` are in users/learned_layout.py. The tests prove that steps agree with
+A step absorbs the last slot and its answer into the memory, then computes the logits of the next answer.
+users/learned_encode.py makes the inputs, users/learned_answer.py draws the answers, and
+users/learned_layout.py has the layouts of `last`, `seen` and `logits`. The tests check that steps agree with
 :meth:`UserNetwork.forward_sequence`.
 
 Inputs: past (`last`, then the memory), memory (both GRUs side by side), seen, user_query (the user's part of
-the queries) and focused (the embedding, once a query). Outputs: new_memory, logits. With `order_within_page`
-unidentified also page_memory (as it stood at the page's start, from which the page is answered), page_starts
-(1 if the slot begins a page), page (the summary of the page) and new_page_memory.
+the queries) and focused (the embedding, once per query). Outputs: new_memory, logits. If `order_within_page`
+is unidentified, there are also the inputs page_memory (the memory at the page's start, on which the page's
+answers are based), page_starts (1 if the slot begins a page) and page (the summary of the page), and the
+output new_page_memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Weights = dict[str, np.ndarray]
 
 
 def step_graph(network: UserNetwork, weights: Weights) -> bytes:
-    """Write the graph for networks of this shape, with the weights that :func:`pack` made of one of them."""
+    """Return the serialised graph for networks of this shape, with one network's weights from `pack`."""
     g = OnnxGraph(weights)
     width, n_user = network.inputs.width, network.inputs.user_scale.shape[0]
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size

@@ -1,7 +1,7 @@
-"""What the user network reads: units, masks and codes of cards, context and answers.
+"""Inputs of the user network: units, masks and codes of cards, context and answers.
 
-Inputs that a log cannot identify, or that never varied in it, are multiplied by 0 here, in fitting and at
-run time alike.
+Inputs that a log does not identify, or that never vary in it, are multiplied by 0 here, both in fitting and
+at run time.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS
 AGES = (
     4.0,
     12.0,
-)  # slots; time constants of what fades after a page arrived or was opened, and a session began
+)  # slots; time constants of decay after a page arrived, a page view, and the start of the session
 N_FADING = 4 * len(AGES)
 N_CONTEXT_CODE = CONTEXT_SIZE + N_FADING + N_WAVES
 
 
 class SessionBatch(NamedTuple):
-    """Padded sessions: B sessions, T answered slots, F + T features of a card; float32 but `length`.
+    """B padded sessions with T answered slots and F + T features of a card; float32 except `length`.
 
     Attributes:
-        cards: (B, T + 4, F + T) placed cards; column 2 is the card of slot 0, zero where absent.
+        cards: (B, T + 4, F + T) placed cards; column 2 is the card of slot 0; zero where absent.
         context: (B, T, 8) columns of answers.py.
         user: (B, U) what the cloud shipped.
         actions: (B, T, 19) response rows up to and with `leave`.
@@ -67,13 +67,13 @@ class SessionBatch(NamedTuple):
 
 
 def hat(value: Tensor, levels: int) -> Tensor:
-    """One-hot code of levels stored as level / (levels - 1), (..., 1) to (..., levels)."""
+    """Return the one-hot code of values stored as level / (levels - 1), (..., 1) to (..., levels)."""
     grid = torch.arange(levels, dtype=torch.float32)
     return torch.relu(1 - (value * (levels - 1) - grid).abs())
 
 
 def answer_code(actions: Tensor) -> Tensor:
-    """Answers (..., 18) as the memory reads them, (..., N_ANSWER_CODE): durations as one-hot levels."""
+    """Encode answers (..., 18) for the memory, (..., N_ANSWER_CODE), with durations as one-hot levels."""
     opened = hat(actions[..., PAGE_VIEW : PAGE_VIEW + 1], PAGE_VIEW_BUCKETS) * actions[..., CLICK : CLICK + 1]
     dwell = hat(actions[..., :1], DWELL_BUCKETS)
     return torch.cat([dwell, actions[..., 1:PAGE_VIEW], opened, actions[..., PAGE_VIEW + 1 : N_ACTIONS]], -1)
@@ -83,9 +83,9 @@ class InputEncoder(nn.Module):
     """Units and masks of the inputs, as constants that are saved with the weights.
 
     Args:
-        config: the feed; fixes sizes and the units of the context.
-        unidentified: what the log cannot tell (scenario.py).
-        behaviour: False hides the columns of the context that tell earlier answers.
+        config: config of the feed; determines sizes and the units of the context.
+        unidentified: what the log does not identify (scenario.py).
+        behaviour: False hides the context columns that reveal earlier answers.
     """
 
     near: Tensor
@@ -104,7 +104,7 @@ class InputEncoder(nn.Module):
         self.n_scalars = config.n_item_features - self.d
         self.n_attributes = self.width - self.d + 1  # scalars, type, and the logit of base ctr
         near = torch.ones(WINDOW, 1)
-        near[FOCUSED + 1 + config.lookahead :] = 0  # not placed yet when the answer is given
+        near[FOCUSED + 1 + config.lookahead :] = 0  # not yet placed at the time of the answer
         if "neighbours" in unidentified:
             near[:] = 0
             near[FOCUSED] = 1
@@ -138,7 +138,7 @@ class InputEncoder(nn.Module):
 
     @torch.no_grad()
     def set_scales(self, card: Tensor, ctr_logit: Tensor, context: Tensor, user: Tensor) -> None:
-        """Set the units of a log; a factor of 0 hides an input that never varied in it.
+        """Set the units of a log; a factor of 0 hides an input that never varies in it.
 
         Args:
             card: (F + T,) factors of card features.
@@ -160,7 +160,7 @@ class InputEncoder(nn.Module):
             context: (N, 8).
 
         Returns:
-            scaled cards (N, 5, F + T), attributes (N, 5, n_attributes), context code (N, N_CONTEXT_CODE).
+            Scaled cards (N, 5, F + T), attributes (N, 5, n_attributes), context code (N, N_CONTEXT_CODE).
         """
         scaled = cards * self.card_scale
         ctr = cards[:, :, self.d + 1 : self.d + 2].clamp(LEAST_CTR, 1 - LEAST_CTR)
@@ -171,7 +171,7 @@ class InputEncoder(nn.Module):
         return scaled, attributes, torch.cat([context * self.context_scale, fading, waves], 1)
 
     def page_factors(self) -> tuple[Tensor, Tensor]:
-        """Factors and offsets (5,) that bring the summary of a page to the units of its cards."""
+        """Return factors and offsets (5,) that convert the summary of a page to the units of its cards."""
         factor, offset = torch.ones(len(PAGE_SUMMARY)), torch.zeros(len(PAGE_SUMMARY))
         logit = PAGE_SUMMARY.index("base_logit")
         factor[: self.n_scalars] = self.card_scale[FOCUSED, self.d : self.d + self.n_scalars]

@@ -1,4 +1,4 @@
-"""How well a network tells what users do: log-losses for fitting, figures on held-out sessions."""
+"""How well a network predicts what users do: log-losses for fitting, figures on held-out sessions."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
-from edgerec_gym.logs.ebnerd_reference import impression_auc
+from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.simulator.dataset import padded, plan_batches
 from edgerec_gym.simulator.inputs import N_ACTIONS
 from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
 
-# What a head counts in the loss: everything else turns on the click, and exposures are frequent.
+# Weights of the heads in the loss: everything else depends on the click, and exposures are frequent.
 HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 2.0}
 HEAD_WEIGHTS["ranking"] = 1.0
-UNFITTED = {  # heads that a log without these cannot teach
+UNFITTED = {  # what a log may not identify, and the heads that it then cannot teach
     "exposure_actions": ("dwell", "exposure"),
     "page_view_duration": ("page_view",),
     "page_view_actions": ("signs",),
     "leave": ("leave",),
 }
-MOST_HELD_OUT = 1_000_000  # answered slots that figures are computed on
+MOST_HELD_OUT = 1_000_000  # answered slots that figures are computed on, approximately at most
 CALIBRATION_BINS = 15
-FLOOR_LEVEL = 0.95  # quantile of what chance alone makes of a figure
+FLOOR_LEVEL = 0.95  # quantile of a figure under chance alone
 BATCH_SLOTS = 8000
 
 
 def fitted_heads(unidentified: frozenset[str]) -> list[str]:
-    """Heads that a log can teach."""
+    """Return the heads that a log can teach."""
     unfitted = {head for reason in unidentified & UNFITTED.keys() for head in UNFITTED[reason]}
     heads = [head for head in HEADS if head not in unfitted]
-    # Where the cards of a page are answered at once, which of them is clicked says more than how many.
+    # If the cards of a page are answered at once, which of them is clicked says more than how many are.
     return [*heads, "ranking"] if "order_within_page" in unidentified else heads
 
 
 def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dict[str, Tensor]:
-    """Negative log-likelihood of what was done, by head.
+    """Compute the negative log-likelihood of the observed actions, by head.
 
     Args:
-        logits: of :meth:`UserNetwork.forward_sequence`.
+        logits: logits from :meth:`UserNetwork.forward_sequence`.
         rows: (N, 19) response rows up to `leave`.
-        heads: those to compute.
+        heads: heads to compute.
 
     Returns:
-        (N,) each, in nats; page-view heads and "ranking" (that this card of its page is clicked and not
-        another one, a softmax over the page) are 0 without a click.
+        (N,) each, in nats. Page-view heads and "ranking" (which card of the page is clicked, a softmax over
+        the page) are 0 without a click.
     """
     click = rows[:, CLICK]
 
@@ -98,14 +98,14 @@ def _level(value: Tensor, levels: int) -> Tensor:
 
 
 def objective(losses: dict[str, Tensor], weight: Tensor) -> Tensor:
-    """Weighted mean over slots (N,) of the weighted sum over heads; a scalar."""
+    """Return the weighted mean over slots (N,) of the weighted sum over heads; a scalar."""
     total = torch.stack([HEAD_WEIGHTS[head] * loss for head, loss in losses.items()]).sum(0)
     return (total * weight).sum() / weight.sum()
 
 
 @torch.no_grad()
 def held_out_loss(network: UserNetwork, sessions: LoggedSessions, heads: list[str]) -> float:
-    """Objective on held-out sessions, each slot with the same weight."""
+    """Return the objective on held-out sessions, with equal weights of all slots."""
     total, slots = 0.0, 0
     for index in _fixed_batches(sessions):
         logits, rows = network.forward_sequence(padded(sessions, index, np.ones(len(index))))
@@ -120,13 +120,15 @@ def _fixed_batches(sessions: LoggedSessions) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: list[str]) -> dict[str, Any]:
-    """Fidelity of an ensemble on held-out sessions.
+    """Compute the fidelity of an ensemble on held-out sessions.
 
     Returns:
-        `log_loss` by head (nats a slot, mean over members) beside `click_log_loss_constant`, that of always
-        predicting the average; of the ensemble's mean click probability `click_auc`, `impression_auc` (mean
-        over pages) and `click_ece` (expected calibration error), beside `click_auc_member`, the mean of the
-        members' own, and `_base`, what the shipped base ctr alone reaches; what all this was computed on.
+        `log_loss` by head (nats per slot, mean over members) and, for comparison, `click_log_loss_constant`
+        of always predicting the average. For the ensemble's mean click probability: `click_auc`,
+        `impression_auc` (mean over pages), `click_ece` (expected calibration error) and
+        `click_rate_predicted`. For comparison: `click_auc_member`, the mean of the members' own AUCs, the
+        AUCs of the shipped base ctr alone (`_base`), and the observed `click_rate`. `sessions` and `slots`
+        count what all this was computed on. A figure that is not defined is None.
     """
     sums = dict.fromkeys(heads, 0.0)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("click", "page", "base", "probability")}
@@ -140,7 +142,7 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
             for head, loss in log_losses(logits, rows, heads).items():
                 sums[head] += float(loss.sum()) / len(networks)
         placed = chunk.answered_rows(index)
-        ends = np.cumsum([pages, *(chunk.page[chunk.starts[index + 1] - 1] + 1)])  # of numbers of pages
+        ends = np.cumsum([pages, *(chunk.page[chunk.starts[index + 1] - 1] + 1)])  # page numbers, made unique
         parts["page"].append(chunk.page[placed] + np.repeat(ends[:-1], chunk.answered[index]))
         parts["click"].append(rows[:, CLICK].numpy() > 0)
         parts["base"].append(chunk.scalars[placed, 1])
@@ -164,12 +166,12 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
         "sessions": n_sessions,
         "slots": slots,
     }
-    # No figure where the sessions have no clicks to tell from.
+    # An AUC is not defined for sessions without clicks.
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in figures.items()}
 
 
 def _held_out_batches(stream: SessionStream) -> Iterator[tuple[LoggedSessions, np.ndarray]]:
-    """Batches of all sessions, or of enough of them."""
+    """Yield chunks and batches of their sessions, until there are enough slots."""
     slots = 0
     for chunk in stream.chunks():
         for index in _fixed_batches(chunk):
@@ -179,20 +181,15 @@ def _held_out_batches(stream: SessionStream) -> Iterator[tuple[LoggedSessions, n
                 return
 
 
-def auc(score: np.ndarray, happened: np.ndarray) -> float:
-    """Probability that a slot where it happened scores higher than one where not; NaN if one kind lacks."""
-    return impression_auc(score, happened, np.zeros(len(score), np.int64))
-
-
 def reliability(probability: np.ndarray, happened: np.ndarray) -> list[dict[str, float]]:
-    """Reliability curve over bins of equally many slots.
+    """Compute a reliability curve over bins of equally many slots.
 
     Args:
-        probability: (n,) predicted.
+        probability: (n,) predicted probabilities.
         happened: (n,) bool or 0 and 1.
 
     Returns:
-        `predicted` and `observed` mean rates and the number of `slots`, by bin, rising in what is predicted.
+        `predicted` and `observed` mean rates and the number of `slots` by bin, in order of `predicted`.
     """
     bins = np.array_split(np.argsort(probability, kind="stable"), CALIBRATION_BINS)
     return [
@@ -203,6 +200,6 @@ def reliability(probability: np.ndarray, happened: np.ndarray) -> list[dict[str,
 
 
 def calibration_error(curve: list[dict[str, float]]) -> float:
-    """Mean distance between predicted and observed rate over the bins of :func:`reliability`."""
+    """Return the mean distance of predicted and observed rates over the bins of :func:`reliability`."""
     slots = sum(b["slots"] for b in curve)
     return float(sum(b["slots"] * abs(b["predicted"] - b["observed"]) for b in curve) / slots)

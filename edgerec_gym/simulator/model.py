@@ -1,16 +1,15 @@
-"""UserNetwork: what users do next, a recurrent model over observables (HUBSM-like, after EdgeRec).
+"""UserNetwork: predicts what users do next, a recurrent model over observables (HUBSM-like, after EdgeRec).
 
-The network is stepped once per answered slot. Its state holds what it remembers, and the last slot with its
-answer, which is absorbed at the *start* of the next step: whoever writes other actions into
-`state[:, network.answer]` makes the network go on from those.
+The network is stepped once per answered slot. Its state holds its memory, and the last slot with its answer,
+which is absorbed at the *start* of the next step. Writing other actions into `state[:, network.answer]` makes
+the network continue from those.
 
-Memory: a GRU over exposures, a GRU over page views (moved by clicks only), and *evidence*: decayed sums of
-the embeddings seen, weighted by what was done with them. Where the order within a page is unidentified, all
-answers of a page are given from the memory as it stood at the page's start, and depend on what else is on the
-page.
+Memory: a GRU over exposures, a GRU over page views (updated by clicks only), and *evidence*: decayed sums of
+the embeddings seen, weighted by the answers. If the order within a page is unidentified, all answers on a
+page are based on the memory at the page's start, and depend on what else is on the page.
 
-Heads, factorised: exposure actions -> click -> page-view actions -> leave. A head that the log cannot
-identify puts all mass on its first level and is never fitted.
+The heads are factorised: exposure actions -> click -> page-view actions -> leave. A head that the log does
+not identify puts all mass on its first level and is never fitted.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from edgerec_gym.simulator.inputs import (
 )
 from edgerec_gym.users.learned_layout import LEVELS, MOST_LEVELS
 
-N_UNIFORMS = N_ACTIONS + 1  # one for each action, in order, and one for leaving
+N_UNIFORMS = N_ACTIONS + 1  # one per action, in order, and one for leaving
 BUY_SIGN = 1  # place of d3 among the binary page-view actions d2..d11
 HEADS = {
     "dwell": DWELL_BUCKETS,
@@ -58,7 +57,7 @@ HEADS = {
 NEVER = -1e4  # logit of a level that does not exist
 DECAYS = (0.6, 0.8, 0.9, 0.97)  # of evidence, per slot
 CHANNELS = 2  # of evidence, per decay
-QUERIES = 3  # vectors that the memory compares a card with
+QUERIES = 3  # vectors made from the memory that a card is compared with
 PAIRS = 4  # ways to compare a card with each card of its window
 
 Memory = tuple[Tensor, Tensor, Tensor]  # exposure (N, H), page view (N, H'), evidence (N, channels * d)
@@ -69,11 +68,12 @@ class UserNetwork(nn.Module):
     """Users learned from logs.
 
     Args:
-        config: the feed; fixes the sizes F, T, U and the units of the context.
-        unidentified: what the log cannot tell (scenario.py).
-        hidden: size of the exposure GRU; the page-view GRU has two thirds of it, the head four thirds.
-        behaviour: False makes a network for comparison that knows no earlier answer, and no earlier card but
-            the neighbours: its memory stays zero, the context tells of no page view. It has no step graph.
+        config: config of the feed; determines the sizes F, T, U and the units of the context.
+        unidentified: what the log does not identify (scenario.py).
+        hidden: size of the exposure GRU; the page-view GRU has two thirds of it, the trunk four thirds.
+        behaviour: False makes a network for comparison that knows no earlier answers, and no earlier cards
+            except the neighbours: its memory stays zero and its context hides page views. It has no step
+            graph.
     """
 
     decay: Tensor
@@ -104,7 +104,7 @@ class UserNetwork(nn.Module):
         self.pair = nn.Linear(self.inputs.width, PAIRS, bias=False)
         width = remembered + self.d + WINDOW * (attributes + PAIRS) + N_CONTEXT_CODE
         width += 3 * self.n_evidence + QUERIES * self.d
-        # Cards that are answered at once compete: what else is on the page counts.
+        # Cards that are answered at once compete, so the rest of the page matters.
         width += len(PAGE_SUMMARY) if self.frozen_pages else 0
         self.trunk = nn.Sequential(nn.Linear(width, trunk), nn.ReLU(), nn.Linear(trunk, trunk), nn.ReLU())
         self.heads = nn.Linear(trunk, sum(HEADS.values()))
@@ -127,7 +127,7 @@ class UserNetwork(nn.Module):
 
     @torch.no_grad()
     def _start_heads(self) -> None:
-        """Small heads. Levels that do not exist and heads that cannot be fitted stay as they are set here."""
+        """Start with small heads; absent levels and heads that cannot be fitted stay as set here."""
         self.heads.weight.mul_(0.1)
         self.heads.bias.zero_()
         bias = dict(zip(HEADS, self.heads.bias.split(list(HEADS.values())), strict=True))
@@ -145,17 +145,17 @@ class UserNetwork(nn.Module):
 
     @torch.no_grad()
     def set_leave_hazard(self, hazard: float) -> None:
-        """Leave with a constant probability per slot, where the log does not tell who left."""
+        """Make users leave with a constant probability per slot, for logs that do not tell who left."""
         self.heads.weight[-1] = 0
         self.heads.bias[-1] = math.log(hazard / (1 - hazard))
 
     def _logits(self, window: Window, user: Tensor, memory: Memory, page: Tensor) -> dict[str, Tensor]:
-        """Logits of every head before any sample of the slot is known, (N, levels) each."""
+        """Compute the logits of every head before any sample of the slot is known, (N, levels) each."""
         cards, attributes, context = window
         exposure, page_view, evidence_flat = memory
         evidence = evidence_flat.view(-1, self.n_evidence, self.d)
         remembered = torch.cat([exposure, page_view, user], 1)
-        # How the focused card compares with its neighbours, with what was seen, and with what is wanted.
+        # Compare the focused card with its neighbours, with what was seen, and with what is wanted.
         pairs = self.pair(cards * cards[:, FOCUSED : FOCUSED + 1]).flatten(1)
         focused = cards[:, FOCUSED, : self.d]
         matches = (evidence @ focused[:, :, None]).flatten(1)
@@ -172,12 +172,12 @@ class UserNetwork(nn.Module):
     # --- a whole session at once, for fitting ---------------------------------------------------
 
     def forward_sequence(self, batch: SessionBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """Logits of every head at every answered slot, each given what was really done before it.
+        """Compute the logits of every head at every answered slot, given the actual answers before it.
 
         Returns:
-            logits by head, (N, levels) over the N answered slots of all sessions in turn, with the marginal
-            click probability as "click_probability" (N,), where pages are answered as a whole their numbers
-            as "page" (N,) int64; and the response rows up to `leave`, (N, 19).
+            Logits by head, (N, levels) over the N answered slots of all sessions in turn. They include the
+            marginal click probability as "click_probability" (N,) and, if pages are answered as a whole,
+            page numbers as "page" (N,) int64. Then the response rows up to `leave`, (N, 19).
         """
         mask = torch.arange(batch.context.shape[1])[None] < batch.length[:, None]  # (B, T)
         cards = batch.cards.unfold(1, WINDOW, 1)[mask].transpose(1, 2)  # (N, 5, F + T)
@@ -212,12 +212,12 @@ class UserNetwork(nn.Module):
         return logits, rows
 
     def _remember(self, seen: Tensor, actions: Tensor) -> list[Tensor]:
-        """Memory (B, T, size) before each slot of (B, T, ...) slots seen and answered."""
-        delay = (0, 0, 1, -1)  # slot t reads what happened up to t - 1
+        """Return the memory (B, T, size) before each slot, given what was seen and answered (B, T, ...)."""
+        delay = (0, 0, 1, -1)  # slot t reads what happened up to slot t - 1
         seen, actions = nn.functional.pad(seen, delay), nn.functional.pad(actions, delay)
         seen[:, 0, self.d + self.inputs.n_attributes - 1] = -self.inputs.ctr_logit.prod()  # a logit of 0
         code = answer_code(actions)
-        code[:, 0] = 0  # nothing was answered yet
+        code[:, 0] = 0  # nothing has been answered yet
         x = torch.cat([seen, code], 2)
         exposure, _ = self.exposure_gru(x)
         opened = actions[:, :, CLICK].cumsum(1).long()  # (B, T) page views before each slot
@@ -235,7 +235,7 @@ class UserNetwork(nn.Module):
 
 
 def page_starts(context: Tensor) -> Tensor:
-    """Slot at which the page of each slot began, (B, T) int64; context (B, T, 8)."""
+    """Return the slot at which each slot's page began, (B, T) int64, from the context (B, T, 8)."""
     at = torch.arange(context.shape[1])
     starts = context[:, :, PAGE_AGE] * context[:, :, SLOT] == 0
     return torch.where(starts, at, 0).cummax(1).values

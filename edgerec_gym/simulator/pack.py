@@ -1,7 +1,7 @@
-"""A network's weights as the run time wants them: units folded in, gates side by side.
+"""Packs a network's weights for run time: folds in the units, puts the gates side by side.
 
-Some are weights of the step graph (simulator/graph.py), the others of the kernels around it (`Networks` in
-users/learned_layout.py).
+Some are weights of the step graph (simulator/graph.py), the others belong to the kernels around it
+(`Networks` in users/learned_layout.py).
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class _Inputs:
         self.offsets: list[float] = []
 
     def add(self, source: str, column: int, factor: float = 1.0, offset: float = 0.0) -> None:
-        """The layer's next input is factor * column of source + offset."""
+        """Add the layer's next input: factor * column of source + offset."""
         values = np.zeros(self.size)
         values[self.start[source] + column] = factor
         self.columns.append(values)
         self.offsets.append(offset)
 
     def add_all(self, source: str, factors: np.ndarray) -> None:
-        """The layer's next inputs are all columns of source, times their factors."""
+        """Add the layer's next inputs: all columns of source, times their factors."""
         for column, factor in enumerate(factors):
             self.add(source, column, factor)
 
     def add_logit(self, encoder: dict[str, np.ndarray], place: int) -> None:
-        """The layer's next input is the logit of base ctr of a card of the window, in the network's units."""
+        """Add the layer's next input: a window card's logit of base ctr, in the network's units."""
         centre, factor = encoder["ctr_logit"][0], encoder["ctr_logit"][1] * encoder["near"][place, 0]
         self.add("logit", place, factor, -centre * factor)
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (inputs, outputs) and bias for the graph's columns, of a layer (outputs, inputs)."""
+        """Convert a layer (outputs, inputs) to weights (inputs, outputs) and bias on the graph's columns."""
         return np.stack(self.columns, 1) @ weight.T, bias + weight @ np.array(self.offsets)
 
 
@@ -77,7 +77,7 @@ def pack(network: UserNetwork) -> Weights:
         float32 arrays by initializer name; matrices are (inputs, outputs).
 
     Raises:
-        InputError: the network has no behaviour; the graph always remembers.
+        InputError: the network was made with behaviour=False; the graph always has a memory.
     """
     if not network.behaviour:
         raise InputError("a UserNetwork with behaviour=False is for comparison only and has no step graph")
@@ -116,14 +116,14 @@ def pack(network: UserNetwork) -> Weights:
 
 
 def _gates(exposure: np.ndarray, page_view: np.ndarray) -> list[np.ndarray]:
-    """Rows of both GRUs side by side: reset gates, update gates, candidates."""
+    """Return the rows of both GRUs side by side: reset gates, update gates, candidates."""
     return [r for pair in zip(np.split(exposure, 3), np.split(page_view, 3), strict=True) for r in pair]
 
 
 def _pack_new(
     network: UserNetwork, p: dict[str, np.ndarray], encoder: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the last slot and its answer do to the gates of both GRUs."""
+    """Return the weights from the last slot and its answer to the gates of both GRUs."""
     width = network.inputs.width
     x = _Inputs({"card": width, "logit": WINDOW, "context": N_CONTEXT_CODE, "answer": N_ANSWER})
     x.add_all("card", np.ones(width))
@@ -134,7 +134,7 @@ def _pack_new(
     gates = np.concatenate(_gates(p["exposure_gru.weight_ih_l0"], p["page_view_gru.weight_ih_l0"]))
     biases = np.concatenate(_gates(p["exposure_gru.bias_ih_l0"], p["page_view_gru.bias_ih_l0"]))
     weight, bias = x.fold(gates, biases)
-    # The page-view GRU stands still without a click: its update gates are shut.
+    # Without a click, closed update gates keep the page-view GRU unchanged.
     exposure, page_view = network.exposure_gru.hidden_size, network.page_view_gru.hidden_size
     update = slice(2 * exposure + page_view, 2 * (exposure + page_view))
     weight[x.start["answer"] + DWELL_BUCKETS + CLICK, update] -= CLOSED
@@ -143,7 +143,7 @@ def _pack_new(
 
 
 def _pack_old(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Recurrent weights of both GRUs, apart from each other."""
+    """Return the recurrent weights of both GRUs, without connections between the two."""
     weight = {name: p[f"{name}_gru.weight_hh_l0"] for name in ("exposure", "page_view")}
     n, m = weight["exposure"].shape[1], weight["page_view"].shape[1]
     apart = _gates(
@@ -156,7 +156,7 @@ def _pack_old(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _pack_gates(
     new: tuple[np.ndarray, np.ndarray], old: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One product for both: reset and update gates, new candidates, old candidates."""
+    """Combine both in one product: reset and update gates, new candidates, old candidates."""
     cut = new[0].shape[1] * 2 // 3
     new_candidate, old_candidate = (np.split(w[0], [cut], axis=1)[1] for w in (new, old))
     weight = np.block(
@@ -199,7 +199,7 @@ def _pack_trunk(
 
 
 def _pack_heads(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Heads in the graph's order; clicks and purchases also given each bucket of the duration before them."""
+    """Return the heads in the graph's order; click and buy also per bucket of the preceding duration."""
     cuts = np.cumsum(list(HEADS.values()))[:-1]
     weight = dict(zip(HEADS, np.split(p["heads.weight"], cuts), strict=True))
     bias = dict(zip(HEADS, np.split(p["heads.bias"], cuts), strict=True))

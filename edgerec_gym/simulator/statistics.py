@@ -1,4 +1,4 @@
-"""What one pass over a log tells before fitting: units of the inputs, session starts, session ends."""
+"""Statistics from one pass over a log before fitting: units of the inputs, session starts and ends."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MOST_STARTS = 2000  # rows of the table of session starts
 
 
 class LogStatistics:
-    """Collects them chunk by chunk.
+    """Collects statistics of a log, chunk by chunk.
 
     Args:
-        config: the feed.
-        seed: of the sample of session starts.
+        config: config of the feed.
+        seed: seed of the sample of session starts.
 
     Attributes:
-        slots: answered slots.
-        sessions: sessions with an answered slot.
-        ended: those of them that ended before the feed's limit.
+        slots: number of answered slots.
+        sessions: number of sessions with an answered slot.
+        ended: number of those that ended before the feed's limit.
     """
 
     def __init__(self, config: FeedConfig, seed: int) -> None:
@@ -35,7 +35,7 @@ class LogStatistics:
         self._starts = (np.zeros(0), np.zeros((0, config.n_user_features), np.float32), np.zeros(0, np.int32))
 
     def add(self, chunk: LoggedSessions) -> None:
-        """Take in a chunk."""
+        """Add a chunk."""
         ctr = np.clip(chunk.scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
         types = np.eye(chunk.n_types)[chunk.catalog.card_type[chunk.item]]
         embeddings = chunk.catalog.embeddings[chunk.item]
@@ -46,7 +46,7 @@ class LogStatistics:
         answered = chunk.answered > 0
         self.slots += int(chunk.answered.sum())
         self.sessions += int(answered.sum())
-        # A session as long as the feed allows did not end by itself.
+        # A session as long as the feed allows was truncated.
         self.ended += int((np.diff(chunk.starts)[answered] < self.config.max_slots).sum())
         self._sample_starts(chunk)
 
@@ -63,13 +63,13 @@ class LogStatistics:
         self._moments[name] = new
 
     def _spread(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, standard deviation, and whether it varied at all."""
+        """Return mean, standard deviation, and whether the values varied at all."""
         n, total, squares, low, high = self._moments[name]
         mean = total / n
         return mean, np.sqrt(np.maximum(squares / n - mean**2, 1e-12)), low != high
 
     def scales(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Arguments of :meth:`InputEncoder.set_scales`."""
+        """Return the arguments of :meth:`InputEncoder.set_scales`."""
         _, deviation, varied = self._spread("card")
         card = varied.astype(np.float64)
         scalars = slice(self.config.embedding_size, self.config.n_item_features)
@@ -85,7 +85,7 @@ class LogStatistics:
 
     @property
     def hazard(self) -> float:
-        """Probability per answered slot that a session ends by itself."""
+        """Probability per answered slot that a session ends without being truncated."""
         return min(0.5, max(self.ended, 1) / self.slots)
 
     def _sample_starts(self, chunk: LoggedSessions) -> None:

@@ -1,4 +1,4 @@
-"""One member of the ensemble: maximum likelihood by Adam, with a checkpoint after every epoch."""
+"""Trains one member of the ensemble: maximum likelihood with Adam, and a checkpoint after every epoch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from edgerec_gym.simulator.model import UserNetwork
 
 LEARNING_RATE = 4e-3
 WARM_UP = 30  # steps
-LEAST_GAIN = 3e-4  # relative; less held-out progress in an epoch lowers the learning rate
-DROP = 0.25  # of the learning rate, from the best weights
-DROPS = 3  # the last of them ends the training
+LEAST_GAIN = 3e-4  # relative; a smaller held-out gain in an epoch lowers the learning rate
+DROP = 0.25  # factor on the learning rate; training then continues from the best weights
+DROPS = 3  # the last one ends the training
 GRADIENT_NORM = 1.0
-BATCHES_PER_EPOCH = 60  # aimed at, within the limits below
-BATCH_SLOTS = (300, 4000)  # padded slots in a batch, least and most
+BATCHES_PER_EPOCH = 60  # target, within the limits below
+BATCH_SLOTS = (300, 4000)  # minimum and maximum number of padded slots in a batch
 
 
 @dataclass
 class Progress:
-    """Where a training stands; everything but the tensors."""
+    """The state of a training run, except the tensors."""
 
     epoch: int = 0
     steps: int = 0
@@ -41,7 +41,7 @@ class Progress:
 
     @property
     def done(self) -> bool:
-        """Whether the learning rate has run out."""
+        """Whether training has ended: the learning rate was lowered DROPS times."""
         return self.drops >= DROPS
 
 
@@ -49,13 +49,13 @@ class UserTrainer:
     """Train one network.
 
     Args:
-        network: with input scales set; trained in place, ends with the best weights.
-        train: its sessions.
+        network: network with input scales set; trained in place.
+        train: sessions to train on.
         held_out: sessions that decide when to stop.
         heads: heads to fit.
         bootstrap: generator seeds of the member's session weights; None = every session counts once.
         seed: generator seeds of the order of batches.
-        path: checkpoint; training goes on from it if it exists.
+        path: checkpoint; training continues from it if it exists.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class UserTrainer:
             self._load()
 
     def run_epoch(self, batch_slots: int, stop: threading.Event) -> None:
-        """Train on every session once and save a checkpoint; nothing is kept if `stop` is set meanwhile."""
+        """Train on every session once and save a checkpoint; saves nothing if `stop` is set meanwhile."""
         rng = np.random.default_rng([*self.seed, self.progress.epoch])
         steps = self.progress.steps
         for chunk in self.train.chunks():
@@ -101,7 +101,7 @@ class UserTrainer:
         self._save()
 
     def _weights(self, chunk: LoggedSessions) -> np.ndarray:
-        """How often each session counts: a bootstrap that is the same in every epoch."""
+        """Return how often each session counts: a bootstrap that is the same in every epoch."""
         if self.bootstrap is None:
             return np.ones(len(chunk))
         rng = np.random.default_rng([*self.bootstrap, int(chunk.session[0])])
@@ -143,7 +143,7 @@ class UserTrainer:
 
 
 def batch_slots(slots: int) -> int:
-    """Padded slots in a batch, for an epoch of so many answered slots."""
+    """Return the number of padded slots in a batch, for an epoch of `slots` answered slots."""
     least, most = BATCH_SLOTS
     return min(most, max(least, slots // BATCHES_PER_EPOCH))
 

@@ -1,4 +1,4 @@
-"""Who answers: the hidden ground truth (synthetic) or the simulator learned from logs."""
+"""The users who answer: the hidden ground truth (synthetic) or the simulator learned from logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USERS = ("learned", "synthetic")
 
 
 def ground_truth(name: str, **synthetic: Any) -> Scenario:
-    """Return a scenario with the ground truth of a preset, and without learned users.
+    """Return a scenario with the ground truth of a preset and no learned users.
 
     Args:
         name: "default" or "lite".
@@ -38,12 +38,12 @@ def make_users(
     uncertainty: bool = False,
     members: Sequence[int] | None = None,
 ) -> UserModel:
-    """Make the users of a scenario: "learned" or "synthetic"; InputError where it has none of the kind.
+    """Make the users of a scenario, "learned" or "synthetic"; InputError if it has none of that kind.
 
-    Users made elsewhere (a :class:`UserModel`) are taken as they are; they serve one environment at a time.
+    A :class:`UserModel` is returned unchanged; it serves one environment at a time.
 
-    With `uncertainty`, or a reward that has a weight for it, learned users tell how far they disagree.
-    `members` names the networks of the ensemble that an episode draws from; None for all.
+    With `uncertainty`, or a reward that weights it, learned users report how far they disagree. `members`
+    selects the networks of the ensemble that an episode draws from; None for all.
     """
     if not isinstance(kind, str):
         return kind
@@ -53,7 +53,7 @@ def make_users(
         disagreement = uncertainty or config.reward.uncertainty != 0
         return LearnedUsers(scenario, uncertainty=disagreement, members=members)
     if members is not None:
-        raise InputError("members are of learned users only")
+        raise InputError("members applies to learned users only")
     if kind == "synthetic":
         from edgerec_gym.users.synthetic import SyntheticUsers
 

@@ -1,8 +1,8 @@
-"""Learned users at run time: ONNX Runtime plays what simulator/ has fitted; torch is not imported.
+"""Learned users at run time: ONNX Runtime runs what simulator/ has fitted; torch is not imported.
 
-An episode draws its session start and one member of the ensemble. A step makes at most one graph call a
-member (in blocks of at most BLOCK rows, so that what it computes stays in the cache), with the rows that drew
-it; the blocks are shared among worker threads.
+An episode draws its session start and one member of the ensemble. A step calls each member's graph on the
+rows that drew it, in blocks of at most BLOCK rows so that intermediate results stay in the cache. Worker
+threads share the blocks.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.learned_kernels import draw_starts, give, see, settle, sort_sessions
 from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS, Block, Networks, SessionMemory
 
-BLOCK = 256  # rows in a graph call
+BLOCK = 256  # rows per graph call
 
 
 class Simulator:
-    """The files of fitted users, checked and loaded; shared by all environments of a process.
+    """The checked and loaded files of fitted users; shared by all environments of a process.
 
     Args:
         graph: simulator.onnx.
@@ -39,12 +39,12 @@ class Simulator:
     Attributes:
         features, hours: session starts, (S, U) float32 and (S,) int32.
         members: number of networks.
-        sessions: the graph with each member's weights; they may run in many threads at once.
-        sizes: of the graph's inputs and outputs.
+        sessions: the graph with each member's weights; each may run in many threads at once.
+        sizes: number of columns of the graph's inputs and outputs, by name.
         networks: weights outside the graph.
 
     Raises:
-        InputError: naming the file that is broken.
+        InputError: a file is broken; the message names it.
     """
 
     def __init__(self, graph: Path, weights: Path) -> None:
@@ -61,7 +61,7 @@ class Simulator:
                 raise InputError(f"{weights} lacks the tensor {name!r}")
         self.features, self.hours = tensors.pop("starts.features"), tensors.pop("starts.hour")
         self._check_shapes(weights, tensors)
-        # ONNX Runtime does not copy weights that take the place of the graph's: they must stay alive.
+        # ONNX Runtime does not copy weights that replace the graph's, so they must stay alive.
         self._weights: dict[str, dict[str, ort.OrtValue]] = {}
         apart: dict[str, list[np.ndarray]] = {}
         for name, values in tensors.items():
@@ -86,7 +86,7 @@ class Simulator:
 
     @staticmethod
     def _check_shapes(path: Path, tensors: dict[str, np.ndarray]) -> None:
-        """All members have the same tensors; the graph is checked against them when it is loaded."""
+        """Check that all members have the same tensors; loading the graph checks it against them."""
         first = {n.removeprefix("member0."): v.shape for n, v in tensors.items() if n.startswith("member0.")}
         if not first:
             raise InputError(f"{path} holds no members")
@@ -99,7 +99,7 @@ class Simulator:
                 raise InputError(f"{path} holds an unknown tensor {name!r}")
 
     def _session(self, member: str) -> ort.InferenceSession:
-        """The graph with one member's weights."""
+        """Load the graph with one member's weights."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -120,13 +120,13 @@ class LearnedUsers:
     """Users fitted on logs, behind the UserModel protocol.
 
     Args:
-        scenario: with learned users.
-        uncertainty: let all members follow every session, to tell how far they disagree (slow).
+        scenario: a scenario with learned users.
+        uncertainty: let all members follow every session, to measure how far they disagree (slow).
         members: networks that an episode draws from, e.g. (0, 1); None for the whole ensemble.
 
     Attributes:
-        uncertainty: (B,) float32 standard deviation over the members of the probability that the card
-            answered last is clicked; None unless asked for.
+        uncertainty: (B,) float32, standard deviation over the members of the click probability of the last
+            answered card; None unless enabled.
 
     Raises:
         InputError: the scenario has no learned users, its files are corrupted, or it lacks such members.
@@ -151,7 +151,7 @@ class LearnedUsers:
         self._members = np.array(chosen, np.int64)
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Make room for `num_envs` sessions; InputError if the feed has other sizes than the logs had."""
+        """Allocate `num_envs` sessions; InputError if the feed's sizes differ from those of the logs."""
         simulator, networks, sizes = self.simulator, self.simulator.networks, self.simulator.sizes
         n_user, width, d = config.n_user_features, networks.card_scale.shape[2], config.embedding_size
         n_code = CONTEXT_SIZE + networks.context.shape[2]
@@ -244,7 +244,7 @@ class LearnedUsers:
             ]
             self._play(jobs, -1, response)
             return
-        # Every member reads its own memory of the session as it went; the drawn one's answer counts.
+        # Every member follows the session with its own memory; the answer of the drawn one counts.
         for member in range(self.simulator.members):
             blocks = range(0, first[-1], BLOCK)
             self._play([(member, at, min(at + BLOCK, first[-1])) for at in blocks], member, response)
@@ -253,7 +253,7 @@ class LearnedUsers:
         self.uncertainty[focus.active] = spread[focus.active]
 
     def _play(self, jobs: list[tuple[int, int, int]], follower: int, response: np.ndarray) -> None:
-        """Let members answer sessions start..stop of those sorted by member; jobs (member, start, stop)."""
+        """Run jobs (member, start, stop): the member answers sessions order[start:stop]."""
         networks, focus = self._networks_table.address, self._focus_table.address
         memory, blocks = self._memory_table.address, self._block_tables
 
@@ -267,8 +267,8 @@ class LearnedUsers:
         self._workers.each(play, jobs)
 
     def _run(self, member: int, worker: int, n: int) -> None:
-        """One graph call on the first n rows of a block, without copies."""
-        n = min(_round_up(n), BLOCK, self._memory.n_sessions)  # so that few bindings are made
+        """Call the graph on the first n rows of a block, without copies."""
+        n = min(_round_up(n), BLOCK, self._memory.n_sessions)  # rounded, to keep bindings few
         session, binding = self.simulator.sessions[member], self._bindings.get((member, worker, n))
         if binding is None:
             binding, block = session.io_binding(), self._blocks[worker]
@@ -283,5 +283,5 @@ class LearnedUsers:
 
 
 def _round_up(n: int) -> int:
-    """Next power of two up to 16, next multiple of 16 beyond."""
+    """Round up to a power of two, or beyond 16 to a multiple of 16."""
     return 1 << (n - 1).bit_length() if n <= 16 else -(-n // 16) * 16

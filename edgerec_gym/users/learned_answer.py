@@ -1,4 +1,4 @@
-"""How learned users answer: draws from the logits of their graph, with the counter-based stream."""
+"""How learned users answer: draws from the logits of their graph, using the counter-based stream."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _softmax(logits, at, n, probability):
 
 @kernel
 def _exceeded(probability, n, u):
-    """Level drawn by u: how many levels it exceeds, 0..n-1."""
+    """Return the level that u in [0, 1) draws, 0..n-1."""
     level, cumulative = 0, 0.0
     for k in range(n - 1):
         cumulative += probability[k]
@@ -102,7 +102,7 @@ def _expect(logits, at, by, n, p):
 
 @kernel
 def give_answer(net, focus, memory, block, j, session, follower, responses):
-    """Draw an answer from row j of the block and remember it; one who only follows tells the click's odds."""
+    """Draw and remember an answer from row j of the block; followers only report the click probability."""
     m = memory.member[session] if follower < 0 else follower
     at = session if follower < 0 else follower * memory.n_sessions + session
     for c in range(memory.memory.shape[1]):
@@ -145,6 +145,6 @@ def give_answer(net, focus, memory, block, j, session, follower, responses):
 
 @kernel
 def remember(memory, session):
-    """The slot just answered is the last one."""
+    """Make the slot just answered the last one."""
     for c in range(memory.last.shape[1]):
         memory.last[session, c] = memory.next_last[session, c]

@@ -1,7 +1,7 @@
-"""What learned users read: a slot as rows of the inputs of their graph (simulator/graph.py).
+"""What learned users read: encodes slots as input rows of their graph (simulator/graph.py).
 
-Encoding is here and not in the graph, since for one row a graph of a hundred small nodes costs ten times what
-it computes.
+The encoding is not part of the graph because, for one row, the overhead of a hundred small nodes is ten times
+the cost of what they compute.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _logit(ctr):
 
 @product_kernel
 def _gather_evidence(net, memory, session, at, m):
-    """Add the last card to the decayed evidence, as strongly as its answer says."""
+    """Add the last card to the decayed evidence, weighted by its answer."""
     n_kinds, d = memory.evidence.shape[1], memory.evidence.shape[2]
     answer_at = memory.last.shape[1] - N_ANSWER
     for k in range(n_kinds):
@@ -48,7 +48,7 @@ def _gather_evidence(net, memory, session, at, m):
 
 @kernel
 def _encode_cards(net, focus, session, m, seen, last):
-    """Write window and logits of base ctr; returns the next column of `seen` after the window."""
+    """Write the window and the focused card; returns the column of `seen` after the window."""
     width = focus.cards.shape[2]
     for w in range(WINDOW):
         for c in range(width):
@@ -60,7 +60,7 @@ def _encode_cards(net, focus, session, m, seen, last):
 
 @kernel
 def _encode_context(net, focus, session, m, last, at):
-    """Write the context code: the context, what fades with an age, waves of the hour."""
+    """Write the context code: the context, decays with ages, waves of the hour."""
     for c in range(CONTEXT_SIZE):
         last[at + c] = focus.context[session, c]
     n_fading = net.context.shape[2] - N_WAVES

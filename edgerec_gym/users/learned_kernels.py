@@ -1,4 +1,4 @@
-"""What learned users do around the matrix products of their network, as Python calls it."""
+"""Entry points for what learned users compute around the matrix products of their network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ read_block, read_focus = reader(Block), reader(Focus)
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see jit.
+    # The digest becomes part of numba's cache key; see compiled/jit.py.
     @entry_point
     def draw_starts(keys, n_starts, n_members, starts, members):
         _ = digest

@@ -1,7 +1,7 @@
-"""Arrays of the learned users: columns, weights, memory, and the blocks of rows that a graph call works on.
+"""Arrays of the learned users: columns, weights, memory, and the blocks of rows of a graph call.
 
-Layouts (d embedding size, W = F + T features of a card, U user features, K evidences, P pairs, Q queries, H
-memory):
+Layouts (d embedding size, W = F + T features of a card, U user features, K kinds of evidence, P pairs, Q
+queries, H memory):
 
 - seen: window of cards (5 W), user (U), logits of base ctr (5), context code, pairs (5 P), matches (K), sizes
   (K), cosines (K)
@@ -26,7 +26,7 @@ from edgerec_gym.answers import (
 )
 from edgerec_gym.compiled.arrays import Float32Cube, Float32Matrix, Float32Vector, Int64Vector
 
-# Purposes of the random stream; the synthetic users' lie below.
+# Purposes of the random stream, above those of the synthetic users.
 START_DRAW, MEMBER_DRAW, ANSWER_DRAW = 128, 129, 130
 
 N_ACTIONS = LEAVE  # e1..e6, click, d1..d11: a response row up to `leave`
@@ -35,7 +35,7 @@ N_ANSWER = DWELL_BUCKETS + N_ACTIONS + PAGE_VIEW_BUCKETS
 OPENED = DWELL_BUCKETS + N_ACTIONS  # first column of the one-hot page-view duration in an answer
 LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
 MOST_LEVELS = max(LEVELS)
-N_WAVES = 2  # last columns of the context code, waves of the hour; those before them fade with an age
+N_WAVES = 2  # last columns of the context code: waves of the hour; the columns before them decay with an age
 
 # Columns of the logits.
 DWELL_AT = 0
@@ -50,7 +50,7 @@ N_LOGITS = LEAVE_AT + 1
 
 
 class Networks(NamedTuple):
-    """Weights outside the graph, of all M members."""
+    """Weights of all M members outside the graph."""
 
     card_scale: Float32Cube  # (M, 5, W)
     context: Float32Cube  # (M, 8, fading and waves)
@@ -68,17 +68,17 @@ class Networks(NamedTuple):
 
 
 class SessionMemory(NamedTuple):
-    """What B sessions remember, as told by M' members: the drawn one, or all (then row = m * B + session)."""
+    """Memory of B sessions in M' members: only the drawn one, or all (then row = m * B + session)."""
 
     n_sessions: int
-    frozen_pages: int  # 1 if all answers of a page are given from the memory at the page's start
-    member: Int64Vector  # (B,), the drawn one
+    frozen_pages: int  # 1 if all answers on a page are based on the memory at the page's start
+    member: Int64Vector  # (B,), the member drawn
     user: Float32Matrix  # (B, U)
     last: Float32Matrix  # (B, last), the last slot with its answer
-    next_last: Float32Matrix  # (B, last), where a step writes it
+    next_last: Float32Matrix  # (B, last), the next value of `last`, while a step writes it
     memory: Float32Matrix  # (M' B, H)
     evidence: Float32Cube  # (M' B, K, d)
-    page_memory: Float32Matrix  # (M' B, H), as they stood at the page's start
+    page_memory: Float32Matrix  # (M' B, H), memory at the page's start; likewise the next two
     page_evidence: Float32Cube  # (M' B, K, d)
     page_code: Float32Matrix  # (B, context code)
     click_probability: Float32Vector  # (M' B,)
@@ -87,13 +87,13 @@ class SessionMemory(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Inputs and outputs of a graph call for at most C rows; one block a worker thread."""
+    """Inputs and outputs of a graph call for at most C rows; one block per worker thread."""
 
     past: Float32Matrix  # (C, last + H)
     memory: Float32Matrix  # (C, H)
     seen: Float32Matrix  # (C, seen)
     user_query: Float32Matrix  # (C, Q d)
-    focused: Float32Matrix  # (C, Q d), the embedding of the focused card Q times
+    focused: Float32Matrix  # (C, Q d), the embedding of the focused card, repeated Q times
     page_memory: Float32Matrix  # (C, H)
     page_starts: Float32Matrix  # (C, 1), 1 if the slot begins a page
     page: Float32Matrix  # (C, 5), summary of the focused card's page

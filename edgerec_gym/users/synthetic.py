@@ -1,4 +1,4 @@
-"""Synthetic users: the hidden ground truth. Never shown to training; only oracles may read its state."""
+"""Synthetic users: the hidden ground truth. Training never sees it; only oracles may read its state."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class SyntheticArrays(NamedTuple):
     day_drift: float
     # --- the world ------------------------------------------------------------------------------
     factors: Float32Matrix  # (n, d)
-    traits: Float32Matrix  # (n, 4): attractiveness, quality, category, card type; side by side in memory
+    traits: Float32Matrix  # (n, 4): attractiveness, quality, category, card type; adjacent in memory
     centres: Float32Matrix  # (K, d)
     type_effect: Float32Matrix  # (T, T)
     world_taste: Float32Matrix  # (V, d)
     world_type_taste: Float32Matrix  # (V, T)
     world_refresh: Float32Vector  # (V,)
     world_patience: Float32Vector  # (V,)
-    shipped: Float32Matrix  # (V, U), what the cloud ships of a user
+    shipped: Float32Matrix  # (V, U), user features as the cloud ships them
     # --- the session ----------------------------------------------------------------------------
     key: UInt64Vector  # (B,)
     user: Int32Vector  # (B,)
@@ -74,9 +74,9 @@ class SyntheticArrays(NamedTuple):
     taste_now: Float64Matrix  # (B, d), taste on that day
     intent_now: Float64Matrix  # (B, d)
     page_intent: Float64Matrix  # (B, d), intent when the current page was first looked at
-    satiation_now: Float64Matrix  # (B, K), decayed satisfied page views per category
-    weariness_now: Float64Matrix  # (B, K), decayed exposures without a click per category
-    odds: Float64Matrix  # (B, K), workspace of a draw of the intent
+    satiation_now: Float64Matrix  # (B, K), decayed count of satisfied page views per category
+    weariness_now: Float64Matrix  # (B, K), decayed count of exposures without a click per category
+    odds: Float64Matrix  # (B, K), workspace for drawing the intent
     boredom: Float64Vector  # (B,) in 0..1
     refresh_now: Float64Vector  # (B,), decaying response to a requested page
 
@@ -88,7 +88,7 @@ read_users = reader(SyntheticArrays)
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
-    # The digest is part of numba's cache key: see jit.
+    # The digest becomes part of numba's cache key; see compiled/jit.py.
     @entry_point
     def start(users_address, rows, keys, split):
         _ = digest
@@ -130,7 +130,7 @@ def _entry_points(digest: str) -> tuple[Any, ...]:
             leave[row] = leave_probability(users, row)
             for t in range(values.shape[2]):
                 for j in range(n_cards + 1):
-                    # Items stand at FOCUSED + t of the list; a card pushes the one at its slot down.
+                    # The item of slot t is at FOCUSED + t of the list; a card pushes it down.
                     item = cards[row, j] if j < n_cards else listed[row, FOCUSED + t]
                     for k in range(WINDOW):
                         pushed = 1 if j < n_cards and k > FOCUSED else 0
@@ -163,12 +163,12 @@ class SyntheticUsers:
 
     Attributes:
         world: latent factors, fixed by the config.
-        arrays: per-session latent state; oracles may read it, nothing else may.
-        kernel_state: the same for kernels: the feed steps these users in one call.
+        arrays: latent state per session; only oracles may read it.
+        kernel_state: the same arrays for kernels, with which the feed steps these users in one call.
     """
 
     name = "synthetic"
-    uncertainty: np.ndarray | None = None  # they know what they do
+    uncertainty: np.ndarray | None = None  # the ground truth has no model uncertainty
 
     def __init__(self, config: SyntheticUserConfig, feed: FeedConfig) -> None:
         self.config = config
@@ -179,7 +179,7 @@ class SyntheticUsers:
         self._shipped = np.concatenate([self.world.estimate, self.world.profile], axis=1)
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Make room for `num_envs` sessions."""
+        """Allocate the state of `num_envs` sessions."""
         world, d = self.world, config.embedding_size
         self.arrays = SyntheticArrays(
             **{name: getattr(self.config, name) for name in WEIGHTS},
@@ -218,33 +218,34 @@ class SyntheticUsers:
         _respond(self.kernel_state.address, focus.active, focus.items, focus.context, response)
 
     def true_values(self, feed: FeedArrays) -> np.ndarray:
-        """For oracles: what each candidate would earn at the next slot, in the user's present state.
+        """Return what each candidate would earn at the next slot in the user's current state; for oracles.
 
         Args:
             feed: the feed that these users answer.
 
         Returns:
-            (B, N + M, 2) float64 true click and purchase probabilities, pool rows then cards; 0 where the
-            place is empty.
+            (B, N + M, 2) float64 true click and purchase probabilities, pool rows then cards; 0 where a row
+            is empty.
         """
         candidates = np.concatenate([feed.pool_items, feed.card_items], axis=1)
         values = np.empty((*candidates.shape, 2))
-        window = np.full((1, WINDOW), NO_ITEM, np.int32)  # what follows is not known yet
+        window = np.full((1, WINDOW), NO_ITEM, np.int32)  # the cards that follow are not known yet
         _foresee(
             self.kernel_state.address, feed.newest, feed.slot, feed.window_items, candidates, window, values
         )
         return values
 
     def true_place_values(self, feed: FeedArrays, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For oracles: what each card would earn at each of the next T slots, in the user's present state.
+        """Return what each card would earn at each of the next T slots; for oracles.
 
         Args:
             feed: the feed that these users answer.
-            listed: (B, T + 2) int32 goods in the order in which they would be shown, -1 where there is none.
+            listed: (B, T + 2) int32 goods in the order they would be shown, -1 where there is none.
 
         Returns:
-            (B, M + 1, T, 2) float64 true click and purchase probabilities of the cards, each of which pushes
-            the good at its slot down, then of the goods themselves; and (B,) that of leaving after a card.
+            (B, M + 1, T, 2) float64 true click and purchase probabilities in the user's current state, first
+            of the cards (each pushes the item at its slot down), then of the goods; and (B,) float64
+            probabilities of leaving after a card.
         """
         above = feed.window_items[:, feed.newest - 1 : feed.newest + 1]
         stream = np.concatenate([above, listed], axis=1, dtype=np.int32)
@@ -256,14 +257,14 @@ class SyntheticUsers:
         return values, leave
 
     def intent_moved(self) -> np.ndarray:
-        """For oracles: 1 - cosine between the intent now and at the current page's first card, (B,)."""
+        """Return 1 - cosine of the intent now and at the page's first card, (B,) float64; for oracles."""
         values = np.zeros(len(self.arrays.user))
         _moved(self.kernel_state.address, values)
         return values
 
 
 def world_feed(feed: FeedConfig) -> FeedConfig:
-    """The part of a feed that shapes the world: sizes of embeddings, profile and types, nothing else."""
+    """Return the part of a feed that shapes the world: embedding size, profile size and card types."""
     return FeedConfig(
         embedding_size=feed.embedding_size,
         profile_size=feed.profile_size,

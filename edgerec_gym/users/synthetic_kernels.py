@@ -1,6 +1,6 @@
 """The ground truth's behaviour as kernels over one row: start, answer, and the true probabilities.
 
-Every phenomenon is a term with a weight in SyntheticUserConfig; 0 switches it off.
+Every effect is a term with a weight in SyntheticUserConfig; 0 switches it off.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from edgerec_gym.compiled.jit import kernel, product_kernel, sigmoid
 from edgerec_gym.compiled.random_stream import fast_normal, fold, uniform
 
 ATTRACTIVENESS, QUALITY, CATEGORY, CARD_TYPE = range(4)  # columns of the items' traits
-ACTIVE_SHARE = 0.2  # of the users; `activity` says which share of events they make
-HELD_OUT = 5  # every fifth user is seen by the `eval` split only
-MEMORY = 0.97  # per slot, of satiation
-WEARINESS_MEMORY = 0.9
-REFRESH_MEMORY = 0.9  # per slot, of the response to a requested page
+ACTIVE_SHARE = 0.2  # share of active users; `activity` is their share of the events
+HELD_OUT = 5  # every fifth user appears in the `eval` split only
+MEMORY = 0.97  # decay of satiation per slot
+WEARINESS_MEMORY = 0.9  # decay of weariness per slot
+REFRESH_MEMORY = 0.9  # decay per slot of the response to a requested page
 CARD_APPEAL = 0.35  # logits that a card of another type gains over goods
-# Probability of d2..d11 after a satisfied page view (d3, buy, is drawn apart); a tenth of it otherwise.
+# Probability of d2..d11 after a satisfied page view (d3, buy, is drawn separately); otherwise a tenth of it.
 PAGE_VIEW_RATES = np.array([0.0, 0.30, 0.0, 0.20, 0.12, 0.35, 0.10, 0.08, 0.60, 0.15, 0.20])
 
 
@@ -85,9 +85,9 @@ def start_user(users, row, key, split):
 
 @kernel
 def _pick_user(key, split, n_users, activity):
-    """The first fifth of the users is active; within a stratum users are equally likely."""
+    """Draw a user: the first fifth are active; within a stratum, users are equally likely."""
     active = max(HELD_OUT, int(ACTIVE_SHARE * n_users))
-    # Active users also have longer sessions (see `leave`), hence less than `activity` of the sessions.
+    # Active users also have longer sessions (leave_probability), so they need a smaller share of them.
     share = activity * (1.0 - 0.3 * (activity - ACTIVE_SHARE))
     first, count = (0, active) if uniform(key, 0, draws.USER_PICK, 0) < share else (active, n_users - active)
     u = uniform(key, 0, draws.USER_PICK, 1)
@@ -107,7 +107,7 @@ def _cosine(a, b, i, j, size):
 
 @kernel
 def switch_intent(users, row, slot):
-    """A new intent: a category, more likely one of the user's taste, with a personal offset."""
+    """Draw a new intent: a category, likelier if it suits the user's taste, with a personal offset."""
     n_categories, d = users.centres.shape
     total = 0.0
     for c in range(n_categories):
@@ -129,7 +129,7 @@ def switch_intent(users, row, slot):
 
 @product_kernel
 def relevance(users, row, item):
-    """Match of an item with intent and taste, in logits."""
+    """Return how well an item matches intent and taste, in logits."""
     intent, taste = 0.0, 0.0
     for k in range(users.factors.shape[1]):
         intent += users.intent_now[row, k] * users.factors[item, k]
@@ -139,7 +139,7 @@ def relevance(users, row, item):
 
 @kernel
 def click_logit(users, row, item, match, window, at, slot):
-    """True click odds, in logits, of an item of some relevance in the middle of window[at] (-1 = unknown)."""
+    """Return the true click logit of an item of relevance `match` amid window[at] (-1 = unknown)."""
     card_type = _card_type(users, item)
     category = _category(users, item)
     logit = users.click_bias + match + users.pseudo_click * users.traits[item, ATTRACTIVENESS]
@@ -154,7 +154,7 @@ def click_logit(users, row, item, match, window, at, slot):
 
 @kernel
 def _surroundings(users, item, window, at):
-    """Same-type cards nearby hurt, types colour each other, and an item shines beside dull ones."""
+    """Return the neighbours' effect: same-type cards hurt, types interact, and dull neighbours help."""
     effect = 0.0
     card_type = _card_type(users, item)
     for j in range(WINDOW):
@@ -176,13 +176,13 @@ def _surroundings(users, item, window, at):
 
 @kernel
 def satisfaction(users, item, match):
-    """Probability that an opened item of some relevance keeps what it promised."""
+    """Return the probability that an opened item of relevance `match` satisfies the user."""
     return sigmoid(-0.9 + 1.4 * users.traits[item, QUALITY] + 0.4 * match)
 
 
 @kernel
 def purchase_rate(users, item):
-    """Probability of a purchase after a satisfied page view."""
+    """Return the probability of a purchase after a satisfied page view."""
     return users.purchase * sigmoid(-1.6 + 0.5 * users.traits[item, QUALITY])
 
 
@@ -214,7 +214,7 @@ def answer(users, row, items, context, response):
 
 @kernel
 def leave_probability(users, row):
-    """Probability that the user leaves after a card, as bored as they are now."""
+    """Return the probability that the user leaves after a card, given their current boredom."""
     logit = (
         users.leave_bias
         - 0.5 * users.world_patience[users.user[row]]
@@ -227,7 +227,7 @@ def leave_probability(users, row):
 
 @kernel
 def _notice_page(users, row, context):
-    """A page's first card: if requested, it pleases or annoys, by person and by the intent's move."""
+    """React to a page at its first card: requested pages please or annoy, by user and change of intent."""
     users.refresh_now[row] *= REFRESH_MEMORY
     if context[row, PAGE_AGE] > 0 or context[row, SLOT] == 0:
         return
@@ -240,7 +240,7 @@ def _notice_page(users, row, context):
 
 @kernel
 def intent_moved(users, row):
-    """1 - cosine between the intent now and at the last page's first card, in 0..2."""
+    """Return 1 - cosine of the intent now and at the last page's first card, in 0..2."""
     cosine = 0.0
     for k in range(users.intent_now.shape[1]):
         cosine += users.intent_now[row, k] * users.page_intent[row, k]
@@ -249,7 +249,7 @@ def intent_moved(users, row):
 
 @kernel
 def _look(users, row, slot, item, interest, response):
-    """Exposure actions e1..e6: dwell is a frequent, noisy sign of interest."""
+    """Draw exposure actions e1..e6; dwell is a frequent but noisy sign of interest."""
     key = users.key[row]
     log2_seconds = 0.2 + 0.55 * interest + 0.9 * fast_normal(key, slot, draws.DWELL, item)
     bucket = min(DWELL_BUCKETS - 1, max(0, int(math.floor(log2_seconds)) + 2))
@@ -276,7 +276,7 @@ def _look(users, row, slot, item, interest, response):
 
 @kernel
 def _open(users, row, slot, item, click, satisfied, response):
-    """Page-view actions d1..d11: a pseudo-click is left at once."""
+    """Draw page-view actions d1..d11; users leave unsatisfying pages at once."""
     for k in range(N_PAGE_VIEW_ACTIONS):
         response[row, PAGE_VIEW + k] = 0.0
     if not click:
@@ -295,7 +295,7 @@ def _open(users, row, slot, item, click, satisfied, response):
 
 @kernel
 def _advance(users, row, slot, item, interest, click, satisfied):
-    """Satiation, weariness, boredom, and the intent's drift and jumps."""
+    """Advance satiation, weariness, boredom, and the intent's drift and jumps."""
     category = _category(users, item)
     for c in range(users.satiation_now.shape[1]):
         users.satiation_now[row, c] *= MEMORY

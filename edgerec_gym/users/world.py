@@ -1,7 +1,7 @@
-"""The synthetic world: items and users with latent factors, generated from SyntheticUserConfig alone.
+"""The synthetic world: items and users with latent factors, generated from the configs alone.
 
-Only the catalogue (a noisy view: embeddings with error, popularity with error, hardly a trace of quality)
-leaves this module toward the cloud; the latent factors stay with the ground truth.
+Only the catalogue reaches the cloud: a noisy view with errors in embeddings and popularity, and hardly a
+trace of quality. The latent factors stay with the ground truth.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 
-WITHIN_CATEGORY = 0.6  # length of an item's own part beside its category's direction
+WITHIN_CATEGORY = 0.6  # length of an item's own component, added to its category's direction
 
 
 @dataclass(frozen=True)
 class World:
-    """Latent truth of items and users (n items, K categories, d factors, V users, T card types)."""
+    """Latent factors of items and users (n items, K categories, d factors, V users, T card types)."""
 
     catalog: Catalog
     factors: np.ndarray  # (n, d) float32, length 1
@@ -56,7 +56,7 @@ def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
     category = np.arange(n, dtype=np.int32) % config.n_categories
     factors = _unit(centres[category] + WITHIN_CATEGORY * _directions(rng, n, d))
     quality = rng.standard_normal(n)
-    # Attractive and bad go together a little: that is what makes clicks alone misleading.
+    # Attractive items tend to be of lower quality, which makes clicks alone misleading.
     attractiveness = -0.4 * quality + np.sqrt(1 - 0.16) * rng.standard_normal(n)
     scalars = np.stack(
         [

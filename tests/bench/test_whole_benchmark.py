@@ -212,7 +212,7 @@ def test_shifted_users_are_other_users_of_the_same_feed(shift: str) -> None:
 
 
 def test_shifts_are_of_known_synthetic_users() -> None:
-    with pytest.raises(InputError, match="of synthetic users only"):
+    with pytest.raises(InputError, match="to synthetic users only"):
         gym.make("EdgeFeed-v0", scenario="lite", shift=SHIFT)
     with pytest.raises(InputError, match="unknown shift 'gone'"):
         SyntheticUserConfig().shifted("gone")

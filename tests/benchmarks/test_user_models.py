@@ -21,7 +21,7 @@ from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fit import new_network
-from edgerec_gym.simulator.losses import auc
+from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.pack import pack
 from edgerec_gym.simulator.statistics import LogStatistics

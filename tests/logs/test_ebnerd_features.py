@@ -16,7 +16,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.logs import ebnerd_features
 from edgerec_gym.logs.ebnerd import ebnerd_reference
 from edgerec_gym.logs.ebnerd_features import article_embeddings, decayed_before
-from edgerec_gym.logs.ebnerd_reference import impression_auc
+from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.logs.store import LogReader
 
 pytest.importorskip("sklearn")

@@ -203,7 +203,7 @@ def test_milliseconds(place):
         ({"card_type": "k", "card_types": {"a": "goods", "b": 3}}, "3 must be 'goods' or the name"),
         ({"feed": {"page_sise": 3}}, "FeedConfig has no field 'page_sise'; did you mean 'page_size'"),
         ({"feed": {"profile_size": 3}}, "a table has no profile"),
-        ({"feed": {"embedding_size": 3}, "embedding_prefix": "v"}, "the columns of embedding_prefix tell it"),
+        ({"feed": {"embedding_size": 3}, "embedding_prefix": "v"}, "embedding_prefix already determines it"),
     ],
 )
 def test_one_message_for_each_wrong_mapping(place, changes, message):

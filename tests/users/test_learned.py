@@ -127,7 +127,7 @@ def test_members_can_be_chosen(fitted):
     for wrong in ([], [3], [-1, 0]):
         with pytest.raises(InputError, match="name some of the 3 networks"):
             EdgeFeedEnv(scenario=scenario, members=wrong)
-    with pytest.raises(InputError, match="members are of learned users only"):
+    with pytest.raises(InputError, match="members applies to learned users only"):
         EdgeFeedEnv(scenario="lite", users="synthetic", members=[0])
 
 

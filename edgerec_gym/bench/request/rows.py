@@ -23,7 +23,7 @@ from edgerec_gym.evaluation.uplift import RankedSample, calibration, interval, s
 from edgerec_gym.files import atomic_path, make_folder
 from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.simulator.losses import auc
+from edgerec_gym.evaluation.ranking import auc
 
 FLEET_RATE = 0.04  # shared budget: requests per tick and session of the usual traffic
 CAUSAL_OR_NAIVE = (
