@@ -33,8 +33,8 @@ from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.compiled.random_stream import uniform
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.files import atomic_path
 from edgerec_gym.evaluation.ranking import grouped_auc
+from edgerec_gym.files import atomic_path
 from edgerec_gym.logs.sessions import LoggedSessions
 
 TREES = 150
@@ -202,8 +202,8 @@ def fit_trees(sessions: LoggedSessions, config: FeedConfig, path: Path) -> tuple
     features, click, page = logged_features(test, config)
     score = np.asarray(booster.predict(features, num_threads=1))
     figures = {
-        "impression_auc": impression_auc(score, click, page),
-        "click_auc": impression_auc(score, click, np.zeros_like(page)),
+        "impression_auc": grouped_auc(score, click, page),
+        "click_auc": grouped_auc(score, click, np.zeros_like(page)),
         "click_rate": float(click.mean()),
         "click_rate_predicted": float(score.mean()),
     }

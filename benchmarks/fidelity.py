@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.bench.weak_to_strong import policy_zoo
+from edgerec_gym.bench.weak_to_strong import weak_to_strong
 from edgerec_gym.commands.console import print_table, progress_bar
 from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
 from edgerec_gym.files import make_folder, read_json, write_json
@@ -37,7 +37,7 @@ def shipped_report(name: str, work: Path, sessions: int, policy_sessions: int) -
         logs, scenario = work / f"{name}-logs", Scenario.load(name)
         with progress_bar(name) as progress:
             collect(logs, preset_name=name, sessions=sessions, seed=SEED, progress=progress)
-            zoo = policy_zoo(scenario.config.page_size, 0)
+            zoo = weak_to_strong(scenario.config.page_size, 0)
             report = fidelity_report(
                 scenario,
                 logs,

@@ -39,8 +39,8 @@ from edgerec_gym.bench.rerank import FULL as TRACK
 from edgerec_gym.bench.rerank import RERANKERS
 from edgerec_gym.bench.training import run_folder
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.evaluation.gauc import request_auc
 from edgerec_gym.evaluation.intervals import seeds_interval
+from edgerec_gym.evaluation.ranking import moment_auc
 from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
@@ -133,7 +133,7 @@ def session_sums(held: Held, scores: Scores, chosen: np.ndarray) -> tuple[dict[s
     _, index = np.unique(held.joined("session")[chosen], return_inverse=True)
 
     def weighted(score: np.ndarray) -> np.ndarray:
-        auc, impressions = request_auc(score[chosen], click, shown)
+        auc, impressions = moment_auc(score[chosen], click, shown)
         return np.bincount(index, auc * impressions)
 
     sums = {name: np.stack([weighted(score) for score in seeds]) for name, seeds in scores.items()}

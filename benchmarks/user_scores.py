@@ -9,10 +9,9 @@ from scipy.stats import t as student
 from sklearn.metrics import log_loss
 
 from edgerec_gym.evaluation.intervals import CHUNK, LEVEL, RESAMPLES
-from edgerec_gym.evaluation.ranking import grouped_auc
+from edgerec_gym.evaluation.ranking import auc, grouped_auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.losses import calibration_error, reliability
-from edgerec_gym.evaluation.ranking import auc
 
 Predictions = dict[str, np.ndarray]  # (N,) probability by event
 
@@ -52,7 +51,7 @@ def figures(predicted: Predictions, truth: Truth) -> dict[str, float | None]:
         "click_auc": auc(probability, click),
         "click_log_loss": float(log_loss(click, probability, labels=[False, True])),
         "click_ece": calibration_error(reliability(probability, click)),
-        "click_auc_within_page": impression_auc(probability, click, truth.page),
+        "click_auc_within_page": grouped_auc(probability, click, truth.page),
     }
     for event in ("leave", "long_look"):
         happened = truth.happened.get(event)

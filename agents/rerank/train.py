@@ -51,7 +51,7 @@ from edgerec_gym.agents.learning.tensors import to_tensors, torch_threads
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.agents.rerank.reranker import ListEmitter, Reranker, RerankerConfig, RerankPolicy
-from edgerec_gym.evaluation.gauc import gauc
+from edgerec_gym.evaluation.ranking import gauc
 from edgerec_gym.policy import Policy
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -46,7 +46,7 @@ class Both:
         return np.where(wanted >= observation["pool"].shape[1], wanted, row)
 
 
-def policy_zoo(page_size: int, seed: int = 0) -> list[Policy]:
+def weak_to_strong(page_size: int, seed: int = 0) -> list[Policy]:
     """Return policies of EdgeFeed-v0 from weak to strong, with distinct names.
 
     Args:

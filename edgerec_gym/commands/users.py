@@ -91,7 +91,7 @@ def fidelity(
     as_json: AsJson = False,
 ) -> None:
     """Measure how true learned users are: held-out sessions, rollouts, effects, and ranking of policies."""
-    from edgerec_gym.bench.weak_to_strong import policy_zoo
+    from edgerec_gym.bench.weak_to_strong import weak_to_strong
     from edgerec_gym.evaluation.report import require_matplotlib
     from edgerec_gym.fidelity.plots import write_fidelity
     from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
@@ -105,7 +105,7 @@ def fidelity(
         report = fidelity_report(
             loaded,
             logs,
-            policies=policy_zoo(loaded.config.page_size, seed) if loaded.synthetic is not None else (),
+            policies=weak_to_strong(loaded.config.page_size, seed) if loaded.synthetic is not None else (),
             whole_log=whole_log,
             sessions=min(sessions, 300) if quick else sessions,
             policy_sessions=min(policy_sessions, 100) if quick else policy_sessions,

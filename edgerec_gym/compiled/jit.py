@@ -74,14 +74,10 @@ def dynamics_digest() -> str:
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef) and _KERNELS & {ast.unparse(d) for d in node.decorator_list}
         ]
-<<<<<<< HEAD
         for node in kernels:
             if ast.get_docstring(node) is not None:
                 del node.body[0]
         if name != _OWN:  # its constants are paths
-=======
-        if name != _OWN:  # the constants of this file are paths
->>>>>>> c78d601ef69f30ecc658fb75c385c516bad2d55e
             parts |= {ast.unparse(node) for node in constants}
         parts |= {ast.unparse(node) for node in kernels}
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()

@@ -23,7 +23,7 @@ def mixed(colour: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round(v):02x}" for v in a + share * (b - a))
 
 
-class Pen:
+class Canvas:
     """Draws on an image of `width` x `height` logical pixels.
 
     Args:

@@ -1,26 +1,67 @@
-"""TODO."""
+"""How well scores rank: AUC over everything, within groups, and per re-ranking moment (GAUC).
+
+GAUC is that of EdgeRec (CIKM'20, section 5.1).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
+CHUNK = 20_000  # moments compared at once, to bound memory
 
-def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray) -> float:
-    """Average the AUC over the impressions with both a click and a miss; NaN if there is none.
+
+def moment_auc(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUC of each re-ranking moment.
+
+    Args:
+        score: (R, K) scores of the cards; ties count half.
+        click: (R, K) 0 or 1.
+        shown: (R, K) bool, the cards that count.
+
+    Returns:
+        AUC (R,) float64, and impressions (R,) float64: the number of shown cards of a moment with both a
+        click and a miss, else 0 (its AUC is then 0 and must not count).
+    """
+    parts = [
+        _pairwise(*(a[at : at + CHUNK] for a in (score, click, shown))) for at in range(0, len(score), CHUNK)
+    ]
+    if not parts:
+        return np.zeros(0), np.zeros(0)
+    return np.concatenate([auc for auc, _ in parts]), np.concatenate([n for _, n in parts])
+
+
+def _pairwise(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    hit, miss = shown & (click > 0), shown & (click == 0)
+    pairs = hit[:, :, None] & miss[:, None, :]  # (R, K, K)
+    above = (score[:, :, None] > score[:, None, :]) + 0.5 * (score[:, :, None] == score[:, None, :])
+    count = pairs.sum((1, 2))
+    auc = (above * pairs).sum((1, 2)) / np.maximum(count, 1)
+    return auc, np.where(count > 0, shown.sum(1), 0).astype(np.float64)
+
+
+def gauc(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> float:
+    """Return the mean AUC of moments weighted by impressions; NaN if none has both a click and a miss."""
+    auc, impressions = moment_auc(score, click, shown)
+    total = impressions.sum()
+    return float((auc * impressions).sum() / total) if total else float("nan")
+
+
+def grouped_auc(score: np.ndarray, click: np.ndarray, group: np.ndarray) -> float:
+    """Average the AUC over the groups with both a click and a miss; NaN if there is none.
 
     Ties count half.
 
     Args:
         score: (n,) higher = more likely.
         click: (n,) bool.
-        impression: (n,) ids.
+        group: (n,) ids, such as those of impressions.
     """
     hits, misses = pl.col("hits"), pl.col("size") - pl.col("hits")
     auc = (
-        pl.DataFrame({"score": score, "click": click, "impression": impression})
-        .with_columns(rank=pl.col("score").rank().over("impression"))
-        .group_by("impression", maintain_order=True)
+        pl.DataFrame({"score": score, "click": click, "group": group})
+        .with_columns(rank=pl.col("score").rank().over("group"))
+        .group_by("group", maintain_order=True)
         .agg(
             hits=pl.col("click").sum().cast(pl.Float64),
             size=pl.len(),
@@ -35,4 +76,4 @@ def impression_auc(score: np.ndarray, click: np.ndarray, impression: np.ndarray)
 
 def auc(score: np.ndarray, happened: np.ndarray) -> float:
     """Return the AUC of a score for whether something happened; NaN if it always or never did."""
-    return impression_auc(score, happened, np.zeros(len(score), np.int64))
+    return grouped_auc(score, happened, np.zeros(len(score), np.int64))

@@ -20,11 +20,11 @@ from edgerec_gym.answers import (
     Focus,
 )
 from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.losses import FLOOR_LEVEL, calibration_error, reliability
-from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.users.learned import BLOCK, LearnedUsers
 from edgerec_gym.users.learned_layout import (
     BUY_BY_AT,

@@ -10,9 +10,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from edgerec_gym.answers import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
+from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.losses import FLOOR_LEVEL
-from edgerec_gym.evaluation.ranking import auc
 
 FOLDS = 5
 

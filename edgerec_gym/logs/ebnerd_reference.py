@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.files import atomic_path
 from edgerec_gym.logs.ebnerd_features import REFERENCE_FEATURES, ItemSignals
 from edgerec_gym.logs.ebnerd_source import SPLITS, Bundle
@@ -87,8 +88,8 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, dict[str, float]]:
     click, impression = frame["click"].to_numpy()[late], frame["impression"].to_numpy()[late]
     return {
         name: {
-            "impression_auc": impression_auc(score, click, impression),
-            "click_auc": impression_auc(score, click, np.zeros_like(impression)),
+            "impression_auc": grouped_auc(score, click, impression),
+            "click_auc": grouped_auc(score, click, np.zeros_like(impression)),
         }
         for name, score in scores.items()
     }

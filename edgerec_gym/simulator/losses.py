@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS, LEAVE, PAGE_VIEW, PAGE_VIEW_BUCKETS
-from edgerec_gym.evaluation.ranking import auc
+from edgerec_gym.evaluation.ranking import auc, grouped_auc
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.simulator.dataset import padded, plan_batches
 from edgerec_gym.simulator.inputs import N_ACTIONS
@@ -158,8 +158,8 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
         "click_auc": auc(mean, click),
         "click_auc_member": float(np.mean([auc(p, click) for p in members])),
         "click_auc_base": auc(base, click),
-        "impression_auc": impression_auc(mean, click, page),
-        "impression_auc_base": impression_auc(base, click, page),
+        "impression_auc": grouped_auc(mean, click, page),
+        "impression_auc_base": grouped_auc(base, click, page),
         "click_ece": calibration_error(reliability(mean, click)),
         "click_rate": float(click.mean()),
         "click_rate_predicted": float(mean.mean()),

@@ -17,11 +17,11 @@ from benchmarks.user_features import slot_features
 from benchmarks.user_scores import Truth, auc_differences, over_seeds, resampled_auc
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import RESAMPLES
+from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fit import new_network
-from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.pack import pack
 from edgerec_gym.simulator.statistics import LogStatistics

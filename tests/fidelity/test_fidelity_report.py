@@ -13,7 +13,7 @@ from command_line import fails_with, run_well
 from safetensors.numpy import load_file, save_file
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS
-from edgerec_gym.bench.weak_to_strong import policy_zoo
+from edgerec_gym.bench.weak_to_strong import weak_to_strong
 from edgerec_gym.errors import InputError
 from edgerec_gym.fidelity.expected import event_figures
 from edgerec_gym.fidelity.interventions import arms, interventions, keep_rows
@@ -164,7 +164,7 @@ def test_rollouts_are_as_many_as_asked_for(scenario):
 
 
 def test_ranking_counts_pairs_that_are_certain(scenario):
-    policies = policy_zoo(scenario.config.page_size)
+    policies = weak_to_strong(scenario.config.page_size)
     labels: list[str] = []
     found = rank_policies(policies, scenario, 30, progress=lambda done, label: labels.append(label))
     names = [policy.name for policy in policies]
@@ -177,7 +177,7 @@ def test_ranking_counts_pairs_that_are_certain(scenario):
 
 def test_the_zoo_plays_legal_actions(lite):
     env = EdgeFeedVectorEnv(6, track="joint", scenario=lite, users="synthetic")
-    for policy in policy_zoo(lite.config.page_size):
+    for policy in weak_to_strong(lite.config.page_size):
         observation, _ = env.reset(seed=1)
         policy.reset(np.ones(6, np.bool_))
         for _ in range(12):
@@ -187,7 +187,7 @@ def test_the_zoo_plays_legal_actions(lite):
 
 
 def test_a_ranking_needs_policies(folder, scenario):
-    zoo = policy_zoo(10)
+    zoo = weak_to_strong(10)
     with pytest.raises(InputError, match="at least 10 policies"):
         fidelity_report(scenario, folder / "logs", policies=zoo[:9])
     with pytest.raises(InputError, match="must include 'keep'"):

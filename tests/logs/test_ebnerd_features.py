@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from small_ebnerd import BEGIN, Frames, MadeUp, bundle, convert
 
 from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.logs import ebnerd_features
 from edgerec_gym.logs.ebnerd import ebnerd_reference
 from edgerec_gym.logs.ebnerd_features import article_embeddings, decayed_before
-from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.logs.store import LogReader
 
 pytest.importorskip("sklearn")
@@ -243,14 +243,14 @@ def test_impression_auc_against_scikit_learn() -> None:
         if 0 < click[rows := impression == k].sum() < rows.sum()
     ]
     assert len(expected) < 50
-    assert impression_auc(score, click, impression) == pytest.approx(np.mean(expected))
+    assert grouped_auc(score, click, impression) == pytest.approx(np.mean(expected))
 
 
 def test_reference(made_up: MadeUp, tmp_path: Path) -> None:
     _, folder, rows, _ = made_up
     late = rows.filter(pl.col("day") >= 7)
     page = late.select(pl.struct("session", "page").rank("dense")).to_series().to_numpy()
-    popularity = impression_auc(late["base_ctr"].to_numpy(), late["click"].to_numpy(), page)
+    popularity = grouped_auc(late["base_ctr"].to_numpy(), late["click"].to_numpy(), page)
     found = ebnerd_reference(folder / "log")
     assert found["popularity"]["impression_auc"] == pytest.approx(popularity, abs=1e-4)
     for figures in found.values():

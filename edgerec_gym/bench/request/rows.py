@@ -19,11 +19,11 @@ from edgerec_gym.bench.request.fleet import serve
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.evaluation.cache import Entry, Place, Rows, content_key, row, table
 from edgerec_gym.evaluation.intervals import ratio_interval
+from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.evaluation.uplift import RankedSample, calibration, interval, squared_pehe, true_qini
 from edgerec_gym.files import atomic_path, make_folder
 from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.evaluation.ranking import auc
 
 FLEET_RATE = 0.04  # shared budget: requests per tick and session of the usual traffic
 CAUSAL_OR_NAIVE = (

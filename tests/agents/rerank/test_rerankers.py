@@ -28,7 +28,7 @@ from edgerec_gym.agents.rerank.reranker import (
     RerankPolicy,
 )
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.gauc import gauc, request_auc
+from edgerec_gym.evaluation.ranking import gauc, moment_auc
 from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
@@ -282,7 +282,7 @@ def test_gauc_by_hand() -> None:
     score = np.array([[3.0, 2.0, 1.0], [1.0, 1.0, 9.0], [5.0, 4.0, 3.0]])
     click = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     shown = np.array([[True, True, True], [True, True, False], [True, True, True]])
-    auc, impressions = request_auc(score, click, shown)
+    auc, impressions = moment_auc(score, click, shown)
     assert auc[:2].tolist() == [0.5, 0.5] and impressions.tolist() == [3, 2, 0]
     assert gauc(score * [[1, 5, 1]], click, shown) == pytest.approx((3 * 1.0 + 2 * 0.0) / 5)
     assert np.isnan(gauc(score, np.zeros((3, 3)), shown))
