@@ -80,10 +80,11 @@ def train(setting: Setting, names: Sequence[str], workers: int, progress: Any) -
         (run / "policy.safetensors").write_bytes(b"")
 
 
-def rows(out: Path, *, scenario: str, sizes: Sizes, seeds: int, **options: Any) -> Rows:
+def rows(setting: Setting, workers: int, progress: Any) -> Rows:
     """Train; one row of its own."""
-    train(Setting(TRACK, scenario, sizes, seeds, (), out, out), POLICIES, 1, None)
-    return [row("fresh", "weight", {"mean": 1.0, "low": 1.0, "high": 1.0}, seeds, sizes.sessions)]
+    train(setting, POLICIES, workers, progress)
+    interval = {"mean": 1.0, "low": 1.0, "high": 1.0}
+    return [row("fresh", "weight", interval, setting.seeds, setting.sizes.sessions)]
 
 
 def tables(rows: Rows) -> dict[str, Any]:

@@ -80,8 +80,9 @@ def train(setting, names, workers, progress):
     """Nothing is trained."""
 
 
-def rows(out, *, scenario, sizes, seeds, policies, workers, progress):
-    return [row("greedy", "value", {"mean": 1.0, "low": 0.0, "high": 2.0}, seeds, sizes.sessions)]
+def rows(setting, workers, progress):
+    interval = {"mean": 1.0, "low": 0.0, "high": 2.0}
+    return [row("greedy", "value", interval, setting.seeds, setting.sizes.sessions)]
 
 
 def tables(rows):

@@ -19,7 +19,7 @@ from edgerec_gym.bench.plots import draw_positions
 from edgerec_gym.bench.rows import Played, difference, exploitation_gap, gap_closed, mean, values_of
 from edgerec_gym.bench.setting import Setting, make_policy, own_entry
 from edgerec_gym.bench.track import is_own
-from edgerec_gym.bench.training import asked, run_folder, track_setting, train_missing
+from edgerec_gym.bench.training import asked, run_folder, train_missing
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
@@ -254,33 +254,10 @@ def _figures(policy: str, true: Played, learned: Played) -> dict[str, Interval]:
     return figures
 
 
-def rows(
-    out: str | Path,
-    *,
-    scenario: str = "lite",
-    sizes: Sizes | None = None,
-    seeds: int = 3,
-    policies: Sequence[str] = (),
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> Rows:
-    """Collect, train, play and score, reusing what already exists.
-
-    Args:
-        out: folder of logs, runs and sessions played.
-        scenario: "lite" or "default".
-        sizes: amount of work; None for the full run of the scenario.
-        seeds: number of training seeds 0, 1, ...
-        policies: names of :data:`POLICIES`, or user policies as module:Class or a run's folder. Keep and the
-            oracle always play. If no name of the track is given, all its policies play.
-        workers: number of processes.
-        progress: called with (done, total, text).
-
-    Raises:
-        InputError: an unknown policy or scenario.
-    """
-    setting = track_setting("rerank", out, scenario, sizes, seeds)
-    names, sizes = asked(setting.track, policies, POLICIES), setting.sizes
+def rows(setting: Setting, workers: int, progress: Progress | None) -> Rows:
+    """Collect, train, play and score; see :attr:`Track.rows <edgerec_gym.bench.track.Track.rows>`."""
+    names = asked(setting.track, setting.policies, POLICIES)
+    scenario, sizes = setting.scenario, setting.sizes
     wanted = entries(setting, names)
     train(setting, names, workers, progress)
     cache = setting.cache / "played"

@@ -223,10 +223,9 @@ def _learned_sessions(setting: Setting) -> int:
 
 def _train(order: Order, setting: Setting, results: Path, options: dict[str, Any]) -> None:
     """Run the track on its own, or only train its missing runs; do nothing in a quick run."""
-    track, folder = setting.track, setting.runs
-    place = {"scenario": setting.scenario, "sizes": setting.sizes, "seeds": setting.seeds}
+    track = setting.track
     if order.complete:
-        rows = track.code("rows")(folder, **place, **options)
+        rows = track.code("rows")(setting, **options)
         about = {"track": setting.track.name, "scenario": setting.scenario, "quick": False}
         about |= {"seeds": setting.seeds, "sessions": setting.sizes.sessions}
         file = results / f"{track.name}.json"

@@ -40,8 +40,8 @@ class Track:
             last, including those whose runs are missing.
         train: called as `train(setting, names, workers, progress)`; trains the missing runs that the named
             policies need.
-        rows: called as `rows(out, scenario=..., sizes=..., seeds=..., policies=..., workers=...,
-            progress=...)`; runs the track on its own: trains, plays, and returns the rows that it publishes.
+        rows: called as `rows(setting, workers, progress)`; runs the track by itself and returns
+            the rows that it publishes. Keep and the oracle always play.
         tables: called as `tables(rows)`; returns header and body of the track's tables by title.
         picture: called as `picture(rows, path)`; draws a PNG file. None if there is no picture.
         prepare: called as `prepare(setting, place, entries, workers, progress)`; returns the entries made

@@ -9,7 +9,7 @@ from typing import Any
 from edgerec_gym.bench.setting import Setting
 from edgerec_gym.bench.track import Track, find_track, is_own
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.cache import Progress, run_jobs
+from edgerec_gym.evaluation.cache import Progress, Rows, run_jobs
 from edgerec_gym.files import make_folder
 from edgerec_gym.runs import is_finished
 
@@ -54,18 +54,51 @@ def train_missing(
                 progress(done, total, f"trained {name}, seed {seed}")
 
 
-def track_setting(name: str, out: str | Path, scenario: str, sizes: Any, seeds: int) -> Setting:
+def track_setting(
+    name: str,
+    out: str | Path,
+    *,
+    scenario: str = "lite",
+    sizes: Any = None,
+    seeds: int = 3,
+    policies: Sequence[str] = (),
+) -> Setting:
     """Return the setting of a track that runs on its own in one folder.
 
+    Args:
+        name: of the track.
+        out: folder of logs, runs and sessions played.
+        scenario: one that the track knows.
+        sizes: amount of work; None for the full run of the scenario.
+        seeds: number of training seeds 0, 1, ...
+        policies: names of the track's policies, or user policies as module:Class or a run's folder.
+
     Raises:
-        InputError: a scenario that the track does not know, or seeds below 1.
+        InputError: a track or scenario that does not exist, or seeds below 1.
     """
     track = find_track(name)
     full = track.full_sizes(scenario)
     if seeds < 1:
         raise InputError(f"seeds = {seeds} must be at least 1")
     out = make_folder(out)
-    return Setting(track, scenario, sizes or full, seeds, (), runs=out, cache=out)
+    return Setting(track, scenario, sizes or full, seeds, tuple(policies), runs=out, cache=out)
+
+
+def run_track(
+    name: str, out: str | Path, *, workers: int = 2, progress: Progress | None = None, **options: Any
+) -> Rows:
+    """Run one track by itself: train, play and score, reusing what already exists.
+
+    Args:
+        name: of the track.
+        out: folder of logs, runs and sessions played.
+        workers: number of processes.
+        progress: called with (done, total, text).
+        **options: see :func:`track_setting`.
+    """
+    setting = track_setting(name, out, **options)
+    rows: Rows = setting.track.code("rows")(setting, workers, progress)
+    return rows
 
 
 def asked(track: Track, policies: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:

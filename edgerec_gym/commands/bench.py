@@ -141,6 +141,7 @@ def track(
     as_json: AsJson = False,
 ) -> None:
     """Run one track, write its rows and its picture, and print its tables."""
+    from edgerec_gym.bench.training import run_track
     from edgerec_gym.evaluation.cache import save_rows, saved_rows
     from edgerec_gym.evaluation.report import require_matplotlib
 
@@ -162,7 +163,8 @@ def track(
         console.interruptible(f"what is finished in {out} is kept; the same command resumes"),
         console.progress_bar("bench") as progress,
     ):
-        rows = found.code("rows")(
+        rows = run_track(
+            found.name,
             out,
             scenario=scenario,
             sizes=sizes,

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from edgerec_gym.bench import rerank
 from edgerec_gym.bench.rerank import Sizes, make_policy
+from edgerec_gym.bench.training import run_track
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import (
     Entry,
@@ -120,7 +121,7 @@ def test_the_track_rerank_runs_through(tmp_path):
     hyper = {agent: {"epochs": 1} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
     sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=4096, hyper=hyper)
-    rows = rerank.rows(tmp_path, sizes=sizes, seeds=1, workers=1)
+    rows = run_track("rerank", tmp_path, sizes=sizes, seeds=1, workers=1)
     policies = {item["policy"] for item in rows}
     assert policies >= {
         "keep",
@@ -136,12 +137,12 @@ def test_the_track_rerank_runs_through(tmp_path):
     files = list((tmp_path / "played").glob("*.safetensors"))
     assert all(np.isfinite(values).all() for file in files for values in load_file(file).values())
     before = {file: file.stat().st_mtime_ns for file in files}
-    assert rerank.rows(tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
+    assert run_track("rerank", tmp_path, sizes=sizes, seeds=1, workers=1) == rows  # nothing is done again
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_the_track_rerank_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(InputError, match="unknown policy 'best'"):
-        rerank.rows(tmp_path, policies=["best"])
+        run_track("rerank", tmp_path, policies=["best"])
     with pytest.raises(InputError, match="runs on lite, default; got the scenario 'mine'"):
-        rerank.rows(tmp_path, scenario="mine")
+        run_track("rerank", tmp_path, scenario="mine")

@@ -12,7 +12,7 @@ from edgerec_gym.bench.plots import draw_requests
 from edgerec_gym.bench.request.curves import Curves, gained, saved
 from edgerec_gym.bench.request.rows import tables
 from edgerec_gym.bench.request.track import Sizes
-from edgerec_gym.bench.request.track import rows as play_track
+from edgerec_gym.bench.training import run_track
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import seeds_interval
@@ -71,7 +71,7 @@ def test_one_bootstrap_for_all_is_that_of_seeds() -> None:
 def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
     own = "edgerec_gym.agents.requests.planner:OneExtra"
     options = {"sizes": TINY, "seeds": 1, "workers": 1, "policies": [own]}
-    rows = play_track(tmp_path, **options)
+    rows = run_track("request", tmp_path, **options)
     for item in rows:
         assert {"policy", "metric", "mean", "low", "high", "seeds", "sessions"} <= item.keys()
     found = {(item["policy"], item["metric"]) for item in rows}
@@ -106,13 +106,13 @@ def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
         {item["metric"]: item["mean"] for item in rows if item["policy"] == p} for p in (own, "one-extra")
     ]
     assert {name for name in same[0] if same[0][name] == same[1][name]} >= {"value", "true_effect"}
-    assert str(play_track(tmp_path, **options)) == str(rows)  # what is there is used again
+    assert str(run_track("request", tmp_path, **options)) == str(rows)  # what is there is used again
 
 
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="runs on lite; got the scenario 'default'"):
-        play_track(tmp_path, scenario="default")
+        run_track("request", tmp_path, scenario="default")
     with pytest.raises(InputError, match="seeds = 0"):
-        play_track(tmp_path, seeds=0)
+        run_track("request", tmp_path, seeds=0)
     with pytest.raises(InputError, match="unknown policy 'one-extr'"):
-        play_track(tmp_path, policies=["one-extr"])
+        run_track("request", tmp_path, policies=["one-extr"])

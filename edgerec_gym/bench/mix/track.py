@@ -25,7 +25,7 @@ from edgerec_gym.bench.mix.prices import at_price, find_prices, share_of
 from edgerec_gym.bench.plots import draw_frontier
 from edgerec_gym.bench.rows import Played, difference, mean, ratio, values_of
 from edgerec_gym.bench.setting import Setting
-from edgerec_gym.bench.training import run_folder, track_setting, train_missing
+from edgerec_gym.bench.training import run_folder, train_missing
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
@@ -296,40 +296,19 @@ def frontier_rows(points: Played) -> Rows:
     return rows
 
 
-def rows(
-    out: str | Path,
-    *,
-    scenario: str = "lite",
-    sizes: Sizes | None = None,
-    seeds: int = 3,
-    policies: Sequence[str] = (),
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> Rows:
-    """Collect, train, find prices, play and score, reusing what already exists.
-
-    Args:
-        out: folder of logs, runs, prices and sessions played.
-        scenario: "lite" or "default".
-        sizes: amount of work; None for the full run of the scenario.
-        seeds: number of training seeds 0, 1, ...
-        policies: names of :data:`PLANNERS`, all if empty; keep and fixed slots always play.
-        workers: number of processes.
-        progress: called with (done, total, text).
-
-    Returns:
-        The rows of policies, predictions and the frontier.
+def rows(setting: Setting, workers: int, progress: Progress | None) -> Rows:
+    """Collect, train, find prices, play and score; rows of policies, predictions and the frontier.
 
     Raises:
-        InputError: an unknown policy or scenario, or a share that no price gives.
+        InputError: an unknown policy, or a share that no price gives.
     """
+    policies, scenario, seeds = setting.policies, setting.scenario, range(setting.seeds)
     for name in policies:
         if name not in PLANNERS:
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(PLANNERS)}")
-    setting = track_setting("mix", out, scenario, sizes, seeds)
     out, sizes = setting.runs, setting.sizes
     train(setting, policies, workers, progress)
-    free = planner_entries(out, range(seeds), policies or tuple(PLANNERS))
+    free = planner_entries(out, seeds, policies or tuple(PLANNERS))
     place = Place(ENV_ID, scenario, "synthetic", sizes.price_sessions)
     options: dict[str, Any] = {"workers": workers, "progress": progress}
     priced = find_prices(free, fixed_entry(), place, out / "prices", **options)
@@ -340,7 +319,7 @@ def rows(
         prices.setdefault(entry.policy, []).append(entry.arguments["price"])
     place = Place(ENV_ID, scenario, "synthetic", sizes.frontier_sessions)
     points = played(frontier_entries(priced), place, out / "played", **options)
-    return [*make_rows(true, prices), *prediction_rows(out, range(seeds)), *frontier_rows(points)]
+    return [*make_rows(true, prices), *prediction_rows(out, seeds), *frontier_rows(points)]
 
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:

@@ -43,7 +43,7 @@ from edgerec_gym.bench.request.policies import (
 from edgerec_gym.bench.request.rows import audit_rows, fleet_rows, quality_rows
 from edgerec_gym.bench.setting import Setting, own_entry
 from edgerec_gym.bench.track import is_own
-from edgerec_gym.bench.training import run_folder, track_setting, train_missing
+from edgerec_gym.bench.training import run_folder, train_missing
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played
 from edgerec_gym.files import read_json, write_json
@@ -276,48 +276,29 @@ def waiting_entries(run: Path, rates: Sequence[float], seed: int) -> list[Entry]
     ]
 
 
-def rows(
-    out: str | Path,
-    *,
-    scenario: str = "lite",
-    sizes: Sizes | None = None,
-    seeds: int = 3,
-    policies: Sequence[str] = (),
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> Rows:
-    """Collect, train, play and score, reusing what already exists.
-
-    Args:
-        out: folder of logs, runs and sessions played.
-        scenario: one of :data:`FULL`.
-        sizes: amount of work; None for the full run of the scenario.
-        seeds: number of training seeds 0, 1, ...
-        policies: user policies that also play, as module:Class or a run's folder.
-        workers: number of processes.
-        progress: called with (done, total, text).
+def rows(setting: Setting, workers: int, progress: Progress | None) -> Rows:
+    """Collect, train, play and score; policies of the user's own join.
 
     Raises:
-        InputError: an unknown scenario or policy, or seeds below 1.
+        InputError: a policy that is not the user's own; the track always plays all of its policies.
     """
-    setting = track_setting("request", out, scenario, sizes, seeds)
-    out, sizes, seed, loaded = setting.runs, setting.sizes, setting.track.seed, Scenario.load(scenario)
+    out, sizes, scenario, seeds = setting.runs, setting.sizes, setting.scenario, range(setting.seeds)
+    seed, loaded = setting.track.seed, Scenario.load(scenario)
     place = Place(ENV_ID, scenario, "synthetic", sizes.sessions, seed=seed)
-    own = own_entries(policies)
+    own = own_entries(setting.policies)
     for entry in own:
         entry.make(place, **entry.arguments)  # fail before the work starts
     train(setting, setting.names(), workers, progress)
     if progress:
         progress(0, sizes.effect_sessions, "true effects of requests, by session")
     sample = true_effects(scenario, sizes.effect_sessions, seed=seed, share=0.12)
-    wanted = [*every_entry(out, loaded, sizes, range(seeds), sample), *own]
+    wanted = [*every_entry(out, loaded, sizes, seeds, sample), *own]
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)
     oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
     short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=seed)
     best = played(oracle, short, out / "played", workers=workers, progress=progress)
     models = {
-        agent: [load_model(run_folder(out, agent, k), loaded.config) for k in range(seeds)]
-        for agent in ESTIMATORS
+        agent: [load_model(run_folder(out, agent, k), loaded.config) for k in seeds] for agent in ESTIMATORS
     }
     found = curve_rows(scored, best, loaded.config.reward)
     found += quality_rows(models, sample, HORIZON, loaded.config.reward)
@@ -332,7 +313,7 @@ def rows(
         audited, sample, Place(ENV_ID, scenario, "synthetic", sizes.audit_sessions, seed=seed), out, HORIZON
     )
     return found + fleet_rows(
-        {k: run_folder(out, PLANNER, k) for k in range(seeds)},
+        {k: run_folder(out, PLANNER, k) for k in seeds},
         scenario,
         concurrent=sizes.concurrent,
         ticks=sizes.ticks,

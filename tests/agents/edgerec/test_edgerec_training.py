@@ -156,7 +156,7 @@ def test_rows_of_the_track() -> None:
 
 def test_policies_of_the_track(tmp_path: Path) -> None:
     assert len(joint.POLICIES) - len(joint.ABLATIONS) >= 12
-    setting = track_setting("joint", tmp_path, "lite", None, 2)
+    setting = track_setting("joint", tmp_path, seeds=2)
     found = setting.track.code("entries")(setting, joint.POLICIES)
     assert {entry.seed for entry in found if entry.policy == "edgerec"} == {0, 1}
     with pytest.raises(InputError, match="unknown policy"):

@@ -29,6 +29,7 @@ from edgerec_gym.bench.mix.predictions import auc, calibration_error, log_loss
 from edgerec_gym.bench.mix.prices import find_price, share_of
 from edgerec_gym.bench.plots import draw_frontier
 from edgerec_gym.bench.rows import cards_seen
+from edgerec_gym.bench.training import run_track
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place
 from edgerec_gym.evaluation.play import play
@@ -347,7 +348,7 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     options: dict[str, Any] = {"sizes": sizes, "seeds": 1, "workers": 1}
     policies = ("esan + exact, fine-tuned", "oracle + exact")
     told: list[str] = []
-    rows = track.rows(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
+    rows = run_track("mix", tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
     found = {(item["policy"], item["metric"]): item for item in rows}
     fixed = found["fixed-slot", "share"]["mean"]
     for policy in policies:
@@ -366,14 +367,17 @@ def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     draw_frontier(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     told.clear()
-    assert track.rows(tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options) == rows
+    assert (
+        run_track("mix", tmp_path, policies=policies, progress=lambda *a: told.append(a[2]), **options)
+        == rows
+    )
     assert not told, "everything is used again"
 
 
 def test_the_track_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown policy 'best'; allowed: greedy"):
-        track.rows(tmp_path, policies=["best"])
+        run_track("mix", tmp_path, policies=["best"])
     with pytest.raises(InputError, match="runs on lite, default; got the scenario 'mine'"):
-        track.rows(tmp_path, scenario="mine")
+        run_track("mix", tmp_path, scenario="mine")
     assert set(PLAYED) < set(IDS) and Keep.name == track.KEEP
     assert "esan" in track.ABLATIONS
