@@ -7,38 +7,62 @@ from typing import Annotated, Any
 
 import typer
 
+from edgerec_gym.agents.registry import AGENTS, LOGS, PLAY, agent_names, train_agent
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, NumEnvs, ScenarioName, Seed
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder
+
+EXPORTED = tuple(name for name, agent in AGENTS.items() if agent.graphs is not None)
+
+
+def _sources_help() -> str:
+    """Tell from the table what each agent learns from."""
+    ways = {
+        "From --logs": [n for n, a in AGENTS.items() if a.learns_from == (LOGS,) and not a.starts_from],
+        "By playing": [n for n, a in AGENTS.items() if PLAY in a.learns_from and not a.starts_from],
+        "From runs (--based-on)": [n for n, a in AGENTS.items() if a.starts_from],
+    }
+    installed = agent_names()[len(AGENTS) :]
+    ways |= {"Installed": list(installed)} if installed else {}
+    return " ".join(f"{way}: {', '.join(names)}." for way, names in ways.items())
+
+
+def _starts_help() -> str:
+    """Tell from the table what agents may be based on."""
+    starts: dict[tuple[str, ...], list[str]] = {}
+    for name, agent in AGENTS.items():
+        if agent.starts_from:
+            starts.setdefault(agent.starts_from, []).append(name)
+    return " ".join(f"{', '.join(names)}: {', '.join(sources)}." for sources, names in starts.items())
+
+
+def _taken_by(argument: str) -> str:
+    """Tell from the table which agents take an argument."""
+    return f"For {', '.join(name for name, agent in AGENTS.items() if argument in agent.takes)}."
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     agent: Annotated[
         str,
-        typer.Option(
-            help="By playing: pointer-ppo, flat-ppo. With --logs: crban, dnn, dlcm, prm, setrank, seq2slate, "
-            "pointer, evaluator, esan. With --based-on runs of these: pointer-evaluator, pointer-users, "
-            "pointer-distilled, sequence-search, esan-pg, edgerec. With logs of --randomise request: "
-            "uplift-t, uplift-x, uplift-class, uplift-dragon. By playing EdgeFeedRequest-v0: request-dqn."
-        ),
+        typer.Option(help=_sources_help()),
     ] = "pointer-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that the agent learns from.")] = None,
     based_on: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Run to start from, such as an evaluator, a generator or esan; repeatable. edgerec starts "
-            "from a scoring re-ranker, esan and an uplift model."
-        ),
+        typer.Option(help=f"Run to start from; repeatable. {_starts_help()}"),
     ] = None,
     rules: Annotated[
-        Path | None, typer.Option(help="TOML file with the rules of edgerec, e.g. examples/edgerec.toml.")
+        Path | None,
+        typer.Option(help=f"TOML file with rules, e.g. examples/edgerec.toml. {_taken_by('rules')}"),
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
-    users: Annotated[str, typer.Option(help="learned or synthetic.")] = "learned",
-    steps: Annotated[int, typer.Option(min=1, help="Total number of slots to play.")] = 50_000,
+    users: Annotated[str, typer.Option(help=f"learned or synthetic. {_taken_by('users')}")] = "learned",
+    steps: Annotated[
+        int, typer.Option(min=1, help=f"Total number of slots to play. {_taken_by('steps')}")
+    ] = 50_000,
     num_envs: NumEnvs = 128,
     resume: Annotated[bool, typer.Option(help="Resume from the last checkpoint in the folder.")] = True,
     set_: Annotated[
@@ -49,14 +73,10 @@ def train(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a policy on the learned users of a scenario, or an agent on logs.
+    """Train an agent: from logs, by playing the users of a scenario, or from other runs.
 
-    pointer-ppo (MaskablePPO with the pointer policy) and flat-ppo (with a plain network) take --id,
-    --scenario, --users, --steps and --num-envs. request-dqn takes --scenario, --users and --steps.
-    pointer-users, esan-pg and edgerec take --scenario and --users.
+    An agent ignores options that it does not take.
     """
-    from edgerec_gym.agents.registry import train_agent
-
     with (
         console.interruptible(f"checkpoints in {out} are kept; the same command resumes"),
         console.progress_bar("train") as progress,
@@ -158,7 +178,7 @@ def evaluate(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run of crban, pointer, pointer-... or sequence-search.")],
+    run: Annotated[Path, typer.Argument(help=f"Run of {', '.join(EXPORTED)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the device model; an existing one is replaced.")],
     scenario: ScenarioName = "default",
     places: Annotated[
