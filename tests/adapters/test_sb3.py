@@ -63,7 +63,7 @@ def test_infos_are_not_shared_between_rows(lite: Scenario) -> None:
 
 
 def test_plans_are_refused(lite: Scenario) -> None:
-    with pytest.raises(InputError, match="no Dict actions.*use EdgeFeed-v0"):
+    with pytest.raises(InputError, match="no algorithms for Dict actions.*use EdgeFeed-v0"):
         make(lite, "EdgeFeedSlate-v0")
 
 

@@ -215,7 +215,7 @@ def test_dqn_trains_loads_and_plays(tmp_path: Path, lite: Scenario) -> None:
         seed=0,
     )
     assert found["violations"].sum() == 0
-    with pytest.raises(InputError, match="of other settings"):
+    with pytest.raises(InputError, match="with other settings"):
         train_agent("request-dqn", tmp_path / "a", hyper={}, **common, **place)
     with pytest.raises(InputError, match="reads no logs"):
         train_agent("request-dqn", tmp_path / "c", hyper={}, **(common | {"logs": tmp_path}), **place)
