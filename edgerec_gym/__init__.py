@@ -3,8 +3,10 @@
 Importing registers EdgeFeed-v0, EdgeFeedRerank-v0, EdgeFeedMix-v0, EdgeFeedRequest-v0 and EdgeFeedSlate-v0.
 """
 
+from edgerec_gym import moved
 from edgerec_gym.registration import register_envs
 
 __version__ = "0.1.0.dev0"
 
 register_envs()
+moved.install()

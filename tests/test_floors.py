@@ -15,6 +15,7 @@ from places import ROOT
 
 FLOORS = (  # from bottom to top; a room is a folder, or a module that stands loose
     "errors",
+    "moved",
     "config",
     "spaces",
     "compiled",
