@@ -31,12 +31,6 @@ from edgerec_gym.spaces import CONTEXT, N_SCALARS, ObservationSizes
 
 try:
     import torch
-    from torch import Tensor, nn
-except ImportError:
-    raise MissingExtraError("PointerPolicy", "train") from None
-
-try:
-    import torch
     from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor

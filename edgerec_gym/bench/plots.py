@@ -150,6 +150,3 @@ def _save(figure: Any, axes: Any, path: str | Path) -> None:
     make_folder(Path(path).parent)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")
-
-
-PICTURES = {"mix": draw_frontier, "rerank": draw_positions, "request": draw_requests}  # by track
