@@ -73,6 +73,7 @@ setup(
     install_requires=[
         "gymnasium>=1.1",  # AutoresetMode
         "numpy>=2.0",
+        "msgspec>=0.19",
         "numba>=0.61",
         "onnxruntime>=1.20",
         "polars>=1.20",

@@ -237,7 +237,20 @@ def make_policy(
             known = ", ".join(p for p in parameters if p not in ("track", "seed", "slate_size"))
             raise InputError(f"policy {name!r} has no option {option!r}; its options are: {known or 'none'}")
     given = {"track": track, "seed": seed, "slate_size": slate_size, **options}
-    made = factory(**{key: value for key, value in given.items() if key in parameters or key in options})
+    given = {key: value for key, value in given.items() if key in parameters or key in options}
+    for parameter in parameters.values():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if required and parameter.name not in given:
+            raise InputError(
+                f"policy {name!r} cannot be made: its argument {parameter.name!r} has no default; "
+                "only track, seed and slate_size are passed"
+            )
+    made = factory(**given)
+    if not isinstance(getattr(made, "name", None), str):
+        raise InputError(f'policy {name!r} has no name: give it an attribute such as name = "mine"')
     return _for_track(made, track, slate_size)
 
 
@@ -262,8 +275,11 @@ def _import_class(name: str) -> Callable[..., Policy]:
         raise InputError(f"policy {name!r}: cannot import {module!r}: {error}") from None
     except AttributeError:
         raise InputError(f"policy {name!r}: module {module!r} has no {attribute!r}") from None
-    if not ((hasattr(factory, "act") or hasattr(factory, "plan")) and hasattr(factory, "reset")):
+    if not callable(factory) or not (
+        (hasattr(factory, "act") or hasattr(factory, "plan")) and hasattr(factory, "reset")
+    ):
         raise InputError(
-            f"policy {name!r} is not a policy: it needs reset(mask) and act(observation) or plan(observation)"
+            f"policy {name!r} is not a policy class: it needs reset(mask) and act(observation) "
+            "or plan(observation)"
         )
     return factory

@@ -16,8 +16,9 @@ from typing import Any
 
 from edgerec_gym.bench.weak_to_strong import weak_to_strong
 from edgerec_gym.commands.console import print_table, progress_bar
+from edgerec_gym.documents import read_json
 from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
 from edgerec_gym.logs.ebnerd_reference import ebnerd_reference

@@ -14,9 +14,10 @@ from typing import Any
 from edgerec_gym.bench.leaderboard import leaderboards
 from edgerec_gym.bench.run import ALL, NAME
 from edgerec_gym.bench.track import TRACKS
+from edgerec_gym.documents import read_json
 from edgerec_gym.evaluation.cache import Rows
 from edgerec_gym.evaluation.report import markdown_table
-from edgerec_gym.files import atomic_path, read_json
+from edgerec_gym.files import atomic_path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "leaderboard.md"

@@ -26,13 +26,13 @@ from edgerec_gym.agents.requests.moments import AtMoments
 from edgerec_gym.agents.requests.scores import IntentScore
 from edgerec_gym.commands import console
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.documents import read_json
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import run_jobs
 from edgerec_gym.evaluation.intervals import mean_interval
 from edgerec_gym.evaluation.off_policy import ESTIMATORS, LoggedDecisions, off_policy_estimates
 from edgerec_gym.evaluation.play import play
-from edgerec_gym.evaluation.report import json_ready
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.files import json_ready, make_folder, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy

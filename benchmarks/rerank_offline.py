@@ -39,9 +39,10 @@ from edgerec_gym.bench.rerank import FULL as TRACK
 from edgerec_gym.bench.rerank import RERANKERS
 from edgerec_gym.bench.training import run_folder
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.documents import read_json
 from edgerec_gym.evaluation.intervals import seeds_interval
 from edgerec_gym.evaluation.ranking import moment_auc
-from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
 from edgerec_gym.logs.store import LogReader

@@ -33,9 +33,10 @@ from benchmarks.user_baselines import BASELINES, EVENTS
 from benchmarks.user_scores import Predictions, auc_differences, figures, over_seeds
 from benchmarks.user_study import QUICK, Design, Effort, Study, open_study
 from edgerec_gym.commands.console import note, progress_bar
+from edgerec_gym.documents import read_json
 from edgerec_gym.errors import InputError
 from edgerec_gym.fidelity.expected import LONG_LOOK
-from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.dataset import padded
 from edgerec_gym.simulator.fit import run_trainers

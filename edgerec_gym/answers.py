@@ -15,13 +15,14 @@ The feed shows each user a :class:`Focus` (the focused card among its neighbours
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from edgerec_gym.compiled.arrays import BoolVector, Float32Cube, Float32Matrix, Int32Matrix, UInt64Vector
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.errors import InputError
 
 N_EXPOSURE_ACTIONS = 6  # e1 duration, e2 count, e3 speed, e4 scroll duration, e5 scrolls, e6 delete reason
 N_PAGE_VIEW_ACTIONS = 11  # d1 duration, d2 cart, d3 buy, d4 favourite, ... d11 recommendation
@@ -68,7 +69,7 @@ PAGE_SUMMARY = ("price_level", "base_logit", "base_cvr", "freshness", "size")
 
 
 class Focus(NamedTuple):
-    """What the user looks at, batch first and observable only (B rows, F item features, T types).
+    """What the user looks at, batch first, read-only, and observable only (B rows, F item features, T types).
 
     Attributes:
         active: (B,) bool; rows that answer. The fields of other rows are stale and must be ignored.
@@ -110,6 +111,9 @@ class UserModel(Protocol):
 
     Users that the feed's own kernel can step have an attribute `kernel_state`, the table of their arrays
     (:class:`~edgerec_gym.users.synthetic.SyntheticArrays`). All others answer through :meth:`respond`.
+
+    A model belongs to one environment. If it raises, or answers outside the ranges below, the environment
+    must be reset before its next step. Copies of the environment copy it, by `copy.deepcopy` or pickle.
     """
 
     name: str
@@ -135,5 +139,41 @@ class UserModel(Protocol):
 
         Args:
             focus: what the users look at.
-            response: (B, RESPONSE_SIZE) float32, written in place for active rows only.
+            response: (B, RESPONSE_SIZE) float32, written in place for active rows only, each number in 0..1.
         """
+
+
+def check_start(start: Any, n_rows: int, n_features: int) -> UserStart:
+    """Return what :meth:`UserModel.reset` gave for `n_rows` rows; InputError if it is not fit for a feed."""
+    if not isinstance(start, UserStart):
+        raise InputError(f"reset of the users must return a UserStart, got {type(start).__name__}")
+    features, hour = np.asarray(start.features), np.asarray(start.hour)
+    for name, values, shape, kind, what in (
+        ("features", features, (n_rows, n_features), "f", "floats"),
+        ("hour", hour, (n_rows,), "iu", "whole numbers"),
+    ):
+        if values.shape != shape or values.dtype.kind not in kind:
+            raise InputError(
+                f"{name} of a UserStart must be {what} of shape {shape}, got shape {values.shape} of "
+                f"{values.dtype}"
+            )
+    for name, values, legal, allowed in (
+        ("features", features, np.abs(features) <= 1 + 1e-6, "-1 to 1"),  # NaN is not legal
+        ("hour", hour, (hour >= 0) & (hour < 24), "0 to 23"),
+    ):
+        if not legal.all():
+            first = tuple(np.argwhere(~legal)[0].tolist())
+            raise InputError(f"{name} of a UserStart is {values[first]} at {list(first)}; allowed: {allowed}")
+    return UserStart(features, hour)
+
+
+def check_response(response: np.ndarray, active: np.ndarray) -> None:
+    """Raise InputError if :meth:`UserModel.respond` left a number outside 0..1 in an active row."""
+    if response.min() >= 0 and response.max() <= 1:  # cheap, nearly always true, and false for NaN
+        return
+    wrong = active[:, None] & ~((response >= 0) & (response <= 1))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        raise InputError(
+            f"the users answered {response[row, column]} in column {column} of row {row}; allowed: 0 to 1"
+        )

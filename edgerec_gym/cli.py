@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from edgerec_gym import __version__
+from edgerec_gym import __version__, interrupts
 from edgerec_gym.commands import bench, console, logs, offline, pages, policies, studies, users
 from edgerec_gym.errors import InputError, MissingExtraError
 
@@ -24,13 +26,29 @@ class OneLineErrors(TyperGroup):
         """Run the command and exit."""
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()  # a full disk is told like any other error
+        except (KeyboardInterrupt, typer.Abort):
+            console.note("interrupted")
+            sys.exit(interrupts.exit_code() or console.INTERRUPTED)
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            self._leave_stdout()
+            sys.exit(1)
         except UsageError as error:
             self._fail(error.format_message())
         except (InputError, MissingExtraError) as error:
             self._fail(str(error))
         except OSError as error:
+            self._leave_stdout()
             self._fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(code if isinstance(code, int) else 0)
+
+    @staticmethod
+    def _leave_stdout() -> None:
+        """Drop what could not be written: flushing it again at the end of the process would fail again."""
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     @staticmethod
     def _fail(message: str) -> NoReturn:
@@ -85,6 +103,8 @@ app.add_typer(bench.bench, name="bench")
 
 def main() -> None:
     """Entry point of the command `edgerec`."""
+    interrupts.install()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, shown
 
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
 PRESETS = ("default", "lite")
+MOST_TYPES = 100  # card types of a feed
 # Users unlike those behind the logs and policies: factors applied to the scenario's SyntheticUserConfig.
 SHIFTS: dict[str, dict[str, float]] = {
     "more-switching": {"intent_switch": 2.0},  # the intent switches twice as often
@@ -72,7 +74,7 @@ class Config:
 def _unknown(owner: str, name: str, names: set[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; fields are {', '.join(sorted(names))}"
-    return f"{owner} has no field {name!r}{hint}"
+    return f"{owner} has no field {shown(name)}{hint}"
 
 
 def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -80,12 +82,12 @@ def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> An
     where = f"{owner}.{f.name}"
     if get_origin(hint) is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise InputError(f"{where} must be a list, got {value!r}")
+            raise InputError(f"{where} must be a list, got {shown(value)}")
         element = get_args(hint)[0]
         return tuple(_scalar(f"{where}[{i}]", f, element, v) for i, v in enumerate(value))
     if isinstance(hint, type) and issubclass(hint, Config):
         if not isinstance(value, hint):
-            raise InputError(f"{where} must be a {hint.__name__}, got {value!r}")
+            raise InputError(f"{where} must be a {hint.__name__}, got {shown(value)}")
         return value
     return _scalar(where, f, hint, value)
 
@@ -93,23 +95,29 @@ def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> An
 def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise InputError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
+            raise InputError(
+                f"{where} must be one of {', '.join(map(str, get_args(hint)))}, got {shown(value)}"
+            )
         return value
     if hint is str:
         if not isinstance(value, str):
-            raise InputError(f"{where} must be text, got {value!r}")
+            raise InputError(f"{where} must be text, got {shown(value)}")
         return value
     optional = type(None) in get_args(hint)
     if optional and value is None:
         return None
     kind = float if float in (hint, *get_args(hint)) else int
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise InputError(f"{where} must be a number, got {value!r}")
-    if kind is int and not float(value).is_integer():
-        raise InputError(f"{where} must be a whole number, got {value!r}")
+        raise InputError(f"{where} must be a number, got {shown(value)}")
     low, high = f.metadata["range"]
-    if not low <= float(value) <= high:  # also catches NaN
-        raise InputError(f"{where} = {value} is out of range; allowed: {low} to {high}")
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError):  # hundreds of digits, or an array of several numbers
+        number = math.nan
+    if math.isfinite(number) and kind is int and not number.is_integer():
+        raise InputError(f"{where} must be a whole number, got {shown(value)}")
+    if not low <= number <= high:  # also catches NaN
+        raise InputError(f"{where} = {shown(value)} is out of range; allowed: {low} to {high}")
     return kind(value)
 
 
@@ -201,8 +209,10 @@ class FeedConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.card_types:
-            raise InputError("FeedConfig.card_types must name at least one type")
+        if not 1 <= len(self.card_types) <= MOST_TYPES:
+            raise InputError(
+                f"FeedConfig.card_types names {len(self.card_types)} types; allowed: 1 to {MOST_TYPES}"
+            )
         for name in ("share_caps", "gaps", "first_slots"):
             if len(getattr(self, name)) != len(self.card_types):
                 raise InputError(

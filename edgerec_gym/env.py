@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +14,7 @@ from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserMod
 from edgerec_gym.drawing.render import FPS, RENDER_MODES
 from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.batch import refuse_shallow_copy
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
@@ -114,8 +115,24 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
                 **config,
             )
         )
-        self._action, a = np.zeros(1, np.int64), self._arrays
+        self._action, self._uncertainty = np.zeros(1, np.int64), uncertainty
+        self._link()
+
+    def _bind(self, vector: EdgeFeedVectorEnv) -> None:
+        """Expose the attributes of `vector`, the batch of one that does the work."""
+        self._vector, self.batch = vector, vector.batch
+        self.track, self.render_mode = vector.track, vector.render_mode
+        self.config, self.scenario, self.users = vector.config, vector.scenario, vector.users
+        self.observation_space = vector.single_observation_space
+        self.action_space = vector.single_action_space
+        self._started = self._ended = False
+
+    def _link(self) -> None:
+        """Make what points into the batch."""
+        self._arrays = a = self.batch.arrays
+        self._turn = self.batch.turn
         # Bind methods once: looking them up takes a good part of a step's time in Python.
+        self._copies = [(key, values[0].copy) for key, values in self.batch.observation(copy=False).items()]
         outcome = {
             "invalid_action": a.invalid.item,
             "cost": a.cost.item,
@@ -127,20 +144,22 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
             "placed_action": a.placed_action.item,
             "answered": a.focus_active.item,
         }
-        if uncertainty:
+        if self._uncertainty:
             outcome["uncertainty"] = a.uncertainty.item
         self._outcome = outcome.items()
 
-    def _bind(self, vector: EdgeFeedVectorEnv) -> None:
-        """Expose the attributes of `vector`, the batch of one that does the work."""
-        self._vector, self.batch = vector, vector.batch
-        self.track, self.render_mode = vector.track, vector.render_mode
-        self.config, self.scenario, self.users = vector.config, vector.scenario, vector.users
-        self._arrays = self.batch.arrays
-        self.observation_space = vector.single_observation_space
-        self.action_space = vector.single_action_space
-        self._copies = [(key, values[0].copy) for key, values in self.batch.observation(copy=False).items()]
-        self._started = self._ended = False
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from; a copy does not render."""
+        linked = dict.fromkeys(("_arrays", "_turn", "_copies", "_outcome", "render_mode"))
+        return self.__dict__ | linked
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._action = np.zeros(1, np.int64)
+        self._link()
+
+    def __copy__(self) -> NoReturn:
+        refuse_shallow_copy(self)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -149,25 +168,27 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         super().reset(seed=seed)
         if seed is None and not self._started:
             seed = int(self.np_random.integers(2**31))
-        self.batch.reset(_ROW, None if seed is None else np.array([seed], np.int64))
-        self._started, self._ended = True, False
-        observation = self._observation()
-        return observation, self._info(observation)
+        with self._turn:
+            self.batch._reset(_ROW, None if seed is None else np.array([seed], np.int64))
+            self._started, self._ended = True, False
+            observation = self._observation()
+            return observation, self._info(observation)
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Play one slot."""
-        if self._ended or not self._started:
-            raise InputError(
-                "the episode has ended: call reset before the next step"
-                if self._started
-                else "call reset before step"
-            )
-        self.batch.step(self._checked(action))
-        arrays = self._arrays
-        terminated, truncated = arrays.terminated.item(), arrays.truncated.item()
-        self._ended = terminated or truncated
-        observation = self._observation()
-        return observation, self.batch.reward.item(), terminated, truncated, self._info(observation)
+        with self._turn:
+            if self._ended or not self._started:
+                raise InputError(
+                    "the episode has ended: call reset before the next step"
+                    if self._started
+                    else "call reset before step"
+                )
+            self.batch._play(self._checked(action))
+            arrays = self._arrays
+            terminated, truncated = arrays.terminated.item(), arrays.truncated.item()
+            self._ended = terminated or truncated
+            observation = self._observation()
+            return observation, self.batch.reward.item(), terminated, truncated, self._info(observation)
 
     def _checked(self, action: Any) -> Any:
         """Check an action and return it as the batch takes it."""

@@ -1,5 +1,7 @@
 """One error type for bad input, so that callers (and the CLI) can tell bad input from a bug."""
 
+from __future__ import annotations
+
 
 class InputError(ValueError):
     """Bad input: the message says in one line what is wrong, where, and what is allowed."""
@@ -9,4 +11,17 @@ class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message names the pip line that installs it."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an extra: pip install 'edgerec_gym[{extra}]'")
+        super().__init__(feature, extra)  # an error is pickled as its type and these arguments
+        self.msg = f"{feature} needs an extra: pip install 'edgerec_gym[{extra}]'"
+
+    def __str__(self) -> str:
+        return self.msg
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Return a value as it stands in a message: one short line, whatever it is."""
+    try:
+        text = repr(getattr(value, "item", lambda: value)() if getattr(value, "ndim", 1) == 0 else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or endless nesting
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

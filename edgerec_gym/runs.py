@@ -14,18 +14,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from msgspec import Meta
 
 from edgerec_gym import __version__
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig
+from edgerec_gym.documents import MOST_BYTES, OpenDocument, read_object
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import read_json, write_json
+from edgerec_gym.files import remove_leftovers, write_json
 from edgerec_gym.spaces import MODEL_KEYS, observation_layout
 
 RECORD = "policy.json"
 PARAMETERS = "policy.safetensors"
 CHECKPOINTS = "checkpoints"
-NEEDED = ("agent", "track", "hyper", "sizes", "steps")  # keys of every record
+Count = Annotated[int, Meta(ge=0)]
+Number = float | None  # undefined ones are null
+
+
+class Record(OpenDocument):
+    """The content of policy.json that is read; an agent may record more."""
+
+    agent: str
+    track: str
+    hyper: dict[str, Any]
+    sizes: dict[str, Count | list[Count]]
+    steps: Count
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    updates: Count = 0
+    num_envs: Annotated[int, Meta(ge=1)] = 1
+    id: str = ""
+    scenario: str | dict[str, Any] | None = None
+    users: str | None = None
+    members: list[Count] | None = None
+    logs: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+    network: dict[str, Any] = {}
+    based_on: dict[str, Any] | list[Any] = {}
+    identified: list[bool] = []
+    rules: str = ""
+    price: float = 0.0
+    quantiles: list[float] = []
+    gauc: list[Number] = []
+    loss: list[Number] = []
+    residual_loss: list[Number] = []
+    reward: list[Number] = []
+    teaching_loss: list[Number] = []
+    held_out: list[dict[str, Number]] = []
+    compare: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
 
 
 class Run(NamedTuple):
@@ -69,11 +106,12 @@ def read_run(folder: str | Path | Run) -> Run:
         if not complete:
             raise InputError(f"{run} holds no trained policy: no {RECORD} and no complete checkpoint")
         run = complete[-1]
-    record = read_json(run / RECORD)
-    for key in NEEDED:
-        if key not in record:
-            raise InputError(f"{run / RECORD}: {key!r} is missing")
-    return Run(run, record)
+    return Run(run, read_record(run / RECORD))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a policy.json; InputError names the file and the field that is wrong."""
+    return read_object(path, Record, most_bytes=MOST_BYTES)
 
 
 def is_finished(run: Path) -> bool:
@@ -103,6 +141,7 @@ def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[
     Raises:
         InputError: `run` holds another run, or would be overwritten.
     """
+    remove_leftovers(run / CHECKPOINTS)
     complete = checkpoints(run)
     if not resume:
         if complete or is_finished(run):

@@ -20,8 +20,9 @@ from typing import Any
 
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig
-from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.documents import MOST_BYTES, Document, check_version, config_from, read_document, read_object
+from edgerec_gym.errors import InputError, shown
+from edgerec_gym.files import check_file, make_folder, write_json
 
 SHIPPED = PRESETS  # names of the scenarios in the package
 SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
@@ -42,17 +43,19 @@ UNIDENTIFIED = (
     "order_within_page",  # answers within a page are simultaneous: state changes between pages only
 )
 
-FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # of scenario.json: type, and its name in messages
-    "kind": (str, "text"),
-    "schema_version": (int, "a number"),
-    "name": (str, "text"),
-    "config": (dict, "an object"),
-    "synthetic": ((dict, type(None)), "an object or null"),
-    "unidentified": (list, "a list"),
-    "provenance": (dict, "an object"),
-    "fidelity": (dict, "an object"),
-    "sha256": (dict, "an object"),
-}
+
+class Description(Document):
+    """The content of scenario.json."""
+
+    kind: str
+    schema_version: int
+    name: str
+    config: dict[str, Any]
+    synthetic: dict[str, Any] | None
+    unidentified: list[str]
+    provenance: dict[str, Any]
+    fidelity: dict[str, Any]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,18 @@ class Scenario:
     provenance: dict[str, Any] = field(default_factory=dict)
     fidelity: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    def __deepcopy__(self, memo: object) -> Scenario:
+        """Share the scenario, which never changes, with the copies of an environment."""
+        return self
+
+    def __post_init__(self) -> None:
+        """Refuse a catalogue of another world: kernels look items up by their row in both."""
+        if self.synthetic is not None and len(self.catalog) != self.synthetic.n_items:
+            raise InputError(
+                f"synthetic.n_items = {self.synthetic.n_items} differs from the {len(self.catalog)} items of "
+                "the catalogue; it must be the catalogue of these users"
+            )
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Scenario:
@@ -130,11 +145,10 @@ class Scenario:
         """Return the checked paths of simulator.onnx and simulator.safetensors."""
         if self.path is None:
             raise InputError(f"scenario {self.name!r} has no learned users: fit them on logs (edgerec fit)")
-        recorded = read_json(self.path / "scenario.json").get("sha256", {})
+        recorded = _describe(self.path / "scenario.json").sha256
         for name in SIMULATOR_FILES:
             file = self.path / name
-            if not file.is_file():
-                raise InputError(f"{file} does not exist")
+            check_file(file, MOST_BYTES)
             if _sha256(file) != recorded.get(name):
                 raise InputError(f"{file} is corrupted: its content differs from what scenario.json recorded")
         return self.path / SIMULATOR_FILES[0], self.path / SIMULATOR_FILES[1]
@@ -147,43 +161,40 @@ def _sha256(file: Path) -> str:
 @lru_cache(maxsize=16)
 def _load(folder: Path, stamp: int) -> Scenario:
     file = folder / "scenario.json"
-    values = read_json(file)
-    if values.get("kind") != KIND:
-        raise InputError(f"{file} does not describe a scenario (kind is {values.get('kind')!r})")
-    if values.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{file} has schema version {values.get('schema_version')!r}; this version reads {SCHEMA_VERSION}"
-        )
-    for name in values:
-        if name not in FIELDS:
-            raise InputError(f"{file}: unknown field {name!r}; fields are {', '.join(FIELDS)}")
-    for name, (kind, text) in FIELDS.items():
-        if name not in values:
-            raise InputError(f"{file} lacks the field {name!r}")
-        if not isinstance(values[name], kind):
-            raise InputError(f"{file}: {name} must be {text}, got {values[name]!r}")
-    for name in values["unidentified"]:
-        if name not in UNIDENTIFIED:
-            raise InputError(f"{file}: unidentified names {name!r}; known are {', '.join(UNIDENTIFIED)}")
-    synthetic = values["synthetic"]
-    try:
-        config = FeedConfig.from_dict(values["config"])
-        users = None if synthetic is None else SyntheticUserConfig.from_dict(synthetic)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+    described = _describe(file)
+    config = config_from(FeedConfig, described.config, file, "config")
+    users = None
+    if described.synthetic is not None:
+        users = config_from(SyntheticUserConfig, described.synthetic, file, "synthetic")
     catalog = Catalog.load(folder / "catalog.parquet", config.embedding_size)
     if catalog.card_type.max() >= config.n_types:
         raise InputError(
             f"{folder / 'catalog.parquet'}: card_type {catalog.card_type.max()} is not one of the feed's "
             f"0 to {config.n_types - 1}"
         )
-    return Scenario(
-        name=values["name"],
-        config=config,
-        catalog=catalog,
-        synthetic=users,
-        unidentified=tuple(values["unidentified"]),
-        provenance=values["provenance"],
-        fidelity=values["fidelity"],
-        path=folder,
-    )
+    try:
+        return Scenario(
+            name=described.name,
+            config=config,
+            catalog=catalog,
+            synthetic=users,
+            unidentified=tuple(described.unidentified),
+            provenance=described.provenance,
+            fidelity=described.fidelity,
+            path=folder,
+        )
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _describe(file: Path) -> Description:
+    """Read scenario.json; what it is comes first, as a file of another kind lacks all else."""
+    kind = read_object(file, most_bytes=MOST_BYTES).get("kind")
+    if kind != KIND:
+        raise InputError(f"{file} does not describe a scenario (kind is {shown(kind)})")
+    described = read_document(file, Description, most_bytes=MOST_BYTES)
+    check_version(file, described.schema_version, SCHEMA_VERSION)
+    for name in described.unidentified:
+        if name not in UNIDENTIFIED:
+            raise InputError(f"{file}: unidentified names {shown(name)}; known are {', '.join(UNIDENTIFIED)}")
+    return described

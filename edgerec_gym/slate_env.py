@@ -126,17 +126,25 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
             **config,
         )
         self._bind(vector)
-        self._plans = vector.batch
-        outcomes = self.batch.outcomes
-        self._shown = [name for name in outcomes if uncertainty or name != "uncertainty"]
+        self._plans, self._uncertainty = vector.batch, uncertainty
+        self._link()
+
+    def _link(self) -> None:
+        super()._link()
+        shown = {name: rows[:1].reshape(rows.shape[1:]) for name, rows in self.batch.outcomes.items()}
+        if not self._uncertainty:
+            del shown["uncertainty"]
+        self._shown = shown.items()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_shown": None}
 
     def _checked(self, action: Any) -> Plan:
         return self._plans.check_action(action)
 
     def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
         batch = self.batch
-        rows = {name: batch.outcomes[name][0] for name in self._shown}
-        info = {name: row.copy() if row.ndim else row.item() for name, row in rows.items()}
+        info = {name: row.copy() if row.ndim else row.item() for name, row in self._shown}
         info["action_mask"] = observation["action_mask"]
         info["reward_terms"] = dict(zip(REWARD_TERMS, batch.reward_terms[0].tolist(), strict=True))
         return info

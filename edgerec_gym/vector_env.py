@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
@@ -12,10 +12,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from edgerec_gym.answers import UserModel
+from edgerec_gym.compiled.arrays import read_only
 from edgerec_gym.drawing.render import FPS, RENDER_MODES, Renderer
 from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
-from edgerec_gym.feed.batch import FeedBatch
+from edgerec_gym.feed.batch import FeedBatch, refuse_shallow_copy
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.state import REWARD_TERMS
@@ -30,12 +31,12 @@ class EdgeFeedVectorEnv(VectorEnv):
         track: "joint" (EdgeFeed), "rerank", "mix" or "request".
         scenario: a shipped name, a scenario folder, or a Scenario.
         users: "learned" (the simulator fitted on logs), "synthetic" (the hidden ground truth), or your own
-            :class:`~edgerec_gym.answers.UserModel`, which serves one environment at a time.
+            :class:`~edgerec_gym.answers.UserModel`, which serves one environment only.
         split: "log", "train" or "eval"; their episodes never overlap.
         autoreset_mode: NEXT_STEP (the step after an end resets and ignores its action), SAME_STEP (the ended
             row's last observation is in `info["final_obs"]`) or DISABLED (reset rows through
             `reset(options={"reset_mask": mask})`).
-        copy: return fresh arrays; with False, the next step overwrites the observation and infos.
+        copy: return fresh arrays; with False, read-only views, which the next step overwrites.
         threads: worker threads for large batches; results do not depend on their number.
         render_mode: None, "ansi" (text), "rgb_array" (each row as a phone, 760 x 390 pixels) or "human" (a
             window with the first three).
@@ -101,13 +102,34 @@ class EdgeFeedVectorEnv(VectorEnv):
         self.single_observation_space = observation_space(self.config, track)
         self.single_action_space = action_space(self.config, track)
         self._ended = np.zeros(num_envs, np.bool_)  # rows waiting for a reset
-        self._all = np.ones(num_envs, np.bool_)
-        self._all.flags.writeable = False
-        self._outcomes = dict(self.batch.outcomes)
-        if not uncertainty:
-            del self._outcomes["uncertainty"]
-        self._info_masks = [f"_{key}" for key in ("action_mask", "reward_terms", *self._outcomes)]
+        self._told = [name for name in self.batch.outcomes if uncertainty or name != "uncertainty"]
+        self._info_masks = [f"_{key}" for key in ("action_mask", "reward_terms", *self._told)]
         self._started = False
+        self._link()
+
+    def _link(self) -> None:
+        """Make what points into the batch."""
+        self._all = read_only(np.ones(self.num_envs, np.bool_))
+        self._outcomes = {name: self.batch.outcomes[name] for name in self._told}
+        self._turn = self.batch.turn
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from; a copy does not render."""
+        return self.__dict__ | {
+            "_renderer": None,
+            "render_mode": None,
+            "_all": None,
+            "_outcomes": None,
+            "_turn": None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._ended = self._ended.copy()
+        self._link()
+
+    def __copy__(self) -> NoReturn:
+        refuse_shallow_copy(self)
 
     def _make_batch(self, num_envs: int, track: str, split: str, threads: int) -> FeedBatch:
         return FeedBatch(
@@ -132,17 +154,16 @@ class EdgeFeedVectorEnv(VectorEnv):
         `options={"reset_mask": (B,) bool}` resets only those rows.
         """
         rows = self._rows_to_reset(options)
-        if seed is not None:
-            self.batch.reset(rows, self._seeds(seed)[rows])
-        elif not self._started:
-            self._np_random_seed = int(np.random.default_rng().integers(2**31))
-            self.batch.reset(rows, self._np_random_seed + rows)
-        else:
-            self.batch.reset(rows)
-        self._started = True
-        self._ended[rows] = False
-        observation = self.batch.observation(self.copy)
-        return observation, self._infos(observation, rows)
+        seeds = None if seed is None else self._seeds(seed)[rows]
+        with self._turn:
+            if seed is None and not self._started:
+                self._np_random_seed = int(np.random.default_rng().integers(2**31))
+                seeds = self._np_random_seed + rows
+            self.batch._reset(rows, seeds)
+            self._started = True
+            self._ended[rows] = False
+            observation = self.batch.observation(self.copy)
+            return observation, self._infos(observation, rows)
 
     def _rows_to_reset(self, options: dict[str, Any] | None) -> np.ndarray:
         mask = (options or {}).get("reset_mask")
@@ -171,13 +192,19 @@ class EdgeFeedVectorEnv(VectorEnv):
         """Play one slot in every row; see the class for `infos`."""
         if not self._started:
             raise InputError("call reset before step")
+        actions = self.batch.check_actions(actions)
+        with self._turn:
+            return self._step(actions)
+
+    def _step(
+        self, actions: Any
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         batch, arrays = self.batch, self.batch.arrays
-        actions = batch.check_actions(actions)
         same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
         if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
             raise InputError(f"row {int(self._ended.argmax())} has ended: reset it before the next step")
         # NEXT_STEP: a row that has ended ignores its action and starts its next episode.
-        observation = batch.step_or_restart(actions, self._ended, copy=self.copy and not same_step)
+        observation = batch._play_or_restart(actions, self._ended, copy=self.copy and not same_step)
         rewards, terminated, truncated = (
             batch.reward.copy(),
             arrays.terminated.copy(),
@@ -190,7 +217,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         infos = self._infos(observation, copy=self.copy or len(rows) > 0)  # a reset overwrites the originals
         if len(rows):
             self._add_final(infos, rows)
-            batch.reset(rows)
+            batch._reset(rows)
             self._ended = np.zeros(self.num_envs, np.bool_)
         observation = batch.observation(self.copy)
         infos["action_mask"] = observation["action_mask"]

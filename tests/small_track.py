@@ -11,8 +11,9 @@ import numpy as np
 
 from edgerec_gym.bench.setting import Setting, make_policy
 from edgerec_gym.bench.track import Track
+from edgerec_gym.documents import read_json
 from edgerec_gym.evaluation.cache import Entry, Place, Rows, row
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Observation, best_legal
 
 ENV_ID = "EdgeFeedRerank-v0"

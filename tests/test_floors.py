@@ -15,11 +15,17 @@ from places import ROOT
 
 FLOORS = (  # from bottom to top; a room is a folder, or a module that stands loose
     "errors",
+    "interrupts",
     "moved",
     "config",
     "spaces",
     "compiled",
     "files",
+    "documents",
+    "memory",
+    "tensors",
+    "parquet",
+    "onnx_check",
     "answers",
     "state",
     "policy",

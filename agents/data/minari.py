@@ -8,9 +8,7 @@ so that a killed export leaves no partial data set.
 from __future__ import annotations
 
 import copy
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from edgerec_gym.agents.data.log_stream import log_tables
 from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, track_actions, with_last
 from edgerec_gym.answers import LEAVE
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import atomic_folder, check_room, make_folder
 from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
@@ -33,6 +31,7 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
 
 NAME = re.compile(r"[-_\w]+-v\d+")  # valid id of a Minari data set
+SPARE_BYTES = 2**25  # beyond what is being written: HDF5's own caches and indices
 BLOCK_SLOTS = 4096  # slots observed at once; about 100 MB with the paper's sizes
 Progress = Callable[[int, int], None]
 
@@ -81,11 +80,12 @@ def export_minari(
         raise InputError(f"sessions must be at least 1, got {sessions}")
     reader = LogReader(logs)
     spec = environment_spec(reader, track, scenario)
-    # Minari joins paths to get file sizes, which only works for absolute paths.
-    temporary = make_folder(out.parent).absolute() / f".{out.name}.{os.getpid()}.tmp"
     wanted = reader.sessions if sessions is None else min(sessions, reader.sessions)
-    try:
-        temporary.mkdir()
+    make_folder(out.parent)
+    # Minari joins paths to get file sizes, which only works for absolute paths.
+    with atomic_folder(out.absolute()) as temporary:
+        file = temporary / "data" / "main_data.hdf5"
+        check_room(temporary, SPARE_BYTES, file)
         storage = storage_class.new(
             temporary / "data",
             observation_space=observation_space(reader.config, track),
@@ -94,10 +94,7 @@ def export_minari(
             data_format="hdf5",
         )
         storage.update_metadata(_about(out.name, reader))
-        storage.update_episodes(_episodes(reader, track, wanted, progress))
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        storage.update_episodes(_episodes(reader, track, wanted, file, progress))
     raw = storage_class.read_raw_metadata(out / "data")
     return {
         "dataset": out.name,
@@ -151,10 +148,12 @@ def _about(name: str, reader: LogReader) -> dict[str, Any]:
     }
 
 
-def _episodes(reader: LogReader, track: str, wanted: int, progress: Progress | None) -> Iterator[Any]:
+def _episodes(
+    reader: LogReader, track: str, wanted: int, file: Path, progress: Progress | None
+) -> Iterator[Any]:
     done = 0
     for table in log_tables(reader, None, lambda ids: np.ones(len(ids), np.bool_), SCHEMA.names):
-        for episode in _chunk(reader, table, track):
+        for episode in _chunk(reader, table, track, file):
             yield episode
             done += 1
             if progress and (done % 50 == 0 or done == wanted):
@@ -163,7 +162,7 @@ def _episodes(reader: LogReader, track: str, wanted: int, progress: Progress | N
                 return
 
 
-def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
+def _chunk(reader: LogReader, plain: pa.Table, track: str, file: Path) -> Iterator[Any]:
     """Yield the episodes of some sessions in log order."""
     config, table = reader.config, with_last(plain)
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
@@ -182,6 +181,7 @@ def _chunk(reader: LogReader, plain: pa.Table, track: str) -> Iterator[Any]:
         session = np.repeat(some, length[some])
         slot = np.arange(sessions.starts[first], sessions.starts[some[-1] + 1]) - sessions.starts[session]
         seen = log.observations(session, slot)
+        check_room(file.parent, 2 * sum(values.nbytes for values in seen.values()) + SPARE_BYTES, file)
         for at in some:
             rows = np.arange(sessions.starts[at], sessions.starts[at + 1])
             here = slice(rows[0] - sessions.starts[first], rows[-1] + 1 - sessions.starts[first])

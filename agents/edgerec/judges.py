@@ -211,7 +211,7 @@ class _Encoded(NamedTuple):
 def agent_inputs(observation: Observation, rows: slice | np.ndarray = slice(None)) -> TensorObservation:
     """Convert some rows of an observation to tensors, cards included."""
     return {
-        key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))
+        key: torch.from_numpy(np.array(observation[key][rows], np.float32, order="C"))
         for key in READ
         if key in observation
     }

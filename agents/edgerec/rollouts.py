@@ -43,7 +43,7 @@ def play_sessions(policy: Policy, env: EdgeFeedVectorEnv, seeds: Sequence[int] |
     while not done.all():
         slot = np.minimum(a.slot, config.max_slots - 1).astype(np.int64)
         actions = policy.act(batch.observation(copy=False))
-        batch.step(batch.check_actions(actions), done)
+        batch.step(actions, done)
         earned[rows, slot] += np.where(~done & (a.sent == 1), weights.request, 0.0)
         answered = ~done & a.focus_active
         value = weights.click * a.response[:, CLICK_PROBABILITY].astype(np.float64)

@@ -6,16 +6,17 @@ A rule can only make the feed's own rules stricter: what the environment forbids
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgerec_gym.config import Config, FeedConfig, bounded
-from edgerec_gym.errors import InputError
+from edgerec_gym.documents import read_object
+from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import atomic_path
 
 FILE = "rules.toml"  # in a run's folder
+MOST_RULES = 64 * 1024  # bytes
 Switch = Literal[True, False]
 
 
@@ -138,9 +139,9 @@ def rules_from(values: dict[str, Any], where: str = "rules") -> Rules:
     found: dict[str, Any] = {}
     for section, content in values.items():
         if section not in sections:
-            raise InputError(f"{where}: unknown section [{section}]; sections are {', '.join(sections)}")
+            raise InputError(f"{where}: unknown section [{section[:80]}]; sections are {', '.join(sections)}")
         if not isinstance(content, dict):
-            raise InputError(f"{where}: {section} must be a section, [{section}], got {content!r}")
+            raise InputError(f"{where}: {section} must be a section, [{section}], got {shown(content)}")
         content = dict(content)
         if section == "triggers" and content.get("quiet_exposures") is False:
             content["quiet_exposures"] = None
@@ -156,13 +157,4 @@ def rules_from(values: dict[str, Any], where: str = "rules") -> Rules:
 
 def load_rules(path: str | Path) -> Rules:
     """Read a rules file; InputError names the file, the field and what is allowed."""
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    return rules_from(values, str(path))
+    return rules_from(read_object(path, most_bytes=MOST_RULES, toml=True), str(path))

@@ -41,7 +41,7 @@ from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.rerank.reranker import ABSENT
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.runs import (
@@ -135,6 +135,7 @@ CAUTION = (1.0, 2.0, 1e6)  # factors of the uncertainty, tried on held-out sessi
 GRADIENT_ROWS = 256  # moments in one pass of a gradient step, to bound memory
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     *,

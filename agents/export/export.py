@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.beam_search import BeamConfig
 from edgerec_gym.device.files import DESCRIPTION, KIND, SCHEMA_VERSION
 from edgerec_gym.device.session import load
-from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.files import atomic_folder, make_folder, write_json
 from edgerec_gym.scenario import Scenario
 
 TOLD = ("agent", "seed", "steps", "hyper", "network", "logs", "scenario", "based_on")  # fields of a run
@@ -114,16 +112,11 @@ def export_network(
         },
     }
     make_folder(out.parent)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        make_folder(temporary)
+    with atomic_folder(out) as temporary:
         for name, content in graphs.items():
             (temporary / name).write_bytes(content)
         write_json(temporary / DESCRIPTION, described)
         load(temporary)  # never hand out what cannot be loaded
-        _replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return described
 
 
@@ -178,12 +171,3 @@ def _check_parameters(network: Reranker) -> None:
     for name, parameter in network.named_parameters():
         if not torch.isfinite(parameter).all():
             raise InputError(f"parameter {name!r} is not finite; the network cannot be exported")
-
-
-def _replace(temporary: Path, final: Path) -> None:
-    """Rename a folder to its final name, replacing an earlier one."""
-    old = final.with_name(f".{final.name}.{os.getpid()}.old")
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -41,7 +41,7 @@ from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import Config, bounded
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.policy import Observation
 from edgerec_gym.runs import (
     PARAMETERS,
@@ -94,6 +94,7 @@ class Moments(NamedTuple):
     advantage: np.ndarray
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     *,

@@ -50,6 +50,6 @@ def predict_values(
     listed = np.take_along_axis(observation["pool"], order[:, :needed, None], axis=1)
     goods = candidate_cards(torch.from_numpy(listed), network.config.n_types)
     goods = torch.nn.functional.pad(goods, (0, 0, 0, needed - goods.shape[1]))
-    cards = torch.from_numpy(np.ascontiguousarray(observation["cards"], np.float32))
+    cards = torch.from_numpy(np.array(observation["cards"], np.float32, order="C"))
     found = network.predict(to_tensors(observation) | {"cards": cards}, goods, n_slots)
     return network.values(found.cards, True), network.values(found.goods, False), found.exposure

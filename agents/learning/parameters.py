@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.files import atomic_path
+from edgerec_gym.files import atomic_folder, atomic_path, remove_folder
 from edgerec_gym.runs import CHECKPOINTS, PARAMETERS, checkpoints, write_record
+from edgerec_gym.tensors import read_tensors
 
 try:
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 except ImportError:
     raise MissingExtraError("a trained policy", "train") from None
 
@@ -37,7 +34,12 @@ def load_parameters(path: Path, policy: torch.nn.Module) -> None:
     tensors = _read(path)
     own = dict(policy.named_parameters())
     for name in own.keys() | tensors.keys():
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
+        if (
+            name not in own
+            or name not in tensors
+            or own[name].shape != tensors[name].shape
+            or own[name].dtype != tensors[name].dtype
+        ):
             raise InputError(f"{path}: parameter {name!r} does not fit; another version saved it")
     with torch.no_grad():
         for name, parameter in own.items():
@@ -45,16 +47,7 @@ def load_parameters(path: Path, policy: torch.nn.Module) -> None:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name!r} is not finite")
-    return tensors
+    return {name: torch.from_numpy(values) for name, values in read_tensors(path).items()}
 
 
 def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -64,9 +57,13 @@ def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _read(path).items():
         index, _, key = name.partition(".")
+        known = index.isascii() and index.isdigit() and int(index) < len(parameters)
+        if not known or tensor.ndim and tensor.shape != parameters[int(index)].shape:
+            raise InputError(f"{path}: {name!r} does not fit; another version saved it")
         state.setdefault(int(index), {})[key] = tensor
     # Keep the groups (learning rate, ...) as built: they come from the settings and the schedule.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -93,16 +90,14 @@ def save_checkpoint(
     final = run / CHECKPOINTS / f"step-{record['steps']:012d}"
     if final.exists():
         return
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    save_parameters(temporary / PARAMETERS, policy)
-    _save_optimizer(temporary / OPTIMIZER, optimizer)
-    if training is not None:
-        save_parameters(temporary / TRAINING, training)
-    write_record(temporary, record)
-    temporary.rename(final)
-    for old in [*checkpoints(run)[:-keep], *_left_behind(run)]:
-        shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(final) as temporary:
+        save_parameters(temporary / PARAMETERS, policy)
+        _save_optimizer(temporary / OPTIMIZER, optimizer)
+        if training is not None:
+            save_parameters(temporary / TRAINING, training)
+        write_record(temporary, record)
+    for old in checkpoints(run)[:-keep]:
+        remove_folder(old)
 
 
 def restore_checkpoint(
@@ -116,8 +111,3 @@ def restore_checkpoint(
     _load_optimizer(folder / OPTIMIZER, optimizer)
     if training is not None:
         load_parameters(folder / TRAINING, training)
-
-
-def _left_behind(run: Path) -> list[Path]:
-    """Return partial checkpoints of killed processes."""
-    return list((run / CHECKPOINTS).glob(".step-*.tmp"))

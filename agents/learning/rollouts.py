@@ -60,7 +60,7 @@ def play_plans(
         }
         for key, values in made.items():
             plan[key][live] = values
-        batch.step(batch.check_actions(plan), done)
+        batch.step(plan, done)
         slates = batch.slates
         position = slates.positions[live]
         answered = (position >= 0) & (slates.answered_item[live] != NO_ITEM)

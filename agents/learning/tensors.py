@@ -23,7 +23,7 @@ PLAY_BATCH = 128  # sessions scored at once, to bound the memory of attention
 def to_tensors(observation: Observation, rows: slice = slice(None)) -> TensorObservation:
     """Convert some rows of an observation to float32 tensors, keeping only the keys that models read."""
     return {
-        key: torch.from_numpy(np.ascontiguousarray(observation[key][rows], np.float32))
+        key: torch.from_numpy(np.array(observation[key][rows], np.float32, order="C"))
         for key in MODEL_KEYS
         if key in observation
     }

@@ -35,7 +35,7 @@ from edgerec_gym.agents.lists.evaluator import (
 from edgerec_gym.agents.rerank.train import FIXED, SCORE_BATCH
 from edgerec_gym.config import Config, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.runs import PARAMETERS, Run, check_seed, check_sizes, find_start, read_run, write_record
 
@@ -89,6 +89,7 @@ def train(
     return train_judge(EvaluatorTrainer, out, LogReader(logs), agent, "rerank", settings, **options)
 
 
+@one_writer("out")
 def train_judge(
     trainer: type[JudgeTrainer[Any]],
     out: str | Path,

@@ -46,7 +46,7 @@ from edgerec_gym.agents.rerank.train import build, check_track, policy_of
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Policy
 from edgerec_gym.runs import (
@@ -341,6 +341,7 @@ def moment_batches(stream: RerankStream, size: int, seed: int, start: int) -> It
 FIXED = ("agent", "based_on", "logs", "scenario", "users", "seed", "hyper", "network", "sizes")
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     *,

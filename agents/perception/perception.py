@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, FeedSizes
+from edgerec_gym.tensors import read_tensors
 
 LOGIT_SCALE = 3.0  # scales logit(base ctr) to order 1
 BASE_CTR, BASE_CVR = 1, 2  # indices among the item scalars, after the embedding
@@ -273,12 +273,7 @@ def save_state(path: str | Path, state: PerceptionState) -> None:
 
 def load_state(path: str | Path, perception: Perception) -> PerceptionState:
     """Read a state; InputError names the file and any tensor that does not fit `perception`."""
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+    tensors = {name: torch.from_numpy(values) for name, values in read_tensors(path, finite=False).items()}
     counts = tensors.get(f"{perception.sequences[0]}.count") if perception.sequences else None
     state = perception.start(0 if counts is None else len(counts))
     expected = {f"{name}.{field}": (name, field) for name, part in state.items() for field in vars(part)}

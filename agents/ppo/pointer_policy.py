@@ -378,6 +378,16 @@ class PointerPolicy(MaskableActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
 
+    def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """Run the network; InputError if a wrapper has changed the mask, and with it all other keys."""
+        mask = obs["action_mask"]
+        if not (((mask == 0) | (mask == 1)).all() and mask.any(-1).all()):
+            raise InputError(
+                "action_mask must hold 0 and 1, and a 1 in each row: leave the observation as it is, "
+                "e.g. VecNormalize(env, norm_obs=False), or name the keys to scale in norm_obs_keys"
+            )
+        return super().extract_features(obs, features_extractor)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,

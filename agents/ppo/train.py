@@ -28,7 +28,7 @@ from edgerec_gym import __version__
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import SCHEMA_VERSION
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.registration import IDS, track_of
 from edgerec_gym.runs import PARAMETERS, check_seed, find_start, read_run, write_record
 from edgerec_gym.scenario import Scenario
@@ -57,6 +57,7 @@ FIXED = (  # must not change in a resumed run
 )  # fmt: skip
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     *,

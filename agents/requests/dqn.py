@@ -26,7 +26,7 @@ from edgerec_gym.agents.registry import Progress
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.policy import Observation
 from edgerec_gym.runs import (
     PARAMETERS,
@@ -93,6 +93,7 @@ class StateVectors(VecEnvWrapper):
         return state_vector(observation, self.config), rewards, dones, infos  # type: ignore[arg-type]
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     *,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from edgerec_gym.answers import BUY, CLICK, CLICK_PROBABILITY, PURCHASE_PROBABILITY, SLOT
+from edgerec_gym.compiled.jit import cached
 from edgerec_gym.compiled.random_stream import SPLITS, fold
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
@@ -34,7 +34,7 @@ _USER_ROWS = SyntheticArrays._fields[SyntheticArrays._fields.index("key") :]
 Continue = Callable[[FeedBatch], np.ndarray]
 
 
-@njit(cache=True)
+@cached()
 def _continuation_keys(keys, words, out):
     for j in range(len(keys)):
         out[j] = fold(keys[j], words[j])
@@ -171,6 +171,7 @@ class Futures:
         keys = np.where(continuation > 0, keys_out, keys)
         branches.arrays.key[:n] = keys
         branches.users.arrays.key[:n] = keys
+        branches.mark_begun(np.arange(n))
         return branches
 
     def _room(self) -> FeedBatch:

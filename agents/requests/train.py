@@ -32,7 +32,7 @@ from edgerec_gym.agents.requests.uplift_models import (
 from edgerec_gym.agents.rerank.train import FIXED
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, check_observation
 from edgerec_gym.runs import (
@@ -79,6 +79,7 @@ class UpliftConfig(Config):
         return 1 / (1 + self.controls)
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     logs: str | Path,
@@ -203,7 +204,7 @@ class UpliftTrainer(EpochTrainer[UpliftModel]):
 def tensors(observation: Observation, rows: slice = slice(None)) -> dict[str, Tensor]:
     """Convert some rows of an observation to float32 tensors."""
     return {
-        key: torch.from_numpy(np.ascontiguousarray(values[rows], np.float32))
+        key: torch.from_numpy(np.array(values[rows], np.float32, order="C"))
         for key, values in observation.items()
     }
 

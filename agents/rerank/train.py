@@ -23,7 +23,7 @@ import numpy as np
 
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.files import make_folder
+from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import SLATE
 from edgerec_gym.runs import (
@@ -61,6 +61,7 @@ MOST_HELD = 10_000  # moments kept in memory to score; about 200 MB with the pap
 FIXED = ("agent", "logs", "seed", "hyper", "sizes")  # must not change in a resumed run
 
 
+@one_writer("out")
 def train(
     out: str | Path,
     logs: str | Path,

@@ -66,6 +66,14 @@ def make_vec_env(
     return env
 
 
+def _check_copies(copy: bool) -> None:
+    if not copy:
+        raise InputError(
+            "copy must be True: stable-baselines3 keeps observations across steps, and with False the next "
+            "step overwrites them"
+        )
+
+
 class FeedVecEnv(VecEnv):
     """A batch of feeds as a stable-baselines3 VecEnv, action masks included.
 
@@ -74,12 +82,14 @@ class FeedVecEnv(VecEnv):
     observation returned for such a row is the first of its next episode.
 
     Args:
-        venv: a vector environment with SAME_STEP autoreset.
+        venv: a vector environment with SAME_STEP autoreset and copy=True, since algorithms keep observations
+            across steps.
     """
 
     def __init__(self, venv: EdgeFeedVectorEnv) -> None:
         if venv.autoreset_mode != AutoresetMode.SAME_STEP:
             raise InputError(f"FeedVecEnv needs autoreset_mode SAME_STEP, got {venv.autoreset_mode.name}")
+        _check_copies(venv.copy)
         self.venv = venv
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
         self._actions = np.zeros(self.num_envs, np.int64)
@@ -129,6 +139,11 @@ class FeedVecEnv(VecEnv):
         self._lengths[dones] = 0
         return observation, rewards.astype(np.float32), dones, infos
 
+    def get_images(self) -> list[np.ndarray | None]:
+        """Return each row's frame, (760, 390, 3) uint8; None each without `render_mode="rgb_array"`."""
+        frames = self.venv.render() if self.render_mode == "rgb_array" else None
+        return [None] * self.num_envs if frames is None else list(frames)
+
     def close(self) -> None:
         """Close the batch."""
         self.venv.close()
@@ -143,6 +158,8 @@ class FeedVecEnv(VecEnv):
         """Set an attribute of the batch; it cannot be set for some rows only."""
         if sorted(self._get_indices(indices)) != list(range(self.num_envs)):
             raise InputError(f"{attr_name!r} belongs to the whole batch: set it without indices")
+        if attr_name == "copy":
+            _check_copies(value)
         setattr(self.venv, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Indices = None, **kwargs: Any) -> list[Any]:

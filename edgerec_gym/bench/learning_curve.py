@@ -8,16 +8,18 @@ from typing import Any
 
 from edgerec_gym.agents.ppo.train import digest
 from edgerec_gym.agents.registry import load_policy
+from edgerec_gym.documents import MOST_BYTES, read_object
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import mean_interval
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.evaluation.report import read_training_curve
-from edgerec_gym.files import read_json, write_json
+from edgerec_gym.files import write_json
+from edgerec_gym.pages.sources import LEARNING_CURVE as FILE
+from edgerec_gym.pages.sources import LearningCurve
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.runs import checkpoints, read_run
 from edgerec_gym.scenario import SHIPPED, Scenario
 
-FILE = "learning_curve.json"
 Progress = Callable[[int, int, str], None]
 
 
@@ -66,7 +68,7 @@ def learning_curve(
     if "id" not in record:
         raise InputError(f"{run} holds the agent {record['agent']!r}, which did not learn by playing an id")
     told = {"sessions": sessions, "seed": seed, "scenario": scenario.name}
-    earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
+    earlier = read_object(run / FILE, LearningCurve, most_bytes=MOST_BYTES) if (run / FILE).is_file() else {}
     known = earlier.get("checkpoints", []) if all(earlier.get(k) == v for k, v in told.items()) else []
     done = {point["slots"]: point for point in known}
     kinds = ("learned",) if scenario.synthetic is None else ("learned", "synthetic")

@@ -10,7 +10,9 @@ import polars as pl
 
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
+from edgerec_gym.parquet import check_parquet
 
+MOST_ITEMS = 10_000_000
 SCALARS = ("price_level", "base_logit", "base_cvr", "freshness")
 
 
@@ -52,6 +54,10 @@ class Catalog:
             if values.min() < low or values.max() > high:
                 raise InputError(f"catalogue: {SCALARS[column]} must lie in {low}..{high}")
 
+    def __deepcopy__(self, memo: object) -> Catalog:
+        """Share the items, which never change, with the copies of an environment."""
+        return self
+
     def __len__(self) -> int:
         return len(self.embeddings)
 
@@ -86,10 +92,9 @@ class Catalog:
     @classmethod
     def load(cls, path: str | Path, embedding_size: int) -> Catalog:
         """Read and validate `catalog.parquet`; InputError names the file, column or row at fault."""
+        check_parquet(path, most_rows=MOST_ITEMS)
         try:
             frame = pl.read_parquet(path)
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist") from None
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
         embedding = [f"e{k}" for k in range(embedding_size)]
@@ -100,6 +105,11 @@ class Catalog:
                 raise InputError(f"{path}: column {name!r} must be numeric, not {frame[name].dtype}")
             if frame[name].null_count():
                 raise InputError(f"{path}: column {name!r} has empty values")
+        for name, most in (("card_type", 2**31 - 1), ("category", 2**31 - 1), ("name", 2**63 - 1)):
+            if not frame[name].dtype.is_integer():
+                raise InputError(f"{path}: column {name!r} must hold whole numbers, not {frame[name].dtype}")
+            for row in frame.select(~pl.col(name).is_between(-most, most)).to_series().arg_true()[:1]:
+                raise InputError(f"{path}: row {row}: {name} is {frame[name][row]}; allowed: up to {most}")
         try:
             catalog = cls(
                 frame.select(embedding).to_numpy().astype(np.float32, order="C"),
@@ -110,6 +120,9 @@ class Catalog:
             )
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        if np.any(np.diff(catalog.card_type * (int(catalog.category.max()) + 1) + catalog.category) < 0):
+        if np.any(
+            np.diff(catalog.card_type.astype(np.int64) * (int(catalog.category.max()) + 1) + catalog.category)
+            < 0
+        ):
             raise InputError(f"{path}: rows must be sorted by card_type, then category")
         return catalog

@@ -44,12 +44,21 @@ class CloudArrays(NamedTuple):
     probed_categories: int
     scan_limit: int
 
+    def __deepcopy__(self, memo: object) -> CloudArrays:
+        """Share the arrays, which never change, with the copies of a feed."""
+        return self
+
 
 _NUMBERS = CloudArrays._fields[CloudArrays._fields.index("sync_period") :]
 
 
 def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
     """Index a catalogue for retrieval; InputError if pages could run out of goods."""
+    if catalog.embeddings.shape[1] != config.embedding_size:
+        raise InputError(
+            f"embedding_size = {config.embedding_size} cannot be: the catalogue's embeddings have "
+            f"{catalog.embeddings.shape[1]} columns"
+        )
     code = catalog.card_type.astype(np.int64) * (int(catalog.category.max()) + 1) + catalog.category
     group_bounds = np.append(np.flatnonzero(np.diff(code, prepend=-1)), len(catalog))
     goods = int((catalog.card_type[group_bounds[:-1]] == 0).sum())

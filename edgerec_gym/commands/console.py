@@ -10,7 +10,9 @@ from typing import Any
 
 import typer
 
-from edgerec_gym.evaluation.report import json_ready, tables
+from edgerec_gym import interrupts
+from edgerec_gym.evaluation.report import tables
+from edgerec_gym.files import json_ready
 
 WIDE = 160  # characters
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
@@ -97,12 +99,17 @@ def over_all(
 
 @contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Turn Ctrl-C into one line and exit code 130."""
+    """Turn Ctrl-C into one line and exit code 130, and SIGTERM into the same line and 143."""
     try:
-        yield
-    except KeyboardInterrupt:
+        with interrupts.raising():
+            yield
+    except BaseException as error:
+        code = interrupts.exit_code()
+        if code is None and not isinstance(error, KeyboardInterrupt):
+            raise
+        # Any other error after a signal is what a library made of the KeyboardInterrupt.
         note(f"interrupted: {message}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(code or INTERRUPTED) from None
 
 
 def peak_memory() -> float:

@@ -9,9 +9,10 @@ from typing import Any
 
 from edgerec_gym.commands import console
 from edgerec_gym.config import PRESETS, preset
+from edgerec_gym.documents import MOST_BYTES, OpenDocument, read_object
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.report import RESULTS, read_training_curve, require_matplotlib, write_report
-from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.files import atomic_path, make_folder, one_writer, remove_folder, write_json
 from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
@@ -22,6 +23,12 @@ PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
 CHECKPOINTS = 20  # maximum number in the learning curve
 REPLAYED = 7  # session of the evaluation
 AGENT = "runs/edgerec-0"  # shipped with the package; takes all three decisions
+
+
+class Results(OpenDocument):
+    """The results of a demo that is finished."""
+
+    results: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ QUICK = Sizes(
 )
 
 
+@one_writer("out")
 def run_demo(
     out: str | Path, *, quick: bool = False, fresh: bool = False, seed: int = 0
 ) -> tuple[list[dict[str, Any]], Path]:
@@ -77,13 +85,13 @@ def run_demo(
     logs, scenario, policy, report = (out / name for name in ("logs", "scenario", "policy", "report"))
     if fresh and (out / RECORD).is_file():
         for folder in (report, policy, scenario, logs):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         for page in (PAGE, REPLAY):
             (out / page).unlink(missing_ok=True)
         (out / RECORD).unlink()
     _same_arguments(out, {"seed": seed, **asdict(sizes)})
     if (out / PAGE).is_file():  # written last, so everything is finished
-        return read_json(report / RESULTS)["results"], report
+        return read_object(report / RESULTS, Results, most_bytes=MOST_BYTES)["results"], report
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
     with console.progress_bar("fit") as progress:
@@ -133,7 +141,7 @@ def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
     """Record the arguments of a new demo; raise InputError if the folder holds one with other arguments."""
     if not (out / RECORD).is_file():
         write_json(out / RECORD, arguments)
-    elif read_json(out / RECORD) != arguments:
+    elif read_object(out / RECORD, dict[str, int]) != arguments:
         raise InputError(
             f"{out} holds a demo with other arguments: add --fresh to start over, or choose another --out"
         )
@@ -189,5 +197,5 @@ def refit_shipped(
         )
         provenance = {**scenario.provenance, "command": command, "seed": seed}
         replace(scenario, name=name, provenance=provenance).save(target)
-        shutil.rmtree(Path(work) / name)  # the next call then starts afresh
+        remove_folder(Path(work) / name)  # the next call then starts afresh
     return fidelity

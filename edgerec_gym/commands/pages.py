@@ -11,7 +11,7 @@ from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, ScenarioName, Seed
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import read_json
+from edgerec_gym.runs import read_record
 
 TRAINED = ("", "policy")  # subfolders that may hold a training run; "policy" is the demo's
 
@@ -60,7 +60,7 @@ def report(
 
 def _learned_by_playing(folder: Path) -> bool:
     file = folder / "policy.json"
-    return file.is_file() and "id" in read_json(file) and any(folder.glob("checkpoints/step-*"))
+    return file.is_file() and "id" in read_record(file) and any(folder.glob("checkpoints/step-*"))
 
 
 def _play_checkpoints(
@@ -105,9 +105,12 @@ def replay(
     loaded = Scenario.load(scenario)
     users = users or ("learned" if loaded.synthetic is None else "synthetic")
     check_file(out)  # fail before the work starts
-    policy = find_policy(run, env_id, loaded, users, seed)
-    recorded = record_session(policy, env_id=env_id, scenario=loaded, users=users, session=session, seed=seed)
-    write_replay(recorded, out)
+    with console.interruptible("nothing is written"):
+        policy = find_policy(run, env_id, loaded, users, seed)
+        recorded = record_session(
+            policy, env_id=env_id, scenario=loaded, users=users, session=session, seed=seed
+        )
+        write_replay(recorded, out)
     about = recorded["about"]
     if as_json:
         console.print_json(about | {"slots": len(recorded["slots"]), "out": str(out)})

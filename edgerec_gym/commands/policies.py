@@ -189,7 +189,8 @@ def export(
     """Export a trained re-ranker as ONNX graphs for a phone; edgerec evaluate can play the folder."""
     from edgerec_gym.agents.export.export import export
 
-    described = export(run, out, scenario=scenario, places=places)
+    with console.interruptible("nothing is written"):
+        described = export(run, out, scenario=scenario, places=places)
     if as_json:
         console.print_json(described | {"out": str(out)})
         return

@@ -27,9 +27,14 @@ from numba.extending import (
 )
 from numba.np.numpy_support import as_dtype
 
+from edgerec_gym.compiled.jit import CHECKED
+
 
 class BareArrayType(types.Type):
-    """C-contiguous memory of `ndim` dimensions; indices must not be negative and are not checked."""
+    """C-contiguous memory of `ndim` dimensions; indices must not be negative.
+
+    They are checked only where `EDGEREC_CHECK=1` is set (compiled/jit.py).
+    """
 
     def __init__(self, dtype: types.Type, ndim: int) -> None:
         self.dtype, self.ndim = dtype, ndim
@@ -87,17 +92,23 @@ def table_type(owner: type) -> TableType:
 class AddressTable:
     """A named tuple as kernels read it: numbers, addresses and shapes; keeps the arrays alive.
 
+    A copy is a table of the copied arrays.
+
     Attributes:
+        values: the named tuple.
         address: address of the table, for an entry point, which calls the class's :func:`reader` on it.
     """
 
     def __init__(self, values: NamedTuple) -> None:
         kind = table_type(type(values))
-        self._values, self._nested = values, []  # type: tuple[NamedTuple, list[AddressTable]]
+        self.values, self._nested = values, []  # type: tuple[Any, list[AddressTable]]
         self._words = np.zeros(kind.words, np.int64)
         for name, member in kind.members.items():
             self._write(kind.first_word[name], name, member, getattr(values, name))
         self.address = self._words.ctypes.data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AddressTable, (self.values,)
 
     def _write(self, at: int, name: str, member: types.Type, value: Any) -> None:
         if isinstance(member, BareArrayType):
@@ -111,6 +122,20 @@ class AddressTable:
             self._words[at] = self._nested[-1].address
         else:
             self._words[at : at + 1].view(np.float64 if member == types.float64 else np.int64)[0] = value
+
+
+def read_only(values: np.ndarray) -> np.ndarray:
+    """Return a view that refuses to be written."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
+def owned(value: Any) -> Any:
+    """Return an array, or a named tuple of arrays, that owns its memory; a pickle may lend that of others."""
+    if isinstance(value, np.ndarray):
+        return value if value.flags.owndata and value.flags.writeable else value.copy()
+    return type(value)(*map(owned, value)) if hasattr(value, "_fields") else value
 
 
 def reader(owner: type) -> Any:
@@ -217,6 +242,8 @@ def _locate(context, builder, kind, array, index_kind, index):
             offset = builder.mul(offset, sizes[k], flags=["nsw"])
         if k < len(values):
             step = context.cast(builder, values[k], kinds[k], types.intp)
+            if CHECKED:
+                cgutils.do_boundscheck(context, builder, step, sizes[k], k)
             offset = builder.add(offset, step, flags=["nsw"])
     return builder.gep(array.data, [offset], inbounds=True), sizes[len(values) :]
 
@@ -248,6 +275,11 @@ def move(typing_context, row, to, start, count):
 
     def codegen(context, builder, sig, arguments):
         kind = sig.args[0]
+        if CHECKED:
+            size = cgutils.create_struct_proxy(kind)(context, builder, arguments[0]).shape
+            for first in arguments[1:3]:
+                last = builder.sub(builder.add(first, arguments[3]), context.get_constant(types.intp, 1))
+                cgutils.do_boundscheck(context, builder, last, cgutils.unpack_tuple(builder, size)[0])
         to, _ = _locate(context, builder, kind, arguments[0], types.intp, arguments[1])
         start, _ = _locate(context, builder, kind, arguments[0], types.intp, arguments[2])
         size = context.get_abi_sizeof(context.get_data_type(kind.dtype))

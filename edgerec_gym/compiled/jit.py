@@ -3,6 +3,9 @@
 A kernel is a plain function over scalars and rows of arrays (bundled in named tuples, see
 compiled/arrays.py). It uses no objects, allocations or exceptions, so the same source can be compiled for a
 GPU.
+
+With the environment variable `EDGEREC_CHECK=1` every index is checked: a kernel that reaches beyond an array
+raises IndexError instead of reading or writing foreign memory. This is for tests, since it is slower.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -19,6 +24,7 @@ from numba import njit
 
 _ROOT = Path(__file__).parents[1]
 _OWN = "compiled/jit.py"
+CHECKED = os.environ.get("EDGEREC_CHECK", "0") not in ("", "0")  # kernels check their indices
 _KERNELS = {"kernel", "product_kernel", "entry_point"}
 _SOURCES = (
     "answers.py",
@@ -54,8 +60,9 @@ def source_digest(folder: Path, names: Iterable[str]) -> str:
 
 
 # Numba's disk cache looks only at the file of the compiled function, not at the functions it calls. Closing
-# over this digest puts the source of every kernel into an entry point's cache key.
-SOURCE_DIGEST = source_digest(_ROOT, _SOURCES)
+# over this digest puts the source of every kernel into an entry point's cache key. Checked kernels have their
+# own.
+SOURCE_DIGEST = source_digest(_ROOT, _SOURCES) + ("-checked" if CHECKED else "")
 
 
 @cache
@@ -83,7 +90,8 @@ def dynamics_digest() -> str:
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
 
-_OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # no exceptions, no memory management
+# No exceptions and no memory management.
+_OPTIONS: Any = {"error_model": "numpy", "_nrt": False, "boundscheck": CHECKED}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -98,7 +106,32 @@ def product_kernel(function: Callable[..., Any]) -> Any:
 
 def entry_point(function: Callable[..., Any]) -> Any:
     """Compile a kernel that Python calls: cached on disk, runs without the interpreter's lock."""
-    return njit(cache=True, nogil=True, **_OPTIONS)(function)
+    return cached(nogil=True, **_OPTIONS)(function)
+
+
+def cached(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return njit with these options, cached on disk if numba finds a folder that it can write to."""
+
+    def compile_cached(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            if "cannot cache function" not in str(error):
+                raise
+            _say_uncached()
+            return njit(**options)(function)
+
+    return compile_cached
+
+
+@cache
+def _say_uncached() -> None:
+    warnings.warn(
+        "compiled kernels cannot be kept: neither the package's folder nor a home can be written to. Every "
+        "start compiles anew; NUMBA_CACHE_DIR may name a folder that can be written to",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @kernel

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from edgerec_gym.device.beam_search import Arrays, Found
 from edgerec_gym.device.files import CRBAN, EVALUATOR, GENERATOR, SEQUENCES, DeviceModel
@@ -21,9 +20,11 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.policy import NOT_SHOWN, Observation, check_finite
 from edgerec_gym.spaces import CONTEXT
+from edgerec_gym.tensors import read_tensors
 
 PAGE_AGE = CONTEXT.index("page_age")
 READ = ("user", "pool", "screen", "context")  # keys of the observation that re-ranking reads
+MOST_EVENTS = 2**31  # in a session
 ABSENT = -1e9  # score of a used-up pool row
 
 
@@ -231,22 +232,24 @@ class DeviceSession:
 
     def restore(self, path: str | Path) -> None:
         """Continue from a file of :meth:`save`; InputError names the file and the wrong tensor."""
-        try:
-            tensors = load_file(path)
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist") from None
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+        tensors = read_tensors(path, finite=False)
         own = {
             f"{network}.{name}.{field}": np.asarray(values)
             for (network, name), kept in self.kept.items()
             for field, values in vars(kept).items()
         }
         for key in sorted(own.keys() | tensors.keys()):
-            if key not in own or key not in tensors or tensors[key].shape != own[key].shape:
+            if (
+                key not in own
+                or key not in tensors
+                or tensors[key].shape != own[key].shape
+                or tensors[key].dtype != own[key].dtype
+            ):
                 raise InputError(f"{path}: tensor {key!r} does not fit; another model saved it")
-            if not np.isfinite(tensors[key]).all() or (key.endswith(".count") and tensors[key] < 0):
-                raise InputError(f"{path}: {key!r} holds values that are not finite or negative counts")
+            if not np.isfinite(tensors[key]).all() or (
+                key.endswith(".count") and not 0 <= tensors[key] <= MOST_EVENTS
+            ):
+                raise InputError(f"{path}: {key!r} holds values that are not finite or impossible counts")
         for (network, name), kept in self.kept.items():
             for field in ("hidden", "keys", "values", "interests"):
                 setattr(kept, field, tensors[f"{network}.{name}.{field}"])

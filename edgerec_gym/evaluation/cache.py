@@ -12,26 +12,29 @@ import json
 import multiprocessing
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from edgerec_gym import __version__
+from edgerec_gym import __version__, interrupts
 from edgerec_gym.compiled.jit import dynamics_digest
 from edgerec_gym.config import SCHEMA_VERSION, SHIFTS
+from edgerec_gym.documents import MOST_BYTES, OpenDocument, read_object
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import Interval
 from edgerec_gym.evaluation.play import Sessions, Times, play
-from edgerec_gym.evaluation.report import json_ready
-from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.tensors import read_tensors
 
 Progress = Callable[[int, int, str], None]
 Rows = list[dict[str, Any]]
@@ -117,7 +120,19 @@ def played(
     for done, index in enumerate(run_jobs(_play_entry, waiting, workers), 1):
         if progress:
             progress(done, len(waiting), str(waiting[index][0]))
-    return {(e.policy, e.seed): load_file(file) for e, file in zip(entries, files, strict=True)}
+    return {(e.policy, e.seed): _read(file, place) for e, file in zip(entries, files, strict=True)}
+
+
+def _read(file: Path, place: Place) -> Sessions:
+    """Read cached results; InputError names the file and what to do if it is broken."""
+    sessions = read_tensors(file, finite=False)
+    for name, values in sessions.items():
+        if values.ndim == 0 or len(values) != place.sessions:
+            raise InputError(
+                f"{file}: {name!r} has the shape {values.shape}, not one row for each of the "
+                f"{place.sessions} sessions; remove the file to play them anew"
+            )
+    return sessions
 
 
 def run_jobs(
@@ -133,21 +148,34 @@ def run_jobs(
             yield index
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(arguments)), context, _one_thread) as pool:
-        futures = {pool.submit(function, *values): index for index, values in enumerate(arguments)}
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(workers, len(arguments)), context, _start_worker) as pool:
+        resource_tracker.ensure_running()  # it would let signals through again
+        with interrupts.held_back():  # Ctrl-C is this process's to handle
+            futures = {pool.submit(function, *values): index for index, values in enumerate(arguments)}
         try:
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
             raise
 
 
-def _one_thread() -> None:
-    """Limit libraries that are loaded later to one thread each, since worker processes share the cores."""
+def _start_worker() -> None:
+    """End with the parent; limit libraries loaded later to one thread each: workers share the cores."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _play_entry(entry: Entry, place: Place, file: Path) -> None:
@@ -240,6 +268,13 @@ def row(
     return {"policy": policy, "metric": metric, **interval, "seeds": seeds, "sessions": sessions, **more}
 
 
+class SavedRows(OpenDocument):
+    """The file of :func:`save_rows`."""
+
+    rows: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+
+
 def saved_rows(path: str | Path) -> dict[str, Rows]:
     """Read the file that :func:`save_rows` wrote, or return empty lists if it does not exist.
 
@@ -248,11 +283,7 @@ def saved_rows(path: str | Path) -> dict[str, Rows]:
     """
     path = Path(path)
     make_folder(path.parent)
-    found: dict[str, Any] = read_json(path) if path.exists() else {"rows": [], "runs": []}
-    for name in ("rows", "runs"):
-        if not isinstance(found.get(name), list):
-            raise InputError(f"{path} holds no benchmark: {name!r} is missing")
-    return found
+    return read_object(path, SavedRows, most_bytes=MOST_BYTES) if path.exists() else {"rows": [], "runs": []}
 
 
 def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequence[str] = ()) -> None:
@@ -275,7 +306,7 @@ def save_rows(path: str | Path, rows: Rows, about: dict[str, Any], same: Sequenc
     run = {"schema_version": SCHEMA_VERSION, **about, "versions": versions, "machine": machine}
     tagged = [{**item, **tag} for item in rows]
     content = {"rows": [*others(earlier["rows"]), *tagged], "runs": [*others(earlier["runs"]), run]}
-    write_json(path, json_ready(content))  # undefined numbers become null
+    write_json(path, content)
 
 
 def table(rows: Rows, metrics: dict[str, str]) -> tuple[list[str], list[list[str]]]:

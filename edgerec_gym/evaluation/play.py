@@ -155,7 +155,7 @@ def _play_batch(
     first = True
     while not done.all():
         start = perf_counter()
-        actions = batch.check_actions(_act(policy, batch, done))
+        actions = _act(policy, batch, done)
         decided = perf_counter()
         batch.step(actions, done)
         if times is not None and not first:  # the first step also loads compiled code

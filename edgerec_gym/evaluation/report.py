@@ -65,21 +65,13 @@ that of keep. Dashed lines in the plots mark keep.
 """
 
 
-def json_ready(value: Any) -> Any:
-    """Return nested dicts and lists with null in place of numbers that JSON cannot hold (NaN, infinity)."""
-    if isinstance(value, dict):
-        return {key: json_ready(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def estimate(result: Result, key: str) -> tuple[float, float, float] | None:
     """Return (mean, low, high) of a metric, or None if the row lacks it."""
     value = result.get(key)
-    if value is None or value["mean"] is None or not math.isfinite(value["mean"]):
+    if not isinstance(value, dict) or value["mean"] is None or not math.isfinite(value["mean"]):
         return None
-    return value["mean"], value["low"], value["high"]
+    low, high = (value["mean"] if value[end] is None else value[end] for end in ("low", "high"))
+    return value["mean"], low, high
 
 
 def tables(results: list[Result], brief: bool = False) -> dict[str, tuple[list[str], list[list[str]]]]:
@@ -160,7 +152,7 @@ def write_report(
     with atomic_path(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     record = {"title": title, "results": results, "training_curve": training_curve}
-    write_json(folder / RESULTS, json_ready(record))  # written last: it marks the folder as complete
+    write_json(folder / RESULTS, record)  # written last: it marks the folder as complete
     return folder
 
 

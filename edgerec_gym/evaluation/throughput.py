@@ -24,9 +24,10 @@ import numpy as np
 
 from edgerec_gym import __version__
 from edgerec_gym.compiled.jit import SOURCE_DIGEST
+from edgerec_gym.documents import MOST_BYTES, OpenDocument, check, read_object
 from edgerec_gym.evaluation.play import Progress
 from edgerec_gym.feed.slate_batch import SlateBatch
-from edgerec_gym.files import read_json, write_json
+from edgerec_gym.files import write_json
 from edgerec_gym.registration import IDS, SLATE, make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users import ground_truth
@@ -245,6 +246,32 @@ def catalogue_sizes(sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000), secon
     ]
 
 
+class ThroughputRow(OpenDocument):
+    """A configuration and what was measured in it."""
+
+    id: str
+    preset: str
+    users: str
+    num_envs: int
+    threads: int
+    copy: bool
+    steps_per_s: float
+    copies_per_s: float
+    ratio: float
+    observation_bytes: int
+    slots_per_s: float
+
+
+class Throughput(OpenDocument):
+    """The file of :func:`bench`."""
+
+    about: dict[str, str]
+    rows: list[ThroughputRow]
+    start: dict[str, float] = {}
+    memory_per_env_bytes: float = 0.0
+    catalogue: list[dict[str, float]] = []
+
+
 def bench(
     out: Path,
     *,
@@ -271,8 +298,10 @@ def bench(
     }
     results: Row = {"about": about, "rows": []}
     if out.exists() and not fresh:
-        found = read_json(out)
-        results = found if found.get("about") == about else results
+        found = read_object(out, most_bytes=MOST_BYTES)
+        if found.get("about") == about:  # else another version or machine wrote it
+            check(out, found, Throughput)
+            results = found
     single: dict[str, Callable[[], Any]] = {
         "start": start_times,
         "memory_per_env_bytes": memory_per_env,

@@ -95,10 +95,11 @@ def allocate_slates(config: FeedConfig, num_envs: int) -> SlateArrays:
 def check_plan(
     action: Any, n_pool: int, n_cards: int, slate_size: int | None, num_envs: int | None = None
 ) -> Plan:
-    """Return an action of the slate space as a Plan of arrays, batch first.
+    """Return an action of the slate space as a Plan of new arrays, batch first.
 
     Args:
-        action: dict of order, insert and request; scores need not lie in -1..1, as only their order counts.
+        action: dict of order, insert and request, or a Plan; scores need not lie in -1..1, as only their
+            order counts.
         n_pool: N.
         n_cards: M.
         slate_size: K; None accepts any.
@@ -107,22 +108,23 @@ def check_plan(
     Raises:
         InputError: a part is wrong; the message names it, its place and what is allowed.
     """
+    if isinstance(action, Plan):
+        action = action._asdict()
     if not isinstance(action, Mapping) or set(action) != set(Plan._fields):
         found = f"the keys {', '.join(map(str, action))}" if isinstance(action, Mapping) else repr(action)
         raise InputError(f"a plan must be a dict of {', '.join(Plan._fields)}; got {found}")
     rows = 1 if num_envs is None else num_envs
     batched = num_envs is not None
     with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused
-        order = _array(action, "order", (rows, n_pool), "fiu", "numbers", batched)
-        order = np.ascontiguousarray(order, np.float32)
+        order = _array(action, "order", (rows, n_pool), "fiu", "numbers", batched).astype(np.float32, "C")
     size = np.size(action["insert"]) // rows if slate_size is None else slate_size
-    insert = _array(action, "insert", (rows, size), "iu", "whole numbers", batched)
-    request = _array(action, "request", (rows,), "iu", "whole numbers", batched)
+    insert = _array(action, "insert", (rows, size), "iu", "whole numbers", batched).astype(np.int64, "C")
+    request = _array(action, "request", (rows,), "iu", "whole numbers", batched).astype(np.int64, "C")
     _refuse("order", order, ~np.isfinite(order), "finite scores", batched)
     cards = f"0 (no card) to {n_cards}"
     _refuse("insert", insert, (insert < 0) | (insert > n_cards), cards, batched)
     _refuse("request", request, (request < 0) | (request > 1), "0 or 1", batched)
-    return Plan(order, np.ascontiguousarray(insert, np.int64), np.ascontiguousarray(request, np.int64))
+    return Plan(order, insert, request)
 
 
 def _array(

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgerec_gym.answers import UserModel
 from edgerec_gym.cloud.catalog import Catalog
-from edgerec_gym.compiled.arrays import AddressTable, reader
+from edgerec_gym.compiled.arrays import AddressTable, owned, read_only, reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.feed.batch import BEGIN, PLAY, WAIT, FeedBatch, begin_synthetic, read_cloud, read_feed
@@ -108,10 +108,15 @@ class SlateBatch(FeedBatch):
         threads: int = 1,
     ) -> None:
         super().__init__(num_envs, "joint", config, catalog, users, split=split, threads=threads)
-        self.slates = s = allocate_slates(config, num_envs)
+        self.slates = allocate_slates(config, num_envs)
+        self._link_slates()
+
+    def _link_slates(self) -> None:
+        """Make what points into the arrays of the slates."""
+        s, config, num_envs = self.slates, self.config, self.num_envs
         self._slates = AddressTable(s)
-        self.reward, self.reward_terms = s.reward, s.reward_terms
-        self.outcomes = {
+        self.reward, self.reward_terms = read_only(s.reward), read_only(s.reward_terms)
+        outcomes = {
             "slots": s.slots,
             "stopped_by": s.stopped_by,
             "invalid_action": s.invalid,
@@ -129,11 +134,20 @@ class SlateBatch(FeedBatch):
             "purchase_probability": s.purchase_probability,
             "uncertainty": s.uncertainty,
         }
+        self.outcomes = {name: read_only(values) for name, values in outcomes.items()}
         self._no_actions = Plan(
             np.zeros((num_envs, config.pool_size), np.float32),
             np.zeros((num_envs, config.slate_size), np.int64),
             np.zeros(num_envs, np.int64),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"slates": self.slates}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.slates = owned(self.slates)
+        self._link_slates()
 
     def check_actions(self, actions: Any) -> Plan:
         """Return the batch's plans, or raise InputError; see :func:`~edgerec_gym.feed.slate.check_plan`."""

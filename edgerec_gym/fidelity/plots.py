@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.evaluation.report import FAINT, INK, USERS_STYLE, json_ready, require_matplotlib
+from edgerec_gym.evaluation.report import FAINT, INK, USERS_STYLE, require_matplotlib
 from edgerec_gym.files import atomic_path, make_folder, write_json
 
 FILE = "fidelity.json"
@@ -38,7 +38,7 @@ def write_fidelity(report: dict[str, Any], out: str | Path) -> Path:
     for name, figure in plots.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
-    write_json(folder / FILE, json_ready(report))  # written last: it marks the folder as complete
+    write_json(folder / FILE, report)  # written last: it marks the folder as complete
     return folder
 
 

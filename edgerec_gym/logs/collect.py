@@ -19,6 +19,7 @@ from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig, preset
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
+from edgerec_gym.files import one_writer
 from edgerec_gym.logs.logging_policy import DECISIONS, RandomisedPolicy
 from edgerec_gym.logs.schema import SCHEMA, list_column
 from edgerec_gym.logs.store import LogWriter
@@ -32,6 +33,7 @@ DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle
 PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])  # of each page-view bucket
 
 
+@one_writer("out")
 def collect(
     out: str | Path,
     *,
@@ -161,7 +163,7 @@ def log_batch(
             )
         else:
             step["action"] = policy.act(batch.observation())  # type: ignore[union-attr]
-        batch.step(batch.check_actions(step["action"]), done)
+        batch.step(step["action"], done)
         step["item"] = a.placed_item.copy()
         d = batch.config.embedding_size
         step["scalars"] = a.window_cards[:, a.newest, d : d + 4].copy()

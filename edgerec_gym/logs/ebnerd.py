@@ -31,6 +31,7 @@ import pyarrow as pa
 from edgerec_gym.answers import N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS, PAGE_VIEW_EDGES
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
+from edgerec_gym.files import one_writer
 from edgerec_gym.logs import ebnerd_features as features
 from edgerec_gym.logs.ebnerd_reference import ebnerd_reference, write_reference
 from edgerec_gym.logs.ebnerd_source import FILES, SPLITS, Bundle, read_bundle
@@ -86,6 +87,7 @@ def is_ebnerd(folder: str | Path) -> bool:
     return all((Path(folder) / name).is_file() for name in FILES)
 
 
+@one_writer("out_folder")
 def convert_ebnerd(
     source: str | Path, out_folder: str | Path, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, int]:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numba import njit
 
+from edgerec_gym.compiled.jit import cached
 from edgerec_gym.errors import MissingExtraError
 
 HOUR = 3600.0
@@ -90,7 +90,7 @@ def decayed_before(
     return _decayed_before(order, seconds, key, weight, 1.0 / half_life, totals)
 
 
-@njit(cache=True)
+@cached()
 def _decayed_before(order, seconds, key, weight, rate, totals):
     n, width = weight.shape
     last = np.zeros(len(totals), np.int64)

@@ -12,6 +12,7 @@ from edgerec_gym.evaluation.ranking import grouped_auc
 from edgerec_gym.files import atomic_path
 from edgerec_gym.logs.ebnerd_features import REFERENCE_FEATURES, ItemSignals
 from edgerec_gym.logs.ebnerd_source import SPLITS, Bundle
+from edgerec_gym.parquet import check_parquet
 
 REFERENCE_FILE = "reference.parquet"
 REFERENCE_TREES = 200
@@ -70,6 +71,7 @@ def ebnerd_reference(log_folder: str | Path) -> dict[str, dict[str, float]]:
         MissingExtraError: LightGBM is not installed.
     """
     path = Path(log_folder) / REFERENCE_FILE
+    check_parquet(path)
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.errors import InputError
+from edgerec_gym.parquet import check_parquet
 
 SPLITS = ("train", "validation")
 FILES = tuple(f"{split}/{name}.parquet" for split in SPLITS for name in ("behaviors", "history"))
@@ -110,6 +111,7 @@ def read_bundle(source: Path, max_slots: int) -> Bundle:
 
 
 def _read(path: Path, columns: dict[str, tuple[str, bool]]) -> pl.DataFrame:
+    check_parquet(path)
     try:
         schema = pl.read_parquet_schema(path)
         for name, (kind, _) in columns.items():

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from edgerec_gym.compiled import random_stream as draws
+from edgerec_gym.compiled.jit import cached
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
@@ -27,7 +27,7 @@ REQUEST_PROBABILITIES = (0.0, 0.03, 0.1)  # instead of REQUEST_PROBABILITY
 MOMENT_PROBABILITY = 0.5  # of a request at a moment, with `moments` set
 
 
-@njit(cache=True)
+@cached()
 def _uniforms(keys, slot, out):
     for row in range(keys.shape[0]):
         for j in range(out.shape[1]):

@@ -10,23 +10,58 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Meta
 
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
-from edgerec_gym.errors import InputError
-from edgerec_gym.files import atomic_path, make_folder, read_json, write_json
+from edgerec_gym.documents import MOST_BYTES, OpenDocument, config_from, read_object
+from edgerec_gym.errors import InputError, shown
+from edgerec_gym.files import atomic_path, json_ready, make_folder, write_json
 from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
 from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.parquet import check_parquet
 from edgerec_gym.scenario import UNIDENTIFIED
 
 KIND = "edgerec_gym logs"
+Count = Annotated[int, Meta(ge=0)]
 ROW_GROUP = 2**17  # slots read at once
 _PART = re.compile(r"part-(\d{5,})\.parquet")
+
+
+class Provenance(OpenDocument):
+    """What is read of the origin of a log; it may tell more."""
+
+    policy: str = ""
+    preset: str | None = None
+    scenario: str | None = None
+    source: str = ""
+    randomise: list[str] = []
+    synthetic: dict[str, Any] | None = None
+    first_validation_day: Count | None = None
+    files: dict[str, Any] = {}
+    counts: dict[str, Count] = {}
+    notes: list[str] = []
+    scalars: dict[str, str] = {}
+    profile: list[str] = []
+
+
+class Header(OpenDocument):
+    """The content of logs.json that is read."""
+
+    kind: str
+    schema_version: int
+    config: dict[str, Any]
+    provenance: Provenance
+    unidentified: list[str]
+    complete: bool = False
+    parts: Count | None = None
+    sessions: Count | None = None
+    slots: Count | None = None
 
 
 class LogWriter:
@@ -58,17 +93,15 @@ class LogWriter:
         _check_unidentified(unidentified, "unidentified")
         self.folder = make_folder(folder)
         self.config, self.catalog = config, catalog
-        self._header = json.loads(  # via JSON, so that it compares equal to the content of a file
-            json.dumps(
-                {
-                    "kind": KIND,
-                    "schema_version": SCHEMA_VERSION,
-                    "config": config.to_dict(),
-                    "provenance": provenance,
-                    "unidentified": list(unidentified),
-                }
-            )
-        )
+        header = {
+            "kind": KIND,
+            "schema_version": SCHEMA_VERSION,
+            "config": config.to_dict(),
+            "provenance": provenance,
+            "unidentified": list(unidentified),
+        }
+        # Via JSON, so that it compares equal to the content of a file.
+        self._header = json.loads(json.dumps(json_ready(header)))
         self.parts = self.sessions = self.slots = 0
         self.complete = False
         self._last_session: int | None = None
@@ -165,19 +198,14 @@ class LogReader:
     def __init__(self, folder: str | Path, *, allow_empty: bool = False) -> None:
         self.folder = Path(folder)
         path = self.folder / "logs.json"
-        self.header = read_json(path)
+        self.header = read_object(path, most_bytes=MOST_BYTES)
         if self.header.get("kind") != KIND:
-            raise InputError(f"{path}: kind is {self.header.get('kind')!r}; a log folder has {KIND!r}")
+            raise InputError(f"{path}: kind is {shown(self.header.get('kind'))}; a log folder has {KIND!r}")
         version = self.header.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise InputError(f"{path} has log schema version {version}; supported: {SCHEMA_VERSION}")
-        for name, kind in (("config", dict), ("provenance", dict), ("unidentified", list)):
-            if not isinstance(self.header.get(name), kind):
-                raise InputError(f"{path}: {name!r} is missing or not a {kind.__name__}")
-        try:
-            self.config = FeedConfig.from_dict(self.header["config"])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{path} has log schema version {shown(version)}; supported: {SCHEMA_VERSION}")
+        read_object(path, Header, most_bytes=MOST_BYTES)
+        self.config = config_from(FeedConfig, self.header["config"], path, "config")
         self.provenance: dict[str, Any] = self.header["provenance"]
         self.unidentified = tuple(self.header["unidentified"])
         _check_unidentified(self.unidentified, f"{path}: unidentified")
@@ -284,6 +312,7 @@ def _part_paths(folder: Path) -> list[Path]:
 
 def _whole_sessions(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
     """Read a part by row groups; a session that a row group cuts off is completed from the next one."""
+    check_parquet(path, whole=False)
     try:
         with pq.ParquetFile(path) as file:
             check_schema(file.schema_arrow, path)

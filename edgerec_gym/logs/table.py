@@ -31,7 +31,7 @@ from edgerec_gym.answers import (
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import atomic_path
+from edgerec_gym.files import atomic_path, one_writer
 from edgerec_gym.logs.ebnerd_features import unit_length
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
@@ -52,6 +52,7 @@ ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it hol
 SCAN_LIMIT = 256
 
 
+@one_writer("out_folder")
 def import_table(
     table_path: str | Path,
     mapping_path: str | Path,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerec_gym.config import Config, FeedConfig, bounded
-from edgerec_gym.errors import InputError
-from edgerec_gym.files import read_json
+from edgerec_gym.documents import OpenDocument, read_object
+from edgerec_gym.errors import InputError, shown
 
 REQUIRED = ("user", "item", "time", "click")
 OPTIONAL = (
@@ -84,6 +84,13 @@ class Mapping(Config):
         )
 
 
+class _Objects(OpenDocument):
+    """The fields of a mapping file that are objects; the others are those of Mapping."""
+
+    card_types: dict[str, Any] = {}
+    feed: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class TableMapping:
     """A mapping file.
@@ -107,12 +114,9 @@ def read_mapping(path: str | Path) -> TableMapping:
     Raises:
         InputError: a field is missing, unknown or wrong; the message names the file and the field.
     """
-    content = read_json(path)
+    content = read_object(path, _Objects)
     values = dict(content)
     card_types, feed = values.pop("card_types", {}), values.pop("feed", {})
-    for name, value in (("card_types", card_types), ("feed", feed)):
-        if not isinstance(value, dict):
-            raise InputError(f"{path}: {name} must be an object, got {value!r}")
     known = [
         *REQUIRED,
         *OPTIONAL,
@@ -126,7 +130,7 @@ def read_mapping(path: str | Path) -> TableMapping:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"fields are {', '.join(known)}"
-            raise InputError(f"{path}: unknown field {name!r}; {hint}")
+            raise InputError(f"{path}: unknown field {shown(name)}; {hint}")
     for name in REQUIRED:
         if not values.get(name):
             raise InputError(f"{path}: {name!r} is missing; required are {', '.join(REQUIRED)}")
@@ -146,7 +150,7 @@ def read_mapping(path: str | Path) -> TableMapping:
             raise InputError("feed.embedding_size: embedding_prefix already determines it; leave it out")
         if feed.get("profile_size"):
             raise InputError(
-                f"feed.profile_size is {feed['profile_size']!r}; a table has no profile; allowed: 0"
+                f"feed.profile_size is {shown(feed['profile_size'])}; a table has no profile; allowed: 0"
             )
         FeedConfig().replace(**({"pool_size": 1000} | feed))  # the rest of the sizes comes from the table
     except InputError as error:
@@ -164,7 +168,7 @@ def _card_types(columns: Mapping, values: dict[str, Any]) -> dict[str, int]:
         raise InputError("'card_type' and 'card_types' need each other: a column, and what its values mean")
     for name in values.values():
         if not isinstance(name, str) or not name:
-            raise InputError(f"card_types: {name!r} must be {GOODS!r} or the name of a mix-in type")
+            raise InputError(f"card_types: {shown(name)} must be {GOODS!r} or the name of a mix-in type")
     if values and GOODS not in values.values():
         raise InputError(f"card_types: no value means {GOODS!r}; a feed needs goods")
     mixed = [name for name in dict.fromkeys(values.values()) if name != GOODS]

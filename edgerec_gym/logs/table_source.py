@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 import polars as pl
 
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import check_file
 from edgerec_gym.logs.table_mapping import TableMapping
+from edgerec_gym.parquet import check_parquet
 
 SECONDS = {"s": 1.0, "ms": 1e-3}
 LATEST = 1e11  # seconds since 1970; larger numbers must be milliseconds
@@ -71,7 +73,12 @@ class SourceTable:
         self.rows = int(self.users["rows"].sum())
 
     def _open(self) -> pl.LazyFrame:
+        check_file(self.path)
         if self.path.suffix == ".parquet":
+            try:
+                check_parquet(self.path, whole=False)
+            except InputError as error:
+                raise InputError(str(error).replace("readable Parquet file", "readable table")) from None
             return pl.scan_parquet(self.path)
         if self.path.suffix == ".csv":  # as text: types from the mapping are stricter than inferred ones
             return pl.scan_csv(self.path, infer_schema=False)

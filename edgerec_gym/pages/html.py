@@ -11,8 +11,7 @@ from typing import Any
 
 from edgerec_gym import __version__
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.report import json_ready
-from edgerec_gym.files import atomic_path, make_folder
+from edgerec_gym.files import atomic_path, json_ready, make_folder
 
 # Nothing may be loaded: the page contains all it shows.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

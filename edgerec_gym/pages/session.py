@@ -166,7 +166,7 @@ def record_session(
         policy.bind(env)
     policy.reset(np.ones(1, np.bool_))
     while not (batch.arrays.terminated[ROW] or batch.arrays.truncated[ROW]):
-        actions = batch.check_actions(policy.act(batch.observation(copy=False)))
+        actions = policy.act(batch.observation(copy=False))
         recorder.explanation = explained(policy, batch)
         batch.step(actions)
     config, screen = batch.config, recorder.screen(ROW)

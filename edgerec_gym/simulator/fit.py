@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
-from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.documents import MOST_BYTES, read_object
+from edgerec_gym.errors import InputError, MissingExtraError, shown
+from edgerec_gym.files import make_folder, one_writer, remove_folder, remove_leftovers, write_json
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
 
@@ -36,6 +38,7 @@ STOPPING_SESSIONS = 3000  # maximum number
 Report = Callable[[int, int, str], None]
 
 
+@one_writer("out_folder")
 def fit(
     log_folder: str | Path,
     out_folder: str | Path,
@@ -72,7 +75,8 @@ def fit(
         Figures on held-out sessions (:func:`~edgerec_gym.simulator.losses.held_out_figures`).
 
     Raises:
-        InputError: bad arguments, a bad log, or an unfinished fit with other arguments in `out_folder`.
+        InputError: bad arguments, a bad log, or `out_folder` holds an unfinished fit with other arguments, or
+            users fitted on another log.
     """
     for name, value in (("ensemble", ensemble), ("epochs", epochs), ("threads", threads), ("hidden", hidden)):
         if value < 1:
@@ -89,7 +93,9 @@ def fit(
         "sessions": reader.sessions,
         "slots": reader.slots,
     }
-    out = make_folder(out_folder)
+    out = Path(out_folder)
+    if resume:
+        _check_log(out, reader)
     finished = _finished(out, reader, settings) if resume else None
     if finished is not None:
         return finished
@@ -101,7 +107,7 @@ def fit(
     if not seen.slots or stopping is None:
         raise InputError(f"{log_folder} has too few answered slots to fit and hold out sessions")
     heads = fitted_heads(frozenset(reader.unidentified))
-    work = work_folder(out, settings, resume)
+    work = work_folder(out, settings | {"log": _log_digest(reader)}, resume)
     trainers = [
         UserTrainer(
             new_network(reader.config, reader.unidentified, seen, seed=seed, member=k, hidden=hidden),
@@ -126,7 +132,7 @@ def fit(
     if "leave" in reader.unidentified:
         figures["leave"] = f"not identified: {seen.hazard:.4f} a slot, from the lengths of sessions"
     export(networks, *seen.starts, folder=out)
-    synthetic = reader.provenance.get("synthetic")
+    synthetic = reader.provenance.get("synthetic")  # checked, but for its values
     Scenario(
         name=out.resolve().name,
         config=reader.config,
@@ -136,15 +142,38 @@ def fit(
         provenance={"logs": reader.provenance, "fit": settings},
         fidelity=figures,
     ).save(out)
-    shutil.rmtree(work)
+    remove_folder(work)
     return figures
+
+
+def _log_digest(reader: LogReader) -> str:
+    """Return a digest of what a log says about itself, which is never the same for two different logs."""
+    told = {key: reader.header[key] for key in ("config", "provenance", "unidentified")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_log(out: Path, reader: LogReader) -> None:
+    """Raise InputError if `out` holds users that were fitted on another log."""
+    file = out / "scenario.json"
+    if not file.is_file():
+        return
+    provenance = read_object(file).get("provenance")
+    found = provenance.get("logs") if isinstance(provenance, dict) else None
+    if found == reader.provenance:
+        return
+    told = found if isinstance(found, dict) else {}
+    keys = sorted(k for k in {*told, *reader.provenance} if told.get(k) != reader.provenance.get(k))
+    raise InputError(
+        f"{out} holds users that were fitted on another log, which differs from {reader.folder} in "
+        f"{', '.join(keys)}; choose another folder, or remove this one first"
+    )
 
 
 def _finished(out: Path, reader: LogReader, settings: dict[str, Any]) -> dict[str, Any] | None:
     """Return the figures of an earlier fit of the same log with the same settings, if `out` holds one."""
     if not (out / "scenario.json").is_file() or (out / CHECKPOINTS).exists():
         return None
-    found = read_json(out / "scenario.json")
+    found = read_object(out / "scenario.json", most_bytes=MOST_BYTES)
     if found.get("provenance") != {"logs": reader.provenance, "fit": settings}:
         return None
     scenario = Scenario.load(out)
@@ -156,16 +185,22 @@ def work_folder(out: Path, settings: dict[str, Any], resume: bool = True) -> Pat
     """Return the checkpoint folder in `out`; InputError if it belongs to a fit with other settings."""
     work = out / CHECKPOINTS
     record = work / "settings.json"
-    if not resume and record.is_file():
-        shutil.rmtree(work)
+    if not (resume and record.is_file()):
+        remove_folder(work)
+    remove_leftovers(work)
     if record.is_file():
-        found = read_json(record)
+        found = read_object(record)
+        if "log" in settings and found.get("log") != settings["log"]:
+            raise InputError(
+                f"{out} holds an unfinished fit of another log; finish it, remove the folder, or choose "
+                "another"
+            )
         different = [name for name in settings if found.get(name) != settings[name]]
         if different:
             name = different[0]
             raise InputError(
-                f"{out} holds an unfinished fit with {name} = {found.get(name)!r}, not {settings[name]!r}; "
-                "finish it, remove the folder, or choose another"
+                f"{out} holds an unfinished fit with {name} = {shown(found.get(name))}, "
+                f"not {settings[name]!r}; finish it, remove the folder, or choose another"
             )
     else:
         write_json(make_folder(work) / "settings.json", settings)

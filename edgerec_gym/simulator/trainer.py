@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import math
 import threading
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from edgerec_gym.documents import decode
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream
 from edgerec_gym.simulator.dataset import padded, plan_batches
 from edgerec_gym.simulator.losses import held_out_loss, log_losses, objective
 from edgerec_gym.simulator.model import UserNetwork
+from edgerec_gym.tensors import read_tensors
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
 LEARNING_RATE = 4e-3
 WARM_UP = 30  # steps
 LEAST_GAIN = 3e-4  # relative; a smaller held-out gain in an epoch lowers the learning rate
@@ -29,15 +33,14 @@ BATCHES_PER_EPOCH = 60  # target, within the limits below
 BATCH_SLOTS = (300, 4000)  # minimum and maximum number of padded slots in a batch
 
 
-@dataclass
-class Progress:
+class Progress(msgspec.Struct, forbid_unknown_fields=True):
     """The state of a training run, except the tensors."""
 
-    epoch: int = 0
-    steps: int = 0
-    drops: int = 0
-    best_loss: float = float("inf")
-    held_out: list[float] = field(default_factory=list)  # loss after each epoch
+    epoch: Count = 0
+    steps: Count = 0
+    drops: Count = 0
+    best_loss: float = math.inf
+    held_out: list[float] = []  # loss after each epoch
 
     @property
     def done(self) -> bool:
@@ -124,21 +127,34 @@ class UserTrainer:
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
         with atomic_path(self.path) as temporary:
-            save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(self.progress))})
+            save_file(tensors, temporary, metadata={"progress": msgspec.json.encode(self.progress).decode()})
 
     def _load(self) -> None:
         try:
-            with safe_open(self.path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                self.progress = Progress(**json.loads(file.metadata()["progress"]))
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            tensors = {name: torch.from_numpy(values) for name, values in read_tensors(self.path).items()}
+            with safe_open(self.path, framework="np") as file:
+                told = (file.metadata() or {})["progress"]
+        except (SafetensorError, OSError, InputError, KeyError) as error:
+            reason = str(error).splitlines()[0].removeprefix(f"{self.path} ")
             raise InputError(f"{self.path} is not a readable checkpoint: {reason}") from None
+        self.progress = decode(told, Progress, f"{self.path}: progress")
+        own = {name: value.shape for name, value in self.network.state_dict().items()}
+        wanted = {f"{part}.{name}": shape for part in ("network", "best") for name, shape in own.items()}
+        parameters = list(self.network.parameters())
+        for number, parameter in enumerate(parameters):
+            moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            wanted |= {f"adam.{number}.{name}": shape for name, shape in moments.items()}
+        for name in sorted(tensors.keys() | wanted.keys()):
+            optional = name.startswith("adam.") and name in wanted  # a head that is not fitted has no moments
+            fits = name in wanted and name in tensors and tensors[name].shape == wanted[name]
+            if not (fits or (optional and name not in tensors)):
+                raise InputError(f"{self.path}: tensor {name!r} does not fit; another version saved it")
         self.network.load_state_dict(_below(tensors, "network."))
         self.best = _below(tensors, "best.")
         state = self.optimizer.state_dict()
-        for number in {name.split(".")[1] for name in tensors if name.startswith("adam.")}:
-            state["state"][int(number)] = _below(tensors, f"adam.{number}.")
+        for number in range(len(parameters)):
+            if known := _below(tensors, f"adam.{number}."):
+                state["state"][number] = known
         self.optimizer.load_state_dict(state)
 
 

@@ -40,7 +40,7 @@ def make_users(
 ) -> UserModel:
     """Make the users of a scenario, "learned" or "synthetic"; InputError if it has none of that kind.
 
-    A :class:`UserModel` is returned unchanged; it serves one environment at a time.
+    A :class:`UserModel` is returned unchanged; it serves one environment only.
 
     With `uncertainty`, or a reward that weights it, learned users report how far they disagree. `members`
     selects the networks of the ensemble that an episode draws from; None for all.

@@ -11,22 +11,45 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from edgerec_gym.answers import CONTEXT_SIZE, DWELL_BUCKETS, PAGE_SUMMARY, WINDOW, Focus, UserStart
-from edgerec_gym.compiled.arrays import AddressTable
+from edgerec_gym import memory
+from edgerec_gym.answers import (
+    CONTEXT_SIZE,
+    DWELL_BUCKETS,
+    PAGE_SUMMARY,
+    PAGE_VIEW_BUCKETS,
+    RESPONSE_SIZE,
+    WINDOW,
+    Focus,
+    UserStart,
+)
+from edgerec_gym.compiled.arrays import AddressTable, owned
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.onnx_check import read_graph
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.tensors import read_tensors
 from edgerec_gym.users.learned_kernels import draw_starts, give, see, settle, sort_sessions
-from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS, Block, Networks, SessionMemory
+from edgerec_gym.users.learned_layout import (
+    CLICK_AT,
+    EXPOSURE_AT,
+    N_ANSWER,
+    N_LOGITS,
+    N_SIGNS,
+    N_WAVES,
+    Block,
+    Networks,
+    SessionMemory,
+)
 
 BLOCK = 256  # rows per graph call
+MOST_COLUMNS = 100_000  # of an input or output of the graph
+LARGEST_FEATURE = 1 + 1e-3  # of a user; allows for rounding
 
 
 class Simulator:
@@ -49,40 +72,117 @@ class Simulator:
 
     def __init__(self, graph: Path, weights: Path) -> None:
         self.graph = graph
-        try:
-            tensors = load_file(weights)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{weights} is not a readable safetensors file: {error}") from None
-        for name, values in tensors.items():
-            if not np.isfinite(values).all():
-                raise InputError(f"{weights}: tensor {name!r} is not finite")
+        tensors = read_tensors(weights)
         for name in ("starts.features", "starts.hour"):
             if name not in tensors:
                 raise InputError(f"{weights} lacks the tensor {name!r}")
         self.features, self.hours = tensors.pop("starts.features"), tensors.pop("starts.hour")
+        self._check_starts(weights)
+        for values in (self.features, self.hours):  # all environments of the process read them
+            values.flags.writeable = False
         self._check_shapes(weights, tensors)
-        # ONNX Runtime does not copy weights that replace the graph's, so they must stay alive.
-        self._weights: dict[str, dict[str, ort.OrtValue]] = {}
+        self._content = read_graph(graph).content
+        self._weights: dict[str, dict[str, np.ndarray]] = {}
         apart: dict[str, list[np.ndarray]] = {}
         for name, values in tensors.items():
             member, _, parameter = name.partition(".")
             if parameter in Networks._fields:
                 apart.setdefault(parameter, []).append(values)
             else:
-                value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values))
-                self._weights.setdefault(member, {})[parameter] = value
+                self._weights.setdefault(member, {})[parameter] = np.ascontiguousarray(values)
         self.members = len(self._weights)
         try:
             self.networks = Networks(**{name: np.stack(values) for name, values in apart.items()})
         except TypeError:
             missing = ", ".join(sorted(set(Networks._fields) - apart.keys()))
             raise InputError(f"{weights} lacks the tensors {missing} of every member") from None
-        self.sessions = [self._session(f"member{k}") for k in range(self.members)]
-        nodes = [*self.sessions[0].get_inputs(), *self.sessions[0].get_outputs()]
-        self.sizes = {node.name: node.shape[1] for node in nodes if len(node.shape) == 2}
-        needed = {"past", "memory", "seen", "user_query", "focused", "new_memory", "logits"}
-        if not needed <= self.sizes.keys() or self.sizes["logits"] != N_LOGITS:
-            raise InputError(f"{graph} is not a step of learned users: its nodes have columns {self.sizes}")
+        self._check_networks(weights)
+        self._start_sessions()
+        self.sizes = self._checked_sizes()
+        for k, session in enumerate(self.sessions):
+            self._try(k, session)
+
+    def _check_starts(self, path: Path) -> None:
+        """Check the session starts, from which an episode draws its row."""
+        count = len(self.hours)
+        if self.features.dtype != np.float32 or self.features.ndim != 2 or len(self.features) != count:
+            told = f"{self.features.dtype} {list(self.features.shape)}, not float32 [{count}, any]"
+            raise InputError(f"{path}: tensor 'starts.features' does not fit: {told}")
+        if self.hours.dtype != np.int32 or self.hours.ndim != 1 or not count:
+            told = f"{self.hours.dtype} {list(self.hours.shape)}, not int32 [1 or more]"
+            raise InputError(f"{path}: tensor 'starts.hour' does not fit: {told}")
+        if self.hours.min() < 0 or self.hours.max() > 23:
+            raise InputError(f"{path}: tensor 'starts.hour' must lie in 0..23")
+        if np.abs(self.features).max(initial=0) > LARGEST_FEATURE:
+            raise InputError(f"{path}: tensor 'starts.features' must lie in -1..1")
+
+    def _check_networks(self, path: Path) -> None:
+        """Check the sizes of the weights that kernels read by address."""
+        n = self.networks
+        users, width, pairs = self.features.shape[1], n.card_scale.shape[-1], n.pair.shape[1]
+        kinds, codes, queries = n.decay.shape[-1], n.context_bias.shape[-1], n.query_bias.shape[-1]
+        wanted = dict(
+            card_scale=(WINDOW, width),
+            context=(CONTEXT_SIZE, codes),
+            context_bias=(codes,),
+            query_by_user=(queries, users),
+            query_bias=(queries,),
+            pair=(pairs, width),
+            decay=(kinds,),
+            strength=(kinds, N_ANSWER),
+            strength_bias=(kinds,),
+            exposure_by_dwell=(DWELL_BUCKETS, CLICK_AT - EXPOSURE_AT),
+            click_by_dwell=(DWELL_BUCKETS,),
+            signs_by_page_view=(PAGE_VIEW_BUCKETS, N_SIGNS),
+            leave_by_answer=(N_ANSWER,),
+        )
+        for name, shape in wanted.items():
+            found = getattr(n, name)
+            if found.dtype != np.float32 or found.shape[1:] != shape:
+                told = f"{found.dtype} {list(found.shape[1:])}, not float32 {list(shape)}"
+                raise InputError(f"{path}: tensor 'member0.{name}' does not fit: {told}")
+        if codes < N_WAVES:
+            raise InputError(f"{path}: tensor 'member0.context' has {codes} columns; it needs {N_WAVES}")
+
+    def _checked_sizes(self) -> dict[str, int]:
+        """Return the columns of the graph's inputs and outputs; InputError if they do not fit together."""
+        session, queries = self.sessions[0], self.networks.query_bias.shape[1]
+        nodes = [*session.get_inputs(), *session.get_outputs()]
+        sizes: dict[str, int] = {}
+        for node in nodes:
+            rows, *columns = node.shape or [0]
+            if node.type != "tensor(float)" or not isinstance(rows, str) or len(columns) != 1:
+                raise InputError(
+                    f"{self.graph}: {node.name!r} is {node.type} {node.shape}, not rows of float32"
+                )
+            if not isinstance(columns[0], int) or not 1 <= columns[0] <= MOST_COLUMNS:
+                raise InputError(f"{self.graph}: {node.name!r} has {columns[0]!r} columns")
+            sizes[node.name] = columns[0]
+        memory = sizes.get("memory", 0)
+        inputs = {"past": None, "memory": None, "seen": None, "user_query": queries, "focused": queries}
+        outputs = {"new_memory": memory, "logits": N_LOGITS}
+        if "page_memory" in sizes:
+            inputs |= {"page_memory": memory, "page_starts": 1, "page": len(PAGE_SUMMARY)}
+            outputs |= {"new_page_memory": memory}
+        names = [node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()]
+        wrong = [name for name, size in (inputs | outputs).items() if size and sizes.get(name) != size]
+        if (sorted(names[0]), sorted(names[1])) != (sorted(inputs), sorted(outputs)) or wrong:
+            raise InputError(f"{self.graph} is not a step of learned users: its nodes have columns {sizes}")
+        return sizes
+
+    def _try(self, member: int, session: ort.InferenceSession) -> None:
+        """Run a member once: shapes inside the graph show only then."""
+        zeros = {node.name: np.zeros((2, node.shape[1]), np.float32) for node in session.get_inputs()}
+        try:
+            found = session.run(None, zeros)
+        except Exception as error:  # ONNX Runtime raises many types of its own
+            raise InputError(f"{self.graph} does not run: {str(error).splitlines()[0]}") from None
+        for node, values in zip(session.get_outputs(), found, strict=True):
+            if values.shape != (2, node.shape[1]) or not np.isfinite(values).all():
+                raise InputError(
+                    f"{self.graph}: output {node.name!r} of member {member} has the shape {values.shape} "
+                    f"for 2 rows, or is not finite; it must be (2, {node.shape[1]})"
+                )
 
     @staticmethod
     def _check_shapes(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -90,23 +190,49 @@ class Simulator:
         first = {n.removeprefix("member0."): v.shape for n, v in tensors.items() if n.startswith("member0.")}
         if not first:
             raise InputError(f"{path} holds no members")
+        members = [f"member{k}" for k in range(-(-len(tensors) // len(first)))]
+        for name in (f"{member}.{parameter}" for member in members for parameter in first):
+            if name not in tensors:
+                raise InputError(f"{path} lacks the tensor {name!r}")
         for name, values in tensors.items():
             member, _, parameter = name.partition(".")
+            if values.dtype != np.float32:
+                raise InputError(f"{path}: tensor {name!r} is {values.dtype}; allowed: float32")
             if values.shape != first.get(parameter):
                 wanted = first.get(parameter, "that of any in member0")
                 raise InputError(f"{path}: tensor {name!r} has shape {values.shape}, not {wanted}")
-            if f"{member}.{parameter}" != name or not member.startswith("member"):
+            if member not in members or f"{member}.{parameter}" != name:
                 raise InputError(f"{path} holds an unknown tensor {name!r}")
+
+    def _start_sessions(self) -> None:
+        # ONNX Runtime does not copy weights that replace the graph's, so they must stay alive.
+        self._values = {
+            member: {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in weights.items()}
+            for member, weights in self._weights.items()
+        }
+        self.sessions = [self._session(f"member{k}") for k in range(self.members)]
+
+    def __deepcopy__(self, memo: object) -> Simulator:
+        """Share what never changes with the copies of an environment."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from: contents, since another process may not find the files."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_values", "sessions")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_sessions()
 
     def _session(self, member: str) -> ort.InferenceSession:
         """Load the graph with one member's weights."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        for name, value in self._weights[member].items():
+        for name, value in self._values[member].items():
             options.add_initializer(name, value)
         try:
-            return ort.InferenceSession(str(self.graph), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(self._content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises many types of its own
             raise InputError(f"{self.graph} cannot be loaded: {str(error).splitlines()[0]}") from None
 
@@ -151,7 +277,9 @@ class LearnedUsers:
         self._members = np.array(chosen, np.int64)
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Allocate `num_envs` sessions; InputError if the feed's sizes differ from those of the logs."""
+        """Allocate `num_envs` sessions, once; InputError if the feed's sizes differ from the logs' ones."""
+        if hasattr(self, "_memory"):
+            raise InputError("this user model serves another environment: make one for each environment")
         simulator, networks, sizes = self.simulator, self.simulator.networks, self.simulator.sizes
         n_user, width, d = config.n_user_features, networks.card_scale.shape[2], config.embedding_size
         n_code = CONTEXT_SIZE + networks.context.shape[2]
@@ -163,6 +291,7 @@ class LearnedUsers:
             or width != config.n_item_features + config.n_types
             or sizes["past"] != n_last + sizes["memory"]
             or sizes["seen"] != n_seen
+            or networks.query_bias.shape[1] % d
         ):
             raise InputError(
                 "embedding_size, profile_size and card_types cannot be changed: the users of this scenario "
@@ -170,6 +299,8 @@ class LearnedUsers:
             )
         followed = (simulator.members if self._follow_all else 1) * num_envs
         n_kinds = networks.decay.shape[1]
+        per_session = 2 * (sizes["memory"] + n_kinds * d) * (followed // num_envs) + n_user + 2 * n_last
+        memory.check(4 * per_session * num_envs, f"num_envs = {num_envs}: its learned users")
 
         def floats(*shape: int) -> np.ndarray:
             return np.zeros(shape, np.float32)
@@ -191,7 +322,16 @@ class LearnedUsers:
             order=np.zeros(num_envs, np.int64),
         )
         self.uncertainty = floats(num_envs) if self._follow_all else None
-        rows = min(BLOCK, num_envs)
+        self._n_seen, self._workers = n_seen, workers
+        self._link()
+
+    def _link(self) -> None:
+        """Make workspaces, tables of addresses and what points into them."""
+        sizes, rows, n_seen = self.simulator.sizes, min(BLOCK, self._memory.n_sessions), self._n_seen
+
+        def floats(*shape: int) -> np.ndarray:
+            return np.zeros(shape, np.float32)
+
         self._blocks = [
             Block(
                 past=floats(rows, sizes["past"]),
@@ -207,12 +347,31 @@ class LearnedUsers:
                 logits=floats(rows, N_LOGITS),
                 probability=floats(rows, DWELL_BUCKETS),
             )
-            for _ in range(len(workers))
+            for _ in range(len(self._workers))
         ]
-        self._workers, self._focus = workers, None  # type: tuple[Workers, Focus | None]
-        self._networks_table, self._memory_table = AddressTable(networks), AddressTable(self._memory)
+        self._focus: Focus | None = None
+        self._networks_table = AddressTable(self.simulator.networks)
+        self._memory_table = AddressTable(self._memory)
         self._block_tables = [AddressTable(block) for block in self._blocks]
         self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from."""
+        linked = (
+            "_blocks",
+            "_focus",
+            "_focus_table",
+            "_networks_table",
+            "_memory_table",
+            "_block_tables",
+            "_bindings",
+        )
+        return {name: value for name, value in self.__dict__.items() if name not in linked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: owned(value) for name, value in state.items()})
+        if "_memory" in state:
+            self._link()
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
@@ -231,9 +390,14 @@ class LearnedUsers:
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""
-        if focus is not self._focus:
-            self._focus, self._focus_table = focus, AddressTable(focus)
         memory = self._memory
+        if focus is not self._focus:
+            self._check_focus(focus)
+            self._focus, self._focus_table = focus, AddressTable(focus)
+        if response.shape != (memory.n_sessions, RESPONSE_SIZE):
+            raise InputError(
+                f"response must have shape {(memory.n_sessions, RESPONSE_SIZE)}, got {response.shape}"
+            )
         sort_sessions(self._focus_table.address, self._memory_table.address)
         first = memory.first.tolist()
         if self.uncertainty is None:
@@ -251,6 +415,22 @@ class LearnedUsers:
         settle(self._focus_table.address, self._memory_table.address)
         spread = memory.click_probability.reshape(-1, memory.n_sessions).std(axis=0)
         self.uncertainty[focus.active] = spread[focus.active]
+
+    def _check_focus(self, focus: Focus) -> None:
+        """Raise InputError if kernels would read beyond the arrays of a focus."""
+        n, width = self._memory.n_sessions, self.simulator.networks.card_scale.shape[2]
+        for name, least in {
+            "active": (n,),
+            "cards": (n, WINDOW, width),
+            "items": (n, WINDOW),
+            "context": (n, CONTEXT_SIZE),
+            "keys": (n,),
+            "pages": (n, WINDOW, len(PAGE_SUMMARY)),
+        }.items():
+            shape = getattr(focus, name).shape
+            fits = len(shape) == len(least) and all(a >= b for a, b in zip(shape, least, strict=True))
+            if not fits or shape[0] != n:
+                raise InputError(f"{name} of the focus must have at least shape {least}, got {shape}")
 
     def _play(self, jobs: list[tuple[int, int, int]], follower: int, response: np.ndarray) -> None:
         """Run jobs (member, start, stop): the member answers sessions order[start:stop]."""

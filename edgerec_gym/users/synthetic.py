@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgerec_gym import memory
 from edgerec_gym.answers import FOCUSED, WINDOW, Focus, UserStart
 from edgerec_gym.compiled.arrays import (
     AddressTable,
@@ -15,11 +16,13 @@ from edgerec_gym.compiled.arrays import (
     Float64Vector,
     Int32Vector,
     UInt64Vector,
+    owned,
     reader,
 )
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point, sigmoid
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
+from edgerec_gym.errors import InputError
 from edgerec_gym.state import NO_ITEM, FeedArrays
 from edgerec_gym.users.synthetic_kernels import (
     answer,
@@ -161,6 +164,10 @@ _start, _respond, _foresee, _foresee_places, _moved = _entry_points(SOURCE_DIGES
 class SyntheticUsers:
     """The ground truth behind the UserModel protocol.
 
+    Args:
+        config: the users.
+        feed: the feed that they answer; its embedding size, profile size and card types shape the world.
+
     Attributes:
         world: latent factors, fixed by the config.
         arrays: latent state per session; only oracles may read it.
@@ -171,18 +178,49 @@ class SyntheticUsers:
     uncertainty: np.ndarray | None = None  # the ground truth has no model uncertainty
 
     def __init__(self, config: SyntheticUserConfig, feed: FeedConfig) -> None:
-        self.config = config
-        self.world: World = make_world(config, world_feed(feed))
+        self.config, self._feed = config, world_feed(feed)
+        self._enter_world()
+
+    def _enter_world(self) -> None:
+        self.world: World = make_world(self.config, self._feed)
         world = self.world
         traits = (world.attractiveness, world.quality, world.category, world.catalog.card_type)
         self._traits = np.stack(traits, axis=1, dtype=np.float32, casting="unsafe")
         self._shipped = np.concatenate([self.world.estimate, self.world.profile], axis=1)
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        """Allocate the state of `num_envs` sessions."""
+        """Allocate the state of `num_envs` sessions; InputError if they have been, or the sizes differ."""
+        if hasattr(self, "kernel_state"):
+            raise InputError("this user model serves another environment: make one for each environment")
+        for size in ("embedding_size", "profile_size", "card_types"):
+            if getattr(config, size) != getattr(self._feed, size):
+                raise InputError(
+                    f"{size} = {getattr(config, size)!r} cannot be: the users were made for "
+                    f"{getattr(self._feed, size)!r}"
+                )
         world, d = self.world, config.embedding_size
+        per_session = 8 * (3 * d + 3 * len(world.centres) + 5)
+        memory.check(per_session * num_envs, f"num_envs = {num_envs}: its synthetic users")
+        session = {
+            "key": np.zeros(num_envs, np.uint64),
+            "user": np.zeros(num_envs, np.int32),
+            "day": np.zeros(num_envs, np.int32),
+            "hour": np.zeros(num_envs, np.int32),
+            "taste_now": np.zeros((num_envs, d)),
+            "intent_now": np.zeros((num_envs, d)),
+            "page_intent": np.zeros((num_envs, d)),
+            "satiation_now": np.zeros((num_envs, len(world.centres))),
+            "weariness_now": np.zeros((num_envs, len(world.centres))),
+            "odds": np.zeros((num_envs, len(world.centres))),
+            "boredom": np.zeros(num_envs),
+            "refresh_now": np.zeros(num_envs),
+        }
+        self._link({name: getattr(self.config, name) for name in WEIGHTS} | session)
+
+    def _link(self, own: dict[str, Any]) -> None:
+        """Make the arrays and their table of addresses from what the world does not hold."""
+        world = self.world
         self.arrays = SyntheticArrays(
-            **{name: getattr(self.config, name) for name in WEIGHTS},
             factors=world.factors,
             traits=self._traits,
             centres=world.centres,
@@ -192,29 +230,43 @@ class SyntheticUsers:
             world_refresh=world.refresh,
             world_patience=world.patience,
             shipped=self._shipped,
-            key=np.zeros(num_envs, np.uint64),
-            user=np.zeros(num_envs, np.int32),
-            day=np.zeros(num_envs, np.int32),
-            hour=np.zeros(num_envs, np.int32),
-            taste_now=np.zeros((num_envs, d)),
-            intent_now=np.zeros((num_envs, d)),
-            page_intent=np.zeros((num_envs, d)),
-            satiation_now=np.zeros((num_envs, len(world.centres))),
-            weariness_now=np.zeros((num_envs, len(world.centres))),
-            odds=np.zeros((num_envs, len(world.centres))),
-            boredom=np.zeros(num_envs),
-            refresh_now=np.zeros(num_envs),
+            **own,
         )
         self.kernel_state = AddressTable(self.arrays)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from: everything but the world, which its process has or generates."""
+        world = ("world", "_traits", "_shipped", "arrays", "kernel_state")
+        state = {name: value for name, value in self.__dict__.items() if name not in world}
+        if hasattr(self, "kernel_state"):
+            fields = SyntheticArrays._fields
+            own = (*WEIGHTS, *fields[fields.index("key") :])
+            state["own"] = {name: getattr(self.arrays, name) for name in own}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: value for name, value in state.items() if name != "own"})
+        self._enter_world()
+        if "own" in state:
+            self._link({name: owned(value) for name, value in state["own"].items()})
+
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
+        rows = np.ascontiguousarray(rows, np.int64)
+        keys, n_sessions = np.ascontiguousarray(keys, np.uint64), len(self.arrays.user)
+        if rows.ndim != 1 or keys.shape != rows.shape or ((rows < 0) | (rows >= n_sessions)).any():
+            raise InputError(f"rows must be whole numbers from 0 to {n_sessions - 1}, each with a key")
         _start(self.kernel_state.address, rows, keys, split)
         user = self.arrays.user[rows]
         return UserStart(self._shipped[user], self.arrays.hour[rows])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""
+        n_items, n_sessions = len(self._traits), len(self.arrays.user)
+        if len({len(values) for values in (*focus, response, self.arrays.user)}) > 1:
+            raise InputError(f"the users have {n_sessions} sessions, the focus has {len(focus.items)} rows")
+        if focus.items.max() >= n_items or focus.items[focus.active, FOCUSED].min(initial=0) < 0:
+            raise InputError(f"a card in focus is none of the {n_items} items that the users know")
         _respond(self.kernel_state.address, focus.active, focus.items, focus.context, response)
 
     def true_values(self, feed: FeedArrays) -> np.ndarray:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from edgerec_gym import memory
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 
@@ -35,6 +36,11 @@ class World:
     refresh: np.ndarray  # (V,) float32, standard normal
     patience: np.ndarray  # (V,) float32, standard normal
 
+    def __post_init__(self) -> None:
+        for values in vars(self).values():
+            if isinstance(values, np.ndarray):  # kernels and all environments of the process read it
+                values.flags.writeable = False
+
 
 def _unit(values: np.ndarray) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
@@ -47,6 +53,7 @@ def _directions(rng: np.random.Generator, *shape: int) -> np.ndarray:
 @lru_cache(maxsize=4)
 def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
     """Generate the world; the same configs give the same world."""
+    _check_memory(config, feed)
     rng = np.random.default_rng([config.world_seed, 20_081])
     n, d, n_types = config.n_items, feed.embedding_size, feed.n_types
     centres = _directions(rng, config.n_categories, d)
@@ -87,6 +94,16 @@ def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
         type_effect=type_effect,
         **users,
     )
+
+
+def _check_memory(config: SyntheticUserConfig, feed: FeedConfig) -> None:
+    """Raise InputError if the world, with what it takes to draw it, does not fit into memory."""
+    d = feed.embedding_size
+    users = 4 * config.n_users * (3 * d + 2 * feed.n_types + 2 * feed.profile_size + 8)
+    items = 4 * config.n_items * (4 * d + 16)
+    drawing = 16 * d * max(config.n_users, config.n_items)  # double precision, twice
+    told = f"a world of n_users = {config.n_users} and n_items = {config.n_items}"
+    memory.check(users + items + drawing, told)
 
 
 def _make_users(

@@ -94,3 +94,21 @@ def test_report_plays_the_checkpoints_of_a_training_once(tmp_path):
     run_well("report", out, "--sessions", 4)
     assert (out / "learning_curve.json").stat().st_mtime_ns == written
     fails_with("holds no training", "report", ROOT / "benchmarks" / "results", "--scenario", "lite")
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("NoName", "policy 'odd_policies:NoName' has no name"),
+        ("WantsPath", "policy 'odd_policies:WantsPath' cannot be made: its argument 'path' has no default"),
+        ("MADE", "policy 'odd_policies:MADE' is not a policy class"),
+    ],
+)
+def test_a_policy_that_cannot_be_made_is_one_line(policy, message, tmp_path, monkeypatch):
+    code = "class NoName:\n def reset(self, mask): pass\n"
+    code += " def act(self, observation): return observation['action_mask'].argmax(axis=1)\n"
+    code += "class WantsPath(NoName):\n name = 'path'\n def __init__(self, path): pass\nMADE = NoName()\n"
+    (tmp_path / "odd_policies.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    fails_with(message, "evaluate", f"odd_policies:{policy}", "--scenario", "lite", "--users", "synthetic")

@@ -188,7 +188,7 @@ def spoil(folder: Path, name: str) -> None:
         (lambda f: (f / "device.json").write_text("{"), "device.json is not valid JSON"),
         (lambda f: change(f, kind="cake"), "does not describe a device model (kind is 'cake')"),
         (lambda f: change(f, schema_version=2), "has schema version 2; this version reads 1"),
-        (lambda f: change(f, places="ten"), "'places' is missing or has the wrong type: 'ten'"),
+        (lambda f: change(f, places="ten"), "places must be a whole number, got 'ten'"),
         (lambda f: change(f, sha256={"cake.onnx": ""}), "names an unknown graph 'cake.onnx'"),
         (lambda f: change(f, sha256={"../x.y.onnx": ""}), "names an unknown graph"),
         (lambda f: change(f, sha256={}), "names no graphs"),

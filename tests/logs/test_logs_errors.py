@@ -171,7 +171,7 @@ def test_broken_folders(log: Path, tmp_path: Path) -> None:
     for name, value, message in (
         ("kind", "scenario", "kind is 'scenario'; a log folder has 'edgerec_gym logs'"),
         ("config", {**header["config"], "page_sise": 3}, "no field 'page_sise'; did you mean 'page_size'"),
-        ("provenance", None, "'provenance' is missing or not a dict"),
+        ("provenance", None, "provenance must be an object, got None"),
         ("unidentified", ["mood"], "'mood' is unknown"),
     ):
         (log / "logs.json").write_text(json.dumps({**header, name: value}))

@@ -17,6 +17,7 @@ from edgerec_gym.pages.report import write_report_page
 from edgerec_gym.pages.scales import Scale, label, ticks
 from edgerec_gym.pages.sources import find_sources
 
+RUN = {"agent": "crban", "track": "rerank", "sizes": {}, "steps": 2}
 TRACKS = all_tracks()
 VOID = {"meta", "link", "br", "input"}
 
@@ -139,7 +140,7 @@ def test_an_evaluation_and_its_training(tmp_path):
     ]
     curve = {"slots": [float(k) for k in range(100)], "reward": [k / 100 for k in range(100)]}
     write(tmp_path / "report", "results.json", {"results": results, "training_curve": curve})
-    write(tmp_path / "policy", "policy.json", {"agent": "crban", "gauc": [0.5, 0.6], "hyper": {"epochs": 2}})
+    write(tmp_path / "policy", "policy.json", {**RUN, "gauc": [0.5, 0.6], "hyper": {"epochs": 2}})
     path, sections, _ = write_report_page(tmp_path, tracks=TRACKS)
     assert sections == ["Evaluation: results", "Learning curves", "Training: crban"]
     points = [{"slots": s, "learned": interval(2.0), "synthetic": interval(1.5)} for s in (10, 20)]
@@ -165,7 +166,11 @@ def test_names_are_text_and_numbers_that_do_not_exist_are_left_out(tmp_path):
         ("x.json", "{", "x.json is not valid JSON"),
         ("x.json", "{}", "holds nothing to report"),
         ("x.txt", "", "holds nothing to report"),
-        ("x.json", json.dumps({"rows": [row("a", "value", 1), {"policy": "a"}]}), "row 1 lacks 'metric'"),
+        (
+            "x.json",
+            json.dumps({"rows": [row("a", "value", 1), {"policy": "a"}]}),
+            r"rows\[1\].metric is missing",
+        ),
     ],
 )
 def test_folders_without_anything_to_show(name, content, message, tmp_path):

@@ -139,7 +139,7 @@ def test_fused_step_equals_the_protocol(env_id):
         def __init__(self, users):
             self.reset, self.respond, self.uncertainty = users.reset, users.respond, users.uncertainty
 
-    apart.batch.users = Protocol(apart.users)
+    apart.batch.users, apart.batch._compiled_users = Protocol(apart.users), None
     observation, _ = fused.reset(seed=0)
     apart.reset(seed=0)
     rng = np.random.default_rng(0)

@@ -7,14 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgerec_gym.bench.rows import cards_seen
+from edgerec_gym.documents import Document, read_document
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, content_key, run_jobs
 from edgerec_gym.evaluation.play import Sessions, play
-from edgerec_gym.files import make_folder, read_json, write_json
+from edgerec_gym.files import make_folder, write_json
 
 LOWEST, HIGHEST = -0.7, 1.5  # search range of a price, in reward units
 TOLERANCE = 3e-4  # of the share
 MOST_TRIALS = 14
+
+
+class Found(Document):
+    """A price that was found, in the cache."""
+
+    price: float
+    share: float
 
 
 def at_price(entry: Entry, price: float) -> Entry:
@@ -108,12 +116,14 @@ def find_prices(
     waiting = [
         (entry, place, target, file)
         for entry, file in zip(entries, files, strict=True)
-        if not file.exists() or read_json(file).get("share") != target
+        if not file.exists() or read_document(file, Found).share != target
     ]
     for done, index in enumerate(run_jobs(_price_one, waiting, workers), 1):
         if progress:
             progress(done, len(waiting), f"priced {waiting[index][0]}")
-    return [at_price(entry, read_json(file)["price"]) for entry, file in zip(entries, files, strict=True)]
+    return [
+        at_price(entry, read_document(file, Found).price) for entry, file in zip(entries, files, strict=True)
+    ]
 
 
 def _price_one(entry: Entry, place: Place, target: float, file: Path) -> None:

@@ -27,10 +27,11 @@ from edgerec_gym.bench.rows import Played, difference, mean, ratio, values_of
 from edgerec_gym.bench.setting import Setting
 from edgerec_gym.bench.training import run_folder, train_missing
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.documents import read_document
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
-from edgerec_gym.files import read_json, write_json
+from edgerec_gym.files import write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
@@ -190,7 +191,10 @@ def at_equal_share(
     """Bring insertion policies to the share of fixed slots, at shipped prices or prices found now."""
     free = [entry for entry in entries if "price" in entry.arguments]
     if (setting.runs / PRICES).is_file():
-        prices = read_json(setting.runs / PRICES)
+        file = setting.runs / PRICES
+        prices = read_document(file, dict[str, float])
+        if missing := {entry.policy for entry in free} - prices.keys():
+            raise InputError(f"{file}: {min(missing)} is missing; it holds a price for each policy")
         priced = [at_price(entry, prices[entry.policy]) for entry in free]
     else:
         sessions = (QUICK if setting.quick else setting.sizes).price_sessions

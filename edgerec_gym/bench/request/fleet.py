@@ -67,7 +67,7 @@ def serve(
         observation = {key: values[:active] for key, values in batch.observation(copy=False).items()}
         actions = np.zeros(size, np.int64)
         actions[:active] = _act(policy, observation, size)
-        batch.step(batch.check_actions(actions), rows >= active)
+        batch.step(actions, rows >= active)
         requests[tick] = int((batch.arrays.sent[:active] == 1).sum())
         live[tick] = active
         ended = (batch.arrays.terminated | batch.arrays.truncated) & (rows < active)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from edgerec_gym.agents.requests.effects import HORIZONS
 from edgerec_gym.agents.requests.planner import PriceController, RequestPlanner
@@ -17,6 +17,7 @@ from edgerec_gym.agents.requests.uplift_models import UpliftModel
 from edgerec_gym.bench.request.effects import Audit, EffectSample, audit
 from edgerec_gym.bench.request.fleet import serve
 from edgerec_gym.config import RewardConfig
+from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Rows, content_key, row, table
 from edgerec_gym.evaluation.intervals import ratio_interval
 from edgerec_gym.evaluation.ranking import auc
@@ -24,6 +25,7 @@ from edgerec_gym.evaluation.uplift import RankedSample, calibration, interval, s
 from edgerec_gym.files import atomic_path, make_folder
 from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
+from edgerec_gym.tensors import read_tensors
 
 FLEET_RATE = 0.04  # shared budget: requests per tick and session of the usual traffic
 CAUSAL_OR_NAIVE = (
@@ -168,7 +170,15 @@ def cached_audit(entry: Entry, place: Place, out: Path) -> Audit:
         found = audit(entry.make(place, **entry.arguments), place.scenario, place.sessions, place.seed)
         with atomic_path(file) as temporary:
             save_file({key: np.ascontiguousarray(value) for key, value in vars(found).items()}, temporary)
-    return Audit(**load_file(file))
+    read, effects = read_tensors(file), (None, len(HORIZONS), 2)
+    wanted: dict[str, tuple[int | None, ...]] = {"kept": effects, "requested": effects, "error": effects}
+    wanted |= {"slot": (None,), "page_age": (None,), "intent_moved": (None,)}
+    rows = {len(values) if values.ndim else -1 for values in read.values()}
+    for name in wanted.keys() | read.keys():
+        fits = name in wanted and name in read and read[name].shape[1:] == wanted[name][1:]
+        if not fits or len(rows) != 1:
+            raise InputError(f"{file}: {name!r} is missing, unknown or has another shape; remove the file")
+    return Audit(**read)
 
 
 def _audit_rows(policy: str, found: Audit, sample: EffectSample, reward: RewardConfig, horizon: int) -> Rows:

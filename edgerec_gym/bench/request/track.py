@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from edgerec_gym.agents.data.decisions import split_decisions
 from edgerec_gym.agents.registry import train_agent
@@ -44,9 +45,10 @@ from edgerec_gym.bench.request.rows import audit_rows, fleet_rows, quality_rows
 from edgerec_gym.bench.setting import Setting, own_entry
 from edgerec_gym.bench.track import is_own
 from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.documents import Document, read_document
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played
-from edgerec_gym.files import read_json, write_json
+from edgerec_gym.files import write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.runs import is_finished, read_run
@@ -153,10 +155,23 @@ def _plan_waiting(out: Path, scenario: str, rates: Sequence[float], seed: int) -
     write_json(run / WAITING_PLANS, told)
 
 
+class WaitingPlan(Document):
+    """The arguments of a waiting planner."""
+
+    price: float
+    later: Annotated[list[Annotated[list[float], Meta(min_length=2, max_length=2)]], Meta(min_length=1)]
+
+
 def waiting_plans(run: Path) -> dict[float, dict[str, Any]]:
     """Return the arguments `price` and `later` of a waiting planner, by rate; empty if not yet planned."""
     file = run / WAITING_PLANS
-    return {float(rate): plan for rate, plan in read_json(file).items()} if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    plans = read_document(file, dict[str, WaitingPlan])
+    try:
+        return {float(rate): {"price": plan.price, "later": plan.later} for rate, plan in plans.items()}
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; its keys are numbers of requests in a session") from None
 
 
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -107,7 +108,7 @@ def test_resumes_from_the_last_complete_checkpoint(lite: Scenario, tmp_path: Pat
     before = load_file(kept[-1] / "optimizer.safetensors")
     # A killed writer's leftovers: no final model, and a half-written checkpoint.
     (tmp_path / "policy.json").unlink()
-    half = tmp_path / "checkpoints" / ".step-000000000999.1.tmp"
+    half = tmp_path / "checkpoints" / f".step-000000000999.{platform.node()}.{2**30}.tmp"
     half.mkdir()
     (half / "policy.safetensors").write_bytes(b"half")
     assert load_policy(tmp_path, make_env(lite)).name == "pointer-ppo"
