@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs scenario gif agents leaderboard clean help
+.PHONY: demo test lint docs scenario gif agents leaderboard fuzz clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -31,6 +31,9 @@ gif: $(STAMP)  ## record docs/feed.gif: a policy scrolls one session
 
 agents: $(STAMP)  ## ship the runs that edgerec bench has trained on lite, for its --quick
 	$(BIN)/python -m benchmarks.ship_agents
+
+fuzz: $(STAMP)  ## attack the package: random feeds, corrupted files (minutes; see benchmarks/fuzz)
+	$(BIN)/python -m benchmarks.fuzz
 
 leaderboard: $(STAMP)  ## write docs/leaderboard.md from benchmarks/results
 	$(BIN)/python -m benchmarks.leaderboard
