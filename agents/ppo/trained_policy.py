@@ -102,7 +102,7 @@ class TrainedPolicy:
         self._seen = observation
         with torch_threads(self.threads):
             actions, _ = self.network.predict(
-                observation, deterministic=True, action_masks=observation["action_mask"]
+                observation, deterministic=True, action_masks=observation["action_mask"].copy()
             )
         return np.asarray(actions, np.int64)
 
@@ -111,7 +111,7 @@ class TrainedPolicy:
         check_observation(observation)
         with torch_threads(self.threads), torch.inference_mode():
             tensors, _ = self.network.obs_to_tensor(observation)
-            drawn = self.network.get_distribution(tensors, action_masks=observation["action_mask"])
+            drawn = self.network.get_distribution(tensors, action_masks=observation["action_mask"].copy())
             return drawn.distribution.logits.numpy()
 
     def explain(self, row: int) -> Explanation | None:
@@ -125,7 +125,7 @@ class TrainedPolicy:
             return None
         with torch_threads(self.threads), torch.inference_mode():
             tensors, _ = self.network.obs_to_tensor(seen)
-            spread = self.network.get_distribution(tensors, action_masks=seen["action_mask"])
+            spread = self.network.get_distribution(tensors, action_masks=seen["action_mask"].copy())
         return Explanation(scores=spread.distribution.logits[0, :n_pool].numpy())
 
 

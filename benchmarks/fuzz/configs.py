@@ -81,7 +81,7 @@ def _fields(rng: Rng, base: FeedConfig, small: bool) -> dict[str, Any]:
     page = base.page_size if chance() < 0.2 else int(whole(2, 25))
     if not small and chance() < 0.03:
         page = int(whole(100, 400))
-    latency = _one(rng, 1, page - 1, int(whole(1, page)), min(2, page - 1))
+    latency = min(100, _one(rng, 1, page - 1, int(whole(1, page)), min(2, page - 1)))
     pool = page + latency + _one(rng, 0, 0, int(whole(0, 20)), int(whole(0, 80)))
     slots = _one(rng, 4, int(whole(4, 40)), int(whole(20, 120)), 60, 200)
     if not small and chance() < 0.03:
