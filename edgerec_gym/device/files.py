@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import onnxruntime as ort
 from msgspec import Meta
@@ -59,6 +59,17 @@ class Description(OpenDocument):
     versions: dict[str, str]
 
 
+class Outputs(dict[str, Any]):
+    """What a graph answers, by name; a name that it lacks raises InputError."""
+
+    def __init__(self, path: Path, names: list[str], values: list[Any]) -> None:
+        super().__init__(zip(names, values, strict=True))
+        self.path = path
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise InputError(f"{self.path} has no output {name!r}; it has {shown(', '.join(self))}")
+
+
 class DeviceGraph:
     """One graph, loaded."""
 
@@ -78,9 +89,13 @@ class DeviceGraph:
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run the graph; inputs that it does not have are ignored."""
-        feeds = {name: inputs[name] for name in self.inputs}
         try:
-            return dict(zip(self._names, self.session.run(None, feeds), strict=True))
+            feeds = {name: inputs[name] for name in self.inputs}
+        except KeyError as error:
+            allowed = shown(", ".join(sorted(inputs)))
+            raise InputError(f"{self.path} has an input {error}; allowed: {allowed}") from None
+        try:
+            return Outputs(self.path, self._names, self.session.run(None, feeds))
         except Exception as error:  # ONNX Runtime raises many types of its own
             raise InputError(f"{self.path} does not run: {str(error).splitlines()[0]}") from None
 

@@ -232,11 +232,27 @@ class LogReader:
     def _count(self) -> tuple[int, int]:
         if self._totals is None:
             if self.complete:
-                self._totals = int(self.header["sessions"]), int(self.header["slots"])
+                self._totals = self._named_totals()
             else:
                 bounds = [session_bounds(table["session"].to_numpy()) for table in self.batches(["session"])]
                 self._totals = sum(len(b) - 1 for b in bounds), sum(int(b[-1]) for b in bounds)
         return self._totals
+
+    def _named_totals(self) -> tuple[int, int]:
+        """Return the sessions and slots that logs.json names; raise InputError if the parts contradict."""
+        path = self.folder / "logs.json"
+        sessions, slots = self.header.get("sessions"), self.header.get("slots")
+        if sessions is None or slots is None:
+            missing = "sessions" if sessions is None else "slots"
+            raise InputError(f"{path}: {missing} is missing, though the log is complete")
+        held = sum(check_parquet(part, whole=False).num_rows for part in self.paths)
+        if slots != held:
+            raise InputError(f"{path} names {slots:,} slots; the parts hold {held:,}")
+        if sessions > slots:
+            raise InputError(
+                f"{path}: sessions is {sessions:,}; allowed: at most one for each of {slots:,} slots"
+            )
+        return sessions, slots
 
     def batches(
         self, columns: Sequence[str] | None = None, days: Sequence[int] | None = None

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import polars as pl
 
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import check_file
 from edgerec_gym.logs.table_mapping import TableMapping
 from edgerec_gym.parquet import check_parquet
@@ -142,7 +142,9 @@ class SourceTable:
         for meaning, name in self.mapping.columns.columns.items():
             if name not in types:
                 close = difflib.get_close_matches(name, types, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"columns are {', '.join(types)}"
+                hint = (
+                    f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(types), 200)}"
+                )
                 raise InputError(f"{self.path}: no column {name!r} for {meaning!r}; {hint}")
             kind, text = types[name], types[name] == pl.String
             if meaning in IDS or meaning in TEXTS:

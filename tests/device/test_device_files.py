@@ -23,6 +23,7 @@ from edgerec_gym.agents.export.export import export, export_network
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.registry import find_agent, train_agent
 from edgerec_gym.agents.rerank.reranker import RerankerConfig
+from edgerec_gym.device.files import DeviceGraph
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
@@ -308,3 +309,12 @@ def test_bad_events_calls_and_states(device: Path, runs: Path, tmp_path: Path) -
     session.save(tmp_path / "state")
     with pytest.raises(InputError, match=r"'generator.exposures.keys' holds values that are not finite"):
         DeviceSession(session.model).restore(tmp_path / "state")
+
+
+def test_a_graph_with_other_names_says_so(device: Path) -> None:
+    graph = DeviceGraph(next(device.glob("*.exposures.onnx")))
+    with pytest.raises(InputError, match=r"exposures\.onnx has an input '\w+'; allowed: something"):
+        graph({"something": np.zeros(1, np.float32)})
+    feeds = {name: np.zeros(shape, np.float32) for name, shape in graph.inputs.items()}
+    with pytest.raises(InputError, match=r"exposures\.onnx has no output 'other'; it has"):
+        graph(feeds)["other"]

@@ -184,3 +184,21 @@ def test_broken_folders(log: Path, tmp_path: Path) -> None:
     (log / "logs.json").unlink()
     with pytest.raises(InputError, match="holds log parts but no logs.json"):
         writer(log)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sessions": None}, "logs.json: sessions is missing"),
+        ({"slots": None}, "logs.json: slots is missing"),
+        ({"sessions": 10**7}, "sessions is 10,000,000; allowed: at most one for each of"),
+        ({"slots": 10**7}, "logs.json names 10,000,000 slots; the parts hold"),
+    ],
+)
+def test_counts_that_the_parts_contradict(log: Path, changes: dict[str, Any], message: str) -> None:
+    path = log / "logs.json"
+    header = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in header.items() if value is not None}))
+    reader = LogReader(log)
+    with pytest.raises(InputError, match=message):
+        _ = reader.sessions
