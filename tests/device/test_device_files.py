@@ -313,7 +313,7 @@ def test_bad_events_calls_and_states(device: Path, runs: Path, tmp_path: Path) -
 
 def test_a_graph_with_other_names_says_so(device: Path) -> None:
     graph = DeviceGraph(next(device.glob("*.exposures.onnx")))
-    with pytest.raises(InputError, match=r"exposures\.onnx has an input '\w+'; allowed: something"):
+    with pytest.raises(InputError, match=r"exposures\.onnx has an input '\w+'; allowed: 'something'"):
         graph({"something": np.zeros(1, np.float32)})
     feeds = {name: np.zeros(shape, np.float32) for name, shape in graph.inputs.items()}
     with pytest.raises(InputError, match=r"exposures\.onnx has no output 'other'; it has"):
