@@ -83,9 +83,9 @@ def load_policy(
         InputError: no run, broken files, bad rules, or an environment of another track or of other sizes.
     """
     feed = getattr(env, "unwrapped", env)
-    if feed.track != "joint":
-        raise InputError(f"{folder} takes all three decisions; it plays EdgeFeed-v0, not {feed.track!r}")
     run = read_run(folder)
+    if feed.track != "joint":
+        raise InputError(f"{run.folder} takes all three decisions; it plays EdgeFeed-v0, not {feed.track!r}")
     network = load_network(run, feed.config)
     if rules is None:
         file = run.root / FILE

@@ -308,6 +308,8 @@ class LogReader:
             rows[known] = column.flatten().to_numpy().reshape(-1, rows.shape[1])
             features.append(rows)
             hours.append(first["hour"].to_numpy().astype(np.int32))
+        if not features:
+            raise InputError(f"{self.folder} holds no sessions")
         return np.concatenate(features), np.concatenate(hours)
 
 
