@@ -103,6 +103,8 @@ def play_some(track: str, scenario: Any, users: Any, policy: Any = None) -> None
     observation, _ = env.reset(seed=1)
     rng = np.random.default_rng(0)
     if policy is not None:
+        if hasattr(policy, "bind"):
+            policy.bind(env)
         policy.reset(np.ones(ROWS, np.bool_))
     for _ in range(STEPS):
         check_observation(observation, env.single_observation_space)
@@ -323,7 +325,10 @@ def _read_cache(folder: Path, out: Path) -> None:
     entry = Entry("keep", make_policy, {"name": "keep"})
     played([entry], _CACHED, out, workers=1)
     [file] = out.glob("*.safetensors")
-    os.replace(folder / "cached.safetensors", file)
+    if os.path.lexists(folder / "cached.safetensors"):
+        os.replace(folder / "cached.safetensors", file)
+    else:
+        file.unlink()  # what is missing is played again
     [found] = played([entry], _CACHED, out, workers=1).values()
     if not np.isfinite(found["value"]).all() or len(found["value"]) != _CACHED.sessions:
         raise Harm("values that are not finite, or of another number of sessions")
