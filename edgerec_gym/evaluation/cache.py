@@ -132,6 +132,8 @@ def _read(file: Path, place: Place) -> Sessions:
                 f"{file}: {name!r} has the shape {values.shape}, not one row for each of the "
                 f"{place.sessions} sessions; remove the file to play them anew"
             )
+    if not np.isfinite(sessions.get("value", np.zeros(1))).all():
+        raise InputError(f"{file}: 'value' is not finite; remove the file to play its sessions anew")
     return sessions
 
 

@@ -26,6 +26,8 @@ def check_schema(schema: pa.Schema, where: Path) -> None:
     for field in SCHEMA:
         if field.name not in schema.names:
             raise InputError(f"{where}: missing column {field.name!r}")
+        if schema.names.count(field.name) > 1:
+            raise InputError(f"{where}: column {field.name!r} is there twice; allowed: once")
         found = schema.field(field.name).type
         if found != field.type:
             raise InputError(f"{where}: column {field.name!r} has type {found}; it must be {field.type}")

@@ -145,7 +145,7 @@ class SourceTable:
                 hint = (
                     f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(types), 200)}"
                 )
-                raise InputError(f"{self.path}: no column {name!r} for {meaning!r}; {hint}")
+                raise InputError(f"{self.path}: no column {shown(name)} for {meaning!r}; {hint}")
             kind, text = types[name], types[name] == pl.String
             if meaning in IDS or meaning in TEXTS:
                 right, allowed = (
