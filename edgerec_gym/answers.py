@@ -139,7 +139,8 @@ class UserModel(Protocol):
 
         Args:
             focus: what the users look at.
-            response: (B, RESPONSE_SIZE) float32, written in place for active rows only, each number in 0..1.
+            response: (B, RESPONSE_SIZE) float32 zeros, written in place for active rows only, each number in
+                0..1.
         """
 
 
@@ -167,13 +168,9 @@ def check_start(start: Any, n_rows: int, n_features: int) -> UserStart:
     return UserStart(features, hour)
 
 
-def check_response(response: np.ndarray, active: np.ndarray) -> None:
-    """Raise InputError if :meth:`UserModel.respond` left a number outside 0..1 in an active row."""
-    if response.min() >= 0 and response.max() <= 1:  # cheap, nearly always true, and false for NaN
-        return
-    wrong = active[:, None] & ~((response >= 0) & (response <= 1))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0].tolist()
-        raise InputError(
-            f"the users answered {response[row, column]} in column {column} of row {row}; allowed: 0 to 1"
-        )
+def wrong_answer(response: np.ndarray, row: int) -> InputError:
+    """Return the error for what :meth:`UserModel.respond` answered in a row, (RESPONSE_SIZE,)."""
+    column = int((~((response >= 0) & (response <= 1))).argmax())
+    return InputError(
+        f"the users answered {response[column]} in column {column} of row {row}; allowed: 0 to 1"
+    )

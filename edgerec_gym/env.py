@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
+from edgerec_gym.compiled.workers import refuse_turn
 from edgerec_gym.drawing.render import FPS, RENDER_MODES
 from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
@@ -176,7 +177,9 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Play one slot."""
-        with self._turn:
+        turn, arrays = self._turn, self._arrays
+        turn.take(False) or refuse_turn()
+        try:
             if self._ended or not self._started:
                 raise InputError(
                     "the episode has ended: call reset before the next step"
@@ -184,11 +187,12 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
                     else "call reset before step"
                 )
             self.batch._play(self._checked(action))
-            arrays = self._arrays
             terminated, truncated = arrays.terminated.item(), arrays.truncated.item()
             self._ended = terminated or truncated
             observation = self._observation()
             return observation, self.batch.reward.item(), terminated, truncated, self._info(observation)
+        finally:
+            turn.give()
 
     def _checked(self, action: Any) -> Any:
         """Check an action and return it as the batch takes it."""

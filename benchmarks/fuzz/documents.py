@@ -325,10 +325,9 @@ def _read_cache(folder: Path, out: Path) -> None:
     entry = Entry("keep", make_policy, {"name": "keep"})
     played([entry], _CACHED, out, workers=1)
     [file] = out.glob("*.safetensors")
-    if os.path.lexists(folder / "cached.safetensors"):
+    file.unlink()
+    if os.path.lexists(folder / "cached.safetensors"):  # what is missing is played again
         os.replace(folder / "cached.safetensors", file)
-    else:
-        file.unlink()  # what is missing is played again
     [found] = played([entry], _CACHED, out, workers=1).values()
     if not np.isfinite(found["value"]).all() or len(found["value"]) != _CACHED.sessions:
         raise Harm("values that are not finite, or of another number of sessions")

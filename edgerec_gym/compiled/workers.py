@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from edgerec_gym.errors import InputError
 
@@ -160,21 +160,30 @@ class Workers:
 
 
 class Turn:
-    """The right to step a batch, held by one thread at a time; others get an InputError at once."""
+    """The right to step a batch, held by one thread at a time; others get an InputError at once.
+
+    `with turn:` takes it and gives it back. Where a microsecond counts: `turn.take(False) or refuse_turn()`,
+    and `turn.give()` in the end.
+    """
 
     def __init__(self) -> None:
         lock = threading.Lock()
-        self._take, self._give = lock.acquire, lock.release
+        self.take, self.give = lock.acquire, lock.release
 
     def __enter__(self) -> None:
-        if not self._take(False):
-            raise InputError(
-                "the environment is being stepped already, by another thread or by its own users: give each "
-                "thread an environment of its own"
-            )
+        if not self.take(False):
+            refuse_turn()
 
     def __exit__(self, *_: object) -> None:
-        self._give()
+        self.give()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Turn, ()
+
+
+def refuse_turn() -> NoReturn:
+    """Raise InputError, since another thread holds the turn."""
+    raise InputError(
+        "the environment is being stepped already, by another thread or by its own users: give each "
+        "thread an environment of its own"
+    )

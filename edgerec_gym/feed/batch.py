@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from edgerec_gym.answers import (
     PURCHASE_PROBABILITY,
     Focus,
     UserModel,
-    check_response,
     check_start,
+    wrong_answer,
 )
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.cloud.wire import CloudArrays, cloud_ranking, make_cloud
-from edgerec_gym.compiled.arrays import AddressTable, owned, read_only, reader
+from edgerec_gym.compiled.arrays import AddressTable, Float32Matrix, Int64Vector, owned, read_only, reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point, kernel
 from edgerec_gym.compiled.random_stream import SPLITS
 from edgerec_gym.compiled.selection import make_ranking
@@ -45,7 +45,19 @@ _NO_ROWS = np.zeros(0, np.int64)
 PLAY, BEGIN, WAIT, UNTOUCHED = range(4)
 
 
-read_feed, read_cloud = reader(FeedArrays), reader(CloudArrays)
+class Answers(NamedTuple):
+    """What users without a kernel have answered, until it is checked.
+
+    Attributes:
+        values: (B, RESPONSE_SIZE) float32; theirs to write, hence copied once and checked as a copy.
+        wrong: (workers,) int64; 1 + the first row of a worker's share with a number outside 0..1, or 0.
+    """
+
+    values: Float32Matrix
+    wrong: Int64Vector
+
+
+read_feed, read_cloud, read_answers = reader(FeedArrays), reader(CloudArrays), reader(Answers)
 
 
 @kernel
@@ -57,6 +69,18 @@ def begin_synthetic(feed, cloud, users, row, worker):
     for k in range(feed.n_user):
         feed.observation[row, feed.user_at + k] = users.shipped[users.user[row], k]
     begin(feed, cloud, row, worker)
+
+
+@kernel
+def take_answer(feed, answers, row):
+    """Move the row's answer into the feed; return whether all of it lies in 0..1."""
+    legal = True
+    for k in range(answers.values.shape[1]):
+        value = answers.values[row, k]
+        answers.values[row, k] = 0.0
+        feed.response[row, k] = value
+        legal = legal and 0.0 <= value <= 1.0  # false for NaN
+    return legal
 
 
 def _entry_points(digest: str) -> tuple[Any, ...]:
@@ -91,11 +115,15 @@ def _entry_points(digest: str) -> tuple[Any, ...]:
                 feed.focus_active[row] = False
 
     @entry_point
-    def absorb_rows(feed_address, cloud_address, modes, copies, start, stop, worker):
+    def absorb_rows(feed_address, cloud_address, answers_address, modes, copies, start, stop, worker):
         _ = digest
         feed, cloud = read_feed(feed_address), read_cloud(cloud_address)
+        answers = read_answers(answers_address)
         for row in range(start, stop):
             if modes[row] == PLAY:
+                if feed.focus_active[row] and not take_answer(feed, answers, row):
+                    answers.wrong[worker] = row + 1
+                    return
                 absorb(feed, cloud, row, worker)
             elif modes[row] == BEGIN:
                 begin(feed, cloud, row, worker)
@@ -203,7 +231,8 @@ class FeedBatch:
         self._compiled_users: AddressTable | None = getattr(self.users, "kernel_state", None)
         seen = (a.focus_active, a.window_cards, a.window_items, a.focus_context, a.key, a.window_page)
         self._focus = Focus(*map(read_only, seen))
-        self._answers = np.zeros_like(a.response)
+        self._answers = Answers(np.zeros_like(a.response), np.zeros(len(self._workers), np.int64))
+        self._answers_table = AddressTable(self._answers)
         self._play_all = np.full(self.num_envs, PLAY, np.int8)
         self._no_actions: Any = np.zeros(self.num_envs, np.int64)
         self._no_copies = a.observation[:0]
@@ -301,7 +330,11 @@ class FeedBatch:
         modes = self._play_all if modes is None else modes
         if not self._all_begun:
             self._check_begun(modes == PLAY)
-        self._move(actions, modes, self._no_copies)
+        try:
+            self._advance(actions, modes, self._no_copies)
+        except BaseException:
+            self._fail()
+            raise
 
     def _play_or_restart(self, actions: Any, ended: np.ndarray, copy: bool) -> dict[str, np.ndarray]:
         """Play one slot in every row, but start the next episode in rows that have ended, (B,) bool.
@@ -336,8 +369,13 @@ class FeedBatch:
         try:
             self._advance(actions, modes, copies, begun, answer)
         except BaseException:
-            self._begun[:] = self._all_begun = False
+            self._fail()
             raise
+
+    def _fail(self) -> None:
+        """Leave every row to be reset."""
+        self._begun[:] = self._all_begun = False
+        self._answers.values[:] = 0.0
 
     def _advance(
         self,
@@ -361,6 +399,7 @@ class FeedBatch:
     ) -> None:
         """Place cards, let users without a kernel answer the whole batch, and absorb the answers."""
         feed, cloud, a = self._feed.address, self._cloud.address, self.arrays
+        values, wrong = self._answers
         self._workers.run(_place_rows, feed, cloud, actions, modes)
         if len(begun):
             start = check_start(
@@ -369,14 +408,15 @@ class FeedBatch:
             a.hour[begun] = start.hour
             a.observation[begun, a.user_at : a.user_at + a.n_user] = start.features
         if answer:
-            self._answers[:] = a.response
-            self.users.respond(self._focus, self._answers)
-            np.copyto(a.response, self._answers, where=a.focus_active[:, None])
-            check_response(a.response, a.focus_active)
+            self.users.respond(self._focus, values)
             if self.users.uncertainty is not None:
                 a.uncertainty[:] = self.users.uncertainty
                 check_finite("uncertainty of the users", a.uncertainty)
-        self._workers.run(_absorb_rows, feed, cloud, modes, copies)
+        self._workers.run(_absorb_rows, feed, cloud, self._answers_table.address, modes, copies)
+        if any(wrong.tolist()):
+            row = int(wrong[wrong > 0].min()) - 1
+            wrong[:] = 0
+            raise wrong_answer(a.response[row], row)
 
     def check_actions(self, actions: Any) -> Any:
         """Return a copy of the actions, (B,) int64; InputError names the first row outside the space."""
