@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMarginalRelevance
+from edgerec_gym.agents.diversity import BASE_CTR, DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
-from edgerec_gym.agents.perception.live_interest import LiveInterest
+from edgerec_gym.agents.perception.live_interest import LiveInterest, embedding_size
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.registration import SLATE, track_of
-from edgerec_gym.spaces import CONTEXT, N_SCALARS, TRACKS
+from edgerec_gym.spaces import CONTEXT, TRACKS
 
 SLOT_COLUMN, EXPOSURES_COLUMN = CONTEXT.index("slot"), CONTEXT.index("exposures")
 PAGE_AGE_COLUMN = CONTEXT.index("page_age")  # in pages
@@ -75,10 +75,17 @@ class Random:
 
 
 class Greedy:
-    """The pool row with the highest base ctr score."""
+    """The pool row with the highest base ctr score.
+
+    Args:
+        item_columns: C, number of columns of the feed's item table (`len(config.item_columns)`).
+    """
 
     name = "greedy"
     stateless = True
+
+    def __init__(self, item_columns: int = 0) -> None:
+        self.item_columns = item_columns
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: there is no state."""
@@ -89,7 +96,7 @@ class Greedy:
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return (B, N) base ctr scores."""
-        return observation["pool"][:, :, 1 - N_SCALARS]
+        return observation["pool"][:, :, embedding_size(observation, self.item_columns) + BASE_CTR]
 
 
 class DeviceGreedy(LiveInterest):
@@ -193,13 +200,21 @@ BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
 }
 
 
+PASSED = ("track", "seed", "slate_size", "item_columns")  # arguments that policies may accept
+
+
 def baselines_of(track: str) -> tuple[str, ...]:
     """Return the names of the baselines that play a track."""
     return tuple(name for name, (_, tracks) in BASELINES.items() if track in tracks)
 
 
 def make_policy(
-    name: str, id_or_track: str, seed: int = 0, slate_size: int = FeedConfig.slate_size, **options: Any
+    name: str,
+    id_or_track: str,
+    seed: int = 0,
+    slate_size: int = FeedConfig.slate_size,
+    item_columns: int = 0,
+    **options: Any,
 ) -> Policy:
     """Make a policy by name.
 
@@ -210,8 +225,9 @@ def make_policy(
         id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request", "slate".
         seed: seed of the policy's own generator.
         slate_size: K, the length of a plan in EdgeFeedSlate-v0.
-        **options: arguments of the policy. `track`, `seed` and `slate_size` are passed to policies that
-            accept them.
+        item_columns: C, number of columns of the feed's item table.
+        **options: arguments of the policy. `track`, `seed`, `slate_size` and `item_columns` are passed to
+            policies that accept them.
 
     Raises:
         InputError: if the name or an option is unknown, or the policy does not play this track.
@@ -234,9 +250,9 @@ def make_policy(
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:
         if option not in parameters and not takes_any:
-            known = ", ".join(p for p in parameters if p not in ("track", "seed", "slate_size"))
+            known = ", ".join(p for p in parameters if p not in PASSED)
             raise InputError(f"policy {name!r} has no option {option!r}; its options are: {known or 'none'}")
-    given = {"track": track, "seed": seed, "slate_size": slate_size, **options}
+    given: dict[str, Any] = dict(zip(PASSED, (track, seed, slate_size, item_columns), strict=True)) | options
     given = {key: value for key, value in given.items() if key in parameters or key in options}
     for parameter in parameters.values():
         required = parameter.default is parameter.empty and parameter.kind not in (
@@ -246,7 +262,7 @@ def make_policy(
         if required and parameter.name not in given:
             raise InputError(
                 f"policy {name!r} cannot be made: its argument {parameter.name!r} has no default; "
-                "only track, seed and slate_size are passed"
+                f"only {', '.join(PASSED)} are passed"
             )
     made = factory(**given)
     if not isinstance(getattr(made, "name", None), str):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgerec_gym.agents.perception.live_interest import embedding_size
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
-from edgerec_gym.spaces import N_SCALARS
 
 BASE_CTR = 1
 LEAST_VARIANCE = 1e-9  # below this, a card is a linear combination of earlier ones
@@ -19,16 +19,14 @@ LEAST_VARIANCE = 1e-9  # below this, a card is a linear combination of earlier o
 Scorer = Callable[[Observation], np.ndarray]
 
 
-def base_ctr_score(observation: Observation) -> np.ndarray:
-    """Return the logit of the base ctr of every pool row, (B, N)."""
-    pool = observation["pool"]
-    ctr = np.clip(pool[:, :, pool.shape[2] - N_SCALARS + BASE_CTR].astype(np.float64), 1e-6, 1 - 1e-6)
+def base_ctr_score(observation: Observation, d: int) -> np.ndarray:
+    """Return the logit of the base ctr of every pool row, (B, N), in items of embedding size `d`."""
+    ctr = np.clip(observation["pool"][:, :, d + BASE_CTR].astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(ctr / (1 - ctr))
 
 
-def last_shown(observation: Observation, window: int) -> tuple[np.ndarray, np.ndarray]:
+def last_shown(observation: Observation, window: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings of the last cards placed, (B, window, d), and which are present, (B, window)."""
-    d = observation["pool"].shape[2] - N_SCALARS
     cards = [observation["exposures"][:, :, :d]]
     if "screen" in observation:
         cards.append(observation["screen"][:, :, :d])
@@ -90,12 +88,13 @@ class _GreedyList:
     weight = 0.0
     stateless = True
 
-    def __init__(self, relevance: float, window: int, scorer: Scorer) -> None:
+    def __init__(self, relevance: float, window: int, scorer: Scorer | None, item_columns: int) -> None:
         if not 0 <= relevance <= 1:
             raise InputError(f"policy option relevance = {relevance!r} is out of range; allowed: 0 to 1")
         if int(window) != window or window < 0:
             raise InputError(f"policy option window = {window!r} must be a whole number of cards, at least 0")
         self.relevance, self.window, self.scorer = relevance, int(window), scorer
+        self.item_columns = item_columns
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the observation holds the cards shown last."""
@@ -106,9 +105,10 @@ class _GreedyList:
 
     def emit(self, observation: Observation, k: int) -> np.ndarray:
         """Return k distinct legal pool rows in order, (B, k) int64; -1 where the pool has fewer."""
-        score = self.scorer(observation)
+        d = embedding_size(observation, self.item_columns)
+        score = base_ctr_score(observation, d) if self.scorer is None else self.scorer(observation)
         left = observation["action_mask"][:, : score.shape[1]] > 0
-        shown, present = last_shown(observation, self.window)
+        shown, present = last_shown(observation, self.window, d)
         before = shown.shape[1]
         pool = observation["pool"][:, :, : shown.shape[2]]
         memory = self.memory(np.concatenate([shown, pool], axis=1).astype(np.float64))
@@ -132,12 +132,19 @@ class MaximalMarginalRelevance(_GreedyList):
         relevance: lambda, in 0..1; 1 uses the score alone.
         window: how many of the last cards shown count as the list's beginning.
         scorer: observation -> (B, N); default: the logit of the base ctr.
+        item_columns: C, number of columns of the feed's item table.
     """
 
     name, memory, weight = "mmr", _Nearest, -1.0
 
-    def __init__(self, relevance: float = 0.7, window: int = 4, scorer: Scorer = base_ctr_score) -> None:
-        super().__init__(relevance, window, scorer)
+    def __init__(
+        self,
+        relevance: float = 0.7,
+        window: int = 4,
+        scorer: Scorer | None = None,
+        item_columns: int = 0,
+    ) -> None:
+        super().__init__(relevance, window, scorer, item_columns)
 
 
 class DeterminantalPointProcess(_GreedyList):
@@ -147,9 +154,16 @@ class DeterminantalPointProcess(_GreedyList):
         relevance: theta, in 0..1; 1 uses the score alone.
         window: how many of the last cards shown count as the list's beginning.
         scorer: observation -> (B, N), in logits; default: the logit of the base ctr.
+        item_columns: C, number of columns of the feed's item table.
     """
 
     name, memory, weight = "dpp", _Volume, 1.0
 
-    def __init__(self, relevance: float = 0.7, window: int = 4, scorer: Scorer = base_ctr_score) -> None:
-        super().__init__(relevance, window, scorer)
+    def __init__(
+        self,
+        relevance: float = 0.7,
+        window: int = 4,
+        scorer: Scorer | None = None,
+        item_columns: int = 0,
+    ) -> None:
+        super().__init__(relevance, window, scorer, item_columns)

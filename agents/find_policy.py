@@ -50,7 +50,8 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
             f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class"
         )
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
-    return make_policy(name, env_id, seed, loaded.config.slate_size)
+    config = loaded.config
+    return make_policy(name, env_id, seed, config.slate_size, len(config.item_columns))
 
 
 def find_policies(

@@ -38,7 +38,7 @@ def shipped_report(name: str, work: Path, sessions: int, policy_sessions: int) -
         logs, scenario = work / f"{name}-logs", Scenario.load(name)
         with progress_bar(name) as progress:
             collect(logs, preset_name=name, sessions=sessions, seed=SEED, progress=progress)
-            zoo = weak_to_strong(scenario.config.page_size, 0)
+            zoo = weak_to_strong(scenario.config, 0)
             report = fidelity_report(
                 scenario,
                 logs,

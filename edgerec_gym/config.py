@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
 PRESETS = ("default", "lite")
 MOST_TYPES = 100  # card types of a feed
+MOST_COLUMNS = 256  # of the item table
 # Users unlike those behind the logs and policies: factors applied to the scenario's SyntheticUserConfig.
 SHIFTS: dict[str, dict[str, float]] = {
     "more-switching": {"intent_switch": 2.0},  # the intent switches twice as often
@@ -193,6 +194,7 @@ class FeedConfig(Config):
     card_types: tuple[str, ...] = ("video", "live", "content", "ad")
     embedding_size: int = bounded(16, 2, 256)  # d, as shipped by the cloud
     profile_size: int = bounded(4, 0, 64)  # profile numbers in addition to the long-term embedding
+    item_columns: tuple[str, ...] = ()  # what logs have told of items, shipped with them (logs/item_table.py)
     exposure_history: int = bounded(50, 1, 1000)  # rows of `exposures`
     page_view_history: int = bounded(25, 1, 1000)  # rows of `page_views`
     max_slots: int = bounded(200, 4, 10_000)  # a session is truncated here
@@ -219,6 +221,11 @@ class FeedConfig(Config):
                     f"FeedConfig.{name} has {len(getattr(self, name))} entries; it needs one for each of "
                     f"the {len(self.card_types)} card_types {self.card_types}"
                 )
+        if len(self.item_columns) > MOST_COLUMNS or len(set(self.item_columns)) < len(self.item_columns):
+            raise InputError(
+                f"FeedConfig.item_columns must be up to {MOST_COLUMNS} different names, "
+                f"got {shown(list(self.item_columns))}"
+            )
         if self.request_latency >= self.page_size:
             raise InputError(
                 f"FeedConfig.request_latency = {self.request_latency} must be below "
@@ -241,8 +248,8 @@ class FeedConfig(Config):
 
     @property
     def n_item_features(self) -> int:
-        """Number of item features (F): embedding, price level, base ctr, base cvr, freshness."""
-        return self.embedding_size + 4
+        """Number of item features (F): embedding, price, base ctr, base cvr, freshness, item columns."""
+        return self.embedding_size + 4 + len(self.item_columns)
 
     @property
     def n_user_features(self) -> int:

@@ -125,7 +125,7 @@ class Scenario:
     def save(self, folder: str | Path) -> None:
         """Write the catalogue, then scenario.json; the folder must already hold the simulator files."""
         folder = make_folder(folder)
-        self.catalog.save(folder / "catalog.parquet")
+        self.catalog.save(folder / "catalog.parquet", self.config.item_columns)
         write_json(
             folder / "scenario.json",
             {
@@ -166,7 +166,7 @@ def _load(folder: Path, stamp: int) -> Scenario:
     users = None
     if described.synthetic is not None:
         users = config_from(SyntheticUserConfig, described.synthetic, file, "synthetic")
-    catalog = Catalog.load(folder / "catalog.parquet", config.embedding_size)
+    catalog = Catalog.load(folder / "catalog.parquet", config.embedding_size, config.item_columns)
     if catalog.card_type.max() >= config.n_types:
         raise InputError(
             f"{folder / 'catalog.parquet'}: card_type {catalog.card_type.max()} is not one of the feed's "

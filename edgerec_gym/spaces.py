@@ -107,14 +107,15 @@ def observation_layout(config: FeedConfig, track: str) -> dict[str, KeyLayout]:
 
 def observation_space(config: FeedConfig, track: str) -> spaces.Dict:
     """Return the observation space of one environment: bounded float32, and the int8 mask."""
-    signed = config.embedding_size  # embeddings lie in -1..1, everything else in 0..1
+    d, features = config.embedding_size, config.n_item_features
     keys: dict[str, spaces.Space] = {}
     for key, (base, shape, *_) in observation_layout(config, track).items():
         low = np.zeros(shape, base)
         if key == "user":
             low[:] = -1
         elif key not in ("context", "action_mask"):
-            low[..., :signed] = -1
+            low[..., :d] = -1  # embeddings and item columns lie in -1..1, everything else in 0..1
+            low[..., d + N_SCALARS : features] = -1
         keys[key] = spaces.Box(low, np.ones(shape, base), dtype=base.type)
     return spaces.Dict(keys)
 
@@ -165,6 +166,7 @@ class ObservationSizes:
 
     n_pool: int
     n_cards: int
+    embedding_size: int  # d
     n_item_features: int  # F
     n_types: int  # T, goods included
     n_user: int
@@ -178,9 +180,12 @@ class ObservationSizes:
         """Read the sizes from the space of EdgeFeed-v0 or of one of its tracks."""
         shapes = {key: space.shape or () for key, space in observation_space.spaces.items()}
         n_pool, n_features = shapes["pool"]
+        pool = observation_space["pool"]
+        assert isinstance(pool, spaces.Box)
         return cls(
             n_pool=n_pool,
             n_cards=shapes["cards"][0],
+            embedding_size=int((pool.low[0] >= 0).argmax()),  # scalars follow, which are not negative
             n_item_features=n_features,
             n_types=shapes["cards"][1] - n_features,
             n_user=shapes["user"][0],
@@ -189,8 +194,3 @@ class ObservationSizes:
             exposure_history=shapes["exposures"][0],
             page_view_history=shapes["page_views"][0],
         )
-
-    @property
-    def embedding_size(self) -> int:
-        """Size of an item embedding (d)."""
-        return self.n_item_features - N_SCALARS

@@ -11,13 +11,13 @@ import pyarrow as pa
 from edgerec_gym.agents.data.log_stream import log_tables
 from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards
 from edgerec_gym.agents.perception.live_interest import LiveInterest
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.off_policy import LoggedDecisions
 from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy
-from edgerec_gym.spaces import N_SCALARS
 
 TRACK = "request"
 BLOCK = 4096  # observations per call of a stateless policy
@@ -38,11 +38,11 @@ def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray
     return found
 
 
-def decision_features(observation: Observation) -> np.ndarray:
+def decision_features(observation: Observation, config: FeedConfig) -> np.ndarray:
     """Return covariates of a request's value, (B, d) float64: context, user, pool, match with behaviour."""
-    score = LiveInterest().scores(observation)
+    score = LiveInterest(item_columns=len(config.item_columns)).scores(observation)
     left = (observation["pool"] != 0).any(axis=2)
-    ctr = observation["pool"][:, :, 1 - N_SCALARS]
+    ctr = observation["pool"][:, :, config.embedding_size + 1]
     count = np.maximum(left.sum(axis=1), 1)
     best = np.where(left, score, -np.inf).max(axis=1)
     shown = np.column_stack(
@@ -132,7 +132,7 @@ def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool)
     first = sessions.starts[1:].copy()
     np.minimum.at(first, session[rows], rows)
     observed = [
-        decision_features(log.observations(session[some], slot[some]))
+        decision_features(log.observations(session[some], slot[some]), config)
         for some in (rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK))
     ]
     return {

@@ -65,6 +65,7 @@ class TrackLog(ObservedLog):
     def _cards_left(self, now: np.ndarray) -> np.ndarray:
         """Return the cards of the page that have not been placed yet, (R, M, F + T) float32."""
         pages, catalog, d = self.pages, self.sessions.catalog, self.config.embedding_size
+        sessions = self.sessions
         page = pages.of_slot[now]
         items = self.cards[page]
         left = items >= 0
@@ -74,7 +75,7 @@ class TrackLog(ObservedLog):
         used = self.card_row[rows]
         left[row[used >= 0], used[used >= 0]] = False
         types = np.eye(self.config.n_types, dtype=np.float32)[catalog.card_type[items]]
-        cards = np.concatenate([catalog.embeddings[items], catalog.scalars[items], types], axis=2)
+        cards = np.concatenate([sessions.candidates(items, sessions.session_of(now)), types], axis=2)
         cards[:, :, d + 1] = self.card_ctr[page]
         return cards * left[:, :, None]
 

@@ -98,7 +98,7 @@ class ObservedLog:
         }
 
     def _pool(self, now: np.ndarray) -> np.ndarray:
-        pages, catalog, d = self.pages, self.sessions.catalog, self.config.embedding_size
+        pages, d = self.pages, self.config.embedding_size
         page = pages.of_slot[now]
         candidates = pages.candidates[page]
         placed = now - pages.first[page]  # slots filled from this page, including cards
@@ -107,7 +107,7 @@ class ObservedLog:
         used = pages.pool_row[rows]
         left = candidates >= 0
         left[request[used >= 0], used[used >= 0]] = False
-        pool = np.concatenate([catalog.embeddings[candidates], catalog.scalars[candidates]], axis=2)
+        pool = self.sessions.candidates(candidates, self.sessions.session_of(now))
         pool[:, :, d + 1] = pages.base_ctr[page]
         return pool * left[:, :, None]
 

@@ -19,6 +19,7 @@ from edgerec_gym.agents.edgerec.values import Candidate, PlanValues, candidates,
 from edgerec_gym.agents.insertion.policies import insertions, net_gains, solve
 from edgerec_gym.agents.insertion.values import SlotValues
 from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
+from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.slate import Plan, check_plan
@@ -90,6 +91,7 @@ class EdgeRec(SlotBySlot):
         choose: Choose | None = None,
     ) -> None:
         self.judge, self.config, self.rules = judge, config, rules or Rules()
+        self._interest = LiveInterest(item_columns=len(config.item_columns))
         triggers = self.rules.triggers
         super().__init__(_Unasked(name), triggers.quiet_exposures)
         self.limits = self.rules.feed(config)
@@ -145,8 +147,8 @@ class EdgeRec(SlotBySlot):
         net = net_gains(found.values, self.rules.insert.price + found.price)
         plan = Candidate(scores, self._slots(net, found, observation), may_ask & (found.gain > self.price))
         if self._choose is not None:
-            planned = candidates(plan, observation, may_ask, decide.order)
-            told = features(planned, net, found.gain - self.price, observation)
+            planned = candidates(plan, observation, may_ask, self._interest, decide.order)
+            told = features(planned, net, found.gain - self.price, observation, self._interest)
             plan = _chosen(planned, self._choose(rows, told, self._now[rows]))
         self._told.keep(rows, plan, found.values.cards, found.gain)
         made = {

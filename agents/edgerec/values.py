@@ -52,7 +52,11 @@ class Candidate(NamedTuple):
 
 
 def candidates(
-    first: Candidate, observation: Observation, may_ask: np.ndarray, reorder: bool = True
+    first: Candidate,
+    observation: Observation,
+    may_ask: np.ndarray,
+    interest: LiveInterest,
+    reorder: bool = True,
 ) -> list[Candidate]:
     """List the plans to compare, starting with `first`, the one from separate decisions.
 
@@ -60,6 +64,7 @@ def candidates(
         first: the agent's plan.
         observation: observation of the R moments.
         may_ask: (R,) bool where a request is allowed.
+        interest: scores the live order.
         reorder: False keeps the same order in all of them.
     """
     none = np.full_like(first.slots, NOT_SHOWN)
@@ -71,13 +76,17 @@ def candidates(
         first._replace(slots=none, asks=other),
     ]
     if reorder:
-        live = LiveInterest().scores(observation).astype(np.float32)
+        live = interest.scores(observation).astype(np.float32)
         found += [first._replace(scores=live, live=True), first._replace(scores=live, live=True, asks=other)]
     return found
 
 
 def features(
-    planned: Sequence[Candidate], net: np.ndarray, gain: np.ndarray, observation: Observation
+    planned: Sequence[Candidate],
+    net: np.ndarray,
+    gain: np.ndarray,
+    observation: Observation,
+    interest: LiveInterest,
 ) -> np.ndarray:
     """Features :data:`FEATURES` of plans, (R, P, 9) float64.
 
@@ -86,10 +95,10 @@ def features(
         net: (R, M, T) gain of each card at each slot, net of its price and of what it displaces.
         gain: (R,) gain of a request, net of its price.
         observation: observation of the moments.
+        interest: estimates how much is known of the current interest.
     """
     age = observation["context"][:, PAGE_AGE].astype(np.float64)
-    interest = LiveInterest().interest(observation)
-    length = np.linalg.norm(interest, axis=1)
+    length = np.linalg.norm(interest.interest(observation), axis=1)
     evidence = length / (1 + length)
     told = []
     for plan in planned:

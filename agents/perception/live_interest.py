@@ -10,11 +10,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, N_SCALARS
 
 SLOT, EXPOSURES = CONTEXT.index("slot"), CONTEXT.index("exposures")
 DWELL_CENTRE = 0.4  # dwell below this (of 0..1) is evidence against the item
+
+
+def embedding_size(observation: Observation, item_columns: int) -> int:
+    """Return d of an observation whose items have so many columns of an item table; InputError if not."""
+    pool = observation["pool"]
+    d = pool.shape[2] - N_SCALARS - item_columns
+    # Embeddings have length 1 or 0; with a column too many, they seem longer.
+    if d < 1 or np.square(pool[:1, 0, :d]).sum() > 1.01:
+        raise InputError(
+            f"the items have another number of item columns than {item_columns}: make the policy with "
+            "item_columns = len(config.item_columns)"
+        )
+    return d
 
 
 @dataclass
@@ -27,6 +41,7 @@ class LiveInterest:
         dwell_weight: evidence of a long look at an exposed card.
         click_weight: evidence of a click.
         page_view_weight: evidence of a long page view.
+        item_columns: C, number of columns of the feed's item table (`len(config.item_columns)`).
     """
 
     strength: float = 4.0
@@ -34,6 +49,7 @@ class LiveInterest:
     dwell_weight: float = 1.0
     click_weight: float = 1.0
     page_view_weight: float = 2.0
+    item_columns: int = 0
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return the logit of the base ctr plus `strength` x match of each candidate, (B, N)."""
@@ -47,7 +63,7 @@ class LiveInterest:
 
     def interest(self, observation: Observation) -> np.ndarray:
         """Return the decayed evidence in the embedding space, (B, d) float64."""
-        d = observation["pool"].shape[2] - N_SCALARS
+        d = embedding_size(observation, self.item_columns)
         exposures, page_views = observation["exposures"], observation["page_views"]
         dwell = exposures[:, :, -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
         view = page_views[:, :, -N_PAGE_VIEW_COLUMNS] - DWELL_CENTRE

@@ -27,7 +27,7 @@ from edgerec_gym.agents.perception.perception import (
     take,
 )
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.spaces import CONTEXT, N_SCALARS, ObservationSizes
+from edgerec_gym.spaces import CONTEXT, ObservationSizes
 
 try:
     import torch
@@ -69,7 +69,7 @@ class BehaviourReader(nn.Module):
         offset: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.d, self.n_types = sizes.embedding_size, sizes.n_types
+        self.d, self.n_features, self.n_types = sizes.embedding_size, sizes.n_item_features, sizes.n_types
         n_card = sizes.n_item_features + sizes.n_types
         n_actions = n_columns - 1  # the last column is the slot
         n_inputs = n_card - self.d + n_actions + 2 + 2 * codes
@@ -88,7 +88,7 @@ class BehaviourReader(nn.Module):
 
     def forward(self, rows: Tensor, codes: BehaviourCodes, slot: Tensor) -> Tensor:
         """Describe rows (B, K, W) at the current slot (B, 1): (B, K, hidden), 0 for padding."""
-        n_card = self.d + N_SCALARS + self.n_types
+        n_card = self.n_features + self.n_types
         cards = card_features(rows[..., :n_card], self.d)
         age = slot.unsqueeze(1) - rows[..., -1:]
         inputs = (cards[..., self.d :], rows[..., n_card:-1], age, torch.exp(-10 * age), codes.values)
@@ -97,7 +97,7 @@ class BehaviourReader(nn.Module):
     def interests(self, rows: Tensor, described: Tensor, slot: Tensor) -> Tensor:
         """Return interest vectors (B, heads, d) from rows and their descriptions; padding adds nothing."""
         age = slot.unsqueeze(1) - rows[..., -1:]
-        actions = rows[..., self.d + N_SCALARS + self.n_types : -1]
+        actions = rows[..., self.n_features + self.n_types : -1]
         weights = self.evidence(actions) + self.weights(described)
         weights = weights * torch.exp(-age * self.decay.exp())
         interests = weights.transpose(1, 2) @ rows[..., : self.d]
@@ -216,9 +216,10 @@ class PointerNetwork(BaseFeaturesExtractor):
             }
         )
         n_matches = 2 * heads + 1 + sizes.lookahead  # one per query vector
-        n_candidate = n_matches + N_SCALARS + 2 * width
+        n_scalars = sizes.n_item_features - self.d  # and item columns
+        n_candidate = n_matches + n_scalars + 2 * width
         n_state = sizes.n_context + sizes.n_user - self.d + 2 * width + 4 * hidden + 3 * n_candidate
-        n_state += sizes.lookahead * (N_SCALARS + sizes.n_types)
+        n_state += sizes.lookahead * (n_scalars + sizes.n_types)
         self.query_scale = nn.Parameter(torch.ones(n_matches, self.d))  # weights of the elementwise products
         self.policy_state = nn.Sequential(nn.Linear(n_state, hidden), nn.ReLU())
         self.value_state = nn.Sequential(
@@ -282,7 +283,7 @@ class PointerNetwork(BaseFeaturesExtractor):
     def _candidates(self, cards: Tensor, read: _Read) -> Tensor:
         """Return features of candidates (B, n, F + T): matches, scalars, attention results."""
         features = card_features(cards, self.d)
-        inputs = [cards[..., : self.d] @ read.queries, features[..., self.d : self.d + N_SCALARS]]
+        inputs = [cards[..., : self.d] @ read.queries, features[..., self.d : self.sizes.n_item_features]]
         for name, sequence in read.sequences.items():
             reader = self.readers[name]
             assert isinstance(reader, BehaviourReader)
@@ -291,7 +292,7 @@ class PointerNetwork(BaseFeaturesExtractor):
 
     def _card_types(self, cards: Tensor, context: Tensor) -> Tensor:
         """Return the type one-hot, its share so far, and slots since its last card: (B, M, T + 2)."""
-        types = cards[..., self.d + N_SCALARS :]
+        types = cards[..., self.sizes.n_item_features :]
         per_type = context[:, len(CONTEXT) :].unflatten(-1, (2, self.sizes.n_types - 1))  # (B, 2, T - 1)
         return torch.cat((types, types[..., 1:] @ per_type.transpose(1, 2)), -1)
 

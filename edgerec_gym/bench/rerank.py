@@ -180,8 +180,9 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
 
 def make_diverse(place: Place, kind: str, run: str) -> Policy:
     """Return a diversity policy over the scores of a trained pointwise re-ranker."""
-    scorer = RerankPolicy("dnn", load_reranker(run, Scenario.load(place.scenario).config))
-    return DIVERSIFIERS[kind](scorer=scorer.scores)
+    config = Scenario.load(place.scenario).config
+    scorer = RerankPolicy("dnn", load_reranker(run, config))
+    return DIVERSIFIERS[kind](scorer=scorer.scores, item_columns=len(config.item_columns))
 
 
 def policies() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgerec_gym.agents.baselines import DeviceGreedy, FixedInterval, FixedSlot, Greedy, Keep, Random
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.spaces import TRACKS
 
@@ -46,22 +47,25 @@ class Both:
         return np.where(wanted >= observation["pool"].shape[1], wanted, row)
 
 
-def weak_to_strong(page_size: int, seed: int = 0) -> list[Policy]:
+def weak_to_strong(config: FeedConfig, seed: int = 0) -> list[Policy]:
     """Return policies of EdgeFeed-v0 from weak to strong, with distinct names.
 
     Args:
-        page_size: page size of the feed; intervals between requests are fractions of it.
+        config: the feed; intervals between requests are fractions of its page size.
         seed: seed of the random policy.
     """
 
     def order(strength: float) -> Policy:
-        return _named(DeviceGreedy(strength=strength), f"device-greedy {strength:g}")
+        return _named(
+            DeviceGreedy(strength=strength, item_columns=len(config.item_columns)),
+            f"device-greedy {strength:g}",
+        )
 
     def slots(every: int) -> Policy:
         return _named(FixedSlot(TRACKS[0], every), f"fixed-slot {every}")
 
     def interval(share: float) -> Policy:
-        every = max(1, round(share * page_size))
+        every = max(1, round(share * config.page_size))
         return _named(FixedInterval(every), f"fixed-interval {every}")
 
     return [
@@ -69,7 +73,7 @@ def weak_to_strong(page_size: int, seed: int = 0) -> list[Policy]:
         Reversed(),
         Random(seed),
         order(-4.0),
-        Greedy(),
+        Greedy(len(config.item_columns)),
         order(1.0),
         order(4.0),
         order(12.0),

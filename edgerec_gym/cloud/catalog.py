@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ class Catalog:
         card_type: (n,) int32; 0 = goods, k = card_types[k - 1].
         category: (n,) int32, from 0.
         names: (n,) int64, the data set's own item ids.
+        columns: (n, C) float32 in -1..1, the item table (:mod:`edgerec_gym.logs.item_table`); C may be 0.
+        folds: (n, K, C) float32, the same learned without the sessions of each fold, to train on the sessions
+            that the table was learned from; K = 0 otherwise.
     """
 
     embeddings: np.ndarray
@@ -34,9 +38,19 @@ class Catalog:
     card_type: np.ndarray
     category: np.ndarray
     names: np.ndarray
+    columns: np.ndarray = None  # type: ignore[assignment]
+    folds: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
+        if self.columns is None:
+            object.__setattr__(self, "columns", np.zeros((n, 0), np.float32))
+        if self.folds is None:
+            object.__setattr__(self, "folds", np.zeros((n, 0, self.columns.shape[1]), np.float32))
+        for name in ("columns", "folds"):
+            values = getattr(self, name)
+            if len(values) != n or not (np.abs(values) <= 1).all():  # false for NaN
+                raise InputError(f"catalogue: {name} must lie in -1..1, with a row for each of {n} items")
         for name in ("embeddings", "scalars"):
             values = getattr(self, name)
             bad = np.flatnonzero(~np.isfinite(values).reshape(n, -1).all(axis=1))
@@ -81,16 +95,30 @@ class Catalog:
         )
         return catalog, order
 
-    def save(self, path: str | Path) -> None:
-        """Write `catalog.parquet` atomically."""
+    def columns_of(self, item: np.ndarray, session: np.ndarray) -> np.ndarray:
+        """Return the item table as sessions may see it: without what they have told themselves.
+
+        Args:
+            item: (...) rows.
+            session: (...) ids of the sessions, of the same shape or one that broadcasts.
+
+        Returns:
+            (..., C) float32.
+        """
+        n_folds = self.folds.shape[1]
+        return self.folds[item, session % n_folds] if n_folds else self.columns[item]
+
+    def save(self, path: str | Path, item_columns: Sequence[str] = ()) -> None:
+        """Write `catalog.parquet` atomically; `item_columns` names the C columns."""
         columns = {f"e{k}": self.embeddings[:, k] for k in range(self.embeddings.shape[1])}
+        columns |= {f"item.{name}": self.columns[:, k] for k, name in enumerate(item_columns)}
         columns |= {name: self.scalars[:, k] for k, name in enumerate(SCALARS)}
         columns |= {"card_type": self.card_type, "category": self.category, "name": self.names}
         with atomic_path(path) as temporary:
             pl.DataFrame(columns).write_parquet(temporary, compression="zstd", compression_level=9)
 
     @classmethod
-    def load(cls, path: str | Path, embedding_size: int) -> Catalog:
+    def load(cls, path: str | Path, embedding_size: int, item_columns: Sequence[str] = ()) -> Catalog:
         """Read and validate `catalog.parquet`; InputError names the file, column or row at fault."""
         check_parquet(path, most_rows=MOST_ITEMS)
         try:
@@ -98,7 +126,8 @@ class Catalog:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
         embedding = [f"e{k}" for k in range(embedding_size)]
-        for name in (*embedding, *SCALARS, "card_type", "category", "name"):
+        table = [f"item.{name}" for name in item_columns]
+        for name in (*embedding, *SCALARS, "card_type", "category", "name", *table):
             if name not in frame.columns:
                 raise InputError(f"{path}: missing column {name!r}")
             if not frame[name].dtype.is_numeric():
@@ -117,6 +146,7 @@ class Catalog:
                 frame["card_type"].to_numpy().astype(np.int32),
                 frame["category"].to_numpy().astype(np.int32),
                 frame["name"].to_numpy().astype(np.int64),
+                frame.select(table).to_numpy().astype(np.float32, order="C").reshape(len(frame), len(table)),
             )
         except InputError as error:
             raise InputError(f"{path}: {error}") from None

@@ -232,7 +232,7 @@ def _on_cards(feed, row, m, item):
 
 @kernel
 def _write_item(feed, cloud, row, at, item, score):
-    """Write the item features (embedding, price level, base ctr, base cvr, freshness) at a column."""
+    """Write the item features (embedding, price level, base ctr, base cvr, freshness, item columns)."""
     d = feed.n_embedding
     for k in range(d):
         feed.observation[row, at + k] = cloud.items[item, k]
@@ -240,3 +240,5 @@ def _write_item(feed, cloud, row, at, item, score):
     feed.observation[row, at + d + 1] = sigmoid(score + cloud.score_offset)
     feed.observation[row, at + d + 2] = cloud.items[item, d + 2]
     feed.observation[row, at + d + 3] = cloud.items[item, d + 3]
+    for k in range(cloud.item_columns.shape[1]):
+        feed.observation[row, at + d + 4 + k] = cloud.item_columns[item, k]

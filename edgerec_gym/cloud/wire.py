@@ -28,6 +28,7 @@ class CloudArrays(NamedTuple):
     """The catalogue (n items in G groups of one card type and category) and the cloud's settings."""
 
     items: Float32Matrix  # (n, d + 4): embedding, price level, base logit, base cvr, freshness
+    item_columns: Float32Matrix  # (n, C), the item table
     group_bounds: Int64Vector  # (G + 1,), rows of the catalogue
     centroids: Float32Matrix  # (Gg, d), centroids of the groups of goods
     type_bounds: Int64Vector  # (T + 1,), rows of the catalogue
@@ -59,6 +60,11 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
             f"embedding_size = {config.embedding_size} cannot be: the catalogue's embeddings have "
             f"{catalog.embeddings.shape[1]} columns"
         )
+    if catalog.columns.shape[1] != len(config.item_columns):
+        raise InputError(
+            f"item_columns names {len(config.item_columns)} columns, the catalogue has "
+            f"{catalog.columns.shape[1]}: they belong to the scenario and cannot be changed"
+        )
     code = catalog.card_type.astype(np.int64) * (int(catalog.category.max()) + 1) + catalog.category
     group_bounds = np.append(np.flatnonzero(np.diff(code, prepend=-1)), len(catalog))
     goods = int((catalog.card_type[group_bounds[:-1]] == 0).sum())
@@ -80,6 +86,7 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
         )
     return CloudArrays(
         items=np.concatenate([catalog.embeddings, catalog.scalars], axis=1),
+        item_columns=np.ascontiguousarray(catalog.columns),
         group_bounds=group_bounds.astype(np.int64),
         centroids=(sums / sizes[:goods, None]).astype(np.float32),
         type_bounds=np.searchsorted(catalog.card_type, np.arange(config.n_types + 1)).astype(np.int64),

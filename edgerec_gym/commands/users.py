@@ -105,7 +105,7 @@ def fidelity(
         report = fidelity_report(
             loaded,
             logs,
-            policies=weak_to_strong(loaded.config.page_size, seed) if loaded.synthetic is not None else (),
+            policies=weak_to_strong(loaded.config, seed) if loaded.synthetic is not None else (),
             whole_log=whole_log,
             sessions=min(sessions, 300) if quick else sessions,
             policy_sessions=min(policy_sessions, 100) if quick else policy_sessions,

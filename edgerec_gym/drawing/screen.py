@@ -24,6 +24,7 @@ from edgerec_gym.answers import (
 )
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.feed.batch import BEGIN, PLAY, FeedBatch
+from edgerec_gym.spaces import N_SCALARS
 from edgerec_gym.state import NO_ITEM, REWARD_TERMS
 from edgerec_gym.users.synthetic import SyntheticUsers
 
@@ -255,7 +256,7 @@ class ScreenRecorder:
         newest, arrived = a.window_cards[row, a.newest], bool(a.arrived[row])
         inserted = where >= config.pool_size
         passed = 0 if inserted else int(session.unused[:where].sum())
-        scalars = newest[config.embedding_size : config.n_item_features].tolist()
+        scalars = newest[config.embedding_size : config.embedding_size + N_SCALARS].tolist()
         return Card(
             slot=int(a.slot[row]) - 1,
             item=item,

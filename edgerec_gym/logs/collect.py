@@ -167,7 +167,7 @@ def log_batch(
         step["item"] = a.placed_item.copy()
         d = batch.config.embedding_size
         step["scalars"] = a.window_cards[:, a.newest, d : d + 4].copy()
-        step["card_type"] = a.window_cards[:, a.newest, d + 4 :].argmax(axis=1)
+        step["card_type"] = a.window_cards[:, a.newest, a.n_features :].argmax(axis=1)
         step["request"] = a.sent == 1
         step["answered"] = np.zeros(size, np.bool_)
         step["response"] = np.zeros_like(a.response)

@@ -166,11 +166,24 @@ class LoggedSessions:
 
     def cards(self, rows: np.ndarray) -> np.ndarray:
         """Return features and one-hot types of the cards at slots (...) int64, (..., F + T) float32."""
-        item = self.item[rows]
-        types = np.eye(self.n_types, dtype=np.float32)
-        return np.concatenate(
-            [self.catalog.embeddings[item], self.scalars[rows], types[self.catalog.card_type[item]]], axis=-1
-        )
+        item, catalog = self.item[rows], self.catalog
+        session = self.session[self.session_of(rows)]
+        types = np.eye(self.n_types, dtype=np.float32)[catalog.card_type[item]]
+        columns = catalog.columns_of(item, session)
+        return np.concatenate([catalog.embeddings[item], self.scalars[rows], columns, types], axis=-1)
+
+    def session_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the index of the session of each slot (...), (...) int64."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def candidates(self, items: np.ndarray, session: np.ndarray) -> np.ndarray:
+        """Return features of candidates (R, N) int64 of sessions (R,), (R, N, F) float32.
+
+        The base ctr is the catalogue's base logit, which the caller replaces.
+        """
+        catalog = self.catalog
+        columns = catalog.columns_of(items, self.session[session][:, None])
+        return np.concatenate([catalog.embeddings[items], catalog.scalars[items], columns], axis=2)
 
 
 def _flags(table: pa.Table, name: str) -> np.ndarray:

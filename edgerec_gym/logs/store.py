@@ -7,8 +7,10 @@ A folder holds `logs.json` (schema version, feed config, provenance, what the da
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 from msgspec import Meta
 
 from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.cloud.item_table import ITEM_TABLE, ItemTable
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.documents import MOST_BYTES, OpenDocument, config_from, read_object
 from edgerec_gym.errors import InputError, shown
@@ -112,7 +115,7 @@ class LogWriter:
         elif _part_paths(self.folder):
             raise InputError(f"{self.folder} holds log parts but no logs.json; choose another folder")
         else:
-            catalog.save(self.folder / "catalog.parquet")
+            catalog.save(self.folder / "catalog.parquet", config.item_columns)
             write_json(self.folder / "logs.json", {**self._header, "complete": False})
 
     def _resume(self) -> None:
@@ -127,7 +130,7 @@ class LogWriter:
             raise InputError(
                 f"{self.folder} holds another log: its {name} is {found!r}, not {wanted!r}; choose another"
             )
-        for name in ("embeddings", "scalars", "card_type", "category", "names"):
+        for name in ("embeddings", "scalars", "card_type", "category", "names", "columns"):
             if not np.array_equal(getattr(reader.catalog, name), getattr(self.catalog, name)):
                 raise InputError(f"{self.folder} holds another log: its catalogue differs in {name}")
         self.complete = reader.complete
@@ -184,8 +187,8 @@ class LogReader:
         allow_empty: accept a folder without any part.
 
     Attributes:
-        config: FeedConfig of the logged feed.
-        catalog: Catalog of the items.
+        config: FeedConfig of the logged feed, with the columns of the item table if the folder holds one.
+        catalog: Catalog of the items; likewise.
         unidentified: what the data does not identify.
         provenance: JSON-ready facts about the origin of the log.
         complete: whether the writer finished.
@@ -216,7 +219,14 @@ class LogReader:
             raise InputError(f"{path} names {named} parts, the folder holds {len(self.paths)}")
         if not self.paths and not allow_empty:
             raise InputError(f"{self.folder} holds no log parts (part-00000.parquet, ...)")
-        self.catalog = Catalog.load(self.folder / "catalog.parquet", self.config.embedding_size)
+        config = self.config
+        self.catalog = Catalog.load(
+            self.folder / "catalog.parquet", config.embedding_size, config.item_columns
+        )
+        if os.path.lexists(self.folder / ITEM_TABLE):
+            table = ItemTable.load(self.folder / ITEM_TABLE, len(self.catalog))
+            self.config = config.replace(item_columns=table.names)
+            self.catalog = replace(self.catalog, columns=table.columns, folds=table.folds)
         self._totals: tuple[int, int] | None = None
 
     @property

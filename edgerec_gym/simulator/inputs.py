@@ -32,7 +32,7 @@ from edgerec_gym.answers import (
     WINDOW,
 )
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.spaces import LEAST_CTR
+from edgerec_gym.spaces import LEAST_CTR, N_SCALARS
 from edgerec_gym.users.learned_layout import N_ACTIONS, N_SIGNS, N_WAVES
 
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
@@ -101,8 +101,7 @@ class InputEncoder(nn.Module):
     def __init__(self, config: FeedConfig, unidentified: frozenset[str], behaviour: bool = True) -> None:
         super().__init__()
         self.d, self.width = config.embedding_size, config.n_item_features + config.n_types
-        self.n_scalars = config.n_item_features - self.d
-        self.n_attributes = self.width - self.d + 1  # scalars, type, and the logit of base ctr
+        self.n_attributes = self.width - self.d + 1  # scalars, item columns, type, and the logit of base ctr
         near = torch.ones(WINDOW, 1)
         near[FOCUSED + 1 + config.lookahead :] = 0  # not yet placed at the time of the answer
         if "neighbours" in unidentified:
@@ -174,6 +173,6 @@ class InputEncoder(nn.Module):
         """Return factors and offsets (5,) that convert the summary of a page to the units of its cards."""
         factor, offset = torch.ones(len(PAGE_SUMMARY)), torch.zeros(len(PAGE_SUMMARY))
         logit = PAGE_SUMMARY.index("base_logit")
-        factor[: self.n_scalars] = self.card_scale[FOCUSED, self.d : self.d + self.n_scalars]
+        factor[:N_SCALARS] = self.card_scale[FOCUSED, self.d : self.d + N_SCALARS]
         factor[logit], offset[logit] = self.ctr_logit[1], -self.ctr_logit.prod()
         return factor, offset

@@ -37,9 +37,7 @@ class LogStatistics:
     def add(self, chunk: LoggedSessions) -> None:
         """Add a chunk."""
         ctr = np.clip(chunk.scalars[:, 1], LEAST_CTR, 1 - LEAST_CTR)
-        types = np.eye(chunk.n_types)[chunk.catalog.card_type[chunk.item]]
-        embeddings = chunk.catalog.embeddings[chunk.item]
-        self._count("card", np.concatenate([embeddings, chunk.scalars, types], axis=1))
+        self._count("card", chunk.cards(np.arange(len(chunk.item))))
         self._count("logit", np.log(ctr / (1 - ctr))[:, None])
         self._count("context", chunk.context)
         self._count("user", chunk.user)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS
 from edgerec_gym.bench.weak_to_strong import weak_to_strong
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.fidelity.expected import event_figures
 from edgerec_gym.fidelity.interventions import arms, interventions, keep_rows
@@ -164,7 +165,7 @@ def test_rollouts_are_as_many_as_asked_for(scenario):
 
 
 def test_ranking_counts_pairs_that_are_certain(scenario):
-    policies = weak_to_strong(scenario.config.page_size)
+    policies = weak_to_strong(scenario.config)
     labels: list[str] = []
     found = rank_policies(policies, scenario, 30, progress=lambda done, label: labels.append(label))
     names = [policy.name for policy in policies]
@@ -177,7 +178,7 @@ def test_ranking_counts_pairs_that_are_certain(scenario):
 
 def test_the_zoo_plays_legal_actions(lite):
     env = EdgeFeedVectorEnv(6, track="joint", scenario=lite, users="synthetic")
-    for policy in weak_to_strong(lite.config.page_size):
+    for policy in weak_to_strong(lite.config):
         observation, _ = env.reset(seed=1)
         policy.reset(np.ones(6, np.bool_))
         for _ in range(12):
@@ -187,7 +188,7 @@ def test_the_zoo_plays_legal_actions(lite):
 
 
 def test_a_ranking_needs_policies(folder, scenario):
-    zoo = weak_to_strong(10)
+    zoo = weak_to_strong(FeedConfig(page_size=10))
     with pytest.raises(InputError, match="at least 10 policies"):
         fidelity_report(scenario, folder / "logs", policies=zoo[:9])
     with pytest.raises(InputError, match="must include 'keep'"):
