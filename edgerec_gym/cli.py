@@ -82,6 +82,7 @@ def start(
 COMMANDS: dict[str, Callable[..., None]] = {
     "collect": logs.collect,
     "import": logs.import_logs,
+    "items": logs.items,
     "fit": users.fit,
     "train": policies.train,
     "evaluate": policies.evaluate,

@@ -1,4 +1,4 @@
-"""Commands that write logs: collect, import."""
+"""Commands that write logs: collect, import, items."""
 
 from __future__ import annotations
 
@@ -63,6 +63,30 @@ def collect(
     else:
         again = ", complete before" if result["resumed_from"] == result["parts"] else ""
         print(f"{out}: {result['sessions']:,} sessions, {result['slots']:,} slots{again}")
+
+
+def items(
+    logs: Annotated[Path, typer.Argument(help="Log folder, which receives the table.")],
+    co_click_size: Annotated[
+        int, typer.Option(min=0, help="Size of item vectors learned from clicks in the same sessions.")
+    ] = 0,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Parts of the log that the table is also learned without.")
+    ] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Learn from a log how items do, for `edgerec fit` and agents: the item table."""
+    from edgerec_gym.cloud.item_table import ITEM_TABLE
+    from edgerec_gym.logs.item_statistics import learn_items
+    from edgerec_gym.logs.store import LogReader
+
+    with console.interruptible(f"{logs} is as it was"):
+        table = learn_items(LogReader(logs), folds=folds, co_click_size=co_click_size)
+        table.save(logs / ITEM_TABLE)
+    if as_json:
+        console.print_json({"items": len(table.columns), "columns": list(table.names), "logs": str(logs)})
+    else:
+        print(f"{logs / ITEM_TABLE}: {len(table.columns):,} items, columns {', '.join(table.names)}")
 
 
 def import_logs(

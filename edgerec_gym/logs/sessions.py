@@ -282,16 +282,25 @@ class SessionStream:
             yield from self._cache
 
 
+def days_of(reader: LogReader, held_out_from: int | None) -> tuple[list[int], int | None]:
+    """Return the days of a log and the first that is held out, by default the last seventh of the days.
+
+    None for a log of one day, which holds out sessions instead.
+    """
+    days = sorted({int(d) for table in reader.batches(["day"]) for d in np.unique(table["day"].to_numpy())})
+    if held_out_from is None and len(days) > 1:
+        held_out_from = days[-max(1, round(len(days) / HELD_OUT_SHARE))]
+    return days, held_out_from
+
+
 def split_sessions(
     reader: LogReader, held_out_from: int | None
 ) -> tuple[SessionStream, SessionStream, SessionStream]:
     """Return the sessions to train on, those that decide when to stop, and those held out (last days)."""
-    days = sorted({int(d) for table in reader.batches(["day"]) for d in np.unique(table["day"].to_numpy())})
-    if len(days) == 1 and held_out_from is None:
+    days, held_out_from = days_of(reader, held_out_from)
+    if held_out_from is None:
         early, late, share = None, None, HELD_OUT_SHARE
     else:
-        if held_out_from is None:
-            held_out_from = days[-max(1, round(len(days) / HELD_OUT_SHARE))]
         early, late = [d for d in days if d < held_out_from], [d for d in days if d >= held_out_from]
         share = 1
         if not early or not late:

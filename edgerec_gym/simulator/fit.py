@@ -92,6 +92,7 @@ def fit(
         "held_out_from": held_out_from,
         "sessions": reader.sessions,
         "slots": reader.slots,
+        **({"item_columns": list(reader.config.item_columns)} if reader.config.item_columns else {}),
     }
     out = Path(out_folder)
     if resume:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,23 +28,31 @@ TRACKS = {
 
 def make_batch(track, config):
     users = SyntheticUsers(preset("lite")[1], config)
-    return FeedBatch(SESSIONS, track, config, users.world.catalog, users, split="log")
+    catalog = users.world.catalog
+    columns = np.random.default_rng(0).uniform(-1, 1, (len(catalog), len(config.item_columns)))
+    catalog = replace(catalog, columns=columns.astype(np.float32), folds=None)
+    return FeedBatch(SESSIONS, track, config, catalog, users, split="log"), catalog
 
 
 @pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"rules": "penalty", "lookahead": 0, "request_budget": 2, "n_cards": 6}]
+    "changes",
+    [
+        {},
+        {"item_columns": ("click_lift", "exposures")},
+        {"rules": "penalty", "lookahead": 0, "request_budget": 2, "n_cards": 6},
+    ],
 )
 def test_a_log_is_the_environment_step_by_step(track, changes):
     config = preset("lite")[0].replace(reward=REWARD, **changes)
-    batch = make_batch("joint", config)
+    batch, catalog = make_batch("joint", config)
     plain = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(TRACKS[track]), None)
-    table, catalog = with_last(plain), batch.users.world.catalog
+    table = with_last(plain)
     sessions = LoggedSessions.from_table(table, config, catalog)
     log = TrackLog(table, sessions, config, track)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts) - 1  # the row behind the last slot is no step
-    batch = make_batch(track, config)
+    batch, _ = make_batch(track, config)
     batch.reset(np.arange(SESSIONS), np.arange(SESSIONS))
     masked = last = 0
     for slot in range(length.max() + 1):
@@ -75,9 +85,9 @@ def test_a_log_is_the_environment_step_by_step(track, changes):
 
 def test_an_action_of_another_track_is_named():
     config = preset("lite")[0]
-    batch = make_batch("joint", config)
+    batch, catalog = make_batch("joint", config)
     table = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(), None)
-    sessions = LoggedSessions.from_table(table, config, batch.users.world.catalog)
+    sessions = LoggedSessions.from_table(table, config, catalog)
     log = TrackLog(table, sessions, config, "request")
     rows = np.arange(table.num_rows)
     session = np.repeat(np.arange(SESSIONS), np.diff(sessions.starts))
