@@ -6,6 +6,7 @@
 | keep | cloud order, no cards, automatic pages only | all |
 | greedy | the pool row with the highest base ctr score | joint, rerank, slate |
 | device-greedy | the pool row with the best sum of base ctr and match with recent behaviour | as greedy |
+| item-greedy | the same plus the lifts of the item table, in scenarios that have one | as greedy |
 | mmr, dpp | base ctr, diversified against the cards shown last (diversity.py) | joint, rerank |
 | fixed-slot | cloud order, a card at every k-th slot, card types in turn | joint, mix |
 | fixed-interval | cloud order, a request once the page is m slots old | joint, request |
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ import numpy as np
 from edgerec_gym.agents.diversity import BASE_CTR, DeterminantalPointProcess, MaximalMarginalRelevance
 from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.perception.live_interest import LiveInterest, embedding_size
+from edgerec_gym.cloud.item_table import LIFT_SCALE
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.registration import SLATE, track_of
-from edgerec_gym.spaces import CONTEXT, TRACKS
+from edgerec_gym.spaces import CONTEXT, N_SCALARS, TRACKS
 
+LIFTS = ("click_lift", "satisfaction_lift")  # columns of the item table that item-greedy reads
 SLOT_COLUMN, EXPOSURES_COLUMN = CONTEXT.index("slot"), CONTEXT.index("exposures")
 PAGE_AGE_COLUMN = CONTEXT.index("page_age")  # in pages
 
@@ -78,13 +81,13 @@ class Greedy:
     """The pool row with the highest base ctr score.
 
     Args:
-        item_columns: C, number of columns of the feed's item table (`len(config.item_columns)`).
+        item_columns: names of the columns of the feed's item table (`config.item_columns`).
     """
 
     name = "greedy"
     stateless = True
 
-    def __init__(self, item_columns: int = 0) -> None:
+    def __init__(self, item_columns: Sequence[str] = ()) -> None:
         self.item_columns = item_columns
 
     def reset(self, mask: np.ndarray) -> None:
@@ -111,6 +114,36 @@ class DeviceGreedy(LiveInterest):
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64."""
         return best_legal(self.scores(observation), observation["action_mask"])
+
+
+class ItemGreedy(DeviceGreedy):
+    """Device-greedy plus what the item table tells: the lifts of clicks and of satisfaction, in log-odds.
+
+    Attributes:
+        satisfaction: weight of the satisfaction lift; the click lift has weight 1.
+
+    Raises:
+        InputError: the feed has no item table with these columns.
+    """
+
+    name = "item-greedy"
+
+    def __init__(self, item_columns: Sequence[str] = (), satisfaction: float = 0.1) -> None:
+        super().__init__(item_columns=item_columns)
+        self.satisfaction = satisfaction
+        missing = [name for name in LIFTS if name not in item_columns]
+        if missing:
+            raise InputError(
+                f"policy {self.name!r} needs the item columns {', '.join(LIFTS)}; the scenario lacks "
+                f"{', '.join(missing)} (edgerec items)"
+            )
+        self._at = [N_SCALARS + list(item_columns).index(name) for name in LIFTS]
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Return device-greedy's scores plus the weighted lifts, (B, N)."""
+        d = embedding_size(observation, self.item_columns)
+        click, satisfaction = (observation["pool"][:, :, d + at] for at in self._at)
+        return super().scores(observation) + LIFT_SCALE * (click + self.satisfaction * satisfaction)
 
 
 class FixedSlot:
@@ -193,6 +226,7 @@ BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
     "keep": (Keep, (*TRACKS, SLATE)),
     "greedy": (Greedy, ("joint", "rerank", SLATE)),
     "device-greedy": (DeviceGreedy, ("joint", "rerank", SLATE)),
+    "item-greedy": (ItemGreedy, ("joint", "rerank", SLATE)),
     "mmr": (MaximalMarginalRelevance, ("joint", "rerank")),
     "dpp": (DeterminantalPointProcess, ("joint", "rerank")),
     "fixed-slot": (FixedSlot, ("joint", "mix")),
@@ -203,9 +237,14 @@ BASELINES: dict[str, tuple[Callable[..., Policy], tuple[str, ...]]] = {
 PASSED = ("track", "seed", "slate_size", "item_columns")  # arguments that policies may accept
 
 
-def baselines_of(track: str) -> tuple[str, ...]:
-    """Return the names of the baselines that play a track."""
-    return tuple(name for name, (_, tracks) in BASELINES.items() if track in tracks)
+def baselines_of(track: str, item_columns: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names of the baselines that play a track of a feed with these item columns."""
+    has_table = all(name in item_columns for name in LIFTS)
+    return tuple(
+        name
+        for name, (policy, tracks) in BASELINES.items()
+        if track in tracks and (has_table or policy is not ItemGreedy)
+    )
 
 
 def make_policy(
@@ -213,7 +252,7 @@ def make_policy(
     id_or_track: str,
     seed: int = 0,
     slate_size: int = FeedConfig.slate_size,
-    item_columns: int = 0,
+    item_columns: Sequence[str] = (),
     **options: Any,
 ) -> Policy:
     """Make a policy by name.
@@ -225,7 +264,7 @@ def make_policy(
         id_or_track: "EdgeFeed-v0", "EdgeFeedRerank-v0", ... or "joint", "rerank", "mix", "request", "slate".
         seed: seed of the policy's own generator.
         slate_size: K, the length of a plan in EdgeFeedSlate-v0.
-        item_columns: C, number of columns of the feed's item table.
+        item_columns: names of the columns of the feed's item table (`config.item_columns`).
         **options: arguments of the policy. `track`, `seed`, `slate_size` and `item_columns` are passed to
             policies that accept them.
 

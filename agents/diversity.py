@@ -5,7 +5,7 @@ Both build a list greedily and treat the cards shown last as its beginning, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -88,7 +88,9 @@ class _GreedyList:
     weight = 0.0
     stateless = True
 
-    def __init__(self, relevance: float, window: int, scorer: Scorer | None, item_columns: int) -> None:
+    def __init__(
+        self, relevance: float, window: int, scorer: Scorer | None, item_columns: Sequence[str]
+    ) -> None:
         if not 0 <= relevance <= 1:
             raise InputError(f"policy option relevance = {relevance!r} is out of range; allowed: 0 to 1")
         if int(window) != window or window < 0:
@@ -132,7 +134,7 @@ class MaximalMarginalRelevance(_GreedyList):
         relevance: lambda, in 0..1; 1 uses the score alone.
         window: how many of the last cards shown count as the list's beginning.
         scorer: observation -> (B, N); default: the logit of the base ctr.
-        item_columns: C, number of columns of the feed's item table.
+        item_columns: names of the columns of the feed's item table (`config.item_columns`).
     """
 
     name, memory, weight = "mmr", _Nearest, -1.0
@@ -142,7 +144,7 @@ class MaximalMarginalRelevance(_GreedyList):
         relevance: float = 0.7,
         window: int = 4,
         scorer: Scorer | None = None,
-        item_columns: int = 0,
+        item_columns: Sequence[str] = (),
     ) -> None:
         super().__init__(relevance, window, scorer, item_columns)
 
@@ -154,7 +156,7 @@ class DeterminantalPointProcess(_GreedyList):
         relevance: theta, in 0..1; 1 uses the score alone.
         window: how many of the last cards shown count as the list's beginning.
         scorer: observation -> (B, N), in logits; default: the logit of the base ctr.
-        item_columns: C, number of columns of the feed's item table.
+        item_columns: names of the columns of the feed's item table (`config.item_columns`).
     """
 
     name, memory, weight = "dpp", _Volume, 1.0
@@ -164,6 +166,6 @@ class DeterminantalPointProcess(_GreedyList):
         relevance: float = 0.7,
         window: int = 4,
         scorer: Scorer | None = None,
-        item_columns: int = 0,
+        item_columns: Sequence[str] = (),
     ) -> None:
         super().__init__(relevance, window, scorer, item_columns)

@@ -51,7 +51,7 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
         )
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     config = loaded.config
-    return make_policy(name, env_id, seed, config.slate_size, len(config.item_columns))
+    return make_policy(name, env_id, seed, config.slate_size, config.item_columns)
 
 
 def find_policies(

@@ -88,7 +88,7 @@ def untrained_scores(held: Held, config: FeedConfig) -> Scores:
     for batch in held.batches:
         pool = torch.from_numpy(batch.observation["pool"])
         logits.append(base_logit(pool, config.embedding_size).numpy())
-        matched.append(DeviceGreedy(item_columns=len(config.item_columns)).scores(batch.observation))
+        matched.append(DeviceGreedy(item_columns=config.item_columns).scores(batch.observation))
     chosen = [np.take_along_axis(np.concatenate(parts), rows, 1) for parts in (logits, matched)]
     return {"cloud order": [-rows.astype(float)], "base ctr": [chosen[0]], "device-greedy": [chosen[1]]}
 

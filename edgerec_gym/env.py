@@ -48,7 +48,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
 
     ## Observation Space
     Dict of float32 arrays with finite bounds (T card types, goods included; F item features = embedding d,
-    price level, base ctr, base cvr, freshness; empty rows are zero):
+    price level, base ctr, base cvr, freshness, then the scenario's `item_columns`; empty rows are zero):
 
     | key | shape | content |
     | --- | --- | --- |

@@ -40,7 +40,7 @@ def action_probabilities(policy: Policy, observation: Observation) -> np.ndarray
 
 def decision_features(observation: Observation, config: FeedConfig) -> np.ndarray:
     """Return covariates of a request's value, (B, d) float64: context, user, pool, match with behaviour."""
-    score = LiveInterest(item_columns=len(config.item_columns)).scores(observation)
+    score = LiveInterest(item_columns=config.item_columns).scores(observation)
     left = (observation["pool"] != 0).any(axis=2)
     ctr = observation["pool"][:, :, config.embedding_size + 1]
     count = np.maximum(left.sum(axis=1), 1)

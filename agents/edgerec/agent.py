@@ -91,7 +91,7 @@ class EdgeRec(SlotBySlot):
         choose: Choose | None = None,
     ) -> None:
         self.judge, self.config, self.rules = judge, config, rules or Rules()
-        self._interest = LiveInterest(item_columns=len(config.item_columns))
+        self._interest = LiveInterest(item_columns=config.item_columns)
         triggers = self.rules.triggers
         super().__init__(_Unasked(name), triggers.quiet_exposures)
         self.limits = self.rules.feed(config)

@@ -6,6 +6,7 @@ pages. The cloud computes the same (:class:`~edgerec_gym.config.CloudConfig`), b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,15 @@ SLOT, EXPOSURES = CONTEXT.index("slot"), CONTEXT.index("exposures")
 DWELL_CENTRE = 0.4  # dwell below this (of 0..1) is evidence against the item
 
 
-def embedding_size(observation: Observation, item_columns: int) -> int:
-    """Return d of an observation whose items have so many columns of an item table; InputError if not."""
+def embedding_size(observation: Observation, item_columns: Sequence[str]) -> int:
+    """Return d of an observation whose items have these columns of an item table; InputError if not."""
     pool = observation["pool"]
-    d = pool.shape[2] - N_SCALARS - item_columns
+    d = pool.shape[2] - N_SCALARS - len(item_columns)
     # Embeddings have length 1 or 0; with a column too many, they seem longer.
     if d < 1 or np.square(pool[:1, 0, :d]).sum() > 1.01:
         raise InputError(
-            f"the items have another number of item columns than {item_columns}: make the policy with "
-            "item_columns = len(config.item_columns)"
+            f"the items have another number of item columns than {len(item_columns)}: make the policy with "
+            "item_columns = config.item_columns"
         )
     return d
 
@@ -41,7 +42,7 @@ class LiveInterest:
         dwell_weight: evidence of a long look at an exposed card.
         click_weight: evidence of a click.
         page_view_weight: evidence of a long page view.
-        item_columns: C, number of columns of the feed's item table (`len(config.item_columns)`).
+        item_columns: names of the columns of the feed's item table (`config.item_columns`).
     """
 
     strength: float = 4.0
@@ -49,7 +50,7 @@ class LiveInterest:
     dwell_weight: float = 1.0
     click_weight: float = 1.0
     page_view_weight: float = 2.0
-    item_columns: int = 0
+    item_columns: Sequence[str] = ()
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Return the logit of the base ctr plus `strength` x match of each candidate, (B, N)."""

@@ -182,7 +182,7 @@ def make_diverse(place: Place, kind: str, run: str) -> Policy:
     """Return a diversity policy over the scores of a trained pointwise re-ranker."""
     config = Scenario.load(place.scenario).config
     scorer = RerankPolicy("dnn", load_reranker(run, config))
-    return DIVERSIFIERS[kind](scorer=scorer.scores, item_columns=len(config.item_columns))
+    return DIVERSIFIERS[kind](scorer=scorer.scores, item_columns=config.item_columns)
 
 
 def policies() -> tuple[str, ...]:

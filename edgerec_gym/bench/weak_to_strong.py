@@ -57,7 +57,7 @@ def weak_to_strong(config: FeedConfig, seed: int = 0) -> list[Policy]:
 
     def order(strength: float) -> Policy:
         return _named(
-            DeviceGreedy(strength=strength, item_columns=len(config.item_columns)),
+            DeviceGreedy(strength=strength, item_columns=config.item_columns),
             f"device-greedy {strength:g}",
         )
 
@@ -73,7 +73,7 @@ def weak_to_strong(config: FeedConfig, seed: int = 0) -> list[Policy]:
         Reversed(),
         Random(seed),
         order(-4.0),
-        Greedy(len(config.item_columns)),
+        Greedy(config.item_columns),
         order(1.0),
         order(4.0),
         order(12.0),

@@ -21,6 +21,7 @@ from edgerec_gym.parquet import check_parquet
 ITEM_TABLE = "items.parquet"  # in a log folder
 WHOLE = -1  # `fold` of rows that were learned from all sessions
 MOST_FOLDS = 100
+LIFT_SCALE = 4.0  # log-odds, or levels of dwell, per unit of a lift
 
 
 @dataclass(frozen=True)

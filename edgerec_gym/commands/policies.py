@@ -151,7 +151,8 @@ def evaluate(
     loaded = Scenario.load(scenario)
     if not users:
         users = ["learned"] if loaded.synthetic is None else ["learned", "synthetic"]
-    names = [KEEP, *(names or baselines_of(track)), *([REFERENCE] if "synthetic" in users else [])]
+    names = names or list(baselines_of(track, loaded.config.item_columns))
+    names = [KEEP, *names, *([REFERENCE] if "synthetic" in users else [])]
     if out is not None:  # fail before the work starts
         require_matplotlib()
         make_folder(out)

@@ -137,10 +137,12 @@ def test_sessions_see_their_own_fold(log: Path) -> None:
     assert not np.array_equal(reader.catalog.folds[item, fold], reader.catalog.columns[item])
 
 
-def with_table(scenario: Scenario, seed: int = 0) -> Scenario:
+def with_table(
+    scenario: Scenario, seed: int = 0, names: tuple[str, ...] = ("click_lift", "exposures")
+) -> Scenario:
     n = len(scenario.catalog)
-    values = np.random.default_rng(seed).uniform(-1, 1, (n, 2)).astype(np.float32)
-    config = scenario.config.replace(item_columns=("click_lift", "exposures"))
+    values = np.random.default_rng(seed).uniform(-1, 1, (n, len(names))).astype(np.float32)
+    config = scenario.config.replace(item_columns=names)
     return replace(
         scenario, config=config, catalog=replace(scenario.catalog, columns=values, folds=None), path=None
     )
@@ -253,3 +255,15 @@ def test_the_command_says_what_is_wrong(log: Path, tmp_path: Path) -> None:
     fails_with("logs.json", "items", tmp_path)
     fails_with("folds = 1 must be 0, or 2 to 50", "items", log, "--folds", 1)
     fails_with("co_click_size = 500", "items", log, "--co-click-size", 500)
+
+
+def test_item_greedy_adds_the_lifts(lite: Scenario) -> None:
+    scenario = with_table(lite, names=("exposures", "satisfaction_lift", "click_lift"))
+    observation, _ = EdgeFeedEnv(scenario=scenario, users="synthetic").reset(seed=0)
+    batch = {key: values[None] for key, values in observation.items()}
+    found = find_policy("item-greedy", "EdgeFeed-v0", scenario, "synthetic").scores(batch)
+    plain = find_policy("device-greedy", "EdgeFeed-v0", scenario, "synthetic").scores(batch)
+    lifts = batch["pool"][:, :, 21:23] * 4
+    np.testing.assert_allclose(found - plain, lifts[..., 1] + 0.1 * lifts[..., 0], rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="lacks click_lift, satisfaction_lift"):
+        find_policy("item-greedy", "EdgeFeed-v0", lite, "synthetic")
