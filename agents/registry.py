@@ -73,6 +73,7 @@ class Agent:
 
 
 RERANK, LISTS = "edgerec_gym.agents.rerank", "edgerec_gym.agents.lists"
+VALUES = "edgerec_gym.agents.values"
 INSERTION, REQUESTS = "edgerec_gym.agents.insertion", "edgerec_gym.agents.requests"
 PPO, EDGEREC = "edgerec_gym.agents.ppo", "edgerec_gym.agents.edgerec"
 GRAPHS = "edgerec_gym.agents.export.export"
@@ -193,6 +194,17 @@ _ALL = (
         takes=("scenario",),
         config=f"{LISTS}.sequence_search:SearchConfig",
         graphs=f"{GRAPHS}:search_parts",
+    ),
+    Agent(
+        name="distilled-values",
+        summary="greedy on values of candidates, distilled from what learned users would answer",
+        family=GRADIENT,
+        learns_from=(PLAY,),
+        takes=("scenario",),
+        train=f"{VALUES}.train:train",
+        config=f"{VALUES}.network:ValueConfig",
+        load=f"{VALUES}.train:load_policy",
+        load_network=f"{VALUES}.train:load_network",
     ),
     Agent(
         name="esan",
