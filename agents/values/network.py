@@ -24,7 +24,7 @@ from edgerec_gym.agents.perception.perception import (
     candidate_cards,
     card_features,
 )
-from edgerec_gym.agents.rerank.reranker import ABSENT, ListScorer, pool_present
+from edgerec_gym.agents.rerank.reranker import ABSENT, ListScorer
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.spaces import N_SCALARS, context_size
 
@@ -53,6 +53,7 @@ class ValueConfig(Config):
     held_out: int = bounded(1, 0, 100)  # members never learned from: they select the best network; 0 keeps the last
     select_every: int = bounded(20, 1, 1_000_000)  # updates between two tests on the members held out
     select_sessions: int = bounded(1000, 1, 1_000_000)  # sessions of such a test
+    margin: float = bounded(0.05, 0.0, 100.0)  # in training, value by which a card must exceed the best pool row
     hidden: int = bounded(64, 4, 4096)  # width of the layers; codes of cards have half of it
     keys: int = bounded(16, 1, 1024)  # learned columns by which cards are compared, besides the embedding
     heads: int = bounded(6, 1, 64)  # decayed sums per history
@@ -222,26 +223,31 @@ class ValueNetwork(ListScorer):
         click, buys = torch.sigmoid(logits).unbind(-1)
         return self.config.reward.value(click, click * buys)
 
-    def score(self, observation: TensorObservation) -> Tensor:
-        """Value of every candidate: (B, N) float32, :data:`ABSENT` for used-up rows."""
+    def read(self, observation: TensorObservation) -> tuple[Tensor, Tensor]:
+        """Return state (B, hidden) and vectors (B, vectors, d + keys) of an observation."""
         config, slot = self.config, observation["context"][:, :1]
-        evidence = []
+        n_card, evidence = config.n_item_features + config.n_types, []
         for name, module in self.evidence.items():
             rows = observation[name]
-            n_card = config.n_item_features + config.n_types
             present = (rows != 0).any(-1)
             age = (slot - rows[..., -1]).unsqueeze(1) * config.max_slots
             cards = self.cards(rows[..., :n_card])
             evidence.append(module(cards, rows[..., n_card:-1], present, age, present.unsqueeze(1)))
         screen = observation.get("screen")
         if screen is None:
-            screen = slot.new_zeros(len(slot), 0, config.n_item_features + config.n_types)
-        state, vectors = self.states(
-            observation["user"], observation["context"].unsqueeze(1), self.cards(screen.unsqueeze(1)), evidence
-        )
-        pool = self.cards(candidate_cards(observation["pool"], config.n_types))
-        value = self.value(self.logits(pool, state[:, 0], vectors[:, 0]))
-        return value.masked_fill(~pool_present(observation), ABSENT)
+            screen = slot.new_zeros(len(slot), 0, n_card)
+        context = observation["context"].unsqueeze(1)
+        state, vectors = self.states(observation["user"], context, self.cards(screen.unsqueeze(1)), evidence)
+        return state[:, 0], vectors[:, 0]
+
+    def values(self, observation: TensorObservation, cards: Tensor) -> Tensor:
+        """Value of cards (B, n, F + T) at the next slot: (B, n) float32, :data:`ABSENT` for absent ones."""
+        value = self.value(self.logits(self.cards(cards), *self.read(observation)))
+        return value.masked_fill(~(cards != 0).any(-1), ABSENT)
+
+    def score(self, observation: TensorObservation) -> Tensor:
+        """Value of every candidate of the pool: (B, N) float32, :data:`ABSENT` for used-up rows."""
+        return self.values(observation, candidate_cards(observation["pool"], self.config.n_types))
 
     def score_rows(self, observation: TensorObservation, rows: Tensor) -> Tensor:
         """Value of the pool rows `rows` (B, K): (B, K)."""

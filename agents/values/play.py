@@ -88,7 +88,7 @@ def play_labelled(
 
     Args:
         network: plays.
-        env: an environment of the track rerank whose users are `users`.
+        env: an environment of the track rerank or joint whose users are `users`.
         users: learned users; they are asked about the card that is placed and others.
         seeds: (B,) seeds.
         best: share of the others that are the network's best; the rest is drawn evenly.
@@ -99,7 +99,7 @@ def play_labelled(
     a, lag, n_slots = batch.arrays, config.lookahead, config.max_slots
     width = config.n_item_features + config.n_types
     env.reset(seed=[int(seed) for seed in seeds])
-    first = batch.observation(copy=False)
+    first, legal_to = batch.observation(copy=False), n_candidates(env)
     shapes = {
         "context": first["context"].shape[1:],
         "screen": (lag, width),
@@ -117,13 +117,13 @@ def play_labelled(
     while not done.all():
         live = np.flatnonzero(~done)
         observation = {key: part[live] for key, part in batch.observation(copy=False).items()}
-        placed, asked = _choose(network, observation, n_asked, best, noise[live], generator)
+        cards = candidates_of(observation, config.n_types)[:, :legal_to]
+        legal = observation["action_mask"][:, :legal_to] != 0
+        placed, asked = _choose(network, observation, cards, legal, n_asked, best, noise[live], generator)
         kept["context"][live, slot] = observation["context"]
         if lag:
             kept["screen"][live, slot] = observation["screen"]
-        cards = np.take_along_axis(observation["pool"], asked[:, :, None], axis=1)
-        kept["candidates"][live, slot, :, : cards.shape[2]] = cards
-        kept["candidates"][live, slot, :, cards.shape[2]] = cards.any(axis=2)  # goods
+        kept["candidates"][live, slot] = np.take_along_axis(cards, asked[:, :, None], axis=1)
         actions = np.zeros(n_rows, np.int64)
         actions[live] = placed
         at = slot - lag  # the slot that is answered in this step
@@ -151,25 +151,54 @@ def _told(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return response[:, -2].astype(np.float64), response[:, -1].astype(np.float64)
 
 
+def n_candidates(env: EdgeFeedVectorEnv) -> int:
+    """Return how many candidates an action may place: pool rows, and in EdgeFeed-v0 cards."""
+    return env.config.pool_size + (env.config.n_cards if env.track == "joint" else 0)
+
+
+def candidates_of(observation: Observation, n_types: int) -> np.ndarray:
+    """Return pool rows, then mix-in cards, as cards (B, N + M, F + T) float32."""
+    pool, cards = observation["pool"], observation["cards"]
+    types = np.zeros((*pool.shape[:2], n_types), np.float32)
+    types[:, :, 0] = pool.any(axis=2)
+    return np.concatenate([np.concatenate([pool, types], axis=2), cards], axis=1)
+
+
+def best_of(value: np.ndarray, legal: np.ndarray, n_pool: int, margin: float) -> np.ndarray:
+    """Return the candidate to place (B,): the best pool row, or the best card if it is worth more by `margin`.
+
+    Args:
+        value: (B, N + M) values of pool rows and cards, or (B, N).
+        legal: (B, N + M) bool.
+        n_pool: N.
+        margin: reward units; under the rules, a card now costs a card later.
+    """
+    price = np.where(np.arange(value.shape[1]) < n_pool, 0.0, margin)
+    best: np.ndarray = np.where(legal, value - price, -np.inf).argmax(axis=1)
+    return best
+
+
 def _choose(
     network: ValueNetwork,
     observation: Observation,
+    cards: np.ndarray,
+    legal: np.ndarray,
     n_asked: int,
     best: float,
     noise: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pool row to place (R,), and the pool rows (R, C) to ask about, the placed one first."""
+    """Return the candidate to place (R,), and candidates (R, C) to ask about, the placed one first."""
     with torch.inference_mode():
-        score = network.score(to_tensors(observation)).numpy()
+        score = network.values(to_tensors(observation), torch.from_numpy(cards)).numpy()
     present = score > ABSENT / 2
     uniform = generator.random((2, *score.shape))
     gumbel = -np.log(-np.log(np.clip(uniform[0], 1e-12, 1 - 1e-12)))
-    drawn = np.log(np.maximum(score, LEAST_VALUE)) + noise[:, None] * gumbel
-    placed = np.where(present, drawn, -np.inf).argmax(axis=1)
+    drawn = np.maximum(score, LEAST_VALUE) * np.exp(noise[:, None] * gumbel)
+    placed = best_of(drawn, legal & present, network.config.pool_size, network.settings.margin)
     n_best = round(best * (n_asked - 1))
     rows = np.arange(len(score))
-    # The order of being asked: the placed one, the best by score, then evenly drawn ones, absent rows last.
+    # The order of being asked: the placed one, the best by score, then evenly drawn ones, absent ones last.
     rank = np.argsort(np.argsort(np.where(present, -score, np.inf), axis=1, kind="stable"), axis=1)
     priority = np.where(rank < n_best, -1.0 + rank / score.shape[1], uniform[1])
     priority = np.where(present, priority, 2.0)

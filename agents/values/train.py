@@ -7,6 +7,7 @@
 3. *Learn*. The network regresses on these probabilities. Since it does not know which member of the ensemble
    answers or what happens in the slots that are not answered yet, it learns expectations over both.
 4. *Select*. Every few updates it plays sessions of the members that are held out. The best network is kept.
+   In EdgeFeed-v0, the margin by which a card must exceed the best pool row is chosen in the same way.
 
 Policy gradients learn from the sum of one session's rewards; here, every slot teaches several values, free of
 noise. A run is a folder as in :mod:`edgerec_gym.runs`. A killed run resumes after its last checkpoint and
@@ -29,6 +30,7 @@ from edgerec_gym.agents.rerank.reranker import RerankPolicy
 from edgerec_gym.agents.rerank.train import check_track, policy_of
 from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
 from edgerec_gym.agents.values.play import loss_of, play_labelled
+from edgerec_gym.agents.values.policy import ValuePolicy
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig
@@ -36,7 +38,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.policy import Policy
-from edgerec_gym.registration import make_feeds
+from edgerec_gym.registration import make_feeds, track_of
 from edgerec_gym.runs import (
     PARAMETERS,
     Run,
@@ -52,7 +54,9 @@ from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.learned import LearnedUsers
 
 AGENT = "distilled-values"
-FIXED = ("agent", "scenario", "seed", "hyper", "sizes")  # in a resumed run
+TRACKS = ("rerank", "joint")
+MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of cards, in reward units, tried on members held out
+FIXED = ("agent", "track", "scenario", "seed", "hyper", "sizes")  # in a resumed run
 RESULTS = ("steps", "loss", "reward", "held_out")  # updated during training
 SELECT = 2**31  # first seed of the sessions that select, beyond those of training
 
@@ -62,6 +66,7 @@ def train(
     out: str | Path,
     *,
     agent: str = AGENT,
+    env_id: str = "EdgeFeedRerank-v0",
     scenario: str | Scenario = "default",
     seed: int = 0,
     resume: bool = False,
@@ -74,6 +79,7 @@ def train(
     Args:
         out: the run's folder.
         agent: the agent's name.
+        env_id: "EdgeFeedRerank-v0" (the order) or "EdgeFeed-v0" (the order and cards), or a track.
         scenario: a shipped name, a folder, or a Scenario, with learned users.
         seed: seed of sessions, noise and initial parameters.
         resume: continue from the last checkpoint in `out`, if there is one.
@@ -91,11 +97,14 @@ def train(
     """
     check_seed(seed)
     settings = ValueConfig.from_dict(hyper)
+    track = track_of(env_id)
+    if track not in TRACKS:
+        raise InputError(f"agent {agent!r} learns the tracks {', '.join(TRACKS)}, not {track!r}")
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     run = make_folder(out)
     record = new_record(
         agent,
-        "rerank",
+        track,
         seed=seed,
         settings=settings,
         sizes=model_sizes(loaded.config),
@@ -119,8 +128,10 @@ def train(
                     run, trainer.best, trainer.record, trainer.optimizer, trainer.network
                 )
             if progress:
-                told = trainer.record
-                progress(done, settings.updates, f"loss {told['loss'][-1]:.4f}, reward {told['reward'][-1]:.3f}")
+                loss, reward = trainer.record["loss"][-1], trainer.record["reward"][-1]
+                progress(done, settings.updates, f"loss {loss:.4f}, reward {reward:.3f}")
+        if track == "joint":
+            trainer.choose_margin()
     parameters.save_parameters(run / PARAMETERS, trainer.best)
     write_record(run, trainer.record)
     return trainer.record
@@ -166,8 +177,9 @@ class ValueTrainer:
             self.members,
             settings.pessimism if cautious else None,
         )
+        self.track = record["track"]
         self.env = make_feeds(
-            "rerank", settings.sessions, scenario=scenario, users=self.users, split="train", copy=False
+            self.track, settings.sessions, scenario=scenario, users=self.users, split="train", copy=False
         )
 
     def restore(self, folder: Path) -> None:
@@ -213,25 +225,34 @@ class ValueTrainer:
 
     def select(self) -> None:
         """Keep the network if it is the best so far on the members held out, or if none are."""
-        value = None
-        if self.others:
-            found = play(
-                RerankPolicy(AGENT, self.network),
-                env_id="rerank",
-                scenario=self.scenario,
-                users="learned",
-                sessions=self.settings.select_sessions,
-                seed=SELECT // CLI_SEED_STRIDE,
-                members=self.others,
-                split="train",
-            )
-            value = float(found["value"].mean())
+        value = self._held_out(self.network, self.settings.margin) if self.others else None
         earlier = [figures["value"] for figures in self.record["held_out"]]
         if value is None or value > max(earlier, default=-np.inf):
             self.best.load_state_dict(self.network.state_dict())
         if value is not None:
             figures = {"updates": self.record["steps"], "value": value}
             self.record = self.record | {"held_out": [*self.record["held_out"], figures]}
+
+
+    def choose_margin(self) -> None:
+        """Choose the margin of cards for the best network; without members held out, it stays as trained."""
+        found = {margin: self._held_out(self.best, margin) for margin in MARGINS} if self.others else {}
+        price = max(found, key=lambda margin: found[margin], default=self.settings.margin)
+        self.record = self.record | {"price": price, "figures": {str(k): v for k, v in found.items()}}
+
+    def _held_out(self, network: ValueNetwork, margin: float) -> float:
+        """Return the mean value of sessions of the members held out."""
+        found = play(
+            ValuePolicy(AGENT, network, margin) if self.track == "joint" else RerankPolicy(AGENT, network),
+            env_id=self.track,
+            scenario=self.scenario,
+            users="learned",
+            sessions=self.settings.select_sessions,
+            seed=SELECT // CLI_SEED_STRIDE,
+            members=self.others,
+            split="train",
+        )
+        return float(found["value"].mean())
 
 
 def load_network(folder: str | Path | Run, config: FeedConfig) -> ValueNetwork:
@@ -244,8 +265,14 @@ def load_network(folder: str | Path | Run, config: FeedConfig) -> ValueNetwork:
 
 
 def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Policy:
-    """Load a run to play the joint, rerank or slate track; see rerank.train.load_policy."""
+    """Load a run to play the joint, rerank or slate track; see rerank.train.load_policy.
+
+    Cards are inserted in EdgeFeed-v0 if the run was trained there.
+    """
     feed = getattr(env, "unwrapped", env)
     run = read_run(folder)
     check_track(run.folder, feed.track)
-    return policy_of(run.agent, load_network(run, feed.config), feed, threads)
+    network = load_network(run, feed.config)
+    if feed.track == run.record["track"] == "joint":
+        return ValuePolicy(run.agent, network, run.record.get("price", network.settings.margin), threads)
+    return policy_of(run.agent, network, feed, threads)
