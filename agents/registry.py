@@ -78,7 +78,7 @@ INSERTION, REQUESTS = "edgerec_gym.agents.insertion", "edgerec_gym.agents.reques
 PPO, EDGEREC = "edgerec_gym.agents.ppo", "edgerec_gym.agents.edgerec"
 GRAPHS = "edgerec_gym.agents.export.export"
 RERANKER, GENERATOR, EVALUATOR, ESTIMATOR = "re-ranker", "generator", "list evaluator", "uplift estimator"
-INSERTER, GRADIENT, WHOLE = "insertion", "policy gradient", "whole agent"
+INSERTER, GRADIENT, WHOLE, DISTILLED = "insertion", "policy gradient", "whole agent", "distilled"
 
 
 def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
@@ -198,7 +198,7 @@ _ALL = (
     Agent(
         name="distilled-values",
         summary="greedy on values of candidates, distilled from what learned users would answer",
-        family=GRADIENT,
+        family=DISTILLED,
         learns_from=(PLAY,),
         takes=("env_id", "scenario"),
         train=f"{VALUES}.train:train",

@@ -23,6 +23,7 @@ from edgerec_gym.agents.perception.perception import (
     SEQUENCES,
     candidate_cards,
     card_features,
+    occupied,
 )
 from edgerec_gym.agents.rerank.reranker import ABSENT, ListScorer
 from edgerec_gym.config import Config, FeedConfig, bounded
@@ -37,12 +38,16 @@ DWELL_CENTRE = 0.4  # shorter looks (of 0..1) count against an item in the cloud
 class ValueConfig(Config):
     """Hyper-parameters of the value network and its training."""
 
-    updates: int = bounded(160, 1, 1_000_000)  # times that sessions are played and learned from
+    updates: int = bounded(60, 1, 1_000_000)  # times that sessions are played and learned from
     sessions: int = bounded(256, 1, 100_000)  # sessions played per update
     passes: int = bounded(2, 1, 100)  # passes over each update's sessions
     batch_size: int = bounded(32, 1, 100_000)  # sessions per gradient step
-    candidates: int = bounded(8, 1, 1000)  # candidates of a slot whose value is asked for, the shown one included
-    best: float = bounded(0.5, 0.0, 1.0)  # share of the other ones that are the network's best, not drawn evenly
+    candidates: int = bounded(
+        8, 1, 1000
+    )  # candidates of a slot whose value is asked for, the shown one included
+    best: float = bounded(
+        0.5, 0.0, 1.0
+    )  # share of the other ones that are the network's best, not drawn evenly
     noise: float = bounded(0.5, 0.0, 100.0)  # largest Gumbel noise on log values in play; differs by session
     learning_rate: float = bounded(2e-3, 1e-7, 1.0)  # of Adam
     final_rate: float = bounded(0.05, 0.0, 1.0)  # share of it left in the last update; linear decay
@@ -50,10 +55,14 @@ class ValueConfig(Config):
     purchase_weight: float = bounded(2.0, 0.0, 1000.0)  # weight of the loss of purchases, relative to clicks
     pessimism: float = bounded(0.0, 0.0, 100.0)  # k: targets are mean - k sd over the members that are asked
     every_member: int = bounded(0, 0, 1)  # 1 asks all members at every slot (implied by pessimism), 0 one
-    held_out: int = bounded(1, 0, 100)  # members never learned from: they select the best network; 0 keeps the last
+    held_out: int = bounded(
+        1, 0, 100
+    )  # members never learned from: they select the best network; 0 keeps the last
     select_every: int = bounded(20, 1, 1_000_000)  # updates between two tests on the members held out
     select_sessions: int = bounded(1000, 1, 1_000_000)  # sessions of such a test
-    margin: float = bounded(0.05, 0.0, 100.0)  # in training, value by which a card must exceed the best pool row
+    margin: float = bounded(
+        0.05, 0.0, 100.0
+    )  # in training, value by which a card must exceed the best pool row
     hidden: int = bounded(64, 4, 4096)  # width of the layers; codes of cards have half of it
     keys: int = bounded(16, 1, 1024)  # learned columns by which cards are compared, besides the embedding
     heads: int = bounded(6, 1, 64)  # decayed sums per history
@@ -179,7 +188,7 @@ class ValueNetwork(ListScorer):
     def cards(self, cards: Tensor) -> Cards:
         """Encode cards (..., F + T)."""
         features = card_features(cards, self.d)
-        present = (cards != 0).any(-1, keepdim=True)
+        present = occupied(cards).unsqueeze(-1)
         codes = self.item(features)
         keys = torch.cat((features[..., : self.d], self.key(codes) * present), -1)
         return Cards(codes * present, keys, features[..., self.d : self.d + N_SCALARS])
@@ -229,7 +238,7 @@ class ValueNetwork(ListScorer):
         n_card, evidence = config.n_item_features + config.n_types, []
         for name, module in self.evidence.items():
             rows = observation[name]
-            present = (rows != 0).any(-1)
+            present = occupied(rows)
             age = (slot - rows[..., -1]).unsqueeze(1) * config.max_slots
             cards = self.cards(rows[..., :n_card])
             evidence.append(module(cards, rows[..., n_card:-1], present, age, present.unsqueeze(1)))
@@ -243,7 +252,7 @@ class ValueNetwork(ListScorer):
     def values(self, observation: TensorObservation, cards: Tensor) -> Tensor:
         """Value of cards (B, n, F + T) at the next slot: (B, n) float32, :data:`ABSENT` for absent ones."""
         value = self.value(self.logits(self.cards(cards), *self.read(observation)))
-        return value.masked_fill(~(cards != 0).any(-1), ABSENT)
+        return value.masked_fill(~occupied(cards), ABSENT)
 
     def score(self, observation: TensorObservation) -> Tensor:
         """Value of every candidate of the pool: (B, N) float32, :data:`ABSENT` for used-up rows."""

@@ -1,4 +1,4 @@
-"""Sessions that the value network plays on learned users, with what they would have answered to candidates."""
+"""Sessions that the value network plays on learned users, and what they would have answered to others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents.learning.tensors import to_tensors
-from edgerec_gym.agents.perception.perception import SEQUENCES
+from edgerec_gym.agents.perception.perception import SEQUENCES, occupied
 from edgerec_gym.agents.rerank.reranker import ABSENT
 from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.agents.values.teacher import AskedUsers
@@ -165,7 +165,7 @@ def candidates_of(observation: Observation, n_types: int) -> np.ndarray:
 
 
 def best_of(value: np.ndarray, legal: np.ndarray, n_pool: int, margin: float) -> np.ndarray:
-    """Return the candidate to place (B,): the best pool row, or the best card if it is worth more by `margin`.
+    """Return the candidate to place, (B,): the best pool row, or the best card if worth `margin` more.
 
     Args:
         value: (B, N + M) values of pool rows and cards, or (B, N).
@@ -215,7 +215,7 @@ def loss_of(network: ValueNetwork, sessions: LabelledSessions, purchase_weight: 
     state, vectors = session_states(network, sessions)
     at = sessions.answered
     candidates = sessions.candidates[at]  # (R, C, F + T)
-    present = (candidates != 0).any(-1)
+    present = occupied(candidates)
     click, purchase = sessions.click[at], sessions.purchase[at]
     logits = network.logits(network.cards(candidates), state[at], vectors[at])
     buys = (purchase / click.clamp(min=1e-6)).clamp(0, 1)
@@ -247,8 +247,6 @@ def session_states(network: ValueNetwork, sessions: LabelledSessions) -> tuple[T
     for name in SEQUENCES:
         known = seen & (age <= config.lookahead + windows[name])
         actions = getattr(sessions, name)
-        evidence.append(
-            network.evidence[name](cards, actions, present[name], age.clamp(min=0), known)
-        )
+        evidence.append(network.evidence[name](cards, actions, present[name], age.clamp(min=0), known))
     screen = network.cards(sessions.screen)
     return network.states(sessions.user, sessions.context, screen, evidence)

@@ -233,7 +233,6 @@ class ValueTrainer:
             figures = {"updates": self.record["steps"], "value": value}
             self.record = self.record | {"held_out": [*self.record["held_out"], figures]}
 
-
     def choose_margin(self) -> None:
         """Choose the margin of cards for the best network; without members held out, it stays as trained."""
         found = {margin: self._held_out(self.best, margin) for margin in MARGINS} if self.others else {}
