@@ -73,11 +73,12 @@ class Agent:
 
 
 RERANK, LISTS = "edgerec_gym.agents.rerank", "edgerec_gym.agents.lists"
+VALUES = "edgerec_gym.agents.values"
 INSERTION, REQUESTS = "edgerec_gym.agents.insertion", "edgerec_gym.agents.requests"
 PPO, EDGEREC = "edgerec_gym.agents.ppo", "edgerec_gym.agents.edgerec"
 GRAPHS = "edgerec_gym.agents.export.export"
 RERANKER, GENERATOR, EVALUATOR, ESTIMATOR = "re-ranker", "generator", "list evaluator", "uplift estimator"
-INSERTER, GRADIENT, WHOLE = "insertion", "policy gradient", "whole agent"
+INSERTER, GRADIENT, WHOLE, DISTILLED = "insertion", "policy gradient", "whole agent", "distilled"
 
 
 def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
@@ -193,6 +194,17 @@ _ALL = (
         takes=("scenario",),
         config=f"{LISTS}.sequence_search:SearchConfig",
         graphs=f"{GRAPHS}:search_parts",
+    ),
+    Agent(
+        name="distilled-values",
+        summary="greedy on values of candidates, distilled from what learned users would answer",
+        family=DISTILLED,
+        learns_from=(PLAY,),
+        takes=("env_id", "scenario"),
+        train=f"{VALUES}.train:train",
+        config=f"{VALUES}.network:ValueConfig",
+        load=f"{VALUES}.train:load_policy",
+        load_network=f"{VALUES}.train:load_network",
     ),
     Agent(
         name="esan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from edgerec_gym.agents.insertion.values import SlotValues, slots_left
 from edgerec_gym.agents.learning.tensors import PLAY_BATCH, TensorObservation, torch_threads
 from edgerec_gym.agents.list_policy import EXPOSURES, PAGE_VIEWS
 from edgerec_gym.agents.perception.perception import BehaviourCodes, PerceptionState
-from edgerec_gym.agents.registry import ESTIMATOR, GENERATOR, INSERTER, RERANKER, find_agent
+from edgerec_gym.agents.registry import DISTILLED, ESTIMATOR, GENERATOR, INSERTER, RERANKER, find_agent
 from edgerec_gym.agents.requests.scores import UpliftScore
 from edgerec_gym.agents.requests.train import load_model
 from edgerec_gym.agents.requests.uplift_models import UpliftModel
@@ -71,7 +71,13 @@ class Parts:
         return Judgement(values, np.asarray(self._gain(observation), np.float64), self._price)
 
 
-KINDS = {RERANKER: "re-ranker", GENERATOR: "re-ranker", INSERTER: "esan", ESTIMATOR: "uplift"}  # by family
+KINDS = {  # by family
+    RERANKER: "re-ranker",
+    GENERATOR: "re-ranker",
+    DISTILLED: "re-ranker",
+    INSERTER: "esan",
+    ESTIMATOR: "uplift",
+}
 
 
 def load_parts(folders: list[Path], config: FeedConfig, threads: int = 1) -> Parts:
@@ -93,7 +99,8 @@ def load_parts(folders: list[Path], config: FeedConfig, threads: int = 1) -> Par
     for kind, example in (("re-ranker", "crban"), ("esan", "esan"), ("uplift", "uplift-x")):
         if kind not in found:
             raise InputError(f"agent 'edgerec' needs a run of {example!r}: give it with --based-on")
-    reranker = load_reranker(found["re-ranker"], config)
+    load: Any = find_agent(read_run(found["re-ranker"]).agent).code("load_network") or load_reranker
+    reranker = load(found["re-ranker"], config)
     if not isinstance(reranker, ListScorer):
         raise InputError(f"{found['re-ranker']} emits lists; edgerec learns its order from one that scores")
     return Parts(reranker, load_network(found["esan"], config), load_model(found["uplift"], config), threads)

@@ -21,9 +21,11 @@ from edgerec_gym.agents.perception.perception import (
     LOGIT_SCALE,
     BehaviourCodes,
     Perception,
+    RowEncoder,
     candidate_cards,
     card_features,
     compact,
+    occupied,
     take,
 )
 from edgerec_gym.errors import InputError, MissingExtraError
@@ -86,10 +88,12 @@ class BehaviourReader(nn.Module):
         with torch.no_grad():
             self.evidence.weight[:, 0] = slope
 
-    def forward(self, rows: Tensor, codes: BehaviourCodes, slot: Tensor) -> Tensor:
-        """Describe rows (B, K, W) at the current slot (B, 1): (B, K, hidden), 0 for padding."""
-        n_card = self.n_features + self.n_types
-        cards = card_features(rows[..., :n_card], self.d)
+    def forward(self, rows: Tensor, cards: Tensor, codes: BehaviourCodes, slot: Tensor) -> Tensor:
+        """Describe rows (B, K, W) at the current slot (B, 1): (B, K, hidden), 0 for padding.
+
+        `cards` (B, K, F + T) are their :func:`card_features`.
+        """
+        n_card = cards.shape[-1]
         age = slot.unsqueeze(1) - rows[..., -1:]
         inputs = (cards[..., self.d :], rows[..., n_card:-1], age, torch.exp(-10 * age), codes.values)
         return self.rows(torch.cat(inputs, -1)) * codes.present.unsqueeze(-1)
@@ -190,14 +194,21 @@ class PointerNetwork(BaseFeaturesExtractor):
         track: "joint", "rerank", "mix" or "request"; None infers it from the sizes.
         hidden: width of the hidden layers.
         heads: number of interest vectors per history.
+        recurrent: False encodes the rows of a history one by one, without GRUs.
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, n_actions: int, track: str | None, hidden: int, heads: int
+        self,
+        observation_space: spaces.Dict,
+        n_actions: int,
+        track: str | None,
+        hidden: int,
+        heads: int,
+        recurrent: bool = True,
     ) -> None:
         super().__init__(observation_space, features_dim=n_actions + hidden)
         sizes = self.sizes = ObservationSizes.from_space(observation_space)
-        self.d = sizes.embedding_size
+        self.d, self.n_card = sizes.embedding_size, sizes.n_item_features + sizes.n_types
         self.track = infer_track(sizes.n_pool, sizes.n_cards, n_actions, track)
         groups: dict[str, list[int]] = {
             "joint": [sizes.n_pool, sizes.n_cards, 1],
@@ -208,7 +219,14 @@ class PointerNetwork(BaseFeaturesExtractor):
         self.group_sizes = groups[self.track]
 
         width = hidden // 2
-        self.perception = Perception(sizes, hidden)
+        self.encoders: nn.ModuleDict
+        if recurrent:
+            self.perception = Perception(sizes, hidden)
+            self.encoders = self.perception.encoders
+        else:
+            self.encoders = nn.ModuleDict(
+                {name: RowEncoder(self.n_card, n, self.d, hidden) for name, n in ACTION_COLUMNS.items()}
+            )
         self.readers = nn.ModuleDict(
             {
                 name: BehaviourReader(sizes, columns, hidden, heads, width, *EVIDENCE[name])
@@ -242,7 +260,7 @@ class PointerNetwork(BaseFeaturesExtractor):
         context, n_types = observations["context"], self.sizes.n_types
         read = self._read(observations)
         pool = self._candidates(candidate_cards(observations["pool"], n_types), read)
-        present = (observations["pool"] != 0).any(-1)  # (B, N)
+        present = occupied(observations["pool"])  # (B, N)
         state = torch.cat((context, *read.parts, *_pool_summary(pool, present)), -1)
         hidden = self.policy_state(state)
 
@@ -267,8 +285,9 @@ class PointerNetwork(BaseFeaturesExtractor):
         for name, reader in self.readers.items():
             assert isinstance(reader, BehaviourReader)
             rows, present = compact(observations[name])
-            codes = self.perception.encoder(name).encode(rows, present)
-            described = reader(rows, codes, slot)
+            cards = card_features(rows[..., : self.n_card], self.d)
+            codes = self.encoders[name].encode(rows, present, cards)  # type: ignore[operator]
+            described = reader(rows, cards, codes, slot)
             queries.append(reader.interests(rows, described, slot))
             newest = (present.sum(1) - 1).clamp(min=0).view(-1, 1)
             parts += [described.sum(1) / observations[name].shape[1], take(codes.values, newest)[:, 0]]
@@ -346,6 +365,7 @@ class PointerPolicy(MaskableActorCriticPolicy):
         track: name of the track; None infers it from the sizes, with InputError if they are ambiguous.
         hidden: width of the hidden layers.
         heads: number of interest vectors per history.
+        recurrent: False encodes the rows of a history one by one, without GRUs: twice as fast in training.
         optimizer_class: as in stable-baselines3.
         optimizer_kwargs: as in stable-baselines3.
     """
@@ -358,10 +378,11 @@ class PointerPolicy(MaskableActorCriticPolicy):
         track: str | None = None,
         hidden: int = 32,
         heads: int = 2,
+        recurrent: bool = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.track, self.hidden, self.heads = track, hidden, heads
+        self.track, self.hidden, self.heads, self.recurrent = track, hidden, heads, recurrent
         super().__init__(
             observation_space,
             action_space,
@@ -373,6 +394,7 @@ class PointerPolicy(MaskableActorCriticPolicy):
                 "track": track,
                 "hidden": hidden,
                 "heads": heads,
+                "recurrent": recurrent,
             },
             normalize_images=False,
             optimizer_class=optimizer_class,
@@ -397,6 +419,7 @@ class PointerPolicy(MaskableActorCriticPolicy):
             "track": self.track,
             "hidden": self.hidden,
             "heads": self.heads,
+            "recurrent": self.recurrent,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

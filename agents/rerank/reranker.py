@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.data.observed_log import NOT_SHOWN
 from edgerec_gym.agents.learning.tensors import PLAY_BATCH, TensorObservation, to_tensors, torch_threads
-from edgerec_gym.agents.perception.perception import base_logit, candidate_cards, card_features, take
+from edgerec_gym.agents.perception.perception import (
+    base_logit,
+    candidate_cards,
+    card_features,
+    occupied,
+    take,
+)
 from edgerec_gym.config import Config, FeedConfig, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Explanation, Observation, best_legal, check_observation
@@ -60,7 +66,7 @@ class RerankerConfig(Config):
 
 def pool_present(observation: TensorObservation) -> Tensor:
     """Return which pool rows are present, (B, N) bool."""
-    return (observation["pool"] != 0).any(-1)
+    return occupied(observation["pool"])
 
 
 def slots_left(observation: TensorObservation, config: FeedConfig) -> Tensor:

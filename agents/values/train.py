@@ -1,0 +1,277 @@
+"""Distil what learned users would answer into a network that sees observations only (DAgger).
+
+1. *Play*. The network plays sessions of learned users, with some noise, so that the states are those that it
+   meets itself (Ross et al., AISTATS'11).
+2. *Ask*. At every slot, the learned users tell the probabilities of a click and of a purchase for several
+   candidates, as if each had stood there (:mod:`edgerec_gym.agents.values.teacher`).
+3. *Learn*. The network regresses on these probabilities. Since it does not know which member of the ensemble
+   answers or what happens in the slots that are not answered yet, it learns expectations over both.
+4. *Select*. Every few updates it plays sessions of the members that are held out. The best network is kept.
+   In EdgeFeed-v0, the margin by which a card must exceed the best pool row is chosen in the same way.
+
+Policy gradients learn from the sum of one session's rewards; here, every slot teaches several values, free of
+noise. A run is a folder as in :mod:`edgerec_gym.runs`. A killed run resumes after its last checkpoint and
+ends with the same parameters as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgerec_gym.agents.learning import parameters
+from edgerec_gym.agents.learning.epochs import Report
+from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.rerank.reranker import RerankPolicy
+from edgerec_gym.agents.rerank.train import check_track, policy_of
+from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
+from edgerec_gym.agents.values.play import loss_of, play_labelled
+from edgerec_gym.agents.values.policy import ValuePolicy
+from edgerec_gym.agents.values.teacher import AskedUsers
+from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.config import FeedConfig
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.files import make_folder, one_writer
+from edgerec_gym.policy import Policy
+from edgerec_gym.registration import make_feeds, track_of
+from edgerec_gym.runs import (
+    PARAMETERS,
+    Run,
+    check_seed,
+    check_sizes,
+    find_start,
+    model_sizes,
+    new_record,
+    read_run,
+    write_record,
+)
+from edgerec_gym.scenario import Scenario
+from edgerec_gym.users.learned import LearnedUsers
+
+AGENT = "distilled-values"
+TRACKS = ("rerank", "joint")
+MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of cards, in reward units, tried on members held out
+FIXED = ("agent", "track", "scenario", "seed", "hyper", "sizes")  # in a resumed run
+RESULTS = ("steps", "loss", "reward", "held_out")  # updated during training
+SELECT = 2**31  # first seed of the sessions that select, beyond those of training
+
+
+@one_writer("out")
+def train(
+    out: str | Path,
+    *,
+    agent: str = AGENT,
+    env_id: str = "EdgeFeedRerank-v0",
+    scenario: str | Scenario = "default",
+    seed: int = 0,
+    resume: bool = False,
+    threads: int = 1,
+    progress: Report | None = None,
+    **hyper: Any,
+) -> dict[str, Any]:
+    """Train on the split `train` of a scenario's learned users, and write the run's folder.
+
+    Args:
+        out: the run's folder.
+        agent: the agent's name.
+        env_id: "EdgeFeedRerank-v0" (the order) or "EdgeFeed-v0" (the order and cards), or a track.
+        scenario: a shipped name, a folder, or a Scenario, with learned users.
+        seed: seed of sessions, noise and initial parameters.
+        resume: continue from the last checkpoint in `out`, if there is one.
+        threads: torch threads.
+        progress: called with (updates done, updates in all, text).
+        **hyper: fields of :class:`~edgerec_gym.agents.values.network.ValueConfig`.
+
+    Returns:
+        The content of policy.json: loss and mean reward of every update, and what the tests on members held
+        out found.
+
+    Raises:
+        InputError: unknown names, values out of range, no member left to learn from, or `out` is not writable
+            or in use by another run.
+    """
+    check_seed(seed)
+    settings = ValueConfig.from_dict(hyper)
+    track = track_of(env_id)
+    if track not in TRACKS:
+        raise InputError(f"agent {agent!r} learns the tracks {', '.join(TRACKS)}, not {track!r}")
+    loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    run = make_folder(out)
+    record = new_record(
+        agent,
+        track,
+        seed=seed,
+        settings=settings,
+        sizes=model_sizes(loaded.config),
+        scenario=loaded.name,
+        users="learned",
+        loss=[],
+        reward=[],
+        held_out=[],
+    )
+    start = find_start(run, record, resume, FIXED)
+    with torch_threads(threads):
+        trainer = ValueTrainer(record, settings, loaded)
+        if start is not None:
+            trainer.restore(start)
+        while (done := trainer.record["steps"]) < settings.updates:
+            trainer.update()
+            done += 1
+            if done % settings.select_every == 0 or done == settings.updates:
+                trainer.select()
+                parameters.save_checkpoint(
+                    run, trainer.best, trainer.record, trainer.optimizer, trainer.network
+                )
+            if progress:
+                loss, reward = trainer.record["loss"][-1], trainer.record["reward"][-1]
+                progress(done, settings.updates, f"loss {loss:.4f}, reward {reward:.3f}")
+        if track == "joint":
+            trainer.choose_margin()
+    parameters.save_parameters(run / PARAMETERS, trainer.best)
+    write_record(run, trainer.record)
+    return trainer.record
+
+
+def make_network(config: FeedConfig, settings: ValueConfig, seed: int = 0) -> ValueNetwork:
+    """Return an untrained network; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ValueNetwork(config, settings)
+
+
+class ValueTrainer:
+    """Training of one network.
+
+    Args:
+        record: content of policy.json; steps, loss, reward and held_out are updated.
+        settings: hyper-parameters.
+        scenario: the scenario whose learned users teach.
+
+    Attributes:
+        network: after the last update.
+        best: the best one on the members held out.
+    """
+
+    def __init__(self, record: dict[str, Any], settings: ValueConfig, scenario: Scenario) -> None:
+        self.record, self.settings, self.scenario, self.seed = record, settings, scenario, record["seed"]
+        count = LearnedUsers(scenario).simulator.members
+        if settings.held_out >= count:
+            raise InputError(
+                f"ValueConfig.held_out = {settings.held_out} leaves none of the {count} networks of scenario "
+                f"{scenario.name!r} to learn from"
+            )
+        self.members = list(range(count - settings.held_out))
+        self.others = list(range(count - settings.held_out, count))
+        self.network = make_network(scenario.config, settings, self.seed)
+        self.best = copy.deepcopy(self.network)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        cautious = settings.pessimism > 0 or settings.every_member
+        self.users = AskedUsers(
+            scenario,
+            min(settings.candidates, scenario.config.pool_size),
+            self.members,
+            settings.pessimism if cautious else None,
+        )
+        self.track = record["track"]
+        self.env = make_feeds(
+            self.track, settings.sessions, scenario=scenario, users=self.users, split="train", copy=False
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint."""
+        parameters.restore_checkpoint(folder, self.best, self.optimizer, self.network)
+        earlier = read_run(folder).record
+        self.record = self.record | {key: earlier[key] for key in RESULTS}
+
+    def update(self) -> None:
+        """Play sessions, and learn from what the users would have answered."""
+        s, done = self.settings, self.record["steps"]
+        generator = np.random.default_rng([self.seed, done])
+        first = done * s.sessions % (CLI_SEED_STRIDE - s.sessions)
+        played = play_labelled(
+            self.network,
+            self.env,
+            self.users,
+            self.seed * CLI_SEED_STRIDE + first + np.arange(s.sessions),
+            best=s.best,
+            noise=s.noise * generator.random(s.sessions),
+            generator=generator,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.learning_rate * (1 - (1 - s.final_rate) * done / max(1, s.updates - 1))
+        losses = []
+        for _ in range(s.passes):
+            # Sessions of similar length share a batch, so that little of it is padding.
+            order = np.argsort(played.lengths + generator.random(s.sessions), kind="stable")
+            batches = np.array_split(order, -(-s.sessions // s.batch_size))
+            for at in generator.permutation(len(batches)):
+                loss = loss_of(self.network, played.take(batches[at]), s.purchase_weight)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), s.max_grad_norm)
+                self.optimizer.step()
+                losses.append(loss.item())
+        told = self.record
+        self.record = told | {
+            "steps": done + 1,
+            "loss": [*told["loss"], float(np.mean(losses))],
+            "reward": [*told["reward"], float(played.value.mean())],
+        }
+
+    def select(self) -> None:
+        """Keep the network if it is the best so far on the members held out, or if none are."""
+        value = self._held_out(self.network, self.settings.margin) if self.others else None
+        earlier = [figures["value"] for figures in self.record["held_out"]]
+        if value is None or value > max(earlier, default=-np.inf):
+            self.best.load_state_dict(self.network.state_dict())
+        if value is not None:
+            figures = {"updates": self.record["steps"], "value": value}
+            self.record = self.record | {"held_out": [*self.record["held_out"], figures]}
+
+    def choose_margin(self) -> None:
+        """Choose the margin of cards for the best network; without members held out, it stays as trained."""
+        found = {margin: self._held_out(self.best, margin) for margin in MARGINS} if self.others else {}
+        price = max(found, key=lambda margin: found[margin], default=self.settings.margin)
+        self.record = self.record | {"price": price, "figures": {str(k): v for k, v in found.items()}}
+
+    def _held_out(self, network: ValueNetwork, margin: float) -> float:
+        """Return the mean value of sessions of the members held out."""
+        found = play(
+            ValuePolicy(AGENT, network, margin) if self.track == "joint" else RerankPolicy(AGENT, network),
+            env_id=self.track,
+            scenario=self.scenario,
+            users="learned",
+            sessions=self.settings.select_sessions,
+            seed=SELECT // CLI_SEED_STRIDE,
+            members=self.others,
+            split="train",
+        )
+        return float(found["value"].mean())
+
+
+def load_network(folder: str | Path | Run, config: FeedConfig) -> ValueNetwork:
+    """Load a run; raise InputError if files are broken or made for other sizes."""
+    run = read_run(folder)
+    check_sizes(run, config)
+    network = make_network(config, ValueConfig.from_dict(run.record["hyper"]))
+    parameters.load_parameters(run.parameters, network)
+    return network.eval()
+
+
+def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Policy:
+    """Load a run to play the joint, rerank or slate track; see rerank.train.load_policy.
+
+    Cards are inserted in EdgeFeed-v0 if the run was trained there.
+    """
+    feed = getattr(env, "unwrapped", env)
+    run = read_run(folder)
+    check_track(run.folder, feed.track)
+    network = load_network(run, feed.config)
+    if feed.track == run.record["track"] == "joint":
+        return ValuePolicy(run.agent, network, run.record.get("price", network.settings.margin), threads)
+    return policy_of(run.agent, network, feed, threads)

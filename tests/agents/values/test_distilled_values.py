@@ -1,0 +1,184 @@
+"""Distilled values: what is asked is what would have been answered, and runs learn, repeat and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.learning.tensors import to_tensors
+from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.agents.values import train as training
+from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
+from edgerec_gym.agents.values.play import LabelledSessions, loss_of, play_labelled, session_states
+from edgerec_gym.agents.values.teacher import AskedUsers
+from edgerec_gym.agents.values.train import AGENT, make_network
+from edgerec_gym.answers import FOCUSED
+from edgerec_gym.errors import InputError
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import Scenario
+from tests.small_pools import stir
+
+SMALL: dict[str, Any] = {"hidden": 8, "keys": 4, "heads": 2, "queries": 2}
+QUICK: dict[str, Any] = SMALL | {
+    "updates": 4,
+    "sessions": 8,
+    "batch_size": 4,
+    "select_every": 2,
+    "select_sessions": 8,
+}
+
+
+def small_network(lite: Scenario) -> ValueNetwork:
+    network = make_network(lite.config, ValueConfig(**SMALL))
+    stir(network)
+    return network
+
+
+def played(lite: Scenario, network: ValueNetwork, rows: int = 8, **options: Any) -> LabelledSessions:
+    users = AskedUsers(lite, 4, **options)
+    env = make_feeds("rerank", rows, scenario=lite, users=users, copy=False)
+    generator = np.random.default_rng(0)
+    return play_labelled(
+        network, env, users, np.arange(rows), best=0.5, noise=np.zeros(rows), generator=generator
+    )
+
+
+def test_the_placed_candidate_is_answered_as_in_play(lite: Scenario) -> None:
+    """Asking neither changes the session nor differs from what it is told."""
+    network = small_network(lite)
+    found = played(lite, network)
+    told = lite.config.reward.value(found.click[..., 0], found.purchase[..., 0]).sum(1)
+    assert np.allclose(told, found.value, atol=1e-5) and (found.value > 0).all()
+    unasked = play(
+        training.RerankPolicy(AGENT, network),
+        env_id="rerank",
+        scenario=lite,
+        users="learned",
+        sessions=8,
+        seed=0,
+        split="train",
+    )
+    assert np.allclose(unasked["value"], found.value, atol=1e-5)
+    assert (unasked["exposures"] == found.lengths).all()
+
+
+def test_candidates_are_different_cards_of_the_pool(lite: Scenario) -> None:
+    found = played(lite, small_network(lite))
+    asked = found.candidates[found.answered][:, :, :16]
+    distance = (asked[:, :, None] - asked[:, None]).abs().sum(-1) + torch.eye(4)
+    assert (distance > 0).all()
+    assert torch.equal(found.candidates[found.answered][:, 0], found.cards[found.answered])
+
+
+def test_a_candidate_never_stands_next_to_itself(lite: Scenario) -> None:
+    cards = np.arange(15, dtype=np.float32).reshape(1, 5, 3)
+    windows = training_windows(cards, cards[:, FOCUSED + 1][:, None])
+    assert np.array_equal(windows[0, FOCUSED], cards[0, FOCUSED + 1])
+    assert np.array_equal(windows[0, FOCUSED + 1], cards[0, FOCUSED])
+
+
+def training_windows(cards: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    from edgerec_gym.agents.values.teacher import _swapped
+
+    return _swapped(cards, candidates)
+
+
+def test_caution_lowers_what_is_told(lite: Scenario) -> None:
+    network = small_network(lite)
+    mean, cautious = (played(lite, network, pessimism=k, members=[0, 1, 2]) for k in (0.0, 1.0))
+    at = mean.answered
+    assert torch.equal(mean.candidates, cautious.candidates), "targets do not change what is played"
+    assert (cautious.click[at] <= mean.click[at]).all() and (cautious.click[at] < mean.click[at]).any()
+
+
+def test_training_sees_what_play_sees(lite: Scenario) -> None:
+    """The states of a whole session at once are those that the observations give one by one."""
+    network = small_network(lite)
+    found = played(lite, network)
+    seen: list[torch.Tensor] = []
+    original = network.states
+
+    def recorded(*arguments: Any) -> Any:
+        state, vectors = original(*arguments)
+        seen.append(torch.cat((state[:, 0], vectors[:, 0].flatten(1)), -1))
+        return state, vectors
+
+    network.states = recorded  # type: ignore[method-assign]
+    env = make_feeds("rerank", 1, scenario=lite, users="learned", copy=False, split="train")
+    observation, _ = env.reset(seed=3)
+    with torch.inference_mode():
+        for _ in range(int(found.lengths[3])):
+            score = network.score(to_tensors(observation)).numpy()
+            observation, *_ = env.step(score.argmax(1))
+    network.states = original  # type: ignore[method-assign]
+    with torch.inference_mode():
+        state, vectors = session_states(network, found)
+    wanted = torch.cat((state[3], vectors[3].flatten(1)), -1)[: len(seen)]
+    assert torch.allclose(torch.cat(seen), wanted, atol=1e-5)
+
+
+def test_the_loss_falls(lite: Scenario) -> None:
+    network = make_network(lite.config, ValueConfig(**SMALL))
+    found = played(lite, network, rows=16)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(40):
+        loss = loss_of(network, found, purchase_weight=1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert 0 < losses[-1] < 0.6 * losses[0]
+
+
+def train(out: Path, **hyper: Any) -> dict[str, Any]:
+    return train_agent(AGENT, out, scenario="lite", resume=True, hyper=QUICK | hyper)
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = load_file(a / "policy.safetensors"), load_file(b / "policy.safetensors")
+    return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_repeats_is_loaded_back_and_played(lite: Scenario, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    record = train(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
+    assert train(tmp_path / "b") == record and same(tmp_path / "a", tmp_path / "b")
+    assert [figures["updates"] for figures in record["held_out"]] == [2, 4]
+    for env_id in ("EdgeFeedSlate-v0", "EdgeFeedRerank-v0", "EdgeFeed-v0"):
+        policy = find_policy(str(tmp_path / "a"), env_id, lite, "synthetic")
+        assert policy.name == AGENT
+        found = play(policy, env_id=env_id, scenario=lite, users="synthetic", seed=0, sessions=4)
+        assert found["violations"].sum() == 0 and found["value"].sum() > 0
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tmp_path / "whole", pessimism=0.5)
+    original = training.ValueTrainer.update
+
+    def dies(self: Any) -> None:
+        if self.record["steps"] == 3:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(training.ValueTrainer, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", pessimism=0.5)
+    monkeypatch.setattr(training.ValueTrainer, "update", original)
+    assert train(tmp_path / "killed", pessimism=0.5) == whole
+    assert same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_someone_must_be_left_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="held_out = 5 leaves none of the 5"):
+        train(tmp_path, held_out=5)
+    record = train(tmp_path / "all", held_out=0)
+    assert record["held_out"] == []
