@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,11 @@ class Catalog:
             names[order].astype(np.int64),
         )
         return catalog, order
+
+    def with_table(self, columns: np.ndarray, folds: np.ndarray | None = None) -> Catalog:
+        """Return the catalogue with another item table; InputError if it does not fit."""
+        folds = np.zeros((len(self), 0, columns.shape[1]), np.float32) if folds is None else folds
+        return replace(self, columns=np.ascontiguousarray(columns, np.float32), folds=folds)
 
     def columns_of(self, item: np.ndarray, session: np.ndarray) -> np.ndarray:
         """Return the item table as sessions may see it: without what they have told themselves.

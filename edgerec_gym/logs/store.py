@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -226,7 +225,7 @@ class LogReader:
         if os.path.lexists(self.folder / ITEM_TABLE):
             table = ItemTable.load(self.folder / ITEM_TABLE, len(self.catalog))
             self.config = config.replace(item_columns=table.names)
-            self.catalog = replace(self.catalog, columns=table.columns, folds=table.folds)
+            self.catalog = self.catalog.with_table(table.columns, table.folds)
         self._totals: tuple[int, int] | None = None
 
     @property

@@ -143,9 +143,7 @@ def with_table(
     n = len(scenario.catalog)
     values = np.random.default_rng(seed).uniform(-1, 1, (n, len(names))).astype(np.float32)
     config = scenario.config.replace(item_columns=names)
-    return replace(
-        scenario, config=config, catalog=replace(scenario.catalog, columns=values, folds=None), path=None
-    )
+    return replace(scenario, config=config, catalog=scenario.catalog.with_table(values), path=None)
 
 
 @pytest.mark.parametrize("track", ["joint", "rerank", "mix", "request"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -30,7 +28,7 @@ def make_batch(track, config):
     users = SyntheticUsers(preset("lite")[1], config)
     catalog = users.world.catalog
     columns = np.random.default_rng(0).uniform(-1, 1, (len(catalog), len(config.item_columns)))
-    catalog = replace(catalog, columns=columns.astype(np.float32), folds=None)
+    catalog = catalog.with_table(columns)
     return FeedBatch(SESSIONS, track, config, catalog, users, split="log"), catalog
 
 
