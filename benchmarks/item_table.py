@@ -112,10 +112,12 @@ def policies(columns: tuple[str, ...]) -> list[Policy]:
     return [*made, ItemGreedy(columns), OraclePolicy()]
 
 
-def study(name: str, folder: Path, sessions: int, seed: int) -> dict[str, Any]:
+def study(
+    name: str, folder: Path, sessions: int, seed: int, log_sessions: int | None = None
+) -> dict[str, Any]:
     """Collect, learn, and play."""
     scenario = Scenario.load(name)
-    n = scenario.provenance["logs"]["sessions"]
+    n = log_sessions or scenario.provenance["logs"]["sessions"]
     with progress_bar(f"{name}: collect") as progress:
         collect(folder, preset_name=name, sessions=n, seed=seed, progress=progress)
     reader = LogReader(folder)

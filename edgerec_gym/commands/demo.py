@@ -156,6 +156,7 @@ def refit_shipped(
     ensemble: int,
     epochs: int,
     seed: int,
+    item_table: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Refit the shipped scenarios from freshly collected logs, and record the command and seed in them.
 
@@ -167,11 +168,15 @@ def refit_shipped(
         ensemble: number of networks in each ensemble.
         epochs: maximum number of epochs for each network.
         seed: seed of logs and fits.
+        item_table: learn the item table from the logs first, and ship its columns with the pages.
 
     Returns:
         name -> fidelity figures on held-out sessions.
     """
+    from edgerec_gym.cloud.item_table import ITEM_TABLE
     from edgerec_gym.logs.collect import collect
+    from edgerec_gym.logs.item_statistics import learn_items
+    from edgerec_gym.logs.store import LogReader
     from edgerec_gym.scenario import SHIPPED_FOLDER, SIMULATOR_FILES, Scenario
     from edgerec_gym.simulator.fit import fit
 
@@ -185,6 +190,8 @@ def refit_shipped(
         n = sessions or SHIPPED_SESSIONS[name]
         with console.progress_bar(f"{name}: collect") as progress:
             collect(logs, preset_name=name, sessions=n, seed=seed, progress=progress)
+        if item_table and not (logs / ITEM_TABLE).exists():
+            learn_items(LogReader(logs)).save(logs / ITEM_TABLE)
         with console.progress_bar(f"{name}: fit") as progress:
             fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, epochs=epochs, progress=progress)
         for file in SIMULATOR_FILES:
@@ -193,7 +200,11 @@ def refit_shipped(
         scenario = Scenario.load(fitted)
         options = {"name": name, "sessions": n, "ensemble": ensemble, "epochs": epochs, "seed": seed}
         command = " ".join(
-            ["edgerec scenario", *(f"--{option} {value}" for option, value in options.items())]
+            [
+                "edgerec scenario",
+                *(f"--{option} {value}" for option, value in options.items()),
+                *(["--item-table"] if item_table else []),
+            ]
         )
         provenance = {**scenario.provenance, "command": command, "seed": seed}
         replace(scenario, name=name, provenance=provenance).save(target)

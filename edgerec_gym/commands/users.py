@@ -139,6 +139,9 @@ def refit(
     work: Annotated[Path, typer.Option(help="Folder of logs and unfinished fits.")] = Path("runs/scenario"),
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs; stops early.")] = 20,
+    item_table: Annotated[
+        bool, typer.Option("--item-table", help="Ship what the logs tell of items (edgerec items).")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +150,14 @@ def refit(
 
     with console.interruptible(f"logs and finished epochs in {work} are kept; the same command resumes"):
         done = refit_shipped(
-            name, sessions=sessions, out=out, work=work, ensemble=ensemble, epochs=epochs, seed=seed
+            name,
+            sessions=sessions,
+            out=out,
+            work=work,
+            ensemble=ensemble,
+            epochs=epochs,
+            seed=seed,
+            item_table=item_table,
         )
     if as_json:
         console.print_json(done)

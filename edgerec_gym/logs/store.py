@@ -129,7 +129,15 @@ class LogWriter:
             raise InputError(
                 f"{self.folder} holds another log: its {name} is {found!r}, not {wanted!r}; choose another"
             )
-        for name in ("embeddings", "scalars", "card_type", "category", "names", "columns"):
+        learned = (self.folder / ITEM_TABLE).exists()  # after the log was written
+        for name in (
+            "embeddings",
+            "scalars",
+            "card_type",
+            "category",
+            "names",
+            *(() if learned else ("columns",)),
+        ):
             if not np.array_equal(getattr(reader.catalog, name), getattr(self.catalog, name)):
                 raise InputError(f"{self.folder} holds another log: its catalogue differs in {name}")
         self.complete = reader.complete

@@ -88,6 +88,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_log_with_a_table_is_still_the_log(log: Path) -> None:
+    assert collect(log, preset_name="lite", sessions=600, seed=5)["sessions"] == 600
+
+
 def test_lifts_tell_what_the_cloud_does_not(log: Path) -> None:
     reader = LogReader(log)
     feed, users = preset("lite")
