@@ -31,6 +31,7 @@ from edgerec_gym.bench.request.track import WAITING_PLANS, waiting_plans
 from edgerec_gym.bench.setting import Setting, make_policy
 from edgerec_gym.bench.shipped import shipped_folder
 from edgerec_gym.bench.track import find_track
+from edgerec_gym.cloud.item_table import ITEM_TABLE
 from edgerec_gym.commands.demo import PAGE, QUICK, RECORD, run_demo
 from edgerec_gym.device.files import DESCRIPTION
 from edgerec_gym.device.session import DeviceSession, load
@@ -38,6 +39,7 @@ from edgerec_gym.evaluation.cache import Entry, Place, played, saved_rows
 from edgerec_gym.evaluation.play import evaluate
 from edgerec_gym.files import write_json
 from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.item_statistics import learn_items
 from edgerec_gym.logs.sessions import SessionStream
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.logs.table import import_table
@@ -128,6 +130,11 @@ def _sha256(file: Path) -> str:
 
 def _make_log(folder: Path) -> None:
     collect(folder, preset_name=WORLD, sessions=24, seed=0)
+
+
+def _make_items(folder: Path) -> None:
+    _make_log(folder)
+    learn_items(LogReader(folder), folds=2).save(folder / ITEM_TABLE)
 
 
 def _read_log(folder: Path, _: Path) -> None:
@@ -365,6 +372,7 @@ def _documents() -> list[Document]:
         ("log: catalog.parquet", "catalog.parquet"),
     ):
         found.append(Document(name, file, _make_log, _read_log))
+    found.append(Document("log: items.parquet", ITEM_TABLE, _make_items, _read_log))
     for kind in ("csv", "parquet"):
         made, read = _bound(_make_table, kind), _bound(_read_table, kind)
         found.append(Document(f"table.{kind}", f"table.{kind}", made, read))
