@@ -35,7 +35,7 @@ from rich.table import Table
 FEEDS, SLOTS = 128, 32  # of MaskablePPO
 LISTS: dict[str, Any] = {"batch_size": 32, "samples": 4, "updates": 1_000_000}
 LEARNERS = ("pointer-ppo", "pointer-ppo-rows", "pointer-users", "distilled-values")
-MISSING = ("ModuleNotFoundError", "unknown field")  # errors of a checkout that lacks a learner
+MISSING = ("ModuleNotFoundError", "has no field")  # errors of a checkout that lacks a learner
 Times = tuple[int, float, float]  # slots, seconds of processor time, seconds
 
 
@@ -61,6 +61,7 @@ def main() -> None:
                 timed = _in_checkout(checkout.resolve(), learner, given.scenario, given.updates)
                 if timed is not None:
                     found.setdefault((learner, checkout), []).append(timed)
+                    print(f"{learner} in {checkout}: {timed[0] / timed[1]:,.0f} slots/s", file=sys.stderr)
     title = f"{given.scenario}, one thread, median of {given.rounds}"
     table = Table("learner", "checkout", "slots/s of processor time", "slots/s", title=title)
     for (learner, checkout), times in found.items():
