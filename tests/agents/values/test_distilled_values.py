@@ -117,7 +117,7 @@ def test_training_sees_what_play_sees(lite: Scenario) -> None:
         seen.append(torch.cat((state[:, 0], vectors[:, 0].flatten(1)), -1))
         return state, vectors
 
-    network.states = recorded  # type: ignore[method-assign]
+    network.states = recorded  # type: ignore[method-assign, assignment]
     env = make_feeds("rerank", 1, scenario=lite, users="learned", copy=False, split="train")
     observation, _ = env.reset(seed=3)
     with torch.inference_mode():
@@ -175,7 +175,7 @@ def test_a_run_of_the_joint_track_inserts_cards(lite: Scenario, tmp_path: Path) 
     found = play(policy, env_id="EdgeFeed-v0", scenario=lite, users="synthetic", seed=0, sessions=8)
     assert found["violations"].sum() == 0
     assert sum(found[f"cards_{name}"].sum() for name in lite.config.card_types) > 0
-    explained = policy.explain(0)
+    explained = policy.explain(0)  # type: ignore[attr-defined]
     assert explained is not None and explained.scores is not None
     assert explained.scores.shape == (lite.config.pool_size,)
     order = find_policy(str(tmp_path), "EdgeFeedRerank-v0", lite, "synthetic")
