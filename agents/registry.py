@@ -201,6 +201,7 @@ _ALL = (
         family=DISTILLED,
         learns_from=(PLAY,),
         takes=("env_id", "scenario"),
+        starts_from=("an uplift estimator",),
         train=f"{VALUES}.train:train",
         config=f"{VALUES}.network:ValueConfig",
         load=f"{VALUES}.train:load_policy",

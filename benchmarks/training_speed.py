@@ -6,6 +6,7 @@
 | learner | what is timed |
 | --- | --- |
 | pointer-ppo | MaskablePPO with the pointer policy: 128 feeds, 32 slots each per update |
+| pointer-ppo-rows | the same with recurrent = 0, without GRUs |
 | pointer-users | policy gradient of the list generator: 32 sessions, 4 copies each per update |
 | distilled-values | play, questions to learned users and regression: 256 sessions per update |
 
@@ -23,6 +24,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +34,8 @@ from rich.table import Table
 
 FEEDS, SLOTS = 128, 32  # of MaskablePPO
 LISTS: dict[str, Any] = {"batch_size": 32, "samples": 4, "updates": 1_000_000}
-LEARNERS = ("pointer-ppo", "pointer-users", "distilled-values")
+LEARNERS = ("pointer-ppo", "pointer-ppo-rows", "pointer-users", "distilled-values")
+MISSING = ("ModuleNotFoundError", "has no field")  # errors of a checkout that lacks a learner
 Times = tuple[int, float, float]  # slots, seconds of processor time, seconds
 
 
@@ -58,6 +61,7 @@ def main() -> None:
                 timed = _in_checkout(checkout.resolve(), learner, given.scenario, given.updates)
                 if timed is not None:
                     found.setdefault((learner, checkout), []).append(timed)
+                    print(f"{learner} in {checkout}: {timed[0] / timed[1]:,.0f} slots/s", file=sys.stderr)
     title = f"{given.scenario}, one thread, median of {given.rounds}"
     table = Table("learner", "checkout", "slots/s of processor time", "slots/s", title=title)
     for (learner, checkout), times in found.items():
@@ -74,7 +78,7 @@ def _in_checkout(checkout: Path, learner: str, scenario: str, updates: int) -> T
         [*command, "--updates", str(updates)], cwd=checkout, env=environment, capture_output=True, text=True
     )
     if told.returncode:
-        if "ModuleNotFoundError" in told.stderr:
+        if any(missing in told.stderr for missing in MISSING):
             return None
         raise SystemExit(told.stderr)
     slots, cpu, seconds = json.loads(told.stdout.splitlines()[-1])
@@ -86,20 +90,21 @@ def time_learner(learner: str, scenario: str, updates: int) -> Times:
     import torch
 
     torch.set_num_threads(1)
-    advance = {"pointer-ppo": _ppo, "pointer-users": _lists, "distilled-values": _values}[learner](scenario)
+    makers = {"pointer-users": _lists, "distilled-values": _values, "pointer-ppo": _ppo}
+    advance = partial(_ppo, recurrent=0)(scenario) if learner.endswith("rows") else makers[learner](scenario)
     advance(1)
     cpu, start = time.process_time(), time.perf_counter()
     slots = advance(updates)
     return slots, time.process_time() - cpu, time.perf_counter() - start
 
 
-def _ppo(scenario: str) -> Any:
+def _ppo(scenario: str, **more: int) -> Any:
     from sb3_contrib import MaskablePPO
 
     from edgerec_gym.adapters.sb3 import make_vec_env
     from edgerec_gym.agents.ppo.trained_policy import POINTER, PPOConfig, policy_class, policy_kwargs
 
-    settings = PPOConfig(n_steps=SLOTS)
+    settings = PPOConfig.from_dict({"n_steps": SLOTS, **more})
     model = MaskablePPO(
         policy_class(POINTER),
         make_vec_env("EdgeFeedRerank-v0", FEEDS, seed=0, scenario=scenario),

@@ -17,6 +17,8 @@ ends with the same parameters as an uninterrupted one.
 from __future__ import annotations
 
 import copy
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ import torch
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
 from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.registry import ESTIMATOR, find_agent
+from edgerec_gym.agents.requests.scores import UpliftScore
+from edgerec_gym.agents.requests.train import load_model
 from edgerec_gym.agents.rerank.reranker import RerankPolicy
 from edgerec_gym.agents.rerank.train import check_track, policy_of
 from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
@@ -36,11 +41,12 @@ from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
-from edgerec_gym.files import make_folder, one_writer
+from edgerec_gym.files import atomic_folder, make_folder, one_writer
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds, track_of
 from edgerec_gym.runs import (
     PARAMETERS,
+    RECORD,
     Run,
     check_seed,
     check_sizes,
@@ -56,7 +62,8 @@ from edgerec_gym.users.learned import LearnedUsers
 AGENT = "distilled-values"
 TRACKS = ("rerank", "joint")
 MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of cards, in reward units, tried on members held out
-FIXED = ("agent", "track", "scenario", "seed", "hyper", "sizes")  # in a resumed run
+UPLIFT = "uplift"  # folder of the estimator's run, in the run's folder
+FIXED = ("agent", "track", "based_on", "scenario", "seed", "hyper", "sizes")  # in a resumed run
 RESULTS = ("steps", "loss", "reward", "held_out")  # updated during training
 SELECT = 2**31  # first seed of the sessions that select, beyond those of training
 
@@ -68,6 +75,7 @@ def train(
     agent: str = AGENT,
     env_id: str = "EdgeFeedRerank-v0",
     scenario: str | Scenario = "default",
+    based_on: Sequence[str | Path] = (),
     seed: int = 0,
     resume: bool = False,
     threads: int = 1,
@@ -81,6 +89,8 @@ def train(
         agent: the agent's name.
         env_id: "EdgeFeedRerank-v0" (the order) or "EdgeFeed-v0" (the order and cards), or a track.
         scenario: a shipped name, a folder, or a Scenario, with learned users.
+        based_on: in EdgeFeed-v0, at most one run of an uplift estimator: pages are then requested where it
+            tells more gain than a request costs. It is copied into the folder.
         seed: seed of sessions, noise and initial parameters.
         resume: continue from the last checkpoint in `out`, if there is one.
         threads: torch threads.
@@ -101,6 +111,7 @@ def train(
     if track not in TRACKS:
         raise InputError(f"agent {agent!r} learns the tracks {', '.join(TRACKS)}, not {track!r}")
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
+    estimator = _estimator(based_on, track, loaded.config)
     run = make_folder(out)
     record = new_record(
         agent,
@@ -110,11 +121,16 @@ def train(
         sizes=model_sizes(loaded.config),
         scenario=loaded.name,
         users="learned",
+        based_on=[] if estimator is None else [_described(estimator)],
         loss=[],
         reward=[],
         held_out=[],
     )
     start = find_start(run, record, resume, FIXED)
+    if estimator is not None:
+        with atomic_folder(run / UPLIFT) as folder:
+            for name in (RECORD, PARAMETERS):
+                shutil.copyfile(estimator.folder / name, folder / name)
     with torch_threads(threads):
         trainer = ValueTrainer(record, settings, loaded)
         if start is not None:
@@ -135,6 +151,22 @@ def train(
     parameters.save_parameters(run / PARAMETERS, trainer.best)
     write_record(run, trainer.record)
     return trainer.record
+
+
+def _estimator(based_on: Sequence[str | Path], track: str, config: FeedConfig) -> Run | None:
+    """Return the run of an uplift estimator, if one is given; InputError if it does not fit."""
+    runs = [read_run(folder) for folder in based_on]
+    if len(runs) > 1 or any(find_agent(run.agent).family != ESTIMATOR for run in runs):
+        raise InputError(f"agent {AGENT!r} is based on nothing or on one run of an uplift estimator")
+    if runs and track != "joint":
+        raise InputError(f"agent {AGENT!r} requests pages in EdgeFeed-v0 only; leave --based-on out")
+    for run in runs:
+        load_model(run.folder, config)
+    return runs[0] if runs else None
+
+
+def _described(run: Run) -> dict[str, Any]:
+    return {key: run.record[key] for key in ("agent", "seed", "steps", "hyper")}
 
 
 def make_network(config: FeedConfig, settings: ValueConfig, seed: int = 0) -> ValueNetwork:
@@ -266,12 +298,17 @@ def load_network(folder: str | Path | Run, config: FeedConfig) -> ValueNetwork:
 def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Policy:
     """Load a run to play the joint, rerank or slate track; see rerank.train.load_policy.
 
-    Cards are inserted in EdgeFeed-v0 if the run was trained there.
+    Cards are inserted and pages requested in EdgeFeed-v0 if the run was trained there.
     """
     feed = getattr(env, "unwrapped", env)
     run = read_run(folder)
     check_track(run.folder, feed.track)
     network = load_network(run, feed.config)
     if feed.track == run.record["track"] == "joint":
-        return ValuePolicy(run.agent, network, run.record.get("price", network.settings.margin), threads)
+        margin = run.record.get("price", network.settings.margin)
+        gain = None
+        if run.record.get("based_on"):
+            gain = UpliftScore(load_model(run.root / UPLIFT, feed.config), threads=threads)
+        price, age = -feed.config.reward.request, feed.config.request_latency
+        return ValuePolicy(run.agent, network, margin, gain, price, age, threads)
     return policy_of(run.agent, network, feed, threads)

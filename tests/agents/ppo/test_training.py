@@ -40,6 +40,16 @@ def make_env(lite: Scenario, env_id: str = "EdgeFeed-v0", **config: Any) -> Edge
     return EdgeFeedVectorEnv(16, track=track_of(env_id), scenario=lite, users="synthetic", **config)
 
 
+def test_histories_can_be_read_without_recurrence(lite: Scenario, tmp_path: Path) -> None:
+    quick(lite, tmp_path, "EdgeFeedRerank-v0", recurrent=0)
+    names = load_file(tmp_path / "policy.safetensors").keys()
+    assert not any("gru" in name or "weight_hh" in name for name in names)
+    env = make_env(lite, "EdgeFeedRerank-v0")
+    observation, _ = env.reset(seed=0)
+    actions = load_policy(tmp_path, env).act(observation)
+    assert observation["action_mask"][np.arange(16), actions].all()
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_trains_and_loads(lite: Scenario, tmp_path: Path, slot_id: str, agent: str) -> None:
     record = quick(lite, tmp_path, slot_id, agent=agent, seed=2)

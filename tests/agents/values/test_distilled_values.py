@@ -16,7 +16,7 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.values import train as training
 from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
 from edgerec_gym.agents.values.play import LabelledSessions, loss_of, play_labelled, session_states
-from edgerec_gym.agents.values.teacher import AskedUsers
+from edgerec_gym.agents.values.teacher import AskedUsers, _swapped
 from edgerec_gym.agents.values.train import AGENT, make_network
 from edgerec_gym.answers import FOCUSED
 from edgerec_gym.errors import InputError
@@ -41,9 +41,11 @@ def small_network(lite: Scenario) -> ValueNetwork:
     return network
 
 
-def played(lite: Scenario, network: ValueNetwork, rows: int = 8, **options: Any) -> LabelledSessions:
+def played(
+    lite: Scenario, network: ValueNetwork, rows: int = 8, track: str = "rerank", **options: Any
+) -> LabelledSessions:
     users = AskedUsers(lite, 4, **options)
-    env = make_feeds("rerank", rows, scenario=lite, users=users, copy=False)
+    env = make_feeds(track, rows, scenario=lite, users=users, copy=False)
     generator = np.random.default_rng(0)
     return play_labelled(
         network, env, users, np.arange(rows), best=0.5, noise=np.zeros(rows), generator=generator
@@ -77,17 +79,22 @@ def test_candidates_are_different_cards_of_the_pool(lite: Scenario) -> None:
     assert torch.equal(found.candidates[found.answered][:, 0], found.cards[found.answered])
 
 
+def test_cards_are_asked_about_and_placed_where_they_may(lite: Scenario) -> None:
+    """In EdgeFeed-v0, the candidate asked about first is the card that was placed, of whatever type."""
+    found = played(lite, small_network(lite), track="joint")
+    at = found.answered
+    assert torch.equal(found.candidates[at][:, 0], found.cards[at])
+    types = found.candidates[at][..., -lite.config.n_types :].argmax(-1)
+    assert (types > 0).any() and (types == 0).any()
+    told = lite.config.reward.value(found.click[..., 0], found.purchase[..., 0]).sum(1)
+    assert np.allclose(told, found.value, atol=1e-5)
+
+
 def test_a_candidate_never_stands_next_to_itself(lite: Scenario) -> None:
     cards = np.arange(15, dtype=np.float32).reshape(1, 5, 3)
-    windows = training_windows(cards, cards[:, FOCUSED + 1][:, None])
+    windows = _swapped(cards, cards[:, FOCUSED + 1][:, None])
     assert np.array_equal(windows[0, FOCUSED], cards[0, FOCUSED + 1])
     assert np.array_equal(windows[0, FOCUSED + 1], cards[0, FOCUSED])
-
-
-def training_windows(cards: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    from edgerec_gym.agents.values.teacher import _swapped
-
-    return _swapped(cards, candidates)
 
 
 def test_caution_lowers_what_is_told(lite: Scenario) -> None:
@@ -110,7 +117,7 @@ def test_training_sees_what_play_sees(lite: Scenario) -> None:
         seen.append(torch.cat((state[:, 0], vectors[:, 0].flatten(1)), -1))
         return state, vectors
 
-    network.states = recorded  # type: ignore[method-assign]
+    network.states = recorded  # type: ignore[method-assign, assignment]
     env = make_feeds("rerank", 1, scenario=lite, users="learned", copy=False, split="train")
     observation, _ = env.reset(seed=3)
     with torch.inference_mode():
@@ -158,6 +165,39 @@ def test_a_run_repeats_is_loaded_back_and_played(lite: Scenario, tmp_path: Path)
         assert policy.name == AGENT
         found = play(policy, env_id=env_id, scenario=lite, users="synthetic", seed=0, sessions=4)
         assert found["violations"].sum() == 0 and found["value"].sum() > 0
+
+
+def test_a_run_of_the_joint_track_inserts_cards(lite: Scenario, tmp_path: Path) -> None:
+    record = train_agent(AGENT, tmp_path, scenario="lite", env_id="EdgeFeed-v0", hyper=QUICK)
+    assert record["track"] == "joint" and record["price"] in training.MARGINS
+    policy = find_policy(str(tmp_path), "EdgeFeed-v0", lite, "synthetic")
+    policy.margin = 0.0  # type: ignore[attr-defined]
+    found = play(policy, env_id="EdgeFeed-v0", scenario=lite, users="synthetic", seed=0, sessions=8)
+    assert found["violations"].sum() == 0
+    assert sum(found[f"cards_{name}"].sum() for name in lite.config.card_types) > 0
+    explained = policy.explain(0)  # type: ignore[attr-defined]
+    assert explained is not None and explained.scores is not None
+    assert explained.scores.shape == (lite.config.pool_size,)
+    order = find_policy(str(tmp_path), "EdgeFeedRerank-v0", lite, "synthetic")
+    play(order, env_id="EdgeFeedRerank-v0", scenario=lite, users="synthetic", seed=0, sessions=2)
+    with pytest.raises(InputError, match="learns the tracks rerank, joint, not 'mix'"):
+        train_agent(AGENT, tmp_path / "mix", scenario="lite", env_id="EdgeFeedMix-v0", hyper=QUICK)
+
+
+def test_requests_come_from_an_uplift_estimator(lite: Scenario, tmp_path: Path) -> None:
+    """Its run is copied, so that the folder can be moved; pages are requested where they pay."""
+    assert lite.path is not None
+    uplift = lite.path / "agents" / "joint" / "runs" / "uplift-x-0"
+    options: dict[str, Any] = {"scenario": "lite", "env_id": "EdgeFeed-v0", "hyper": QUICK}
+    train_agent(AGENT, tmp_path / "a", based_on=[uplift], **options)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    policy = find_policy(str(tmp_path / "moved"), "EdgeFeed-v0", lite, "synthetic")
+    found = play(policy, env_id="EdgeFeed-v0", scenario=lite, users="synthetic", seed=0, sessions=8)
+    assert found["requests"].sum() > 0 and found["violations"].sum() == 0
+    with pytest.raises(InputError, match="requests pages in EdgeFeed-v0 only"):
+        train_agent(AGENT, tmp_path / "b", based_on=[uplift], scenario="lite", env_id="rerank")
+    with pytest.raises(InputError, match="nothing or on one run of an uplift estimator"):
+        train_agent(AGENT, tmp_path / "c", based_on=[tmp_path / "moved"], **options)
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
