@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 
-from edgerec_gym.agents.attainable.arrays import LOWEST, N_POINTS, N_RATES, REACH, STEP
-from edgerec_gym.agents.attainable.items import NODES, WEIGHTS, card_type_of, recognise, form_query
+from edgerec_gym.agents.attainable.arrays import LOWEST, N_POINTS, REACH, STEP
+from edgerec_gym.agents.attainable.items import NODES, WEIGHTS, card_type_of, form_query, look_up, recognise
 from edgerec_gym.agents.attainable.particles import switch_intents, thin_out
-from edgerec_gym.answers import COUNT_LEVELS, DWELL_BUCKETS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW_BUCKETS, SPEED_LEVELS
+from edgerec_gym.answers import (
+    COUNT_LEVELS,
+    DWELL_BUCKETS,
+    N_PAGE_VIEW_ACTIONS,
+    PAGE_VIEW_BUCKETS,
+    SPEED_LEVELS,
+)
 from edgerec_gym.compiled.jit import kernel, product_kernel, sigmoid
 from edgerec_gym.users.synthetic_kernels import (
     CARD_APPEAL,
@@ -54,7 +60,7 @@ def likelihood(interest, click_bias, bucket, count, speed, deleted, click):
 
 @kernel
 def view_likelihood(views, r, first, satisfied):
-    """Return the probability of the page-view actions at columns `first` on, after a satisfied view or not."""
+    """Return the probability of the page-view actions at columns `first` on, if the view satisfied or not."""
     bucket = int(round(float(views[r, first]) * (PAGE_VIEW_BUCKETS - 1)))
     if satisfied:
         found = 0.2 if bucket >= 3 else 0.0
@@ -189,12 +195,13 @@ def learn(b, row, slot, placed, answered, exposure, view):
     _thin_and_switch(b, row, slot)
     _follow_evidence(b, row, exposure, view)
     b.answered[row] = slot + 1
+    b.shown[row, slot] = look_up(know, b.seen.exposures[row], exposure)
 
 
 @kernel
 def _notice_page(b, row, slot):
     """React to a page at its first card, as users do."""
-    both, d, know = b.weight.shape[1], b.query.shape[0], b.know
+    both, d = b.weight.shape[1], b.query.shape[0]
     for i in range(both):
         b.response[row, i] *= REFRESH_MEMORY
     if slot == 0 or b.page_of[row, slot] != slot:
@@ -289,7 +296,7 @@ def _weigh(b, row, view, shift):
 
 @kernel
 def _advance(b, row, category, click, satisfied):
-    """Advance satiation, weariness, boredom and the drift of the intent by the probability of satisfaction."""
+    """Advance satiation, weariness, boredom and the drift of the intent, as far as the user is satisfied."""
     know, both, d = b.know, b.weight.shape[1], b.query.shape[0]
     for c in range(b.switch.shape[0]):
         b.satiation[row, c] *= MEMORY
@@ -331,7 +338,8 @@ def _follow_evidence(b, row, exposure, view):
     know, n, at = b.know, b.answered[row], b.know.n_features + b.know.n_types
     evidence = know.dwell_weight * (b.seen.exposures[row, exposure, at] - DWELL_CENTRE)
     if view >= 0:
-        evidence += know.click_weight + know.page_view_weight * (b.seen.page_views[row, view, at] - DWELL_CENTRE)
+        looked = b.seen.page_views[row, view, at] - DWELL_CENTRE
+        evidence += know.click_weight + know.page_view_weight * looked
     for k in range(b.query.shape[0]):
         seen = evidence * b.seen.exposures[row, exposure, k]
         b.evidence[row, n + 1, k] = know.interest_decay * b.evidence[row, n, k] + seen

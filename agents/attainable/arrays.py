@@ -18,6 +18,7 @@ from edgerec_gym.compiled.arrays import (
     Float64Vector,
     Int32Matrix,
     Int32Vector,
+    Int64Vector,
     UInt64Vector,
 )
 from edgerec_gym.config import FeedConfig
@@ -80,10 +81,20 @@ class Knowledge(NamedTuple):
     factor_variance: float  # per dimension
     offset_variance: float  # per dimension, of an intent around its category's centre
     centre_share: float  # expected length of an intent along its category's centre
-    exact: int  # 1 if items are known; the tables below are empty otherwise
+    exact: int  # 1 if items are known; the next two tables are empty otherwise
+    factors: Float32Matrix  # (n, d), true factors of the catalogue rows
+    traits: Float32Matrix  # (n, 3), attractiveness, quality, category of the catalogue rows
+    # --- the catalogue as shipped -------------------------------------------------------------------
     shipped: Float32Matrix  # (n, d), shipped embeddings in order of their first column
-    factors: Float32Matrix  # (n, d), true factors in that order
-    traits: Float32Matrix  # (n, 3), attractiveness, quality, category in that order
+    row_of: Int64Vector  # (n,), catalogue rows in that order
+    catalogue: Float32Matrix  # (G, F), goods as the cloud holds them
+    expected: Float32Matrix  # (G, d + 3), what is expected of them: factor, attractiveness, quality, category
+    expected_rate: Float32Matrix  # (G, 2 N_RATES)
+    centroids: Float32Matrix  # (C, d), centroids of the categories of goods
+    group_bounds: Int64Vector  # (C + 1,), their catalogue rows
+    noise: float
+    probed_categories: int
+    scan_limit: int
     # --- users ------------------------------------------------------------------------------------
     hints: Float32Matrix  # (T + 1, 1 + profile size): mean of type tastes, refresh, patience given a profile
     hint_root: Float32Matrix  # (T + 1, T + 1), Cholesky factor of their residual covariance
@@ -94,7 +105,6 @@ class Knowledge(NamedTuple):
     smooth_answer: Float32Vector  # (2 REACH + 1,), uncertainty about an answered card's interest
     smooth_next: Float32Vector  # (2 REACH + 1,), about the interest in a candidate
     click: Float32Vector  # (G,), click probability of a candidate
-    dull: Float32Vector  # (G,), expected boredom at a candidate
 
 
 class Seen(NamedTuple):
@@ -123,6 +133,7 @@ class Belief(NamedTuple):
     key: UInt64Vector  # (B,), of the random stream
     page_of: Int32Matrix  # (B, S), arrival of the page that the card of a slot comes from
     asked_for: Int32Matrix  # (B, S), 1 if the policy requested that page
+    shown: Int32Matrix  # (B, S), catalogue row of the card of a slot; -1 if unknown
     evidence: Float32Cube  # (B, S + 1, d), the device's interest after n answers
     # --- the user ---------------------------------------------------------------------------------
     taste: Float32Cube  # (B, H, d), hypotheses about the user: taste on that day
@@ -144,6 +155,7 @@ class Belief(NamedTuple):
     candidate: Float32Cube  # (B, N + M, d + 3), factor, attractiveness, quality, category
     rate: Float32Cube  # (B, N + M, 2 N_RATES), purchases, then satisfied views, per click at each match
     value: Float32Matrix  # (B, N + M), value at the next slot; -1 if the row is empty
+    spread: Float32Matrix  # (B, N + M), its standard deviation over the particles
     clicks: Float32Matrix  # (B, N + M), click probability at the next slot
     # --- workspace --------------------------------------------------------------------------------
     item: Float32Matrix  # (WINDOW, d + 3), factor and traits of the cards around the answered one
@@ -151,7 +163,15 @@ class Belief(NamedTuple):
     point: Float32Matrix  # (4, G)
     interest: Float32Matrix  # (3, P + K): interest, log weight, weight at the next slot
     switch: Float32Vector  # (K,)
-    of_user: Float32Vector  # (H,)
+    of_user: Float32Vector  # (H,), a hypothesis' part of the interest
+    shift: Float32Vector  # (P + K,), response to a page requested now
+    list_value: Float32Matrix  # (3, N)
+    listed: Int64Vector  # (N,), goods of a page built now
+    group_rank: Float32Vector  # (C,)
+    group_taken: Int64Vector  # (C,)
+    scanned_rank: Float32Vector  # (scanned,)
+    scanned_item: Int64Vector  # (scanned,)
+    scanned_group: Int64Vector  # (scanned,)
 
 
 def allocate(
@@ -162,6 +182,8 @@ def allocate(
     types, features = config.n_types, config.n_item_features
     both, candidates, slots = particles + n_categories, config.pool_size + config.n_cards, config.max_slots
     card = features + types
+    most = np.diff(know.group_bounds).clip(max=know.scan_limit).max()
+    scanned = int(most) * max(know.probed_categories, 1) + candidates + slots
 
     def floats(*shape: int) -> np.ndarray:
         return np.zeros((num_envs, *shape), np.float32)
@@ -189,6 +211,7 @@ def allocate(
         key=np.zeros(num_envs, np.uint64),
         page_of=ints(slots),
         asked_for=ints(slots),
+        shown=ints(slots) - 1,
         evidence=floats(slots + 1, d),
         taste=floats(hypotheses, d),
         odds=floats(hypotheses, n_categories),
@@ -207,6 +230,7 @@ def allocate(
         candidate=floats(candidates, d + 3),
         rate=floats(candidates, 2 * N_RATES),
         value=floats(candidates),
+        spread=floats(candidates),
         clicks=floats(candidates),
         item=np.zeros((WINDOW, d + 3), np.float32),
         query=np.zeros(d, np.float32),
@@ -214,4 +238,12 @@ def allocate(
         interest=np.zeros((3, both), np.float32),
         switch=np.zeros(n_categories, np.float32),
         of_user=np.zeros(hypotheses, np.float32),
+        shift=np.zeros(both, np.float32),
+        list_value=np.zeros((3, config.pool_size), np.float32),
+        listed=np.zeros(config.pool_size, np.int64),
+        group_rank=np.zeros(len(know.centroids), np.float32),
+        group_taken=np.zeros(len(know.centroids), np.int64),
+        scanned_rank=np.zeros(scanned, np.float32),
+        scanned_item=np.zeros(scanned, np.int64),
+        scanned_group=np.zeros(scanned, np.int64),
     )

@@ -22,13 +22,17 @@ WEIGHTS = (
 @kernel
 def form_query(b, row, arrival):
     """Write the cloud's query behind the page that arrived at slot `arrival` into the workspace."""
+    # The request left with the card of slot arrival - latency.
+    form_query_at(b, row, arrival - b.know.latency if arrival > 0 else 0)
+
+
+@kernel
+def form_query_at(b, row, slot):
+    """Write the cloud's query for a request sent with the card of a slot into the workspace."""
     know, d = b.know, b.query.shape[0]
-    answers = 0
-    if arrival > 0:
-        sent = arrival - know.latency  # the request left with the card of this slot
-        if know.upload_period > 0:
-            sent = sent // know.upload_period * know.upload_period
-        answers = max(0, sent - know.lookahead)
+    if know.upload_period > 0:
+        slot = slot // know.upload_period * know.upload_period
+    answers = max(0, slot - know.lookahead)
     length = 0.0
     for k in range(d):
         length += b.evidence[row, answers, k] ** 2
@@ -58,12 +62,39 @@ def dot_vector(a, b, j, size):
 @kernel
 def recognise(know, query, cards, r, items, at):
     """Write what is expected of cards[r] into items[at]: factor (d), attractiveness, quality, category."""
-    if know.exact == 1 and _look_up(know, cards, r, items, at):
-        return
     d = query.shape[0]
-    _expect_factor(know, cards, r, items, at, d)
+    found = look_up(know, cards, r) if know.exact == 1 else -1
+    if found >= 0:
+        _copy_traits(know, found, items, at, d)
+        return
     ctr = min(max(float(cards[r, d + BASE_CTR]), 1e-7), 1.0 - 1e-7)
-    base = math.log(ctr / (1.0 - ctr)) - know.score_offset - dot_vector(query, cards, r, d)
+    logit = math.log(ctr / (1.0 - ctr)) - know.score_offset
+    _expect_factor(know, cards, r, items, at, d)
+    _expect_traits(know, cards, r, logit - dot_vector(query, cards, r, d), items, at, d)
+
+
+@kernel
+def recognise_good(know, row, items, at):
+    """Write what is expected of a good of the catalogue into items[at], as `recognise` does."""
+    d = know.centres.shape[1]
+    if know.exact == 1:
+        _copy_traits(know, row, items, at, d)
+        return
+    _expect_factor(know, know.catalogue, row, items, at, d)
+    _expect_traits(know, know.catalogue, row, float(know.catalogue[row, d + BASE_CTR]), items, at, d)
+
+
+@kernel
+def _copy_traits(know, row, items, at, d):
+    for k in range(d):
+        items[at, k] = know.factors[row, k]
+    for k in range(3):
+        items[at, d + k] = know.traits[row, k]
+
+
+@kernel
+def _expect_traits(know, cards, r, base, items, at, d):
+    """Write expected attractiveness and quality, given the item's own logit of base ctr and its columns."""
     for k in range(2):
         total = float(know.regression[k, 0])
         for x in range(know.regression.shape[1] - 1):
@@ -102,8 +133,8 @@ def _expect_factor(know, cards, r, items, at, d):
 
 
 @kernel
-def _look_up(know, cards, r, items, at):
-    """Write the true factor and traits of a catalogue item; returns whether it is one."""
+def look_up(know, cards, r):
+    """Return the catalogue row of cards[r], -1 if it is none."""
     d, low, high = know.shipped.shape[1], 0, know.shipped.shape[0]
     first = cards[r, 0]
     while low < high:
@@ -117,13 +148,9 @@ def _look_up(know, cards, r, items, at):
         for k in range(d):
             same = same and know.shipped[low, k] == cards[r, k]
         if same:
-            for k in range(d):
-                items[at, k] = know.factors[low, k]
-            for k in range(3):
-                items[at, d + k] = know.traits[low, k]
-            return True
+            return know.row_of[low]
         low += 1
-    return False
+    return -1
 
 
 @kernel

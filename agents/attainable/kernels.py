@@ -7,13 +7,21 @@ from typing import Any
 
 from edgerec_gym.agents.attainable.answers import learn
 from edgerec_gym.agents.attainable.arrays import Belief
+from edgerec_gym.agents.attainable.items import expect_rates, look_up, recognise_good
 from edgerec_gym.agents.attainable.particles import begin
-from edgerec_gym.agents.attainable.values import recognise_page, value_candidates
+from edgerec_gym.agents.attainable.requests import weigh_request
+from edgerec_gym.agents.attainable.values import (
+    average_leave,
+    expect_interest,
+    recognise_page,
+    value_candidates,
+    value_places,
+)
 from edgerec_gym.compiled.arrays import reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point, kernel, source_digest
 from edgerec_gym.spaces import CONTEXT
 
-_KERNELS = ("answers.py", "arrays.py", "items.py", "kernels.py", "particles.py", "values.py")
+_KERNELS = ("answers.py", "arrays.py", "items.py", "kernels.py", "particles.py", "requests.py", "values.py")
 _SLOT, _EXPOSURES, _PAGE_AGE, _REQUESTED = (
     CONTEXT.index(name) for name in ("slot", "exposures", "page_age", "page_requested")
 )
@@ -39,6 +47,7 @@ def follow(b, row):
     if arrival != b.arrival[row]:
         b.arrival[row] = arrival
         recognise_page(b, row)
+    _recognise_screen(b, row, placed, answered)
     b.slot[row] = placed
     return True
 
@@ -69,17 +78,53 @@ def _unused(b, row, r):
     return True
 
 
-def _entry_points(digest: str) -> Any:
-    # The digest is part of numba's cache key: see jit.
+@kernel
+def _recognise_screen(b, row, placed, answered):
+    """Note the cards on screen as shown."""
+    n_screen = b.seen.screen.shape[1]
+    for slot in range(answered, placed):
+        at = n_screen - placed + slot
+        if at >= 0:
+            b.shown[row, slot] = look_up(b.know, b.seen.screen[row], at)
+
+
+EXPECT, CONSIDER, PLACE, REQUEST, INTEREST = range(5)  # tasks of the entry point
+
+
+def _entry_point(digest: str) -> Any:
+    # The digest is part of numba's cache key: see jit. One entry point compiles faster than five.
     @entry_point
-    def consider(address, retention):
+    def run(address, task, choice, cards, goods, number):
+        """Carry out a task for all rows.
+
+        EXPECT: write what is expected of the catalogue's goods. CONSIDER: bring the beliefs up to date and
+        value the candidates. PLACE: value `cards` (B, M, T) and `goods` (B, T) at the slots ahead with the
+        pool in the order `choice` (B, N); `number` (B,) gets the probability of leaving. REQUEST: `number`
+        gets the gain of a request where choice[:, 0] is not 0, with pages in the cloud's order where it is 2.
+        INTEREST: `goods` (B, P + K) gets the particles' interest in candidate choice[:, 0].
+        """
         _ = digest
         b = read_belief(address)
+        if task == EXPECT:
+            for item in range(b.know.catalogue.shape[0]):
+                recognise_good(b.know, item, b.know.expected, item)
+                expect_rates(b.know, b.know.expected, item, b.know.expected_rate)
+            return
         for row in range(b.slot.shape[0]):
-            if follow(b, row):
-                value_candidates(b, row, b.slot[row], retention)
+            if task == CONSIDER:
+                if follow(b, row):
+                    value_candidates(b, row, b.slot[row])
+            elif task == PLACE:
+                number[row] = average_leave(b, row)
+                value_places(b, row, b.slot[row], choice, cards, goods)
+            elif task == REQUEST:
+                number[row] = 0.0
+                if choice[row, 0] > 0:
+                    number[row] = weigh_request(b, row, b.slot[row], choice[row, 0] == 2)
+            else:
+                expect_interest(b, row, b.slot[row], choice[row, 0], goods)
 
-    return consider
+    return run
 
 
-consider = _entry_points(SOURCE_DIGEST + source_digest(Path(__file__).parent, _KERNELS))
+run = _entry_point(SOURCE_DIGEST + source_digest(Path(__file__).parent, _KERNELS))

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from edgerec_gym.agents.attainable.arrays import LOWEST, N_POINTS, REACH, STEP, Knowledge
+from edgerec_gym.agents.attainable.arrays import LOWEST, N_POINTS, N_RATES, REACH, STEP, Knowledge
+from edgerec_gym.cloud.wire import CloudArrays
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.users.synthetic import SyntheticUsers
 from edgerec_gym.users.synthetic_kernels import ACTIVE_SHARE
@@ -41,18 +42,19 @@ def regressors(columns: np.ndarray) -> np.ndarray:
     return found
 
 
-def gather(users: SyntheticUsers, items: np.ndarray, config: FeedConfig, exact: bool) -> Knowledge:
-    """Collect the knowledge.
+def gather(users: SyntheticUsers, wire: CloudArrays, config: FeedConfig, exact: bool) -> Knowledge:
+    """Collect the knowledge; what is expected of the catalogue's goods is filled in later.
 
     Args:
         users: the users that will be played; only their config and world are read.
-        items: (n, F) items as the cloud holds them: embedding, price level, base logit, base cvr, freshness,
-            and any further columns.
+        wire: the cloud, with its items: embedding, price level, base logit, base cvr, freshness, and any
+            further columns.
         config: the feed.
         exact: whether the true factors and traits of the items are known.
     """
     world, own = users.world, users.config
-    d, cloud = config.embedding_size, config.cloud
+    d, cloud, items = config.embedding_size, config.cloud, wire.items
+    n_goods = int(wire.type_bounds[1])
     factor = _factor_model(world.factors, items[:, :d], world.centres, world.category)
     x = regressors(items[:, d:])
     traits = np.stack([world.attractiveness, world.quality], axis=1).astype(np.float64)
@@ -69,8 +71,8 @@ def gather(users: SyntheticUsers, items: np.ndarray, config: FeedConfig, exact: 
         slope = own.pseudo_click + contrast * neighbours
         return math.sqrt(spread + (slope**2 + contrast**2 * neighbours) * covariance[0, 0])
 
-    order = np.argsort(items[:, 0], kind="stable") if exact else np.zeros(0, np.int64)
-    known = np.concatenate([traits, world.category[:, None]], axis=1).astype(np.float32)[order]
+    order = np.argsort(items[:, 0], kind="stable")
+    known = np.concatenate([traits, world.category[:, None]], axis=1).astype(np.float32)
     points = LOWEST + STEP * np.arange(N_POINTS)
     smooth_next = smoothing(deviation(1))
     hints, root = _hint_model(world.type_taste, world.refresh, world.patience, world.profile)
@@ -99,9 +101,18 @@ def gather(users: SyntheticUsers, items: np.ndarray, config: FeedConfig, exact: 
         offset_variance=offset_variance,
         centre_share=1 / length,
         exact=int(exact),
+        factors=np.ascontiguousarray(world.factors[: len(items) * exact], np.float32),
+        traits=known[: len(items) * exact],
         shipped=np.ascontiguousarray(items[order, :d], np.float32),
-        factors=np.ascontiguousarray(world.factors[order], np.float32),
-        traits=np.ascontiguousarray(known),
+        row_of=order.astype(np.int64),
+        catalogue=np.ascontiguousarray(items[:n_goods], np.float32),
+        expected=np.zeros((n_goods, d + 3), np.float32),
+        expected_rate=np.zeros((n_goods, 2 * N_RATES), np.float32),
+        centroids=wire.centroids,
+        group_bounds=wire.group_bounds[: len(wire.centroids) + 1],
+        noise=cloud.noise,
+        probed_categories=cloud.probed_categories,
+        scan_limit=cloud.scan_limit,
         hints=hints,
         hint_root=root,
         active=own.activity * (1 - 0.3 * (own.activity - ACTIVE_SHARE)),
@@ -110,7 +121,6 @@ def gather(users: SyntheticUsers, items: np.ndarray, config: FeedConfig, exact: 
         smooth_answer=smoothing(deviation(2)),
         smooth_next=smooth_next,
         click=smoothed(1 / (1 + np.exp(-(points + own.click_bias))), smooth_next),
-        dull=smoothed(1 / (1 + np.exp(points - 1.5)), smooth_next),
     )
 
 
