@@ -66,8 +66,12 @@ class Beliefs:
     def values(self, observation: Observation, order: np.ndarray, n_slots: int) -> SlotValues:
         """Value cards at the slots ahead (:class:`~edgerec_gym.agents.insertion.values.ValueModel`).
 
-        The observation must be the one that was followed last.
+        The observation must be the one that was followed last, with all its sessions.
         """
+        if len(order) != len(self.arrays.slot):
+            raise InputError(
+                f"{len(order)} sessions were given, of {len(self.arrays.slot)} that are followed"
+            )
         config, rows = self.config, len(order)
         cards = np.zeros((rows, config.n_cards, n_slots))
         goods, leave = np.zeros((rows, n_slots)), np.zeros(rows)

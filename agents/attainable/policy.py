@@ -35,7 +35,7 @@ class AttainablePolicy:
             from unlimited logs.
         particles: number of intents that a belief keeps; at least 2.
         margin: least gain of an inserted card, in reward units.
-        request_margin: least gain of a request beyond its cost, in reward units.
+        request_margin: least gain of a request beyond its cost, in reward units; later may be better.
         exploration: worth of a standard deviation of a candidate's value over the possible intents: answers
             to uncertain candidates tell more about the intent.
         seed: seed of the random stream.
@@ -48,8 +48,8 @@ class AttainablePolicy:
         self,
         items: str = "shipped",
         particles: int = 256,
-        margin: float = 0.05,
-        request_margin: float = 0.0,
+        margin: float = 0.0,
+        request_margin: float = 0.15,
         exploration: float = 0.25,
         seed: int = 0,
     ) -> None:
@@ -74,6 +74,7 @@ class AttainablePolicy:
             plan = InsertionPlan(
                 self.name, self._beliefs, self.config, price=self.margin, horizon=INSERTION_HORIZON
             )
+            plan.stateless = False  # the beliefs are those of all sessions, not of those that need a plan
             self._inserter = policy_of(plan, "mix", every=1)
 
     @property
