@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from edgerec_gym.agents.attainable.kernels import CODE
 from edgerec_gym.agents.attainable.policy import NAMES, AttainablePolicy
 from edgerec_gym.bench.rows import Played, difference, gap_closed, mean, values_of
 from edgerec_gym.bench.setting import make_policy
@@ -48,8 +49,8 @@ CHECKS = {
 }
 
 
-def make_attainable(_: Place, items: str, particles: int) -> Policy:
-    """Return the ceiling with a number of particles."""
+def make_attainable(_: Place, items: str, particles: int, code: str) -> Policy:
+    """Return the ceiling with a number of particles; `code` makes a changed one play anew."""
     return AttainablePolicy(items, particles)
 
 
@@ -157,7 +158,7 @@ def calibration(watched: dict[str, np.ndarray], policy: str) -> Rows:
 def entry_of(name: str, particles: int = 256) -> Entry:
     """Return the entry of a policy of the comparison."""
     if name in NAMES:
-        return Entry(name, make_attainable, {"items": NAMES[name], "particles": particles})
+        return Entry(name, make_attainable, {"items": NAMES[name], "particles": particles, "code": CODE})
     return Entry(name, make_policy, {"name": name})
 
 

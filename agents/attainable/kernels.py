@@ -127,4 +127,6 @@ def _entry_point(digest: str) -> Any:
     return run
 
 
-run = _entry_point(SOURCE_DIGEST + source_digest(Path(__file__).parent, _KERNELS))
+_FOLDER = Path(__file__).parent
+CODE = source_digest(_FOLDER, ("belief.py", "knowledge.py", "policy.py", *_KERNELS))  # how it plays
+run = _entry_point(SOURCE_DIGEST + source_digest(_FOLDER, _KERNELS))
