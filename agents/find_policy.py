@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgerec_gym.agents.attainable.policy import NAMES as ATTAINABLE
+from edgerec_gym.agents.attainable.policy import AttainablePolicy
 from edgerec_gym.agents.baselines import BASELINES, make_policy
 from edgerec_gym.agents.device_policy import load_policy as load_device_policy
 from edgerec_gym.agents.oracle import OraclePolicy
@@ -19,12 +21,12 @@ from edgerec_gym.scenario import Scenario
 
 
 def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, seed: int = 0) -> Policy:
-    """Return a baseline, the oracle, a trained policy or the user's own policy.
+    """Return a baseline, a reference, a trained policy or the user's own policy.
 
     Args:
-        name: a name of :data:`~edgerec_gym.agents.baselines.BASELINES`, "oracle", the folder of a trained
-            run or of an exported device model, or "module:Class" (the module may be in the working
-            directory).
+        name: a name of :data:`~edgerec_gym.agents.baselines.BASELINES`, "oracle", "attainable" or
+            "attainable, items known" (references for synthetic users), the folder of a trained run or of an
+            exported device model, or "module:Class" (the module may be in the working directory).
         env_id: the environment id to play.
         scenario: the scenario to play; a trained policy must fit its sizes.
         users: the kind of users to play with.
@@ -36,6 +38,8 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
     """
     if name == OraclePolicy.name:
         return OraclePolicy()
+    if name in ATTAINABLE:
+        return AttainablePolicy(ATTAINABLE[name], seed=seed)
     if Path(name).is_dir():
         env = make_feeds(env_id, 1, scenario=scenario, users=users)
         if (Path(name) / DESCRIPTION).is_file():
@@ -45,7 +49,7 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # a console script does not put it on the path
     elif name not in BASELINES:
-        known = ", ".join((*BASELINES, OraclePolicy.name))
+        known = ", ".join((*BASELINES, *ATTAINABLE, OraclePolicy.name))
         raise InputError(
             f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class"
         )

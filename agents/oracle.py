@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.insertion.policies import InsertionPlan, policy_of
+from edgerec_gym.agents.insertion.policies import InsertionPlan, InsertionState, greedy_plan, policy_of
 from edgerec_gym.agents.insertion.values import TrueValues
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Explanation, Observation, Policy
@@ -77,7 +77,9 @@ class OraclePolicy:
             return place
         wants = self._wants_page()
         if track == SLATE:
-            return self._plan(pool, cards, wants & mask[:, -1])
+            feed = self._env.batch.arrays
+            state = InsertionState(feed.slot, feed.type_count[:, 1:], feed.type_last[:, 1:])
+            return greedy_plan(self._env.config, state, pool, cards, wants & mask[:, -1], self.margin)
         if track == "request":
             return (wants & mask[:, 1]).astype(np.int64)
         legal = np.where(mask[:, n_pool : n_pool + cards.shape[1]], cards, -np.inf)
@@ -95,31 +97,6 @@ class OraclePolicy:
         if self._env.track in ("rerank", "request"):
             return Explanation(scores=pool)
         return Explanation(scores=pool, matrix=np.where(cards < 0, -np.inf, cards)[:, None])
-
-    def _plan(self, pool: np.ndarray, cards: np.ndarray, request: np.ndarray) -> dict[str, np.ndarray]:
-        """Order rows by value; insert at each slot the best legal card if it is worth `margin` more."""
-        assert self._env is not None
-        config, feed = self._env.config, self._env.batch.arrays
-        gaps, first_slots, caps = (np.array(v) for v in (config.gaps, config.first_slots, config.share_caps))
-        count, last, cards = feed.type_count[:, 1:].copy(), feed.type_last[:, 1:].copy(), cards.copy()
-        card_type = np.arange(cards.shape[1]) % len(gaps)
-        best_first, rows = -np.sort(-pool, axis=1), np.arange(len(pool))
-        next_row = np.zeros(len(pool), np.int64)
-        insert = np.zeros((len(pool), config.slate_size), np.int64)
-        for k in range(config.slate_size):
-            slot = feed.slot[:, None] + k
-            legal = (slot >= first_slots) & ((last < 0) | (slot - last >= gaps))
-            legal &= count + 1 <= caps * np.maximum(slot + 1, config.page_size) + 1e-9
-            value = np.where(legal[:, card_type], cards, -1.0)
-            best = value.argmax(axis=1)
-            placed = value[rows, best] > best_first[rows, next_row] + self.margin
-            placed &= ~request | (k > 0)
-            insert[:, k] = np.where(placed, best + 1, 0)
-            count[rows[placed], card_type[best[placed]]] += 1
-            last[rows[placed], card_type[best[placed]]] = slot[placed, 0]
-            cards[rows[placed], best[placed]] = -1.0
-            next_row = np.minimum(next_row + ~placed, pool.shape[1] - 1)
-        return {"order": pool, "insert": insert, "request": request.astype(np.int64)}
 
     def _values(self) -> np.ndarray:
         """Return every candidate's true value at the next slot, (B, N + M) in reward units; -1 if empty."""

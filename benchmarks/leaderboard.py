@@ -35,6 +35,7 @@ Training never sees these users. Figures of trained policies are means over thei
 | value | expected reward of a session on the ground truth |
 | gain over keep | value minus that of *keep*, which plays the cloud's order; paired by session |
 | gap closed | share of the way from *keep* (0 %) to the oracle (100 %), which knows the true probabilities |
+| attainable gap closed | the same up to *attainable*, which knows the users' equations but not their state |
 | gap closed, with the name of a shift | the same on 2,000 sessions of shifted users |
 | interquartile mean | interquartile mean of the gap closed, over all kinds of users and all training seeds |
 | exploitation gap | how far the learned users overstate the policy's value, beyond what they do for *keep* |

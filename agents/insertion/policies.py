@@ -232,3 +232,46 @@ def policy_of(plan: InsertionPlan, track: str, every: int = REPLAN_AFTER) -> Pol
     if track == SLATE:
         return SlateBySlate(plan)
     return SlotBySlot(plan, every, mix=track == "mix")
+
+
+def greedy_plan(
+    config: FeedConfig,
+    state: InsertionState,
+    pool: np.ndarray,
+    cards: np.ndarray,
+    request: np.ndarray,
+    margin: float,
+) -> dict[str, np.ndarray]:
+    """Order rows by value; insert at each slot the best legal card if it is worth `margin` more.
+
+    Args:
+        config: the feed.
+        state: state of the feeds.
+        pool: (B, N) values of the pool rows at the next slot, below all others where a row is empty.
+        cards: (B, M) values of the cards, -1 where there is none.
+        request: (B,) bool, where a page is requested.
+        margin: in units of the values.
+
+    Returns:
+        The plan, an action of EdgeFeedSlate-v0.
+    """
+    gaps, first_slots, caps = (np.array(v) for v in (config.gaps, config.first_slots, config.share_caps))
+    count, last, cards = state.counts.copy(), state.last_slots.copy(), cards.copy()
+    card_type = np.arange(cards.shape[1]) % len(gaps)
+    best_first, rows = -np.sort(-pool, axis=1), np.arange(len(pool))
+    next_row = np.zeros(len(pool), np.int64)
+    insert = np.zeros((len(pool), config.slate_size), np.int64)
+    for k in range(config.slate_size):
+        slot = state.slot[:, None] + k
+        legal = (slot >= first_slots) & ((last < 0) | (slot - last >= gaps))
+        legal &= count + 1 <= caps * np.maximum(slot + 1, config.page_size) + 1e-9
+        value = np.where(legal[:, card_type], cards, -1.0)
+        best = value.argmax(axis=1)
+        placed = value[rows, best] > best_first[rows, next_row] + margin
+        placed &= ~request | (k > 0)
+        insert[:, k] = np.where(placed, best + 1, 0)
+        count[rows[placed], card_type[best[placed]]] += 1
+        last[rows[placed], card_type[best[placed]]] = slot[placed, 0]
+        cards[rows[placed], best[placed]] = -1.0
+        next_row = np.minimum(next_row + ~placed, pool.shape[1] - 1)
+    return {"order": pool, "insert": insert, "request": request.astype(np.int64)}

@@ -9,6 +9,8 @@ from edgerec_gym.bench.track import is_own
 from edgerec_gym.evaluation.cache import Entry, Place, Progress
 from edgerec_gym.runs import is_finished
 
+ATTAINABLE = "attainable"  # the reference that sees only observations, in tracks that have it
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -18,11 +18,13 @@ from edgerec_gym.agents.edgerec.judges import load_parts
 from edgerec_gym.agents.edgerec.load import load_policy
 from edgerec_gym.agents.edgerec.rules import rules_from
 from edgerec_gym.agents.registry import train_agent
+from edgerec_gym.bench.comparison import ATTAINABLE
 from edgerec_gym.bench.request.policies import make_planner
 from edgerec_gym.bench.rerank import BRIEFLY, make_diverse
 from edgerec_gym.bench.rows import (
     Played,
     Values,
+    attainable_gap_closed,
     difference,
     exploitation_gap,
     gap_closed,
@@ -30,7 +32,7 @@ from edgerec_gym.bench.rows import (
     ratio,
     values_of,
 )
-from edgerec_gym.bench.setting import Setting, make_policy, own_entry
+from edgerec_gym.bench.setting import Setting, make_policy, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
 from edgerec_gym.bench.training import asked, run_folder, train_missing
 from edgerec_gym.errors import InputError
@@ -75,6 +77,7 @@ METRICS = {
     "cards": ".1%",
     "value": ".3f",
     "gain_over_keep": "+.3f 95%",
+    "attainable_gap_closed": ".0%",
     "gap_closed": ".0%",
     "gain_over_best_single": "+.3f 95%",
     "exploitation_gap": "+.1%",
@@ -129,6 +132,7 @@ def _figures(name: str, true: Played, learned: Played) -> dict[str, Interval]:
         return figures
     figures["gain_over_keep"] = difference(own("value"), keep("value"))
     figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
+    figures |= attainable_gap_closed(true, own("value"), keep("value"))
     if any(known == name for known, _ in learned):
         mine, kept = values_of(learned, name)("value"), values_of(learned, KEEP)("value")
         figures["exploitation_gap"] = exploitation_gap(mine, own("value"), kept, keep("value"))
@@ -149,7 +153,7 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
 
 
 POLICIES = (
-    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, TOGETHER, JOINT, JOINT_PLANS, ORACLE,
+    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, TOGETHER, JOINT, JOINT_PLANS, ATTAINABLE, ORACLE,
     *ABLATIONS, NO_PAGE_VIEWS,
 )  # fmt: skip
 
@@ -303,6 +307,8 @@ def needed(names: Sequence[str], scenario: str) -> tuple[str, ...]:
 
 def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
     """Return the entry of a policy of :data:`POLICIES`, or of a user's policy as module:Class (seed None)."""
+    if name == ATTAINABLE:
+        return reference_entry(name)
     if seed is None:
         return Entry(name, make_policy, {"name": name})
     runs = tuple(run_folder(out, agent, seed) for agent in _agents_of(name, scenario))

@@ -15,9 +15,18 @@ from edgerec_gym.agents.diversity import DeterminantalPointProcess, MaximalMargi
 from edgerec_gym.agents.registry import RERANKER, family, train_agent
 from edgerec_gym.agents.rerank.reranker import RerankPolicy
 from edgerec_gym.agents.rerank.train import load_reranker
+from edgerec_gym.bench.comparison import ATTAINABLE
 from edgerec_gym.bench.plots import draw_positions
-from edgerec_gym.bench.rows import Played, difference, exploitation_gap, gap_closed, mean, values_of
-from edgerec_gym.bench.setting import Setting, make_policy, own_entry
+from edgerec_gym.bench.rows import (
+    Played,
+    attainable_gap_closed,
+    difference,
+    exploitation_gap,
+    gap_closed,
+    mean,
+    values_of,
+)
+from edgerec_gym.bench.setting import Setting, make_policy, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
 from edgerec_gym.bench.training import asked, run_folder, train_missing
 from edgerec_gym.errors import InputError
@@ -28,7 +37,7 @@ from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 
 ENV_ID = "EdgeFeedRerank-v0"
-BASELINES = ("keep", "greedy", "device-greedy", "oracle")
+BASELINES = ("keep", "greedy", "device-greedy", ATTAINABLE, "oracle")
 RERANKERS = family(RERANKER)
 POINTER, EVALUATOR, SEARCH, PPO = "pointer", "evaluator", "sequence-search", "pointer-ppo"
 DIVERSIFIERS = {"mmr": MaximalMarginalRelevance, "dpp": DeterminantalPointProcess}
@@ -57,6 +66,7 @@ METRICS = {
     "length": ".1f",
     "value": ".3f",
     "gain_over_keep": "+.3f 95%",
+    "attainable_gap_closed": ".0%",
     "gap_closed": ".0%",
     "exploitation_gap": "+.1%",
 }
@@ -196,6 +206,8 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     for name in names:
         if is_own(name):
             found.append(own_entry(name))
+        elif name == ATTAINABLE:
+            found.append(reference_entry(name))
         elif name in BASELINES:
             found.append(Entry(name, make_policy, {"name": name}))
         elif name not in POLICIES:
@@ -249,6 +261,7 @@ def _figures(policy: str, true: Played, learned: Played) -> dict[str, Interval]:
         return figures
     figures["gain_over_keep"] = difference(own("value"), keep("value"))
     figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
+    figures |= attainable_gap_closed(true, own("value"), keep("value"))
     if any(name == policy for name, _ in learned):
         mine, kept = values_of(learned, policy)("value"), values_of(learned, "keep")("value")
         figures["exploitation_gap"] = exploitation_gap(mine, own("value"), kept, keep("value"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.bench.comparison import Comparison
+from edgerec_gym.bench.comparison import ATTAINABLE, Comparison
 from edgerec_gym.evaluation.cache import Rows, row
 from edgerec_gym.evaluation.comparisons import (
     compare_all,
@@ -50,6 +50,15 @@ def ratio(one: np.ndarray, other: np.ndarray) -> Interval:
 def gap_closed(own: np.ndarray, keep: np.ndarray, oracle: np.ndarray) -> Interval:
     """Return the share of the gap from keep to the oracle that is closed, of values (seeds, sessions)."""
     return seeds_interval([own, keep, oracle], lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1]))
+
+
+def attainable_gap_closed(played: Played, own: np.ndarray, keep: np.ndarray) -> dict[str, Interval]:
+    """Return the share of the gap from keep to the attainable ceiling that is closed, if that has played."""
+    if not any(policy == ATTAINABLE for policy, _ in played):
+        return {}
+    ceiling = values_of(played, ATTAINABLE)("value")
+    fewer = min(own.shape[1], ceiling.shape[1])
+    return {"attainable_gap_closed": gap_closed(own[:, :fewer], keep[:, :fewer], ceiling[:, :fewer])}
 
 
 def exploitation_gap(
@@ -101,12 +110,12 @@ def shares(comparison: Comparison, played: Played) -> dict[str, np.ndarray]:
     return {
         policy: (figure_of(played, policy).mean(axis=1) - keep.mean()) / gap
         for policy in policies_of(played)
-        if policy not in (comparison.keep, comparison.oracle)
+        if policy not in (comparison.keep, comparison.oracle, ATTAINABLE)
     }
 
 
 def value_rows(comparison: Comparison, played: Played, shift: str | None) -> Rows:
-    """Return value, gain over keep and gap closed of every policy on one task; more figures if unshifted."""
+    """Return value, gain over keep and gaps closed of every policy on one task; more figures if unshifted."""
     keep, oracle = figure_of(played, comparison.keep), figure_of(played, comparison.oracle)
     n_oracle, rows = oracle.shape[1], []
     for policy in policies_of(played):
@@ -116,6 +125,7 @@ def value_rows(comparison: Comparison, played: Played, shift: str | None) -> Row
         if policy != comparison.keep:
             figures["gain_over_keep"] = difference(own, keep[:, :sessions])
             figures["gap_closed"] = gap_closed(own[:, :n_oracle], keep[:, :n_oracle], oracle)
+            figures |= attainable_gap_closed(played, own, keep)
         if shift is None:
             for metric, name in FIGURES.items():
                 figures[metric] = mean(figure_of(played, policy, name))
@@ -181,9 +191,11 @@ def aggregate_rows(tasks: Sequence[dict[str, np.ndarray]], sessions: int) -> Row
 
 
 def comparison_rows(comparison: Comparison, played: Played) -> Rows:
-    """Return the differences in value of all pairs of policies but the oracle, with corrected p-values."""
+    """Return the differences in value of all pairs of policies but references, with corrected p-values."""
     values = {
-        policy: figure_of(played, policy) for policy in policies_of(played) if policy != comparison.oracle
+        policy: figure_of(played, policy)
+        for policy in policies_of(played)
+        if policy not in (comparison.oracle, ATTAINABLE)
     }
     rows: Rows = []
     for found in compare_all(values):

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench import rows as rows_of
-from edgerec_gym.bench.comparison import Comparison, make_comparison
+from edgerec_gym.bench.comparison import ATTAINABLE, Comparison, make_comparison
 from edgerec_gym.bench.setting import Setting, check_policies
 from edgerec_gym.bench.shipped import SHIPPED_SCENARIO, shipped_folder
 from edgerec_gym.bench.track import Track, find_track, is_own, track_names
@@ -251,7 +251,7 @@ def _playable(comparison: Comparison, place: Place) -> list[Entry]:
 
     def reads(entry: Entry) -> bool:
         return (
-            entry.policy == comparison.oracle
+            entry.policy in (comparison.oracle, ATTAINABLE)
             or is_own(entry.policy)
             and hasattr(entry.make(place, **entry.arguments), "bind")
         )

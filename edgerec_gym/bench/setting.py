@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgerec_gym.agents.attainable.kernels import CODE
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.track import Track, is_own
 from edgerec_gym.errors import InputError
@@ -63,6 +64,16 @@ class Setting:
 def make_policy(place: Place, name: str) -> Policy:
     """Return a baseline, a user policy or a run's policy that can play a place."""
     return find_policy(name, place.env_id, place.scenario, place.users, place.seed)
+
+
+def make_reference(place: Place, name: str, code: str) -> Policy:
+    """Return the attainable ceiling; `code` identifies its code, so that a changed one plays anew."""
+    return make_policy(place, name)
+
+
+def reference_entry(name: str) -> Entry:
+    """Return the entry of the attainable ceiling, one of :data:`ATTAINABLE`."""
+    return Entry(name, make_reference, {"name": name, "code": CODE})
 
 
 def own_entry(name: str) -> Entry:

@@ -125,7 +125,7 @@ def evaluate(
     policies: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Baselines, oracle, trained runs' folders or module:Class; default: all baselines."
+            help="Baselines, oracle, attainable, runs' folders or module:Class; default: all baselines."
         ),
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",

@@ -21,6 +21,7 @@ COLUMNS = {
     "cost": ("cost of the ablation", "+.2f 95%"),
     "better_than": ("significantly better than", ".0f"),
     "interquartile_mean": ("interquartile mean", ".1% 95%"),
+    "attainable_gap_closed": ("attainable gap closed", ".0%"),
     "gap_closed": ("gap closed", ".0%"),
     "clicks": ("clicks", ".2f"),
     "purchases": ("purchases", ".3f"),
