@@ -365,7 +365,7 @@ class PointerPolicy(MaskableActorCriticPolicy):
         track: name of the track; None infers it from the sizes, with InputError if they are ambiguous.
         hidden: width of the hidden layers.
         heads: number of interest vectors per history.
-        recurrent: False encodes the rows of a history one by one, without GRUs: twice as fast in training.
+        recurrent: False encodes the rows of a history one by one, without GRUs; it trains 1.5 times as fast.
         optimizer_class: as in stable-baselines3.
         optimizer_kwargs: as in stable-baselines3.
     """
