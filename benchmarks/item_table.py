@@ -21,13 +21,13 @@ from rich.table import Table
 
 from edgerec_gym.agents.baselines import DeviceGreedy, ItemGreedy, Keep
 from edgerec_gym.agents.oracle import OraclePolicy
-from edgerec_gym.cloud.item_table import LIFT_SCALE, ItemTable
+from edgerec_gym.cloud.item_table import COUNT_SCALE, LIFT_SCALE, ItemTable
 from edgerec_gym.commands.console import progress_bar
 from edgerec_gym.config import PRESETS
 from edgerec_gym.evaluation.play import evaluate
 from edgerec_gym.files import write_json
 from edgerec_gym.logs.collect import collect
-from edgerec_gym.logs.item_statistics import COUNT_SCALE, learn_items
+from edgerec_gym.logs.item_statistics import learn_items
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.scenario import Scenario

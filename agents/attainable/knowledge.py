@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from edgerec_gym.agents.attainable.arrays import LOWEST, N_POINTS, N_RATES, REACH, STEP, Knowledge
+from edgerec_gym.cloud.item_table import COUNT_SCALE
 from edgerec_gym.cloud.wire import CloudArrays
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.users.synthetic import SyntheticUsers
@@ -47,20 +48,23 @@ def gather(users: SyntheticUsers, wire: CloudArrays, config: FeedConfig, exact: 
 
     Args:
         users: the users that will be played; only their config and world are read.
-        wire: the cloud, with its items: embedding, price level, base logit, base cvr, freshness, and any
-            further columns.
+        wire: the cloud, with its items: embedding, price level, base logit, base cvr, freshness, and the
+            columns of the item table.
         config: the feed.
         exact: whether the true factors and traits of the items are known.
     """
     world, own = users.world, users.config
-    d, cloud, items = config.embedding_size, config.cloud, wire.items
+    d, cloud = config.embedding_size, config.cloud
+    items = np.concatenate([wire.items, wire.item_columns], axis=1)
     n_goods = int(wire.type_bounds[1])
     factor = _factor_model(world.factors, items[:, :d], world.centres, world.category)
     x = regressors(items[:, d:])
     traits = np.stack([world.attractiveness, world.quality], axis=1).astype(np.float64)
-    coefficients = np.linalg.lstsq(x, traits, rcond=None)[0]
-    left = np.zeros((1, 2)) if exact else traits - x @ coefficients
-    covariance = left.T @ left / len(left)
+    often = _how_often(wire.item_columns, config)
+    root = np.sqrt(often)[:, None]
+    coefficients = np.linalg.lstsq(x * root, traits * root, rcond=None)[0]
+    left = np.zeros_like(traits) if exact else traits - x @ coefficients
+    covariance = (left * often[:, None]).T @ left
     factor_variance = 0.0 if exact else factor["variance"]
     length = math.sqrt(1 + INTENT_OFFSET**2)
     offset_variance = INTENT_OFFSET**2 / d / length**2
@@ -75,7 +79,7 @@ def gather(users: SyntheticUsers, wire: CloudArrays, config: FeedConfig, exact: 
     known = np.concatenate([traits, world.category[:, None]], axis=1).astype(np.float32)
     points = LOWEST + STEP * np.arange(N_POINTS)
     smooth_next = smoothing(deviation(1))
-    hints, root = _hint_model(world.type_taste, world.refresh, world.patience, world.profile)
+    hints, hint_root = _hint_model(world.type_taste, world.refresh, world.patience, world.profile)
     other = 1.2 * (own.activity - ACTIVE_SHARE)
     return Knowledge(
         **{name: float(getattr(own, name)) for name in _WEIGHTS},
@@ -114,7 +118,7 @@ def gather(users: SyntheticUsers, wire: CloudArrays, config: FeedConfig, exact: 
         probed_categories=cloud.probed_categories,
         scan_limit=cloud.scan_limit,
         hints=hints,
-        hint_root=root,
+        hint_root=hint_root,
         active=own.activity * (1 - 0.3 * (own.activity - ACTIVE_SHARE)),
         leave_active=own.leave_bias,
         leave_other=own.leave_bias + other,
@@ -122,6 +126,14 @@ def gather(users: SyntheticUsers, wire: CloudArrays, config: FeedConfig, exact: 
         smooth_next=smooth_next,
         click=smoothed(1 / (1 + np.exp(-(points + own.click_bias))), smooth_next),
     )
+
+
+def _how_often(columns: np.ndarray, config: FeedConfig) -> np.ndarray:
+    """Return the share of each item (n,) in what is shown, if the item table tells; else all are alike."""
+    often = np.ones(len(columns))
+    if "exposures" in config.item_columns:
+        often += np.expm1(COUNT_SCALE * columns[:, config.item_columns.index("exposures")].astype(np.float64))
+    return often / often.sum()
 
 
 def smoothing(deviation: float) -> np.ndarray:

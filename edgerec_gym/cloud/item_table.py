@@ -22,6 +22,7 @@ ITEM_TABLE = "items.parquet"  # in a log folder
 WHOLE = -1  # `fold` of rows that were learned from all sessions
 MOST_FOLDS = 100
 LIFT_SCALE = 4.0  # log-odds, or levels of dwell, per unit of a lift
+COUNT_SCALE = 12.0  # of log(1 + count)
 
 
 @dataclass(frozen=True)

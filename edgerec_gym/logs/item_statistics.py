@@ -25,7 +25,7 @@ import numpy as np
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS, LAST_CLICKED, PAGE_AGE, PAGE_VIEW, SLOT
 from edgerec_gym.cloud.catalog import Catalog
-from edgerec_gym.cloud.item_table import LIFT_SCALE, ItemTable
+from edgerec_gym.cloud.item_table import COUNT_SCALE, LIFT_SCALE, ItemTable
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, days_of
@@ -34,7 +34,6 @@ from edgerec_gym.spaces import LEAST_CTR
 
 LIFTS = ("click_lift", "look_lift", "satisfaction_lift")
 COUNTS = ("exposures", "page_views")
-COUNT_SCALE = 12.0
 DWELL_CENTRE = 0.4  # dwell in 0..1 below which a look is evidence against the item, as the cloud has it
 LONG_VIEW = 0.4  # of a page view's duration in 0..1
 DECAYS = (0.75, 0.92)  # per slot, of the evidence of a session
