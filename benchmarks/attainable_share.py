@@ -1,0 +1,123 @@
+"""How much of the attainable gap do runs of an agent close, one run for each training seed?
+
+    python -m benchmarks.attainable_share RUN ... --scenario SCENARIO [--id ID] [--sessions N] [--shift NAME]
+
+Every policy plays the same sessions of the ground truth (split `eval`); without a shift, the runs and keep
+also play learned users, for the exploitation gap. Intervals of 95 % are over training seeds and sessions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from edgerec_gym.agents.baselines import baselines_of
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.bench.rows import difference, exploitation_gap, gap_closed
+from edgerec_gym.commands.console import progress_bar
+from edgerec_gym.config import SHIFTS
+from edgerec_gym.evaluation.intervals import Interval, seeds_interval
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.files import write_json
+from edgerec_gym.registration import track_of
+from edgerec_gym.runs import read_run
+from edgerec_gym.scenario import Scenario
+
+KEEP, ORACLE, ATTAINABLE = "keep", "oracle", "attainable"
+HEURISTICS = ("device-greedy", "item-greedy", "fixed-slot", "fixed-interval")
+FORMATS = {
+    "value": ".3f", "gain_over_keep": "+.3f", "gap_closed": ".1%", "attainable_gap_closed": ".1%",
+    "exploitation_gap": "+.1%",
+}  # fmt: skip
+
+
+def measure(
+    runs: list[Path], scenario: str, env_id: str, sessions: int, shift: str | None, seed: int
+) -> dict[str, dict[str, Interval]]:
+    """Play everything and return the figures of every policy; the runs are one policy."""
+    loaded = Scenario.load(scenario)
+    heuristics = [n for n in baselines_of(track_of(env_id), loaded.config.item_columns) if n in HEURISTICS]
+    agent = read_run(runs[0]).agent
+    names = {KEEP: [KEEP], **{name: [name] for name in heuristics}, agent: [str(run) for run in runs]}
+    names |= {ATTAINABLE: [ATTAINABLE], ORACLE: [ORACLE]}
+
+    def values(policy: str, users: str) -> np.ndarray:
+        """Value of every session, (seeds, sessions)."""
+        found = []
+        for name in names[policy]:
+            made = find_policy(name, env_id, loaded, users, seed)
+            with progress_bar(f"{name} on {users} users") as progress:
+                told = play(
+                    made,
+                    env_id=env_id,
+                    scenario=loaded,
+                    users=users,
+                    sessions=sessions,
+                    seed=seed,
+                    shift=shift if users == "synthetic" else None,
+                    progress=partial(progress, text=""),
+                )
+            found.append(told["value"])
+        return np.stack(found)
+
+    true = {policy: values(policy, "synthetic") for policy in names}
+    keep, oracle, ceiling = true[KEEP], true[ORACLE], true[ATTAINABLE]
+    figures: dict[str, dict[str, Interval]] = {}
+    for policy, own in true.items():
+        figures[policy] = {"value": seeds_interval([own], lambda m: m[..., 0])}
+        if policy != KEEP:
+            figures[policy]["gain_over_keep"] = difference(own, keep)
+            figures[policy]["gap_closed"] = gap_closed(own, keep, oracle)
+            figures[policy]["attainable_gap_closed"] = gap_closed(own, keep, ceiling)
+    if shift is None:
+        learned = values(agent, "learned")
+        figures[agent]["exploitation_gap"] = exploitation_gap(
+            learned, true[agent], values(KEEP, "learned"), keep
+        )
+    for policy in heuristics:
+        figures[agent][f"gain_over_{policy}"] = difference(true[agent], true[policy])
+    return figures
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attainable_share", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs of one agent")
+    parser.add_argument("--scenario", required=True)
+    parser.add_argument("--id", default="EdgeFeedRerank-v0")
+    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--shift", choices=SHIFTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    figures = measure(
+        arguments.runs, arguments.scenario, arguments.id, arguments.sessions, arguments.shift, arguments.seed
+    )
+    table = Table("policy", *FORMATS, title=f"{arguments.scenario}, {arguments.id}, {arguments.shift or ''}")
+    for policy, told in figures.items():
+        table.add_row(policy, *(_cell(told.get(name), form) for name, form in FORMATS.items()))
+    Console().print(table)
+    for policy, told in figures.items():
+        for name in [name for name in told if name not in FORMATS]:
+            print(f"{policy}: {name} {_cell(told[name], '+.3f')}")
+    if arguments.out is not None:
+        about: dict[str, Any] = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
+        write_json(arguments.out, {"about": about, "figures": figures})
+
+
+def _cell(value: Interval | None, form: str) -> str:
+    if value is None:
+        return ""
+    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+if __name__ == "__main__":
+    main()
