@@ -9,7 +9,7 @@ from edgerec_gym.bench.shipped import shipped_folder
 
 
 def test_a_few_sessions_of_a_shipped_run() -> None:
-    run = shipped_folder("rerank", "lite") / "crban-0"
+    run = shipped_folder("rerank", "lite") / "runs" / "crban-0"
     figures = measure([run, run], "lite", "EdgeFeedRerank-v0", 12, None, 0)
     assert list(figures) == ["keep", "device-greedy", "crban", "attainable", "oracle"]
     assert figures["oracle"]["gap_closed"]["mean"] == pytest.approx(1)
@@ -20,6 +20,6 @@ def test_a_few_sessions_of_a_shipped_run() -> None:
 
 
 def test_shifted_users_need_no_learned_ones() -> None:
-    run = shipped_folder("rerank", "lite") / "crban-0"
+    run = shipped_folder("rerank", "lite") / "runs" / "crban-0"
     figures = measure([run], "lite", "EdgeFeedRerank-v0", 8, "impatient", 0)
     assert "exploitation_gap" not in figures["crban"]
