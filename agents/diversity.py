@@ -6,6 +6,7 @@ Both build a list greedily and treat the cards shown last as its beginning, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -19,8 +20,9 @@ LEAST_VARIANCE = 1e-9  # below this, a card is a linear combination of earlier o
 Scorer = Callable[[Observation], np.ndarray]
 
 
-def base_ctr_score(observation: Observation, d: int) -> np.ndarray:
-    """Return the logit of the base ctr of every pool row, (B, N), in items of embedding size `d`."""
+def base_ctr_score(observation: Observation, item_columns: Sequence[str] = ()) -> np.ndarray:
+    """Return the logit of the base ctr of every pool row, (B, N)."""
+    d = embedding_size(observation, item_columns)
     ctr = np.clip(observation["pool"][:, :, d + BASE_CTR].astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(ctr / (1 - ctr))
 
@@ -95,8 +97,8 @@ class _GreedyList:
             raise InputError(f"policy option relevance = {relevance!r} is out of range; allowed: 0 to 1")
         if int(window) != window or window < 0:
             raise InputError(f"policy option window = {window!r} must be a whole number of cards, at least 0")
-        self.relevance, self.window, self.scorer = relevance, int(window), scorer
-        self.item_columns = item_columns
+        self.relevance, self.window, self.item_columns = relevance, int(window), item_columns
+        self.scorer = partial(base_ctr_score, item_columns=item_columns) if scorer is None else scorer
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: the observation holds the cards shown last."""
@@ -108,7 +110,7 @@ class _GreedyList:
     def emit(self, observation: Observation, k: int) -> np.ndarray:
         """Return k distinct legal pool rows in order, (B, k) int64; -1 where the pool has fewer."""
         d = embedding_size(observation, self.item_columns)
-        score = base_ctr_score(observation, d) if self.scorer is None else self.scorer(observation)
+        score = self.scorer(observation)
         left = observation["action_mask"][:, : score.shape[1]] > 0
         shown, present = last_shown(observation, self.window, d)
         before = shown.shape[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgerec_gym.agents.attainable.answers import INTEREST, NEXT, add_user_part
 from edgerec_gym.agents.attainable.items import dot_vector, form_query_at
-from edgerec_gym.agents.attainable.values import average_leave, found_at, is_empty, standing_shift
+from edgerec_gym.agents.attainable.values import average_leave, found_at, is_empty, standing_shift, weigh_next
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.compiled.random_stream import below, fast_normal
 
@@ -28,6 +28,7 @@ def weigh_request(b, row, placed, in_order):
     total = min(know.latency + know.page_size, know.max_slots - placed)
     if until <= know.latency:
         return 0.0
+    weigh_next(b, row, placed - b.answered[row])
     fresh = _build_page(b, row, placed)
     kept = _list_current(b, row, in_order)
     stays = 1.0 - average_leave(b, row)

@@ -372,7 +372,7 @@ def _documents() -> list[Document]:
         ("log: catalog.parquet", "catalog.parquet"),
     ):
         found.append(Document(name, file, _make_log, _read_log))
-    found.append(Document("log: items.parquet", ITEM_TABLE, _make_items, _read_log))
+    found.append(Document("log: item_table.parquet", ITEM_TABLE, _make_items, _read_log))
     for kind in ("csv", "parquet"):
         made, read = _bound(_make_table, kind), _bound(_read_table, kind)
         found.append(Document(f"table.{kind}", f"table.{kind}", made, read))

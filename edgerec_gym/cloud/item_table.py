@@ -2,7 +2,7 @@
 
 EdgeRec keeps such statistics and embeddings in a key-value store of the cloud and sends them with a page's
 candidates. Here they are columns of an item's features, named by `FeedConfig.item_columns` and learned by
-:mod:`edgerec_gym.logs.item_statistics`. A log folder holds them in `items.parquet`, a scenario in its
+:mod:`edgerec_gym.logs.item_statistics`. A log folder holds them in `item_table.parquet`, a scenario in its
 catalogue.
 """
 
@@ -18,7 +18,7 @@ from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import atomic_path
 from edgerec_gym.parquet import check_parquet
 
-ITEM_TABLE = "items.parquet"  # in a log folder
+ITEM_TABLE = "item_table.parquet"  # in a log folder
 WHOLE = -1  # `fold` of rows that were learned from all sessions
 MOST_FOLDS = 100
 LIFT_SCALE = 4.0  # log-odds, or levels of dwell, per unit of a lift
@@ -40,7 +40,7 @@ class ItemTable:
     folds: np.ndarray
 
     def save(self, path: str | Path) -> None:
-        """Write `items.parquet` atomically."""
+        """Write `item_table.parquet` atomically."""
         n, n_folds, _ = self.folds.shape
         values = np.concatenate([self.columns[:, None], self.folds], axis=1).reshape(n * (1 + n_folds), -1)
         frame = {"item": np.repeat(np.arange(n), 1 + n_folds), "fold": np.tile(np.arange(-1, n_folds), n)}
@@ -50,7 +50,7 @@ class ItemTable:
 
     @classmethod
     def load(cls, path: str | Path, n_items: int) -> ItemTable:
-        """Read `items.parquet` of a catalogue of `n_items`; InputError names the file and what is wrong."""
+        """Read `item_table.parquet` of a catalogue of `n_items`; InputError names what is wrong."""
         check_parquet(path, most_rows=n_items * (1 + MOST_FOLDS))
         try:
             frame = pl.read_parquet(path)

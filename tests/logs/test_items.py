@@ -228,7 +228,7 @@ def test_broken_tables_are_named(tmp_path: Path, change, message: str | None) ->
     if message is None:
         LogReader(folder)
         return
-    with pytest.raises(InputError, match=f"items.parquet.*{message}"):
+    with pytest.raises(InputError, match=f"item_table.parquet.*{message}"):
         LogReader(folder)
 
 
