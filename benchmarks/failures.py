@@ -198,10 +198,13 @@ def _command(arguments: list[str], errors: int, limit: int | None) -> NoReturn:
 
 
 def content(folder: Path) -> Content:
-    """Return what every file of a folder holds, without times and without the lock."""
+    """Return what every file of a folder holds, without times and without the lock.
+
+    TensorBoard's event files are left out: their names and contents tell the time and the process.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != LOCK:
+        if path.is_file() and path.name != LOCK and not path.name.startswith("events.out.tfevents."):
             data = path.read_bytes()
             if path.suffix == ".safetensors":  # its header may tell times
                 data = data[8 + int.from_bytes(data[:8], "little") :]
