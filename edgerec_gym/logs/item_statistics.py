@@ -40,7 +40,8 @@ DECAYS = (0.75, 0.92)  # per slot, of the evidence of a session
 PAGE_VIEW_EVIDENCE = 2.0  # a click with a page view of full length, in looks
 ROUNDS, ITERATIONS = 3, 15  # of regression and effects in turn; of the effects in a round
 RIDGE = 1.0  # prior precision of the coefficients of standardised covariates
-LEAST_VARIANCE = 1e-4  # of the prior of effects
+LEAST_VARIANCE, MOST_VARIANCE = 1e-4, 4.0  # of the prior of effects
+MOST_STEP = 1.0  # of an effect in an iteration
 
 
 @dataclass(frozen=True)
@@ -238,14 +239,17 @@ def item_effects(
         offset = covariates @ weights
         for _ in range(ITERATIONS if binary else 5):
             score, information = _information(item, outcome, offset + effect[item], noise, n, binary)
-            told = np.where(seen, information, 1.0)
-            observed = np.where(seen, effect + score / told, 0.0)  # a measurement of variance 1 / told
-            precision = np.where(seen, 1 / (variance + 1 / told), 0.0)
+            weight = np.where(seen, information, 1.0)
+            observed = np.where(seen, effect + score / weight, 0.0)  # a measurement of variance 1 / weight
+            precision = np.where(seen, 1 / (variance + 1 / weight), 0.0)
             mean, category_variance = _prior_mean(observed, precision, about, category, category_variance)
             spread = 1 / (information + 1 / variance)
-            effect = spread * (information * observed + mean / variance)
+            wanted = spread * (information * observed + mean / variance)
+            # A full step of Newton's method can overshoot to where the curvature is 0, and then diverges.
+            effect += np.clip(wanted - effect, -MOST_STEP, MOST_STEP)
             if seen.any():
-                variance = max(LEAST_VARIANCE, float((np.square(effect - mean) + spread)[seen].mean()))
+                told = float((np.square(effect - mean) + spread)[seen].mean())
+                variance = min(MOST_VARIANCE, max(LEAST_VARIANCE, told))
     return effect - effect[item].mean()
 
 
