@@ -70,6 +70,18 @@ def test_an_item_without_exposures_falls_back_on_its_kind(binary: bool) -> None:
     assert cold[category[:10] == 1].min() > cold[category[:10] == 0].max()
 
 
+def test_rare_clicks_and_large_effects_converge() -> None:
+    """Full steps of Newton's method diverge here."""
+    rng = np.random.default_rng(0)
+    effect = rng.normal(0, 3, 400)
+    item = np.repeat(np.arange(400), rng.integers(1, 60, 400))
+    outcome = (rng.random(len(item)) < 1 / (1 + np.exp(6 - effect[item]))).astype(float)
+    about = np.column_stack([np.ones(400), effect + rng.normal(0, 0.1, 400)])
+    covariates = np.ones((len(item), 1), np.float32)
+    found = item_effects(item, outcome, covariates, about, np.zeros(400, int), binary=True)
+    assert np.corrcoef(found, effect)[0, 1] > 0.99 and np.abs(found).max() < 20
+
+
 def test_few_exposures_are_shrunk() -> None:
     exposures = np.tile([3, 3000], N // 2)
     item, outcome, covariates, effect = outcomes(True, exposures)
