@@ -91,7 +91,11 @@ class _GreedyList:
     stateless = True
 
     def __init__(
-        self, relevance: float, window: int, scorer: Scorer | None, item_columns: Sequence[str]
+        self,
+        relevance: float = 0.7,
+        window: int = 4,
+        scorer: Scorer | None = None,
+        item_columns: Sequence[str] = (),
     ) -> None:
         if not 0 <= relevance <= 1:
             raise InputError(f"policy option relevance = {relevance!r} is out of range; allowed: 0 to 1")
@@ -141,15 +145,6 @@ class MaximalMarginalRelevance(_GreedyList):
 
     name, memory, weight = "mmr", _Nearest, -1.0
 
-    def __init__(
-        self,
-        relevance: float = 0.7,
-        window: int = 4,
-        scorer: Scorer | None = None,
-        item_columns: Sequence[str] = (),
-    ) -> None:
-        super().__init__(relevance, window, scorer, item_columns)
-
 
 class DeterminantalPointProcess(_GreedyList):
     """Greedy maximum a posteriori list of a determinantal point process (Chen et al., NeurIPS'18).
@@ -162,12 +157,3 @@ class DeterminantalPointProcess(_GreedyList):
     """
 
     name, memory, weight = "dpp", _Volume, 1.0
-
-    def __init__(
-        self,
-        relevance: float = 0.7,
-        window: int = 4,
-        scorer: Scorer | None = None,
-        item_columns: Sequence[str] = (),
-    ) -> None:
-        super().__init__(relevance, window, scorer, item_columns)

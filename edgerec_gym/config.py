@@ -194,7 +194,7 @@ class FeedConfig(Config):
     card_types: tuple[str, ...] = ("video", "live", "content", "ad")
     embedding_size: int = bounded(16, 2, 256)  # d, as shipped by the cloud
     profile_size: int = bounded(4, 0, 64)  # profile numbers in addition to the long-term embedding
-    item_columns: tuple[str, ...] = ()  # what logs have told of items, shipped with them (logs/item_table.py)
+    item_columns: tuple[str, ...] = ()  # what logs have told of items (cloud/item_table.py)
     exposure_history: int = bounded(50, 1, 1000)  # rows of `exposures`
     page_view_history: int = bounded(25, 1, 1000)  # rows of `page_views`
     max_slots: int = bounded(200, 4, 10_000)  # a session is truncated here

@@ -64,8 +64,7 @@ class TrackLog(ObservedLog):
 
     def _cards_left(self, now: np.ndarray) -> np.ndarray:
         """Return the cards of the page that have not been placed yet, (R, M, F + T) float32."""
-        pages, catalog, d = self.pages, self.sessions.catalog, self.config.embedding_size
-        sessions = self.sessions
+        pages, sessions, d = self.pages, self.sessions, self.config.embedding_size
         page = pages.of_slot[now]
         items = self.cards[page]
         left = items >= 0
@@ -74,7 +73,7 @@ class TrackLog(ObservedLog):
         rows = np.repeat(pages.first[page] - (np.cumsum(placed) - placed), placed) + np.arange(placed.sum())
         used = self.card_row[rows]
         left[row[used >= 0], used[used >= 0]] = False
-        types = np.eye(self.config.n_types, dtype=np.float32)[catalog.card_type[items]]
+        types = np.eye(self.config.n_types, dtype=np.float32)[sessions.catalog.card_type[items]]
         cards = np.concatenate([sessions.candidates(items, sessions.session_of(now)), types], axis=2)
         cards[:, :, d + 1] = self.card_ctr[page]
         return cards * left[:, :, None]

@@ -27,11 +27,11 @@ from edgerec_gym.agents.perception.perception import (
 )
 from edgerec_gym.agents.rerank.reranker import ABSENT, ListScorer
 from edgerec_gym.config import Config, FeedConfig, bounded
+from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.spaces import context_size
 
 SLOWEST, FASTEST = 0.03, 0.7  # initial decays of the evidence per slot, from head to head
 PURCHASE_PRIOR = -3.0  # initial logit of a purchase after a click
-DWELL_CENTRE = 0.4  # shorter looks (of 0..1) count against an item in the cloud's own evidence
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Catalog:
         card_type: (n,) int32; 0 = goods, k = card_types[k - 1].
         category: (n,) int32, from 0.
         names: (n,) int64, the data set's own item ids.
-        columns: (n, C) float32 in -1..1, the item table (:mod:`edgerec_gym.logs.item_table`); C may be 0.
+        columns: (n, C) float32 in -1..1, the item table (:mod:`edgerec_gym.cloud.item_table`); C may be 0.
         folds: (n, K, C) float32, the same learned without the sessions of each fold, to train on the sessions
             that the table was learned from; K = 0 otherwise.
     """

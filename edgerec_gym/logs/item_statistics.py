@@ -28,13 +28,13 @@ from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.cloud.item_table import COUNT_SCALE, LIFT_SCALE, ItemTable
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, days_of
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.spaces import LEAST_CTR
 
 LIFTS = ("click_lift", "look_lift", "satisfaction_lift")
 COUNTS = ("exposures", "page_views")
-DWELL_CENTRE = 0.4  # dwell in 0..1 below which a look is evidence against the item, as the cloud has it
 LONG_VIEW = 0.4  # of a page view's duration in 0..1
 DECAYS = (0.75, 0.92)  # per slot, of the evidence of a session
 PAGE_VIEW_EVIDENCE = 2.0  # a click with a page view of full length, in looks

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -174,7 +175,11 @@ class LoggedSessions:
 
     def session_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the index of the session of each slot (...), (...) int64."""
-        return np.searchsorted(self.starts, rows, side="right") - 1
+        return self._session_of_slot[rows]
+
+    @cached_property
+    def _session_of_slot(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     def candidates(self, items: np.ndarray, session: np.ndarray) -> np.ndarray:
         """Return features of candidates (R, N) int64 of sessions (R,), (R, N, F) float32.
