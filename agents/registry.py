@@ -208,6 +208,18 @@ _ALL = (
         load_network=f"{VALUES}.train:load_network",
     ),
     Agent(
+        name="values-pg",
+        summary="distilled-values, fine-tuned by policy gradient on whole sessions of learned users",
+        family=DISTILLED,
+        learns_from=(PLAY,),
+        takes=("scenario",),
+        starts_from=("distilled-values",),
+        train=f"{VALUES}.gradient:train",
+        config=f"{VALUES}.gradient:GradientConfig",
+        load=f"{VALUES}.train:load_policy",
+        load_network=f"{VALUES}.train:load_network",
+    ),
+    Agent(
         name="esan",
         summary="the value of a mix-in card at every slot, given its neighbours",
         family=INSERTER,

@@ -40,7 +40,12 @@ class LabelledSessions:
         clicked: (B, T) bool.
         answered: (B, T) bool, whether the slot was answered, and with it its candidates labelled.
         candidates: (B, T, C, F + T) float32, zero where the pool had fewer; the first one was placed.
-        click, purchase: (B, T, C) float32 probabilities.
+        click, purchase: (B, T, C) float32 probabilities; 0 if the users were not asked.
+        acted: (B, T) bool, whether a card was placed at the slot.
+        earned: (B, T) float32, expected reward of the step that placed it: what an earlier slot brought.
+        drawn: (B, T) float32, log probability of the card that was placed among the candidates; 0 if
+            the candidates are not the choice.
+        hidden: (B, T, P) float32, what only the users know (:attr:`AskedUsers.hidden`); P = 0 unless it is kept.
         value: (B,) float64, expected reward of the session.
     """
 
@@ -55,6 +60,10 @@ class LabelledSessions:
     candidates: Tensor
     click: Tensor
     purchase: Tensor
+    acted: Tensor
+    earned: Tensor
+    drawn: Tensor
+    hidden: Tensor
     value: np.ndarray
 
     def __len__(self) -> int:
@@ -83,8 +92,13 @@ def play_labelled(
     best: float,
     noise: np.ndarray,
     generator: np.random.Generator,
+    margin: float | None = None,
+    sample: bool = False,
 ) -> LabelledSessions:
     """Play one session per row to its end, and label candidates of every answered slot.
+
+    With `sample`, a card is drawn among the best candidates with probabilities in proportion to the values to
+    the power of 1 / noise. Then the users are not asked, but what only they know is kept.
 
     Args:
         network: plays.
@@ -94,6 +108,8 @@ def play_labelled(
         best: share of the others that are the network's best; the rest is drawn evenly.
         noise: (B,) scale of the Gumbel noise on the log values; 0 plays the best card.
         generator: draws noise and candidates.
+        margin: value by which a card must exceed the best pool row; None takes the network's.
+        sample: whether to draw among the candidates.
     """
     batch, config, n_rows, n_asked = env.batch, env.config, env.num_envs, users.n_candidates
     a, lag, n_slots = batch.arrays, config.lookahead, config.max_slots
@@ -109,17 +125,29 @@ def play_labelled(
         "candidates": (n_asked, width),
         "click": (n_asked,),
         "purchase": (n_asked,),
+        "earned": (),
+        "drawn": (),
+        "hidden": (users.n_hidden if sample else 0,),
     }
     kept = {name: np.zeros((n_rows, n_slots, *shape), np.float32) for name, shape in shapes.items()}
-    clicked, answered = np.zeros((2, n_rows, n_slots), np.bool_)
+    clicked, answered, acted = np.zeros((3, n_rows, n_slots), np.bool_)
     user, value, done = first["user"].copy(), np.zeros(n_rows), np.zeros(n_rows, np.bool_)
+    price = network.settings.margin if margin is None else margin
+    prices = price * (np.arange(legal_to) >= config.pool_size)
     slot = 0
     while not done.all():
         live = np.flatnonzero(~done)
         observation = {key: part[live] for key, part in batch.observation(copy=False).items()}
         cards = candidates_of(observation, config.n_types)[:, :legal_to]
         legal = observation["action_mask"][:, :legal_to] != 0
-        placed, asked = _choose(network, observation, cards, legal, n_asked, best, noise[live], generator)
+        score = _scores(network, observation, cards)
+        if sample:
+            placed, asked, drawn = _draw(score - prices, legal, n_asked, noise[live], generator)
+            kept["drawn"][live, slot], kept["hidden"][live, slot] = drawn, users.hidden[live]
+            cards = cards * legal[:, :, None]  # what is not legal was no choice
+        else:
+            placed, asked = _choose(score, prices, legal, n_asked, best, noise[live], generator)
+        acted[live, slot] = True
         kept["context"][live, slot] = observation["context"]
         if lag:
             kept["screen"][live, slot] = observation["screen"]
@@ -127,20 +155,22 @@ def play_labelled(
         actions = np.zeros(n_rows, np.int64)
         actions[live] = placed
         at = slot - lag  # the slot that is answered in this step
-        users.candidates = kept["candidates"][:, at] if at >= 0 else None
+        users.candidates = kept["candidates"][:, at] if at >= 0 and not sample else None
         batch.step(actions, done)
         rows = np.flatnonzero(~done & a.focus_active)
         if len(rows):
             kept["cards"][rows, at] = a.window_cards[rows, FOCUSED]
             kept["exposures"][rows, at] = a.response[rows, :N_EXPOSURE_ACTIONS]
             kept["page_views"][rows, at] = a.response[rows, PAGE_VIEW:LEAVE]
-            kept["click"][rows, at], kept["purchase"][rows, at] = users.click[rows], users.purchase[rows]
+            if not sample:
+                kept["click"][rows, at], kept["purchase"][rows, at] = users.click[rows], users.purchase[rows]
             clicked[rows, at], answered[rows, at] = a.response[rows, CLICK] > 0, True
-            value[rows] += config.reward.value(*_told(a.response[rows]))
+            kept["earned"][rows, slot] = config.reward.value(*_told(a.response[rows]))
+            value[rows] += kept["earned"][rows, slot]
         done |= a.terminated | a.truncated
         slot += 1
     tensors = {name: torch.from_numpy(part) for name, part in kept.items()}
-    more = {"user": user, "clicked": clicked, "answered": answered}
+    more = {"user": user, "clicked": clicked, "answered": answered, "acted": acted}
     return LabelledSessions(
         **tensors, **{name: torch.from_numpy(part) for name, part in more.items()}, value=value
     )
@@ -178,10 +208,21 @@ def best_of(value: np.ndarray, legal: np.ndarray, n_pool: int, margin: float) ->
     return best
 
 
+def _scores(network: ValueNetwork, observation: Observation, cards: np.ndarray) -> np.ndarray:
+    """Return the value of every candidate, (R, N + M)."""
+    with torch.inference_mode():
+        score: np.ndarray = network.values(to_tensors(observation), torch.from_numpy(cards)).numpy()
+    return score
+
+
+def _gumbel(uniform: np.ndarray) -> np.ndarray:
+    noise: np.ndarray = -np.log(-np.log(np.clip(uniform, 1e-12, 1 - 1e-12)))
+    return noise
+
+
 def _choose(
-    network: ValueNetwork,
-    observation: Observation,
-    cards: np.ndarray,
+    score: np.ndarray,
+    prices: np.ndarray,
     legal: np.ndarray,
     n_asked: int,
     best: float,
@@ -189,13 +230,10 @@ def _choose(
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the candidate to place (R,), and candidates (R, C) to ask about, the placed one first."""
-    with torch.inference_mode():
-        score = network.values(to_tensors(observation), torch.from_numpy(cards)).numpy()
     present = score > ABSENT / 2
     uniform = generator.random((2, *score.shape))
-    gumbel = -np.log(-np.log(np.clip(uniform[0], 1e-12, 1 - 1e-12)))
-    drawn = np.maximum(score, LEAST_VALUE) * np.exp(noise[:, None] * gumbel)
-    placed = best_of(drawn, legal & present, network.config.pool_size, network.settings.margin)
+    noisy = np.maximum(score, LEAST_VALUE) * np.exp(noise[:, None] * _gumbel(uniform[0])) - prices
+    placed = np.where(legal & present, noisy, -np.inf).argmax(axis=1)
     n_best = round(best * (n_asked - 1))
     rows = np.arange(len(score))
     # The order of being asked: the placed one, the best by score, then evenly drawn ones, absent ones last.
@@ -205,6 +243,26 @@ def _choose(
     priority[rows, placed] = -2.0
     order = np.argsort(priority, axis=1, kind="stable")[:, :n_asked]
     return placed, order
+
+
+def _draw(
+    worth: np.ndarray, legal: np.ndarray, n_best: int, temperature: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw one of the best candidates.
+
+    Returns:
+        The candidate to place (R,); it and the other ones it was drawn from (R, C), illegal ones where fewer
+        are legal; and the log probability of the draw (R,).
+    """
+    logits = np.log(np.maximum(worth, LEAST_VALUE)) / temperature[:, None]
+    logits = np.where(legal & (worth > ABSENT / 2), logits, -np.inf)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :n_best]
+    among = np.take_along_axis(logits, order, axis=1)
+    rows = np.arange(len(worth))
+    chosen = (among + _gumbel(generator.random(among.shape))).argmax(axis=1)
+    log_probability = among[rows, chosen] - np.logaddexp.reduce(among, axis=1)
+    order[rows, chosen], order[:, 0] = order[:, 0].copy(), order[rows, chosen]
+    return order[:, 0], order, log_probability
 
 
 def loss_of(network: ValueNetwork, sessions: LabelledSessions, purchase_weight: float) -> Tensor:

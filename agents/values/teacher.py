@@ -71,6 +71,21 @@ class AskedUsers:
         self.uncertainty = None
         self.candidates: np.ndarray | None = None
 
+    @property
+    def n_hidden(self) -> int:
+        """Number of columns of :attr:`hidden`."""
+        return self._users.simulator.members + self._users.simulator.sizes["memory"]
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """What no policy sees: which member answers (one-hot), and its memory of the user; (B, P) float32.
+
+        With pessimism, every member follows the session; this is the memory of the first.
+        """
+        memory = self._users._memory
+        member = np.eye(self._users.simulator.members, dtype=np.float32)[memory.member]
+        return np.concatenate([member, memory.memory[: memory.n_sessions]], axis=1)
+
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
         """Allocate `num_envs` sessions, and a copy of each for every candidate."""
         self._users.allocate(num_envs, config, workers)

@@ -77,6 +77,7 @@ def train(
     scenario: str | Scenario = "default",
     based_on: Sequence[str | Path] = (),
     seed: int = 0,
+    keep_checkpoints: int = parameters.KEEP_LAST,
     resume: bool = False,
     threads: int = 1,
     progress: Report | None = None,
@@ -92,6 +93,7 @@ def train(
         based_on: in EdgeFeed-v0, at most one run of an uplift estimator: pages are then requested where it
             tells more gain than a request costs. It is copied into the folder.
         seed: seed of sessions, noise and initial parameters.
+        keep_checkpoints: number of checkpoints to keep, at least 1.
         resume: continue from the last checkpoint in `out`, if there is one.
         threads: torch threads.
         progress: called with (updates done, updates in all, text).
@@ -133,24 +135,35 @@ def train(
                 shutil.copyfile(estimator.folder / name, folder / name)
     with torch_threads(threads):
         trainer = ValueTrainer(record, settings, loaded)
-        if start is not None:
-            trainer.restore(start)
-        while (done := trainer.record["steps"]) < settings.updates:
-            trainer.update()
-            done += 1
-            if done % settings.select_every == 0 or done == settings.updates:
-                trainer.select()
-                parameters.save_checkpoint(
-                    run, trainer.best, trainer.record, trainer.optimizer, trainer.network
-                )
-            if progress:
-                loss, reward = trainer.record["loss"][-1], trainer.record["reward"][-1]
-                progress(done, settings.updates, f"loss {loss:.4f}, reward {reward:.3f}")
-        if track == "joint":
-            trainer.choose_margin()
+        run_updates(run, trainer, start, progress, keep_checkpoints)
+    return trainer.record
+
+
+def run_updates(
+    run: Path,
+    trainer: ValueTrainer,
+    start: Path | None,
+    progress: Report | None,
+    keep_checkpoints: int = parameters.KEEP_LAST,
+) -> None:
+    """Train from a checkpoint, or from the beginning, to the end; write checkpoints and the run."""
+    settings = trainer.settings
+    if start is not None:
+        trainer.restore(start)
+    while (done := trainer.record["steps"]) < settings.updates:
+        trainer.update()
+        done += 1
+        if done % settings.select_every == 0 or done == settings.updates:
+            trainer.select()
+            parameters.save_checkpoint(
+                run, trainer.best, trainer.record, trainer.optimizer, trainer.training, keep_checkpoints
+            )
+        if progress:
+            loss, reward = trainer.record["loss"][-1], trainer.record["reward"][-1]
+            progress(done, settings.updates, f"loss {loss:.4f}, reward {reward:.3f}")
+    trainer.finish()
     parameters.save_parameters(run / PARAMETERS, trainer.best)
     write_record(run, trainer.record)
-    return trainer.record
 
 
 def _estimator(based_on: Sequence[str | Path], track: str, config: FeedConfig) -> Run | None:
@@ -176,6 +189,17 @@ def make_network(config: FeedConfig, settings: ValueConfig, seed: int = 0) -> Va
         return ValueNetwork(config, settings)
 
 
+def find_members(scenario: Scenario, held_out: int) -> tuple[list[int], list[int]]:
+    """Return the networks of the ensemble to learn from, and those held out; InputError if none is left."""
+    count = LearnedUsers(scenario).simulator.members
+    if held_out >= count:
+        raise InputError(
+            f"held_out = {held_out} leaves none of the {count} networks of scenario {scenario.name!r} to "
+            "learn from"
+        )
+    return list(range(count - held_out)), list(range(count - held_out, count))
+
+
 class ValueTrainer:
     """Training of one network.
 
@@ -186,33 +210,27 @@ class ValueTrainer:
 
     Attributes:
         network: after the last update.
+        training: all that is trained.
         best: the best one on the members held out.
     """
 
     def __init__(self, record: dict[str, Any], settings: ValueConfig, scenario: Scenario) -> None:
         self.record, self.settings, self.scenario, self.seed = record, settings, scenario, record["seed"]
-        count = LearnedUsers(scenario).simulator.members
-        if settings.held_out >= count:
-            raise InputError(
-                f"ValueConfig.held_out = {settings.held_out} leaves none of the {count} networks of scenario "
-                f"{scenario.name!r} to learn from"
-            )
-        self.members = list(range(count - settings.held_out))
-        self.others = list(range(count - settings.held_out, count))
-        self.network = make_network(scenario.config, settings, self.seed)
+        self.members, self.others = find_members(scenario, settings.held_out)
+        self.network = self.training = make_network(scenario.config, settings, self.seed)
         self.best = copy.deepcopy(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
-        cautious = settings.pessimism > 0 or settings.every_member
-        self.users = AskedUsers(
-            scenario,
-            min(settings.candidates, scenario.config.pool_size),
-            self.members,
-            settings.pessimism if cautious else None,
-        )
-        self.track = record["track"]
+        self.users = self.teachers()
+        self.track, self.margin = record["track"], settings.margin
         self.env = make_feeds(
             self.track, settings.sessions, scenario=scenario, users=self.users, split="train", copy=False
         )
+
+    def teachers(self) -> AskedUsers:
+        """Return the users that play and are asked."""
+        settings, cautious = self.settings, self.settings.pessimism > 0 or self.settings.every_member
+        n_candidates = min(settings.candidates, self.scenario.config.pool_size)
+        return AskedUsers(self.scenario, n_candidates, self.members, settings.pessimism if cautious else None)
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
@@ -257,7 +275,7 @@ class ValueTrainer:
 
     def select(self) -> None:
         """Keep the network if it is the best so far on the members held out, or if none are."""
-        value = self._held_out(self.network, self.settings.margin) if self.others else None
+        value = self._held_out(self.network, self.margin) if self.others else None
         earlier = [figures["value"] for figures in self.record["held_out"]]
         if value is None or value > max(earlier, default=-np.inf):
             self.best.load_state_dict(self.network.state_dict())
@@ -265,10 +283,12 @@ class ValueTrainer:
             figures = {"updates": self.record["steps"], "value": value}
             self.record = self.record | {"held_out": [*self.record["held_out"], figures]}
 
-    def choose_margin(self) -> None:
+    def finish(self) -> None:
         """Choose the margin of cards for the best network; without members held out, it stays as trained."""
+        if self.track != "joint":
+            return
         found = {margin: self._held_out(self.best, margin) for margin in MARGINS} if self.others else {}
-        price = max(found, key=lambda margin: found[margin], default=self.settings.margin)
+        price = max(found, key=lambda margin: found[margin], default=self.margin)
         self.record = self.record | {"price": price, "figures": {str(k): v for k, v in found.items()}}
 
     def _held_out(self, network: ValueNetwork, margin: float) -> float:
@@ -290,7 +310,7 @@ def load_network(folder: str | Path | Run, config: FeedConfig) -> ValueNetwork:
     """Load a run; raise InputError if files are broken or made for other sizes."""
     run = read_run(folder)
     check_sizes(run, config)
-    network = make_network(config, ValueConfig.from_dict(run.record["hyper"]))
+    network = make_network(config, ValueConfig.from_dict(run.record.get("network", run.record["hyper"])))
     parameters.load_parameters(run.parameters, network)
     return network.eval()
 
@@ -307,7 +327,7 @@ def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Poli
     if feed.track == run.record["track"] == "joint":
         margin = run.record.get("price", network.settings.margin)
         gain = None
-        if run.record.get("based_on"):
+        if (run.root / UPLIFT).is_dir():
             gain = UpliftScore(load_model(run.root / UPLIFT, feed.config), threads=threads)
         price, age = -feed.config.reward.request, feed.config.request_latency
         return ValuePolicy(run.agent, network, margin, gain, price, age, threads)

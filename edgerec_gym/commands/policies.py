@@ -109,7 +109,10 @@ def _progress_made(record: dict[str, Any]) -> str:
     steps = record["steps"]
     if "gauc" in record:
         return f"{steps} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions"
-    if "loss" in record:
+    if record.get("held_out"):
+        best = max(figures["value"] for figures in record["held_out"])
+        return f"{steps} updates, reward {best:.3f} a session on users held out"
+    if "loss" in record and "reward" not in record:
         return f"{steps} epochs, loss {min(record['loss']):.4f} per card on the stopping sessions"
     if "residual_loss" in record:
         return f"{steps} epochs, residual loss {min(record['residual_loss']):.4f} on the stopping sessions"
