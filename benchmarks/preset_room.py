@@ -1,11 +1,11 @@
 """How much does a preset, or a variant of it, leave to learn?
 
-    python -m benchmarks.preset_room --scenario lite [--set satiation=1.0 ...] [--cloud interest_decay=0.9 ...] [--id ID]
+    python -m benchmarks.preset_room --scenario lite [--id ID] [--set satiation=1.0] [--cloud interest_decay=0.9]
 
 Collects logs of the variant, learns their item table, and plays its synthetic users (split `train`, so that
 the sessions that judge agents stay unseen): keep, the heuristics, the attainable ceiling and the oracle. A
-preset is a good benchmark when the ceiling of `EdgeFeedRerank-v0` is at least 40 % above keep and no heuristic
-holds more than two thirds of the gap from keep to the ceiling. Results are added to the file.
+preset is a good benchmark when the ceiling of `EdgeFeedRerank-v0` is at least 40 % above keep and no
+heuristic holds more than two thirds of the gap from keep to the ceiling. Results are added to the file.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _tell(users, active, items, slots, asked, window, click, purchase):
 
 
 class AskedTruth:
-    """The ground truth, asked about candidates like :class:`~edgerec_gym.agents.values.teacher.AskedUsers`."""
+    """The ground truth, asked like :class:`~edgerec_gym.agents.values.teacher.AskedUsers`."""
 
     name, uncertainty, n_hidden = "synthetic", None, 0
 

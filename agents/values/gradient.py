@@ -30,7 +30,7 @@ from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
 from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.perception.perception import occupied
-from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
+from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.agents.values.play import LEAST_VALUE, LabelledSessions, play_labelled, session_states
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.agents.values.train import (

@@ -45,7 +45,7 @@ class LabelledSessions:
         earned: (B, T) float32, expected reward of the step that placed it: what an earlier slot brought.
         drawn: (B, T) float32, log probability of the card that was placed among the candidates; 0 if
             the candidates are not the choice.
-        hidden: (B, T, P) float32, what only the users know (:attr:`AskedUsers.hidden`); P = 0 unless it is kept.
+        hidden: (B, T, P) float32, what only the users know (:attr:`AskedUsers.hidden`), if it is kept.
         value: (B,) float64, expected reward of the session.
     """
 
