@@ -151,8 +151,8 @@ def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[
         return None
     earlier = read_run(complete[-1]).record
     for key in fixed:
-        if earlier.get(key) != record[key]:
-            raise InputError(f"cannot resume {run}: {key} was {earlier.get(key)}, now it is {record[key]}")
+        if earlier.get(key) != record.get(key):
+            raise InputError(f"cannot resume {run}: {key} was {earlier.get(key)}, now it is {record.get(key)}")
     return complete[-1]
 
 

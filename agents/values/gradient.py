@@ -213,7 +213,7 @@ class GradientTrainer(ValueTrainer):
         """Continue from a checkpoint."""
         parameters.restore_checkpoint(folder, self.best, self.optimizer, self.training)
         earlier = read_run(folder).record
-        self.record = self.record | {key: earlier[key] for key in RESULTS}
+        self.record = self.record | {key: earlier[key] for key in RESULTS if key in earlier}
 
     def update(self) -> None:
         """Play sessions, and take the gradient steps of one update."""

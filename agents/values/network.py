@@ -38,7 +38,9 @@ PURCHASE_PRIOR = -3.0  # initial logit of a purchase after a click
 class ValueConfig(Config):
     """Hyper-parameters of the value network and its training."""
 
-    updates: int = bounded(60, 1, 1_000_000)  # times that sessions are played and learned from
+    log_epochs: int = bounded(8, 1, 10_000)  # largest number of passes over a log to start from
+    auxiliary: float = bounded(0.0, 0.0, 1000.0)  # weight of the auxiliary losses in these passes
+    updates: int = bounded(60, 0, 1_000_000)  # times that sessions are played and learned from
     sessions: int = bounded(256, 1, 100_000)  # sessions played per update
     passes: int = bounded(2, 1, 100)  # passes over each update's sessions
     batch_size: int = bounded(32, 1, 100_000)  # sessions per gradient step

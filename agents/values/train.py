@@ -9,6 +9,9 @@
 4. *Select*. Every few updates it plays sessions of the members that are held out. The best network is kept.
    In EdgeFeed-v0, the margin by which a card must exceed the best pool row is chosen in the same way.
 
+0. *Start*, on request: learn the clicks of a log first, with auxiliary losses on the looks and moods of the
+   slots that follow (:mod:`edgerec_gym.agents.values.pretrain`).
+
 Policy gradients learn from the sum of one session's rewards; here, every slot teaches several values, free of
 noise. A run is a folder as in :mod:`edgerec_gym.runs`. A killed run resumes after its last checkpoint and
 ends with the same parameters as an uninterrupted one.
@@ -36,12 +39,14 @@ from edgerec_gym.agents.rerank.train import check_track, policy_of
 from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
 from edgerec_gym.agents.values.play import loss_of, play_labelled
 from edgerec_gym.agents.values.policy import ValuePolicy
+from edgerec_gym.agents.values.pretrain import pretrain
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import atomic_folder, make_folder, one_writer
+from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds, track_of
 from edgerec_gym.runs import (
@@ -63,8 +68,8 @@ AGENT = "distilled-values"
 TRACKS = ("rerank", "joint")
 MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)  # of cards, in reward units, tried on members held out
 UPLIFT = "uplift"  # folder of the estimator's run, in the run's folder
-FIXED = ("agent", "track", "based_on", "scenario", "seed", "hyper", "sizes")  # in a resumed run
-RESULTS = ("steps", "loss", "reward", "held_out")  # updated during training
+FIXED = ("agent", "track", "logs", "based_on", "scenario", "seed", "hyper", "sizes")  # in a resumed run
+RESULTS = ("start", "steps", "loss", "reward", "held_out")  # updated during training
 SELECT = 2**31  # first seed of the sessions that select, beyond those of training
 
 
@@ -75,6 +80,7 @@ def train(
     agent: str = AGENT,
     env_id: str = "EdgeFeedRerank-v0",
     scenario: str | Scenario = "default",
+    logs: str | Path | None = None,
     based_on: Sequence[str | Path] = (),
     seed: int = 0,
     keep_checkpoints: int = parameters.KEEP_LAST,
@@ -90,6 +96,7 @@ def train(
         agent: the agent's name.
         env_id: "EdgeFeedRerank-v0" (the order) or "EdgeFeed-v0" (the order and cards), or a track.
         scenario: a shipped name, a folder, or a Scenario, with learned users.
+        logs: a log folder to start from, whose feed has the scenario's sizes; None starts anew.
         based_on: in EdgeFeed-v0, at most one run of an uplift estimator: pages are then requested where it
             tells more gain than a request costs. It is copied into the folder.
         seed: seed of sessions, noise and initial parameters.
@@ -114,6 +121,9 @@ def train(
         raise InputError(f"agent {agent!r} learns the tracks {', '.join(TRACKS)}, not {track!r}")
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     estimator = _estimator(based_on, track, loaded.config)
+    reader = None if logs is None else LogReader(logs)
+    if reader is None and not settings.updates:
+        raise InputError(f"agent {agent!r} learns nothing with updates = 0 and no logs to start from")
     run = make_folder(out)
     record = new_record(
         agent,
@@ -124,6 +134,7 @@ def train(
         scenario=loaded.name,
         users="learned",
         based_on=[] if estimator is None else [_described(estimator)],
+        logs=None if reader is None else {"provenance": reader.provenance, "sessions": reader.sessions},
         loss=[],
         reward=[],
         held_out=[],
@@ -135,6 +146,8 @@ def train(
                 shutil.copyfile(estimator.folder / name, folder / name)
     with torch_threads(threads):
         trainer = ValueTrainer(record, settings, loaded)
+        if start is None and reader is not None:
+            trainer.learn_from(reader, progress)
         run_updates(run, trainer, start, progress, keep_checkpoints)
     return trainer.record
 
@@ -150,6 +163,8 @@ def run_updates(
     settings = trainer.settings
     if start is not None:
         trainer.restore(start)
+    if not settings.updates:
+        trainer.select()
     while (done := trainer.record["steps"]) < settings.updates:
         trainer.update()
         done += 1
@@ -236,7 +251,22 @@ class ValueTrainer:
         """Continue from a checkpoint."""
         parameters.restore_checkpoint(folder, self.best, self.optimizer, self.network)
         earlier = read_run(folder).record
-        self.record = self.record | {key: earlier[key] for key in RESULTS}
+        self.record = self.record | {key: earlier[key] for key in RESULTS if key in earlier}
+
+    def learn_from(self, reader: LogReader, progress: Report | None) -> None:
+        """Start from a log."""
+        s = self.settings
+        told = pretrain(
+            self.network,
+            reader,
+            epochs=s.log_epochs,
+            auxiliary=s.auxiliary,
+            learning_rate=s.learning_rate,
+            batch_size=s.batch_size,
+            seed=self.seed,
+            progress=progress,
+        )
+        self.record = self.record | {"start": told}
 
     def update(self) -> None:
         """Play sessions, and learn from what the users would have answered."""

@@ -21,6 +21,7 @@ from edgerec_gym.agents.values.train import AGENT, make_network
 from edgerec_gym.answers import FOCUSED
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
+from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from tests.small_pools import stir
@@ -222,3 +223,18 @@ def test_someone_must_be_left_to_learn_from(tmp_path: Path) -> None:
         train(tmp_path, held_out=5)
     record = train(tmp_path / "all", held_out=0)
     assert record["held_out"] == []
+
+
+def test_a_log_may_come_first(lite: Scenario, tmp_path: Path) -> None:
+    """Without updates, the network is what the log has taught."""
+    logs = tmp_path / "logs"
+    collect(logs, scenario="lite", users="synthetic", sessions=200, seed=0)
+    options: dict[str, Any] = {"scenario": "lite", "logs": logs}
+    quick = QUICK | {"log_epochs": 1}
+    alone = train_agent(AGENT, tmp_path / "alone", hyper=quick | {"updates": 0}, **options)
+    assert alone["steps"] == 0 and len(alone["start"]["loss"]) == 1 and len(alone["held_out"]) == 1
+    both = train_agent(AGENT, tmp_path / "both", hyper=quick, **options)
+    assert both["start"] == alone["start"] and both["logs"]["sessions"] == 200
+    assert train_agent(AGENT, tmp_path / "both", hyper=quick, resume=True, **options) == both
+    with pytest.raises(InputError, match="learns nothing with updates = 0 and no logs"):
+        train(tmp_path / "none", updates=0)
