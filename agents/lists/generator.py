@@ -2,18 +2,21 @@
 
 | agent | learns from | needs |
 | --- | --- | --- |
-| pointer-evaluator | policy gradient, reward = the evaluator's value of the list | logs, an evaluator |
+| pointer-evaluator | the evaluator's value of the list, by one of four updates | logs, an evaluator |
 | pointer-users | policy gradient, reward = the rest of the session with the users | a scenario |
 | pointer-distilled | cross-entropy to the list that the sequence search picks | logs, an evaluator |
 | sequence-search | nothing: it combines an evaluator and an optional generator | an evaluator, a scenario |
 
-Each can start from a trained generator. A run is a folder as described in :mod:`edgerec_gym.runs`, with the
+`pointer-evaluator` learns by policy gradient (REINFORCE, or clipped PPO). With the setting `update`, it
+learns by GoalRank, Rerank-DPO or NLGR's credit instead (:mod:`edgerec_gym.agents.lists.list_updates`). Each
+agent can start from a trained generator. A run is a folder as described in :mod:`edgerec_gym.runs`, with the
 mean reward of every update. A killed run resumes after its last checkpoint and ends with the same parameters
 as an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,13 @@ from edgerec_gym.agents.lists.evaluator import EvaluatorConfig, ListEvaluator
 from edgerec_gym.agents.lists.evaluator_training import AGENT as JUDGE
 from edgerec_gym.agents.lists.evaluator_training import build as build_evaluator
 from edgerec_gym.agents.lists.evaluator_training import load_evaluator
+from edgerec_gym.agents.lists.list_updates import (
+    Group,
+    evaluator_group,
+    group_loss,
+    neighbour_credit,
+    neighbour_values,
+)
 from edgerec_gym.agents.lists.pointer_net import PointerNet
 from edgerec_gym.agents.lists.policy_gradient import (
     Decisions,
@@ -172,7 +182,7 @@ class GeneratorTrainer:
     Args:
         record: content of policy.json; steps and reward are updated.
         settings: hyper-parameters.
-        network: the generator, trained in place.
+        network: the generator as it starts, trained in place.
         evaluator: evaluator for pointer-evaluator and pointer-distilled.
         reader: the log, if any.
         env: environment for pointer-users, with batch_size x (samples + self_critical) rows.
@@ -189,6 +199,7 @@ class GeneratorTrainer:
     ) -> None:
         self.record, self.settings, self.network, self.env = record, settings, network, env
         self.evaluator, self.seed = evaluator, record["seed"]
+        self.start = copy.deepcopy(network).requires_grad_(False) if settings.update == "dpo" else None
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.distils = record["agent"] == "pointer-distilled"
         self.stream: RerankStream | None = None
@@ -209,7 +220,7 @@ class GeneratorTrainer:
             reward = self._distil(to_tensors(requests.observation))
         else:
             decisions, reward = self._decisions(requests, generator)
-            self._learn(scale_advantages(decisions), requests, generator)
+            self._learn(decisions, requests, generator)
         self.record = self.record | {"steps": done + 1, "reward": [*self.record["reward"], reward]}
 
     def _next_requests(self) -> RerankBatch | None:
@@ -221,33 +232,52 @@ class GeneratorTrainer:
             self._requests = moment_batches(self.stream, batch_size, self.seed, done)
         return next(self._requests)
 
-    def _decisions(self, requests: RerankBatch | None, generator: torch.Generator) -> tuple[Decisions, float]:
-        """Draw lists; return them with their advantages, and their mean reward."""
+    def _decisions(
+        self, requests: RerankBatch | None, generator: torch.Generator
+    ) -> tuple[Decisions | Group, float]:
+        """Draw lists; return them with what the update learns from, and their mean reward."""
         s = self.settings
-        if self.env is None:
-            assert requests is not None and self.evaluator is not None
-            observation = to_tensors(requests.observation)
-            return evaluator_decisions(
-                self.network, self.evaluator, observation, s.samples, bool(s.self_critical), generator
-            )
+        if self.env is not None:
+            decisions, reward = self._played(self.env, generator)
+            return scale_advantages(decisions), reward
+        assert requests is not None and self.evaluator is not None
+        observation = to_tensors(requests.observation)
+        if s.update in ("goalrank", "dpo"):
+            return evaluator_group(self.network, self.evaluator, observation, s, generator, self.start)
+        neighbours = s.neighbours if s.update == "nlgr" else 0
+        decisions, reward = evaluator_decisions(
+            self.network, self.evaluator, observation, s.samples, bool(s.self_critical), generator, neighbours
+        )
+        return scale_advantages(decisions), reward
+
+    def _played(self, env: EdgeFeedSlateVectorEnv, generator: torch.Generator) -> tuple[Decisions, float]:
+        """Play sessions; return the decisions with their advantages, and the mean reward of a session."""
+        s = self.settings
         first = self.record["steps"] * s.batch_size % (CLI_SEED_STRIDE - s.batch_size)
         seeds = self.seed * CLI_SEED_STRIDE + first + np.arange(s.batch_size)
         return plan_decisions(
-            self.network, self.env, seeds.tolist(), s.samples, bool(s.self_critical), s.discount, generator
+            self.network, env, seeds.tolist(), s.samples, bool(s.self_critical), s.discount, generator
         )
 
-    def _learn(self, decisions: Decisions, requests: RerankBatch | None, generator: torch.Generator) -> None:
-        """Take one step over all moments (REINFORCE), or one per part of them in every epoch (PPO)."""
+    def _learn(
+        self, decisions: Decisions | Group, requests: RerankBatch | None, generator: torch.Generator
+    ) -> None:
+        """Take one step over all moments, or one per part of them in every epoch (PPO)."""
         s, epochs = self.settings, max(1, self.settings.ppo_epochs)
         clip = s.clip if s.ppo_epochs else None
         for _ in range(epochs):
             parts = torch.randperm(len(decisions), generator=generator).split(MOMENTS_AT_ONCE)
             for at, part in enumerate(parts):
                 share = 1.0 if clip is not None else len(part) / len(decisions)
-                (share * policy_loss(self.network, decisions.take(part), s.entropy, clip)).backward()
+                (share * self._loss(decisions.take(part), clip)).backward()
                 if clip is not None or at == len(parts) - 1:
                     self._demonstrate(requests, generator)
                     self._step()
+
+    def _loss(self, decisions: Decisions | Group, clip: float | None) -> Tensor:
+        if isinstance(decisions, Group):
+            return group_loss(self.network, decisions, self.settings)
+        return policy_loss(self.network, decisions, self.settings.entropy, clip)
 
     def _demonstrate(self, requests: RerankBatch | None, generator: torch.Generator) -> None:
         """Add the gradient of the demonstrations."""
@@ -287,31 +317,37 @@ def evaluator_decisions(
     samples: int,
     self_critical: bool,
     generator: torch.Generator,
+    neighbours: int = 0,
 ) -> tuple[Decisions, float]:
-    """Draw lists for B moments; the advantage is the evaluator's value minus the baseline.
+    """Draw lists for B moments; the advantage is the evaluator's value minus a baseline.
 
     Lists end with their page; otherwise, good cards would be deferred to places that are never shown. The
-    baseline is the value of the greedy list, or the mean of the other lists. Returns the decisions and the
-    mean value.
+    baseline is the value of the greedy list, or the mean of the other lists. With `neighbours` per place, it
+    is their mean value, and every place has an advantage of its own
+    (:func:`~edgerec_gym.agents.lists.list_updates.neighbour_credit`). Returns the decisions and the mean
+    value.
     """
     k = evaluator.settings.horizon
     with torch.no_grad():
         candidates = network.encode(observation)
-        decoded = network.sample(candidates.repeat(samples), k, generator)
+        decoded, others = network.sample_with_others(candidates.repeat(samples), k, neighbours, generator)
         left = slots_left(observation, evaluator.config)
         rows = end_with_page(decoded.rows.view(-1, samples, k), left)
         encoded = evaluator.encode_pool(observation)
         value = evaluator.values(encoded, rows)
-        if self_critical:
+        if neighbours:
+            around = neighbour_values(evaluator, encoded, rows, others.view(*rows.shape, neighbours))
+            advantage = neighbour_credit(value, around)
+        elif self_critical:
             best = end_with_page(network.greedy(candidates, k).rows.unsqueeze(1), left)
-            advantage = value - evaluator.values(encoded, best)
+            advantage = (value - evaluator.values(encoded, best)).unsqueeze(-1)
         else:
-            advantage = leave_one_out(value)
+            advantage = leave_one_out(value).unsqueeze(-1)
     return Decisions(
         observation,
         rows,
         decoded.log_probabilities.view_as(rows).masked_fill(rows == NOT_SHOWN, 0.0),
-        advantage.unsqueeze(-1).expand_as(rows).contiguous(),
+        advantage.expand_as(rows).contiguous(),
         rows != NOT_SHOWN,
     ), value.mean().item()
 
@@ -388,6 +424,9 @@ def train(
     if not plays and logs is None:
         raise InputError(f"agent {agent!r} learns from logs: give a log folder with --logs")
     settings = (SearchConfig if agent == SEARCH else PolicyGradientConfig).from_dict(hyper)
+    if isinstance(settings, PolicyGradientConfig) and settings.update != "reinforce":
+        if agent != "pointer-evaluator":
+            raise InputError(f"agent {agent!r} has no update = {settings.update!r}; pointer-evaluator has")
     parts = find_parts(agent, based_on)
     reader = None if logs is None else LogReader(logs)
     place = None
@@ -423,12 +462,12 @@ def train(
         write_record(run, record)
         return record
     env = None if place is None else _environment(place, users, settings)
+    if GENERATOR in parts and agent != "pointer-distilled":
+        generator.sharpen(settings.sharpness)
     with torch_threads(threads):
         trainer = GeneratorTrainer(record, settings, generator, evaluator, reader, env)
         if start is not None:
             trainer.restore(start)
-        elif GENERATOR in parts and agent != "pointer-distilled":
-            generator.sharpen(settings.sharpness)
         while (done := trainer.record["steps"]) < settings.updates:
             trainer.update()
             done += 1

@@ -172,6 +172,24 @@ class PointerNet(ListEmitter):
         """Draw a list from the distribution."""
         return self.decode(candidates, k, lambda _, log_p: _draw(log_p, generator))
 
+    def sample_with_others(
+        self, candidates: Candidates, k: int, others: int, generator: torch.Generator
+    ) -> tuple[Decoded, Tensor]:
+        """Draw a list, and other cards for each of its places from the same distributions.
+
+        Returns:
+            The list, and the other cards (B, k, others) int64. One can be the list's own card, or one that
+            the list has further down; at places after the end of a list they mean nothing.
+        """
+        beside: list[Tensor] = []
+
+        def choose(step: int, log_p: Tensor) -> Tensor:
+            drawn = torch.stack([_draw(log_p, generator) for _ in range(1 + others)], 1)
+            beside.append(drawn[:, 1:])
+            return drawn[:, 0]
+
+        return self.decode(candidates, k, choose), torch.stack(beside, 1)
+
     def forced(self, candidates: Candidates, rows: Tensor) -> Decoded:
         """Follow given lists (B, K) int64, -1 after their end, to differentiate their probability.
 

@@ -5,13 +5,15 @@ list: the reward of the greedy list (self-critical; Rennie et al., CVPR'17) or t
 drawn at the same moment (leave-one-out; Kool et al., 2019). Exact-K (KDD'19) adds demonstrations (RLfD), a
 cross-entropy with clicked lists. Here, its weight fades so that the reward decides in the end (the paper's
 published code has the reward switched off). Evaluator-Generator (2003.11941) uses PPO.
+
+The evaluator can also be used by later methods; see :mod:`edgerec_gym.agents.lists.list_updates`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,33 +28,55 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
 
+Update = Literal["reinforce", "goalrank", "dpo", "nlgr"]
+UPDATES: tuple[Update, ...] = get_args(Update)
+
 
 @dataclass(frozen=True)
 class PolicyGradientConfig(Config):
     """Hyper-parameters of generators that learn from rewards or from a search."""
 
+    update: Update = "reinforce"  # how lists are learned from; the others only for pointer-evaluator
     updates: int = bounded(300, 1, 1_000_000)
     learning_rate: float = bounded(1e-3, 1e-7, 1.0)  # of Adam
     final_rate: float = bounded(0.1, 0.0, 1.0)  # share of it left in the last update; linear decay
     sharpness: float = bounded(4.0, 0.01, 1000.0)  # factor on the starting generator's logits
     batch_size: int = bounded(64, 1, 1_000_000)  # logged moments or played sessions per update
-    samples: int = bounded(4, 1, 1000)  # lists drawn per moment
+    samples: int = bounded(4, 1, 1000)  # lists drawn per moment; 16 or so for goalrank and dpo
     self_critical: int = bounded(0, 0, 1)  # baseline: 1 = greedy list, 0 = mean of the other lists
     entropy: float = bounded(0.003, 0.0, 10.0)  # bonus per place
     ppo_epochs: int = bounded(0, 0, 100)  # passes over an update's lists with a clipped ratio; 0 = REINFORCE
     clip: float = bounded(0.2, 0.01, 1.0)  # range of PPO's ratio
     demonstrations: float = bounded(0.3, 0.0, 100.0)  # initial weight of the cross-entropy with clicked lists
     fade: float = bounded(0.5, 0.0, 1.0)  # share of the updates after which that weight is 0
+    temperature: float = bounded(1.0, 0.01, 100.0)  # goalrank: of the reference policy; small = only the best
+    rankers: int = bounded(1, 0, 1)  # goalrank: 1 adds the lists of four simple rankers to the drawn ones
+    beta: float = bounded(0.1, 1e-4, 100.0)  # dpo: the smaller, the farther from the start
+    pairs: int = bounded(1, 1, 500)  # dpo: best lists that are compared with as many worst ones
+    neighbours: int = bounded(1, 1, 100)  # nlgr: neighbours judged per place of a list
     discount: float = bounded(0.95, 0.0, 1.0)  # discount per slot
     max_grad_norm: float = bounded(1.0, 1e-3, 1e6)
     checkpoint_every: int = bounded(50, 1, 1_000_000)  # in updates
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.self_critical and self.samples < 2:
+        if not self.self_critical and self.samples < 2 and self.update != "nlgr":
             raise InputError(
                 "PolicyGradientConfig.samples = 1 has no other list to compare with; "
                 "take at least 2, or self_critical = 1"
+            )
+        if self.update != "reinforce" and self.self_critical:
+            raise InputError(
+                f"PolicyGradientConfig.update = {self.update!r} has no baseline; leave self_critical at 0"
+            )
+        if self.update in ("goalrank", "dpo") and self.ppo_epochs:
+            raise InputError(
+                f"PolicyGradientConfig.update = {self.update!r} has no ratio to clip; leave ppo_epochs at 0"
+            )
+        if self.update == "dpo" and 2 * self.pairs > self.samples:
+            raise InputError(
+                f"PolicyGradientConfig.pairs = {self.pairs} needs at least {2 * self.pairs} samples, "
+                f"got {self.samples}"
             )
 
     def rate(self, update: int) -> float:
@@ -104,6 +128,13 @@ def leave_one_out(reward: Tensor) -> Tensor:
     return (reward - reward.mean(-1, keepdim=True)) * (n_lists / (n_lists - 1))
 
 
+def follow(network: PointerNet, observation: TensorObservation, rows: Tensor) -> Decoded:
+    """Follow S lists per moment (B, S, K), to differentiate their probability; every part is (B, S, K)."""
+    candidates = network.encode(observation).repeat(rows.shape[1])
+    decoded = network.forced(candidates, rows.flatten(0, 1))
+    return Decoded(*(part.view_as(rows) for part in decoded))
+
+
 def policy_loss(
     network: PointerNet, decisions: Decisions, entropy: float, clip: float | None = None
 ) -> Tensor:
@@ -115,17 +146,15 @@ def policy_loss(
         entropy: entropy bonus per place.
         clip: range of PPO's probability ratio; None for REINFORCE.
     """
-    n_lists, n_places = decisions.rows.shape[1:]
-    candidates = network.encode(decisions.observation).repeat(n_lists)
-    decoded = network.forced(candidates, decisions.rows.flatten(0, 1))
-    log_p = decoded.log_probabilities.view(-1, n_lists, n_places)
+    decoded = follow(network, decisions.observation, decisions.rows)
+    log_p = decoded.log_probabilities
     if clip is None:
         gain = decisions.advantage * log_p
     else:
         ratio = torch.exp(log_p - decisions.log_probabilities)
         clipped = ratio.clamp(1 - clip, 1 + clip)
         gain = torch.minimum(ratio * decisions.advantage, clipped * decisions.advantage)
-    bonus = entropy * decoded.entropies.view_as(gain)
+    bonus = entropy * decoded.entropies
     return -((gain + bonus) * decisions.counted).sum(-1).mean()
 
 

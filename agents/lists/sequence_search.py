@@ -98,7 +98,7 @@ class SequenceSearch(ListEmitter):
         single = single.masked_fill(~present, -torch.inf)
         left = slots_left(observation, self.config)
         beams, stopped, calls = self._beams(encoded, single, k, left)
-        lists = [beams, _by_score(single, present, k).unsqueeze(1)]
+        lists = [beams, by_score(single, present, k).unsqueeze(1)]
         if self.generator is not None:
             lists.append(self._generated(observation, k))
         rows = torch.cat(lists, 1)  # (B, S, k)
@@ -190,7 +190,7 @@ def _settled(value: Tensor, threshold: float) -> Tensor:
     return (there.sum(1) > 1) & (most > 0) & (least > threshold * most)
 
 
-def _by_score(score: Tensor, present: Tensor, k: int) -> Tensor:
+def by_score(score: Tensor, present: Tensor, k: int) -> Tensor:
     """Return the k present rows (B, N) with the highest scores, (B, k) int64, then -1."""
     score = score.masked_fill(~present, -torch.inf)
     order = torch.argsort(score, dim=1, descending=True, stable=True)[:, :k]
@@ -207,7 +207,7 @@ def _complete(prefixes: Tensor, single: Tensor, k: int) -> Tensor:
     column = torch.where(flat == NOT_SHOWN, n_pool, flat)
     chosen = torch.zeros(len(flat), n_pool + 1, dtype=torch.bool).scatter(1, column, True)[:, :n_pool]
     present = ~chosen & (score > -torch.inf)
-    rest = _by_score(score, present, k)
+    rest = by_score(score, present, k)
     used = (flat != NOT_SHOWN).sum(1, keepdim=True)
     at = torch.arange(k)
     own = torch.nn.functional.pad(flat, (0, k - length), value=NOT_SHOWN)
