@@ -1,9 +1,11 @@
-"""How much of the attainable gap do runs of an agent close, one run for each training seed?
+"""How much of the attainable gap do agents close? One run for each agent and training seed.
 
     python -m benchmarks.attainable_share RUN ... --scenario SCENARIO [--id ID] [--sessions N] [--shift NAME]
+        [--against AGENT]
 
 Every policy plays the same sessions of the ground truth (split `eval`); without a shift, the runs and keep
 also play learned users, for the exploitation gap. Intervals of 95 % are over training seeds and sessions.
+With --against AGENT, every run is also compared with the run of that agent in the same place.
 """
 
 from __future__ import annotations
@@ -38,13 +40,21 @@ FORMATS = {
 
 
 def measure(
-    runs: list[Path], scenario: str, env_id: str, sessions: int, shift: str | None, seed: int
+    runs: list[Path],
+    scenario: str,
+    env_id: str,
+    sessions: int,
+    shift: str | None,
+    seed: int,
+    against: str | None = None,
 ) -> dict[str, dict[str, Interval]]:
-    """Play everything and return the figures of every policy; the runs are one policy."""
+    """Play everything and return the figures of every policy; the runs of an agent are one policy."""
     loaded = Scenario.load(scenario)
     heuristics = [n for n in baselines_of(track_of(env_id), loaded.config.item_columns) if n in HEURISTICS]
-    agent = read_run(runs[0]).agent
-    names = {KEEP: [KEEP], **{name: [name] for name in heuristics}, agent: [str(run) for run in runs]}
+    agents: dict[str, list[str]] = {}
+    for run in runs:
+        agents.setdefault(read_run(run).agent, []).append(str(run))
+    names = {KEEP: [KEEP], **{name: [name] for name in heuristics}, **agents}
     names |= {ATTAINABLE: [ATTAINABLE], ORACLE: [ORACLE]}
 
     def values(policy: str, users: str) -> np.ndarray:
@@ -75,13 +85,16 @@ def measure(
             figures[policy]["gain_over_keep"] = difference(own, keep)
             figures[policy]["gap_closed"] = gap_closed(own, keep, oracle)
             figures[policy]["attainable_gap_closed"] = gap_closed(own, keep, ceiling)
-    if shift is None:
-        learned = values(agent, "learned")
-        figures[agent]["exploitation_gap"] = exploitation_gap(
-            learned, true[agent], values(KEEP, "learned"), keep
-        )
-    for policy in heuristics:
-        figures[agent][f"gain_over_{policy}"] = difference(true[agent], true[policy])
+    kept = values(KEEP, "learned") if shift is None else None
+    for agent in agents:
+        if kept is not None:
+            learned = values(agent, "learned")
+            figures[agent]["exploitation_gap"] = exploitation_gap(learned, true[agent], kept, keep)
+        for policy in heuristics:
+            figures[agent][f"gain_over_{policy}"] = difference(true[agent], true[policy])
+        if against is not None and agent != against:
+            for k, (own, other) in enumerate(zip(true[agent], true[against], strict=True)):
+                figures[agent][f"gain_over_{against}, run {k}"] = difference(own[None], other[None])
     return figures
 
 
@@ -90,21 +103,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attainable_share", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs of one agent")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--scenario", required=True)
     parser.add_argument("--id", default="EdgeFeedRerank-v0")
     parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--against", help="agent to compare with, run by run")
     parser.add_argument("--shift", choices=SHIFTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures = measure(
-        arguments.runs, arguments.scenario, arguments.id, arguments.sessions, arguments.shift, arguments.seed
+        arguments.runs,
+        arguments.scenario,
+        arguments.id,
+        arguments.sessions,
+        arguments.shift,
+        arguments.seed,
+        arguments.against,
     )
     table = Table("policy", *FORMATS, title=f"{arguments.scenario}, {arguments.id}, {arguments.shift or ''}")
     for policy, told in figures.items():
         table.add_row(policy, *(_cell(told.get(name), form) for name, form in FORMATS.items()))
-    Console().print(table)
+    Console(width=150).print(table)
     for policy, told in figures.items():
         for name in [name for name in told if name not in FORMATS]:
             print(f"{policy}: {name} {_cell(told[name], '+.3f')}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.rerank.reranker import RerankPolicy
-from edgerec_gym.agents.values.network import ValueConfig
+from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
 from edgerec_gym.agents.values.policy import ValuePolicy
 from edgerec_gym.agents.values.train import AGENT, FIXED, SELECT, ValueTrainer, run_updates
 from edgerec_gym.answers import FOCUSED, SLOT, WINDOW, Focus, UserStart
@@ -106,7 +106,7 @@ class TruthTrainer(ValueTrainer):
         """Return the ground truth."""
         return AskedTruth(self.scenario, min(self.settings.candidates, self.scenario.config.pool_size))
 
-    def _held_out(self, network, margin):  # type: ignore[no-untyped-def]
+    def _held_out(self, network: ValueNetwork, margin: float) -> float:
         found = play(
             ValuePolicy(AGENT, network, margin) if self.track == "joint" else RerankPolicy(AGENT, network),
             env_id=self.track,

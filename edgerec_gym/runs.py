@@ -151,8 +151,9 @@ def find_start(run: Path, record: dict[str, Any], resume: bool, fixed: Sequence[
         return None
     earlier = read_run(complete[-1]).record
     for key in fixed:
-        if earlier.get(key) != record.get(key):
-            raise InputError(f"cannot resume {run}: {key} was {earlier.get(key)}, now it is {record.get(key)}")
+        was, now = earlier.get(key), record.get(key)
+        if was != now:
+            raise InputError(f"cannot resume {run}: {key} was {was}, now it is {now}")
     return complete[-1]
 
 

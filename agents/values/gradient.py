@@ -203,7 +203,7 @@ class GradientTrainer(ValueTrainer):
             torch.manual_seed(self.seed)
             n_hidden = self.users.n_hidden if settings.critic == "privileged" else 0
             self.critic = Critic(network.settings.hidden, n_hidden)
-        self.training = nn.ModuleDict({"network": network, "critic": self.critic})
+        self.training: nn.Module = nn.ModuleDict({"network": network, "critic": self.critic})
         rates = ((network, settings.learning_rate), (self.critic, settings.critic_rate))
         self.optimizer = torch.optim.Adam(
             [{"params": list(part.parameters()), "lr": rate, "initial_lr": rate} for part, rate in rates]

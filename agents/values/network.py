@@ -43,6 +43,8 @@ class ValueConfig(Config):
     updates: int = bounded(60, 0, 1_000_000)  # times that sessions are played and learned from
     sessions: int = bounded(256, 1, 100_000)  # sessions played per update
     passes: int = bounded(2, 1, 100)  # passes over each update's sessions
+    replays: int = bounded(2, 0, 100)  # passes over sessions of earlier updates, one update's each
+    kept: int = bounded(10, 1, 1000)  # updates whose sessions are kept for it, since the last selection
     batch_size: int = bounded(32, 1, 100_000)  # sessions per gradient step
     candidates: int = bounded(
         8, 1, 1000

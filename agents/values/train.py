@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
@@ -37,7 +38,7 @@ from edgerec_gym.agents.requests.train import load_model
 from edgerec_gym.agents.rerank.reranker import RerankPolicy
 from edgerec_gym.agents.rerank.train import check_track, policy_of
 from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
-from edgerec_gym.agents.values.play import loss_of, play_labelled
+from edgerec_gym.agents.values.play import LabelledSessions, loss_of, play_labelled
 from edgerec_gym.agents.values.policy import ValuePolicy
 from edgerec_gym.agents.values.pretrain import pretrain
 from edgerec_gym.agents.values.teacher import AskedUsers
@@ -232,8 +233,10 @@ class ValueTrainer:
     def __init__(self, record: dict[str, Any], settings: ValueConfig, scenario: Scenario) -> None:
         self.record, self.settings, self.scenario, self.seed = record, settings, scenario, record["seed"]
         self.members, self.others = find_members(scenario, settings.held_out)
-        self.network = self.training = make_network(scenario.config, settings, self.seed)
+        self.network = make_network(scenario.config, settings, self.seed)
+        self.training: nn.Module = self.network
         self.best = copy.deepcopy(self.network)
+        self.earlier: list[LabelledSessions] = []  # of the last updates, to learn from again
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self.users = self.teachers()
         self.track, self.margin = record["track"], settings.margin
@@ -285,17 +288,22 @@ class ValueTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * (1 - (1 - s.final_rate) * done / max(1, s.updates - 1))
         losses = []
-        for _ in range(s.passes):
+        for k in range(s.passes + s.replays):
+            sessions = played
+            if k >= s.passes and self.earlier:
+                sessions = self.earlier[generator.integers(len(self.earlier))]
             # Sessions of similar length share a batch, so that little of it is padding.
-            order = np.argsort(played.lengths + generator.random(s.sessions), kind="stable")
+            order = np.argsort(sessions.lengths + generator.random(s.sessions), kind="stable")
             batches = np.array_split(order, -(-s.sessions // s.batch_size))
             for at in generator.permutation(len(batches)):
-                loss = loss_of(self.network, played.take(batches[at]), s.purchase_weight)
+                loss = loss_of(self.network, sessions.take(batches[at]), s.purchase_weight)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), s.max_grad_norm)
                 self.optimizer.step()
                 losses.append(loss.item())
+        if s.replays:
+            self.earlier = [*self.earlier, played][-s.kept :]
         told = self.record
         self.record = told | {
             "steps": done + 1,
@@ -312,6 +320,7 @@ class ValueTrainer:
         if value is not None:
             figures = {"updates": self.record["steps"], "value": value}
             self.record = self.record | {"held_out": [*self.record["held_out"], figures]}
+        self.earlier = []  # checkpoints do not hold them, and a resumed run must not differ
 
     def finish(self) -> None:
         """Choose the margin of cards for the best network; without members held out, it stays as trained."""

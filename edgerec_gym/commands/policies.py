@@ -205,12 +205,14 @@ def export(
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
-    """Parse ["gamma=0.9"] into {"gamma": 0.9}."""
-    values = {}
+    """Parse ["gamma=0.9", "critic=plain"] into {"gamma": 0.9, "critic": "plain"}."""
+    values: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, text = pair.partition("=")
+        name, _, text = pair.partition("=")
+        if not text:
+            raise InputError(f"--set {pair!r} must read NAME=VALUE, e.g. gamma=0.9")
         try:
             values[name] = float(text)
         except ValueError:
-            raise InputError(f"--set {pair!r} must read NAME=NUMBER, e.g. gamma=0.9") from None
+            values[name] = text  # the agent's settings tell which texts are allowed
     return values
