@@ -1,6 +1,6 @@
 """How much does a preset, or a variant of it, leave to learn?
 
-    python -m benchmarks.preset_room --scenario lite [--id ID] [--set satiation=1.0] [--cloud interest_decay=0.9]
+    python -m benchmarks.preset_room --scenario lite [--id ID] [--set satiation=1] [--cloud interest_decay=.9]
 
 Collects logs of the variant, learns their item table, and plays its synthetic users (split `train`, so that
 the sessions that judge agents stay unseen): keep, the heuristics, the attainable ceiling and the oracle. A

@@ -16,7 +16,7 @@ from edgerec_gym.errors import InputError, shown
 
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
-PRESETS = ("default", "lite")
+PRESETS = ("default", "lite", "default-v2", "lite-v2")
 MOST_TYPES = 100  # card types of a feed
 MOST_COLUMNS = 256  # of the item table
 # Users unlike those behind the logs and policies: factors applied to the scenario's SyntheticUserConfig.
@@ -295,21 +295,38 @@ class SyntheticUserConfig(Config):
 
 
 def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
-    """Return the feed and synthetic users of a preset: "default" (the paper's sizes) or "lite"."""
+    """Return the feed and synthetic users of a preset: "default" (the paper's sizes), "lite", or a version 2.
+
+    Version 2 is tuned so that more is left to learn: of what can be known of the user and the items, a heuristic
+    reaches at most two thirds (docs/results/presets.md). Figures of different versions do not compare.
+    """
     if name == "default":
         return FeedConfig(), SyntheticUserConfig()
+    if name == "default-v2":
+        return FeedConfig(), SyntheticUserConfig(surroundings=1.5)
+    # A shorter feed: pages, sessions and intents turn over faster, so requests are cheaper.
+    lite = FeedConfig(
+        page_size=10,
+        pool_size=20,
+        exposure_history=20,
+        page_view_history=10,
+        max_slots=60,
+        gaps=(3, 4, 3, 4),
+        share_caps=(0.1, 0.1, 0.1, 0.1),
+        reward=RewardConfig(request=-0.1),
+        cloud=CloudConfig(interest_decay=0.85),
+    )
     if name == "lite":
-        # A shorter feed: pages, sessions and intents turn over faster, so requests are cheaper.
-        feed = FeedConfig(
-            page_size=10,
-            pool_size=20,
-            exposure_history=20,
-            page_view_history=10,
-            max_slots=60,
-            gaps=(3, 4, 3, 4),
-            share_caps=(0.1, 0.1, 0.1, 0.1),
-            reward=RewardConfig(request=-0.1),
-            cloud=CloudConfig(interest_decay=0.85),
+        return lite, SyntheticUserConfig(n_items=2000, intent_switch=0.08, leave_bias=-5.9)
+    if name == "lite-v2":
+        feed = lite.replace(page_size=20, pool_size=40, cloud=CloudConfig(interest_decay=0.9))
+        users = SyntheticUserConfig(
+            n_items=2000,
+            click_bias=-4.9,
+            leave_bias=-5.9,
+            intent_switch=0.04,
+            pseudo_click=0.7,
+            surroundings=1.5,
         )
-        return feed, SyntheticUserConfig(n_items=2000, intent_switch=0.08, leave_bias=-5.9)
+        return feed, users
     raise InputError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}")

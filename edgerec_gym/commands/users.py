@@ -140,8 +140,9 @@ def refit(
     ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs; stops early.")] = 20,
     item_table: Annotated[
-        bool, typer.Option("--item-table", help="Ship what the logs tell of items (edgerec items).")
-    ] = False,
+        bool,
+        typer.Option("--item-table/--no-item-table", help="Ship what logs tell of items (edgerec items)."),
+    ] = True,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
