@@ -23,8 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+
+from edgerec_gym.errors import InputError, MissingExtraError
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError:
+    raise MissingExtraError("training", "train") from None
 
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
@@ -47,7 +53,6 @@ from edgerec_gym.agents.values.train import (
 )
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import Config, bounded
-from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.runs import check_seed, find_start, model_sizes, new_record, read_run

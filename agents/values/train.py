@@ -26,8 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+
+from edgerec_gym.errors import InputError, MissingExtraError
+
+try:
+    import torch
+    from torch import nn
+except ImportError:
+    raise MissingExtraError("training", "train") from None
 
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
@@ -44,7 +50,6 @@ from edgerec_gym.agents.values.pretrain import pretrain
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import atomic_folder, make_folder, one_writer
 from edgerec_gym.logs.store import LogReader
