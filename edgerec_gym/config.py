@@ -297,8 +297,8 @@ class SyntheticUserConfig(Config):
 def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
     """Return the feed and synthetic users of a preset: "default" (the paper's sizes), "lite", or a version 2.
 
-    Version 2 is tuned so that more is left to learn: of what can be known of the user and the items, a heuristic
-    reaches at most two thirds (docs/results/presets.md). Figures of different versions do not compare.
+    Version 2 is tuned so that more is left to learn: of what can be known of the user and the items, a
+    heuristic reaches at most two thirds (docs/results/presets.md). Figures of versions do not compare.
     """
     if name == "default":
         return FeedConfig(), SyntheticUserConfig()

@@ -1,9 +1,9 @@
 """The benchmark's track joint: all three decisions on EdgeFeed-v0, together and alone, and ablations.
 
-A re-ranker, ESAN and an uplift model learn from logs; MaskablePPO and the EdgeRec agent learn by playing the
-learned users of the scenario. All are scored on synthetic users that training never saw (split `eval`, common
-random numbers). The ablations change a rule of the jointly trained agent, train it without page views, or
-delay the behaviour that the cloud sees.
+A re-ranker, ESAN and an uplift model learn from logs. MaskablePPO, distilled values with the requests of the
+uplift model, and the EdgeRec agent learn by playing the learned users of the scenario. All are scored on
+synthetic users that training never saw (split `eval`, common random numbers). The ablations change a rule of
+the jointly trained agent, train it without page views, or delay the behaviour that the cloud sees.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ from edgerec_gym.bench.rows import (
 )
 from edgerec_gym.bench.setting import Setting, make_policy, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
-from edgerec_gym.bench.training import asked, run_folder, train_missing
+from edgerec_gym.bench.training import (
+    QUICK_VALUES,
+    VALUES,
+    asked,
+    collect_logs,
+    run_folder,
+    train_missing,
+)
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
@@ -50,12 +56,15 @@ PARTS = {  # of the agent, by scenario; the first is the re-ranker that ranks he
     "lite": ("dnn", ESAN, UPLIFT),
     "default": ("crban", ESAN, UPLIFT),
 }
+PARTS |= {f"{name}-v2": parts for name, parts in PARTS.items()}
 JOINT, BLIND = "edgerec", "edgerec-no-page-views"
-SINGLE = ("greedy", "device-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn")
+SINGLE = (
+    "greedy", "device-greedy", "item-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn",
+)  # fmt: skip
 INSERT_ONLY, REQUEST_ONLY = "esan + exact, cards only", "uplift-x, requests only"
 TOGETHER, JOINT_PLANS = "parts together", "edgerec, whole plans"
 LEARNED = (  # policies that also play learned users
-    KEEP, "greedy", "device-greedy", *RERANKERS, PPO, TOGETHER, JOINT, JOINT_PLANS,
+    KEEP, "greedy", "device-greedy", "item-greedy", *RERANKERS, PPO, VALUES, TOGETHER, JOINT, JOINT_PLANS,
 )  # fmt: skip
 ABLATIONS: dict[str, dict[str, Any]] = {  # name -> rules that differ from the jointly trained agent's
     "edgerec, no re-rank": {"decide": {"order": False}},
@@ -94,7 +103,7 @@ def make_rows(true: Played, learned: Played, stale: Played) -> Rows:
     found: Rows = []
     for name in names:
         figures = _figures(name, true, learned)
-        if best is not None and name in (TOGETHER, JOINT, JOINT_PLANS, PPO):
+        if best is not None and name in (TOGETHER, JOINT, JOINT_PLANS, PPO, VALUES):
             figures["gain_over_best_single"] = _difference(true, name, true, best)
         if name in (*ABLATIONS, NO_PAGE_VIEWS, JOINT_PLANS, TOGETHER) and JOINT in names:
             figures["cost"] = _difference(true, JOINT, true, name)
@@ -153,7 +162,7 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
 
 
 POLICIES = (
-    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, TOGETHER, JOINT, JOINT_PLANS, ATTAINABLE, ORACLE,
+    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, VALUES, TOGETHER, JOINT, JOINT_PLANS, ATTAINABLE, ORACLE,
     *ABLATIONS, NO_PAGE_VIEWS,
 )  # fmt: skip
 
@@ -189,6 +198,7 @@ QUICK = Sizes(
     hyper={
         **{agent: {"epochs": 1} for agent in (*RERANKERS, ESAN)},
         UPLIFT: {"behaviour": 4, "epochs": 2},
+        VALUES: QUICK_VALUES,
         **{
             agent: {
                 "teach_sessions": 64, "teach_epochs": 6, "updates": 4, "batch_size": 16, "select_every": 2,
@@ -226,6 +236,7 @@ FULL = {
         },
     ),
 }  # fmt: skip
+FULL |= {f"{name}-v2": sizes for name, sizes in FULL.items()}
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -235,30 +246,29 @@ def train(setting: Setting, names: Sequence[str], workers: int, progress: Progre
     """Collect the missing logs and train the missing runs that the named policies need, in parallel."""
     out, scenario, sizes = setting.runs, setting.scenario, setting.sizes
     agents = needed(names, scenario)
-    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
-    collect(
-        out / "request-logs", preset_name=scenario, sessions=sizes.request_sessions, randomise=["request"]
-    )
+    collect_logs(out / "logs", scenario, sizes.log_sessions)
+    collect_logs(out / "request-logs", scenario, sizes.request_sessions, randomise=["request"])
     stages = [
         [
             (agent, seed)
             for seed in range(setting.seeds)
             for agent in agents
-            if (agent in (JOINT, BLIND)) == joint
+            if bool(_starts_from(agent, scenario)) == later
         ]
-        for joint in (False, True)
+        for later in (False, True)
     ]
     train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
 
 def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
-    joint, hyper = agent in (JOINT, BLIND), sizes.hyper.get(agent, {})
-    logs = None if joint or agent == PPO else Path(out) / ("request-logs" if agent == UPLIFT else "logs")
+    hyper, based_on = sizes.hyper.get(agent, {}), _starts_from(agent, scenario)
+    plays = agent == PPO or based_on
+    logs = None if plays else Path(out) / ("request-logs" if agent == UPLIFT else "logs")
     train_agent(
-        JOINT if joint else agent,
+        JOINT if agent == BLIND else agent,
         run_folder(Path(out), agent, seed),
         logs=logs,
-        based_on=[run_folder(Path(out), part, seed) for part in PARTS[scenario]] if joint else (),
+        based_on=[run_folder(Path(out), part, seed) for part in based_on],
         seed=seed,
         resume=True,
         threads=1,
@@ -289,15 +299,19 @@ def make_requests(place: Place, run: str) -> Policy:
     return make_planner(place, run, -float(Scenario.load(place.scenario).config.reward.request))
 
 
+def _starts_from(agent: str, scenario: str) -> tuple[str, ...]:
+    """Return the runs that a run starts from."""
+    return {JOINT: PARTS[scenario], BLIND: PARTS[scenario], VALUES: (UPLIFT,)}.get(agent, ())
+
+
 def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
     """Return the runs that a policy needs, its own run last."""
-    parts = PARTS[scenario]
     if name in (TOGETHER, INSERT_ONLY):
-        return parts
-    if name in (JOINT, JOINT_PLANS, *ABLATIONS):
-        return (*parts, JOINT)
-    special = {NO_PAGE_VIEWS: (*parts, BLIND), REQUEST_ONLY: (UPLIFT,), "dpp on dnn": ("dnn",)}
-    return special.get(name, (name,) if name in (*RERANKERS, PPO) else ())
+        return PARTS[scenario]
+    special = {REQUEST_ONLY: UPLIFT, "dpp on dnn": "dnn", NO_PAGE_VIEWS: BLIND}
+    special |= dict.fromkeys((JOINT, JOINT_PLANS, *ABLATIONS), JOINT)
+    agent = special.get(name, name if name in (*RERANKERS, PPO, VALUES) else None)
+    return () if agent is None else (*_starts_from(agent, scenario), agent)
 
 
 def needed(names: Sequence[str], scenario: str) -> tuple[str, ...]:
@@ -323,7 +337,7 @@ def entry(out: Path, name: str, seed: int | None, scenario: str) -> Entry:
         return Entry(name, make_requests, {"run": last}, runs, seed)
     if name == "dpp on dnn":
         return Entry(name, make_diverse, {"kind": "dpp", "run": last}, runs, seed)
-    return Entry(name, make_policy, {"name": last}, runs, seed)
+    return Entry(name, make_policy, {"name": last}, runs[-1:], seed)
 
 
 def policies() -> tuple[str, ...]:
@@ -339,6 +353,7 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     return [
         own_entry(name) if is_own(name) else entry(setting.runs, name, seed, setting.scenario)
         for name in names
+        if not setting.lacks_table(name)
         for seed in (range(setting.seeds) if _agents_of(name, setting.scenario) else (None,))
     ]
 

@@ -12,7 +12,7 @@ from edgerec_gym.documents import MOST_BYTES, read_object
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import mean_interval
 from edgerec_gym.evaluation.play import play
-from edgerec_gym.evaluation.report import read_training_curve
+from edgerec_gym.evaluation.report import read_training_curve, unit_of
 from edgerec_gym.files import write_json
 from edgerec_gym.pages.sources import LEARNING_CURVE as FILE
 from edgerec_gym.pages.sources import LearningCurve
@@ -42,7 +42,7 @@ def learning_curve(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Play the checkpoints of a PPO run, which learned by playing an environment id.
+    """Play the checkpoints of a run that learned by playing.
 
     Checkpoints already played with the same scenario, number of sessions and seed are read from the run's
     file.
@@ -57,7 +57,8 @@ def learning_curve(
     Returns:
         A dict, which is also written into the run. `training` is the reward while training, as
         :func:`~edgerec_gym.evaluation.report.read_training_curve` returns it. `checkpoints` lists for each
-        checkpoint its `slots` and the value of a session by kind of users as {mean, low, high}.
+        checkpoint its `slots` and the value of a session by kind of users as {mean, low, high}. `unit` tells
+        what `slots` counts, slots played or updates.
 
     Raises:
         InputError: the run does not exist or did not learn by playing, or the scenario has other sizes.
@@ -65,8 +66,9 @@ def learning_curve(
     run = Path(run)
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     record = read_run(run).record
-    if "id" not in record:
-        raise InputError(f"{run} holds the agent {record['agent']!r}, which did not learn by playing an id")
+    if record.get("users") is None:
+        raise InputError(f"{run} holds the agent {record['agent']!r}, which did not learn by playing")
+    env_id, unit = record.get("id") or record["track"], unit_of(run)
     told = {"sessions": sessions, "seed": seed, "scenario": scenario.name}
     earlier = read_object(run / FILE, LearningCurve, most_bytes=MOST_BYTES) if (run / FILE).is_file() else {}
     known = earlier.get("checkpoints", []) if all(earlier.get(k) == v for k, v in told.items()) else []
@@ -77,16 +79,16 @@ def learning_curve(
         slots = read_run(folder).record["steps"]
         if slots not in done:
             if progress:
-                progress(k, len(folders), f"checkpoint at {slots:,} slots")
-            policy = load_policy(folder, make_feeds(record["id"], 1, scenario=scenario, users=kinds[0]))
+                progress(k, len(folders), f"checkpoint at {slots:,} {unit.removesuffix(' played')}")
+            policy = load_policy(folder, make_feeds(env_id, 1, scenario=scenario, users=kinds[0]))
             done[slots] = {"slots": slots} | {
                 users: mean_interval(
-                    play(policy, env_id=record["id"], scenario=scenario, users=users, sessions=sessions,
+                    play(policy, env_id=env_id, scenario=scenario, users=users, sessions=sessions,
                          seed=seed)["value"], seed
                 )
                 for users in kinds
             }  # fmt: skip
     points = [done[slots] for slots in sorted(done)]
-    curve = {**told, "training": read_training_curve(run), "checkpoints": points}
+    curve = {**told, "unit": unit, "training": read_training_curve(run), "checkpoints": points}
     write_json(run / FILE, curve)
     return curve

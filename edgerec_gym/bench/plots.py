@@ -15,6 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 MARKERS = "osD^vPX*"
 REQUEST_STYLES = {  # family of budgets -> colour, marker, line; a policy without a budget is a point
     "true-effect": ("#000000", "P", "--"),
+    "attainable": ("#000000", "*", ""),
     "uplift-waits": ("#0b3c6f", "o", "-"),
     "uplift-x": ("#0072b2", "o", "-"),
     "uplift-t": ("#56b4e9", "^", "-"),

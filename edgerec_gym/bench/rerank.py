@@ -1,4 +1,4 @@
-"""The benchmark's track rerank: re-rankers, generators, sequence search and policy gradients.
+"""The benchmark's track rerank: re-rankers, generators, sequence search, policy gradients, distilled values.
 
 All agents are trained on one log or by playing the learned users of the scenario. They are scored on
 synthetic users that training never saw (EdgeFeedRerank-v0, split `eval`, common random numbers).
@@ -28,16 +28,22 @@ from edgerec_gym.bench.rows import (
 )
 from edgerec_gym.bench.setting import Setting, make_policy, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
-from edgerec_gym.bench.training import asked, run_folder, train_missing
+from edgerec_gym.bench.training import (
+    QUICK_VALUES,
+    VALUES,
+    asked,
+    collect_logs,
+    run_folder,
+    train_missing,
+)
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 
 ENV_ID = "EdgeFeedRerank-v0"
-BASELINES = ("keep", "greedy", "device-greedy", ATTAINABLE, "oracle")
+BASELINES = ("keep", "greedy", "device-greedy", "item-greedy", ATTAINABLE, "oracle")
 RERANKERS = family(RERANKER)
 POINTER, EVALUATOR, SEARCH, PPO = "pointer", "evaluator", "sequence-search", "pointer-ppo"
 DIVERSIFIERS = {"mmr": MaximalMarginalRelevance, "dpp": DeterminantalPointProcess}
@@ -46,18 +52,20 @@ BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
     "pointer-users": (POINTER,),
     SEARCH: (EVALUATOR, "pointer-evaluator"),
 }
-STAGES = ((*RERANKERS, POINTER, EVALUATOR, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
-PLAYS = (PPO, "pointer-users", SEARCH)  # agents that need a scenario, not a log
-POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, PPO)
-PLOTTED = ("keep", "device-greedy", "crban", SEARCH, PPO, "oracle")  # with a click rate by position
+STAGES = ((*RERANKERS, POINTER, EVALUATOR, VALUES, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
+PLAYS = (PPO, VALUES, "pointer-users", SEARCH)  # agents that need a scenario, not a log
+POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, VALUES, PPO)
+PLOTTED = ("keep", "device-greedy", "crban", SEARCH, VALUES, PPO, "oracle")  # with a click rate by position
 LEARNED = (
     "keep",
     "greedy",
     "device-greedy",
+    "item-greedy",
     "dnn",
     "crban",
     POINTER,
     *BASED_ON,
+    VALUES,
     PPO,
 )  # policies that also play learned users
 METRICS = {
@@ -104,6 +112,7 @@ QUICK = Sizes(
         **_epochs(2),
         "pointer-evaluator": {"updates": 20},
         "pointer-users": {"updates": 4, "batch_size": 16},
+        VALUES: QUICK_VALUES,
     },
 )
 SHORT: dict[str, Any] = {
@@ -147,6 +156,7 @@ FULL = {
         hyper={**BRIEFLY, **REWARDED},
     ),
 }
+FULL |= {f"{name}-v2": sizes for name, sizes in FULL.items()}
 
 
 def needed(names: Sequence[str]) -> set[str]:
@@ -164,7 +174,7 @@ def needed(names: Sequence[str]) -> set[str]:
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
     """Collect the log and train the missing runs that the named policies need, in parallel."""
     out, scenario, sizes, agents = setting.runs, setting.scenario, setting.sizes, needed(names)
-    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
+    collect_logs(out / "logs", scenario, sizes.log_sessions)
     stages = [
         [(agent, seed) for seed in range(setting.seeds) for agent in stage if agent in agents]
         for stage in STAGES
@@ -204,6 +214,8 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Return the entries of policies of :data:`POLICIES` or of user policies."""
     found = []
     for name in names:
+        if setting.lacks_table(name):
+            continue
         if is_own(name):
             found.append(own_entry(name))
         elif name == ATTAINABLE:

@@ -27,7 +27,7 @@ from edgerec_gym.runs import is_finished
 
 NAME = "benchmark"  # stem of the file of rows
 SHIFTED_SESSIONS = 2000  # per kind of shifted users
-QUICK_SESSIONS = 1000
+QUICK_SESSIONS = 400
 SAME = ("track", "scenario", "quick")  # columns that identify a run in the file
 ALL = "all"
 

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents.attainable.kernels import CODE
+from edgerec_gym.agents.baselines import BASELINES, baselines_of
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.track import Track, is_own
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress
 from edgerec_gym.policy import Policy
+from edgerec_gym.registration import track_of
+from edgerec_gym.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Setting:
     def entries(self) -> list[Entry]:
         """Return the entries of these policies, the oracle last, including those whose runs are missing."""
         return list(self.track.code("entries")(self, self.names()))
+
+    def lacks_table(self, name: str) -> bool:
+        """Whether a policy is a baseline that needs an item table, which the scenario does not have."""
+        track, columns = track_of(self.track.env_id), Scenario.load(self.scenario).config.item_columns
+        return name in BASELINES and name not in baselines_of(track, columns)
 
     def run_folders(self) -> list[Path]:
         """Return the folders of the runs that these policies need."""

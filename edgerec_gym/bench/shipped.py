@@ -11,10 +11,11 @@ from edgerec_gym.bench.track import Track, find_track
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Progress
 from edgerec_gym.files import make_folder
-from edgerec_gym.runs import is_finished
+from edgerec_gym.runs import CHECKPOINTS, is_finished
 from edgerec_gym.scenario import SHIPPED_FOLDER
 
 SHIPPED_SCENARIO = "lite"
+KINDS = (".safetensors", ".json", ".toml")  # of files that are needed to play
 
 
 def shipped_folder(track: str | Track, scenario: str = SHIPPED_SCENARIO) -> Path:
@@ -44,8 +45,10 @@ def ship(setting: Setting, *, workers: int = 2, progress: Progress | None = None
                 f"{run} holds no finished run: run edgerec bench --track {setting.track.name} first"
             )
         folder = make_folder(target / run.relative_to(setting.runs))
-        for file in (*run.glob("*.safetensors"), *run.glob("*.json"), *run.glob("*.toml")):
-            shutil.copyfile(file, folder / file.name)
+        for file in run.rglob("*.*"):  # a run may hold another one, such as an estimator of requests
+            inside = file.relative_to(run)
+            if file.suffix in KINDS and CHECKPOINTS not in inside.parts:
+                shutil.copyfile(file, make_folder((folder / inside).parent) / file.name)
         written.append(folder)
     if setting.track.ship is not None:
         setting.track.code("ship")(first, target, workers, progress)

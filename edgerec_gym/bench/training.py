@@ -11,14 +11,47 @@ from edgerec_gym.bench.track import Track, find_track, is_own
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Progress, Rows, run_jobs
 from edgerec_gym.files import make_folder
+from edgerec_gym.logs.collect import collect
+from edgerec_gym.logs.logging_policy import DECISIONS
 from edgerec_gym.runs import is_finished
+from edgerec_gym.scenario import Scenario
 
 Job = tuple[str, int]  # name of a run, training seed
+VALUES = "distilled-values"  # an agent of several tracks
+QUICK_VALUES = {"updates": 6, "sessions": 64, "select_every": 6, "select_sessions": 100}
+RUNS = {VALUES: "values"}  # folders of runs that are not named like their agent
+TABLE_SEEDS = 1  # seeds of logs that item tables were learned from: 0; agents learn from other sessions
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
     """Return the folder of one training run."""
-    return out / "runs" / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    return out / "runs" / f"{RUNS.get(name, name).replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def collect_logs(
+    out: Path,
+    scenario: str,
+    sessions: int,
+    *,
+    seed: int = 0,
+    randomise: Sequence[str] = DECISIONS,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Log sessions of a scenario's ground truth, with its item columns; continue an incomplete log.
+
+    Args:
+        out: log folder.
+        scenario: name of a shipped scenario.
+        sessions: number of sessions.
+        seed: seed of the sessions, beyond those of the item table if there is one.
+        randomise: decisions that the logging policy draws.
+        progress: called with (sessions done, total).
+    """
+    if Scenario.load(scenario).config.item_columns:
+        source: dict[str, Any] = {"scenario": scenario, "seed": seed + TABLE_SEEDS}
+    else:
+        source = {"preset_name": scenario, "seed": seed}
+    collect(out, **source, sessions=sessions, randomise=randomise, progress=progress)
 
 
 def train_missing(

@@ -41,7 +41,10 @@ Quick = Annotated[
 ]
 BenchScenarios = Annotated[
     list[str] | None,
-    typer.Option("--scenario", help="lite or default; default: lite. Repeatable for the whole benchmark."),
+    typer.Option(
+        "--scenario",
+        help="lite, default, lite-v2 or default-v2; default: lite. Repeatable for the whole benchmark.",
+    ),
 ]
 Seeds = Annotated[int, typer.Option(min=1, max=100, help="Number of training seeds.")]
 SessionCount = Annotated[

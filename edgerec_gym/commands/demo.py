@@ -11,18 +11,26 @@ from edgerec_gym.commands import console
 from edgerec_gym.config import PRESETS, preset
 from edgerec_gym.documents import MOST_BYTES, OpenDocument, read_object
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.report import RESULTS, read_training_curve, require_matplotlib, write_report
+from edgerec_gym.evaluation.report import (
+    RESULTS,
+    read_training_curve,
+    require_matplotlib,
+    unit_of,
+    write_report,
+)
 from edgerec_gym.files import atomic_path, make_folder, one_writer, remove_folder, write_json
 from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
-SHIPPED_SESSIONS = {"default": 24_000, "lite": 24_000}  # logged for the shipped scenarios
-PRESET, ENV_ID = "lite", "EdgeFeed-v0"
-POLICIES = ("keep", "random", "greedy", "device-greedy")
+SESSIONS = 24_000  # logged for a shipped scenario
+SHIPPED_SESSIONS = {name: SESSIONS for name in PRESETS} | {"lite-v2": 96_000}
+PRESET, ENV_ID = "lite-v2", "EdgeFeed-v0"
+POLICIES = ("keep", "random", "greedy", "device-greedy", "item-greedy")
 PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
-CHECKPOINTS = 20  # maximum number in the learning curve
+CHECKPOINTS = 10  # in the learning curve
 REPLAYED = 7  # session of the evaluation
-AGENT = "runs/edgerec-0"  # shipped with the package; takes all three decisions
+AGENT = "runs/values-0"  # shipped with the package; takes all three decisions
+SHIPPED_NAME = "distilled-values, shipped"
 
 
 class Results(OpenDocument):
@@ -38,13 +46,20 @@ class Sizes:
     collect_sessions: int = 4000
     ensemble: int = 2
     epochs: int = 20
-    train_steps: int = 250_000
+    updates: int = 50
+    update_sessions: int = 256  # per update
     evaluate_sessions: int = 2000
     curve_sessions: int = 300  # per checkpoint
 
 
 QUICK = Sizes(
-    collect_sessions=500, ensemble=1, epochs=2, train_steps=4096, evaluate_sessions=200, curve_sessions=50
+    collect_sessions=500,
+    ensemble=2,
+    epochs=2,
+    updates=4,
+    update_sessions=32,
+    evaluate_sessions=200,
+    curve_sessions=50,
 )
 
 
@@ -54,7 +69,7 @@ def run_demo(
 ) -> tuple[list[dict[str, Any]], Path]:
     """Collect, fit, train and evaluate on the lite preset; finished stages are skipped.
 
-    Besides the policy it trains, the demo plays the shipped EdgeRec agent, which takes all three decisions.
+    Besides the policy it trains, the demo plays the shipped agent, which takes all three decisions.
 
     Args:
         out: folder in which `logs`, `scenario`, `policy`, `report`, report.html and replay.html are made.
@@ -70,11 +85,14 @@ def run_demo(
         MissingExtraError: the extra `train` is not installed.
     """
     from edgerec_gym.agents.find_policy import find_policies, find_policy
-    from edgerec_gym.agents.ppo.train import train
+    from edgerec_gym.agents.values.train import train
     from edgerec_gym.bench.learning_curve import learning_curve
     from edgerec_gym.bench.shipped import shipped_folder
+    from edgerec_gym.cloud.item_table import ITEM_TABLE
     from edgerec_gym.evaluation.play import REFERENCE, evaluate
     from edgerec_gym.logs.collect import collect
+    from edgerec_gym.logs.item_statistics import learn_items
+    from edgerec_gym.logs.store import LogReader
     from edgerec_gym.pages.replay import write_replay
     from edgerec_gym.pages.report import write_report_page
     from edgerec_gym.pages.session import record_session
@@ -94,6 +112,8 @@ def run_demo(
         return read_object(report / RESULTS, Results, most_bytes=MOST_BYTES)["results"], report
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
+    if not (logs / ITEM_TABLE).exists():
+        learn_items(LogReader(logs)).save(logs / ITEM_TABLE)
     with console.progress_bar("fit") as progress:
         fit(logs, scenario, seed=seed, ensemble=sizes.ensemble, epochs=sizes.epochs, progress=progress)
     with console.progress_bar("train") as progress:
@@ -101,15 +121,19 @@ def run_demo(
             policy,
             env_id=ENV_ID,
             scenario=str(scenario),
-            steps=sizes.train_steps,
             seed=seed,
             resume=True,
             progress=progress,
             threads=1,
-            keep_checkpoints=CHECKPOINTS,
+            keep_checkpoints=sizes.updates,
+            updates=sizes.updates,
+            sessions=sizes.update_sessions,
+            select_every=-(-sizes.updates // CHECKPOINTS),
+            select_sessions=sizes.curve_sessions,
         )
     policies = find_policies([*POLICIES, str(policy), REFERENCE], ENV_ID, str(scenario), "learned", seed)
     agent = find_policy(str(shipped_folder("joint", PRESET) / AGENT), ENV_ID, str(scenario), "learned", seed)
+    agent.name = SHIPPED_NAME
     policies.insert(-1, agent)
     with console.progress_bar("evaluate") as progress:
         results = evaluate(
@@ -121,7 +145,8 @@ def run_demo(
             seed=seed,
             progress=console.over_all(progress, policies, USERS),
         )
-    write_report(results, report, training_curve=read_training_curve(policy), title="edgerec demo")
+    curve, unit = read_training_curve(policy), unit_of(policy)
+    write_report(results, report, training_curve=curve, unit=unit, title="edgerec demo")
     with console.progress_bar("curve") as progress:
         learning_curve(policy, str(scenario), sessions=sizes.curve_sessions, seed=seed, progress=progress)
     recorded = record_session(
@@ -156,7 +181,7 @@ def refit_shipped(
     ensemble: int,
     epochs: int,
     seed: int,
-    item_table: bool = False,
+    item_table: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Refit the shipped scenarios from freshly collected logs, and record the command and seed in them.
 
@@ -203,7 +228,7 @@ def refit_shipped(
             [
                 "edgerec scenario",
                 *(f"--{option} {value}" for option, value in options.items()),
-                *(["--item-table"] if item_table else []),
+                *([] if item_table else ["--no-item-table"]),
             ]
         )
         provenance = {**scenario.provenance, "command": command, "seed": seed}

@@ -7,7 +7,7 @@
 | reward.png | reward per policy, on learned and on synthetic users |
 | behaviour.png | click rate, purchases, session length and requests per policy |
 | bias.png | bias of the learned users per policy |
-| training.png | reward against slots played, if a training curve is given |
+| training.png | reward against slots played or updates, if a training curve is given |
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import atomic_path, make_folder, write_json
+from edgerec_gym.runs import is_finished, read_run
 
 Result = dict[str, Any]
 
@@ -49,6 +50,7 @@ COLUMNS = (
     Column("exploitation_gap", "exploitation gap", "+.0%", brief="exploi-\ntation\ngap"),
 )
 RESULTS = "results.json"
+SLOTS, UPDATES = "slots played", "updates"  # steps of a run
 USERS_TITLES = {"learned": "learned users", "synthetic": "synthetic users (ground truth)"}
 # Line colour, marker, fill of the marker.
 USERS_STYLE = {"synthetic": ("#1b6ca8", "o", "#1b6ca8"), "learned": ("#d1702b", "D", "white")}
@@ -115,6 +117,7 @@ def write_report(
     out: str | Path,
     *,
     training_curve: dict[str, list[float]] | None = None,
+    unit: str = SLOTS,
     title: str = "Evaluation",
 ) -> Path:
     """Write a report folder, replacing each existing file as a whole.
@@ -124,6 +127,7 @@ def write_report(
         out: the folder.
         training_curve: "slots" and "reward" (mean per session) of equal length, see
             :func:`read_training_curve`.
+        unit: what "slots" counts, see :func:`unit_of`.
         title: heading of the report.
 
     Returns:
@@ -141,7 +145,7 @@ def write_report(
     if any(estimate(row, "bias") for row in results):
         plots["bias"] = _bias_figure(results)
     if training_curve is not None and training_curve["slots"]:
-        plots["training"] = _training_figure(training_curve)
+        plots["training"] = _training_figure(training_curve, unit)
     for name, figure in plots.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
@@ -162,11 +166,17 @@ def markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]
 
 
+def unit_of(run: str | Path) -> str:
+    """Return what the steps of a run count: slots played, or updates."""
+    return SLOTS if "id" in read_run(run).record else UPDATES
+
+
 def read_training_curve(run: str | Path) -> dict[str, list[float]]:
-    """Read the mean reward per session by slots played from a run's TensorBoard files.
+    """Read the mean reward per session by slots played from a run's TensorBoard files, else by updates.
 
     Returns:
-        "slots", in rising order, and "reward"; empty lists without TensorBoard files.
+        "slots", in rising order, or updates (:func:`unit_of`), and "reward"; empty lists if neither the files
+        nor the record of the run tell.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -180,6 +190,9 @@ def read_training_curve(run: str | Path) -> dict[str, list[float]]:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
         if "rollout/ep_rew_mean" in events.Tags()["scalars"]:
             points |= {event.step: event.value for event in events.Scalars("rollout/ep_rew_mean")}
+    if not points and is_finished(Path(run)):
+        rewards = enumerate(read_run(run).record.get("reward", ()), 1)
+        points = {update: reward for update, reward in rewards if reward is not None}
     slots = sorted(points)
     return {"slots": [float(step) for step in slots], "reward": [points[step] for step in slots]}
 
@@ -303,7 +316,7 @@ def _bias_figure(results: list[Result]) -> Any:
     return figure
 
 
-def _training_figure(curve: dict[str, list[float]]) -> Any:
+def _training_figure(curve: dict[str, list[float]], unit: str) -> Any:
     from matplotlib.ticker import FuncFormatter
 
     figure = _figure(1, 5)
@@ -314,9 +327,9 @@ def _training_figure(curve: dict[str, list[float]]) -> Any:
     middle = np.convolve(slots, np.full(width, 1 / width), mode="valid")
     axes.plot(slots, reward, color="#bbbbbb", linewidth=1.2)
     axes.plot(middle, smooth, color=USERS_STYLE["learned"][0], linewidth=1.8)
-    title = "Training: mean reward of the last 100 sessions (grey) and its moving average"
+    title = "Training: mean reward of a session (grey) and its moving average"
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("slots played", fontsize=9, color=INK)
+    axes.set_xlabel(unit, fontsize=9, color=INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda slots, _: f"{slots:,.0f}"))
     _plain(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.7)

@@ -1,14 +1,18 @@
 """The benchmark: play is cached by content, rows carry intervals, earlier rows stay, tracks run through."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.bench import rerank
 from edgerec_gym.bench.rerank import Sizes, make_policy
-from edgerec_gym.bench.training import run_track
+from edgerec_gym.bench.training import collect_logs, run_track, track_setting
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import (
     Entry,
@@ -22,6 +26,8 @@ from edgerec_gym.evaluation.cache import (
     table,
 )
 from edgerec_gym.evaluation.intervals import mean_interval, seeds_interval
+from edgerec_gym.logs.store import LogReader
+from edgerec_gym.scenario import SIMULATOR_FILES, Scenario
 
 PLACE = Place("EdgeFeedRerank-v0", "lite", sessions=12, num_envs=12, by_position=True)
 
@@ -120,6 +126,7 @@ def test_rows_of_other_runs_stay(tmp_path):
 def test_the_track_rerank_runs_through(tmp_path):
     hyper = {agent: {"epochs": 1} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
+    hyper["distilled-values"] = {"updates": 1, "sessions": 8, "select_sessions": 8}
     sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=4096, hyper=hyper)
     rows = run_track("rerank", tmp_path, sizes=sizes, seeds=1, workers=1)
     policies = {item["policy"] for item in rows}
@@ -131,6 +138,7 @@ def test_the_track_rerank_runs_through(tmp_path):
         "pointer-users",
         "sequence-search",
         "pointer-ppo",
+        "distilled-values",
     }
     gain = {item["policy"]: item for item in rows if item["metric"] == "gain_over_keep"}
     assert gain["oracle"]["low"] > 0 and gain["oracle"]["sessions"] == 8
@@ -144,5 +152,43 @@ def test_the_track_rerank_runs_through(tmp_path):
 def test_the_track_rerank_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(InputError, match="unknown policy 'best'"):
         run_track("rerank", tmp_path, policies=["best"])
-    with pytest.raises(InputError, match="runs on lite, default; got the scenario 'mine'"):
+    with pytest.raises(InputError, match="runs on lite, default, lite-v2, default-v2; got the scenario 'mine'"):
         run_track("rerank", tmp_path, scenario="mine")
+
+
+def with_columns(scenario: Scenario, folder: Path, names: tuple[str, ...]) -> str:
+    """Save the scenario with other item columns; only its ground truth can be played."""
+    values = np.random.default_rng(0).uniform(-1, 1, (len(scenario.catalog), len(names)))
+    folder.mkdir()
+    for name in SIMULATOR_FILES:
+        shutil.copyfile(scenario.path / name, folder / name)
+    config = scenario.config.replace(item_columns=names)
+    replace(scenario, config=config, catalog=scenario.catalog.with_table(values)).save(folder)
+    return str(folder)
+
+
+def test_agents_learn_from_logs_with_the_columns_of_the_scenario(lite, tmp_path):
+    scenario = with_columns(lite, tmp_path / "scenario", ("click_lift", "satisfaction_lift", "mine"))
+    collect_logs(tmp_path / "logs", scenario, 150)
+    reader, loaded = LogReader(tmp_path / "logs"), Scenario.load(scenario)
+    assert reader.config == loaded.config
+    assert np.array_equal(reader.catalog.columns, loaded.catalog.columns)
+    assert reader.provenance["seed"] != loaded.provenance["seed"], "other sessions than the table's"
+    train_agent("dnn", tmp_path / "run", logs=tmp_path / "logs", hyper={"epochs": 1, "hidden": 4})
+    place = replace(PLACE, scenario=scenario, by_position=False)
+    found = played(
+        [entry("item-greedy"), Entry("dnn", make_policy, {"name": str(tmp_path / "run")})],
+        place,
+        tmp_path / "played",
+        workers=1,
+    )
+    assert all(sessions["value"].sum() > 0 for sessions in found.values())
+
+
+@pytest.mark.parametrize("track", ["rerank", "joint"])
+def test_item_greedy_plays_where_there_is_a_table(track, lite, tmp_path):
+    setting = track_setting(track, tmp_path, seeds=1)
+    for names in ((), ("click_lift", "satisfaction_lift")):
+        scenario = with_columns(lite, tmp_path / f"{len(names)}", names)
+        entries = setting.track.code("entries")(replace(setting, scenario=scenario), ["keep", "item-greedy"])
+        assert [found.policy for found in entries] == (["keep", "item-greedy"] if names else ["keep"])

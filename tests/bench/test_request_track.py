@@ -16,6 +16,7 @@ from edgerec_gym.bench.training import run_track
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import seeds_interval
+from edgerec_gym.scenario import Scenario
 
 TINY = Sizes(
     log_sessions=150,
@@ -68,7 +69,7 @@ def test_one_bootstrap_for_all_is_that_of_seeds() -> None:
     assert curves.mean("keep", "benefit") == pytest.approx(benefit.mean())
 
 
-def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
+def test_every_row_of_a_tiny_run(tmp_path: Path, lite: Scenario) -> None:
     own = "edgerec_gym.agents.requests.planner:OneExtra"
     options = {"sizes": TINY, "seeds": 1, "workers": 1, "policies": [own]}
     rows = run_track("request", tmp_path, **options)
@@ -93,8 +94,13 @@ def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
     assert ("one-extra", "negative_share") in found and ("one-extra", "naive_ratio_in_10") in found
     assert ("shared budget, traffic doubles", "spent_of_budget") in found
     against = {item.get("against") for item in rows}
-    assert {"one-extra", "interval 5"} <= against
+    half = lite.config.page_size // 2
+    assert {"one-extra", f"interval {half}"} <= against and (f"interval {half}", "true_effect") in found
     assert any(target.startswith("request-dqn") for target in against if target)
+    gaps = {(item["policy"], item["metric"]): item["mean"] for item in rows}
+    assert gaps["attainable", "attainable_gap_closed"] == gaps["true-effect 0.25", "gap_closed"] == 1
+    for policy in ("one-extra", "uplift-x 0.1", "attainable", "true-effect 0.25"):
+        assert {(policy, name) for name in ("attainable_gap_closed", "gap_closed")} <= found
     shown = tables(rows)
     for header, body in shown.values():
         assert header[0] == "policy" and body
@@ -110,7 +116,7 @@ def test_every_row_of_a_tiny_run(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="runs on lite; got the scenario 'default'"):
+    with pytest.raises(InputError, match="runs on lite, lite-v2; got the scenario 'default'"):
         run_track("request", tmp_path, scenario="default")
     with pytest.raises(InputError, match="seeds = 0"):
         run_track("request", tmp_path, seeds=0)

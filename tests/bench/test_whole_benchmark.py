@@ -15,8 +15,8 @@ import small_track
 from scipy.stats import trim_mean
 
 from benchmarks import leaderboard
+from edgerec_gym.bench import joint, shipped
 from edgerec_gym.bench import run as whole
-from edgerec_gym.bench import shipped
 from edgerec_gym.bench import track as tracks
 from edgerec_gym.bench.comparison import make_comparison
 from edgerec_gym.bench.mix import prices
@@ -24,6 +24,7 @@ from edgerec_gym.bench.mix import track as mix
 from edgerec_gym.bench.run import Order, plan, run, settings_of
 from edgerec_gym.bench.shipped import ship
 from edgerec_gym.bench.track import TRACKS, find_track
+from edgerec_gym.bench.training import run_track
 from edgerec_gym.config import SHIFTS, SyntheticUserConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import save_rows
@@ -103,7 +104,12 @@ def test_a_run_in_full_then_again_then_shipped(small: Path, tmp_path: Path) -> N
 
     # The runs of the first seed are shipped; a quick run plays them and trains nothing.
     [setting] = settings_of(order, small)
+    run_of_seed_0 = small / "bench-rerank-lite/runs/fresh-0"
+    for inside in ("uplift", "checkpoints/step-1"):
+        (run_of_seed_0 / inside).mkdir(parents=True)
+        (run_of_seed_0 / inside / "policy.json").write_text("{}")
     [folder] = ship(setting)
+    assert (folder / "uplift/policy.json").is_file() and not (folder / "checkpoints").exists()
     assert folder == tmp_path / "shipped/lite/agents/rerank/runs/fresh-0"
     shutil.rmtree(small)
     quick = Order(tracks=("rerank",), quick=True, sessions=40, shifts=())
@@ -162,7 +168,12 @@ def test_every_track_names_its_policies(tmp_path: Path) -> None:
         assert len(policies) == len(track.names()) and policies[0] == "keep"
         assert entries[-1].seed is None and not entries[-1].files, "the oracle is the last"
         assert setting.run_folders()
+        assert "attainable" in policies
     assert len(TRACKS["rerank"].names()) >= 12
+    for name in ("rerank", "joint"):
+        [setting] = settings_of(Order(tracks=(name,), policies=("distilled-values",), seeds=1), tmp_path)
+        assert [folder.name for folder in setting.run_folders()] == ["values-0"]
+    assert joint.needed(["distilled-values"], "lite") == ("uplift-x", "distilled-values")
 
 
 @pytest.mark.parametrize("track", TRACKS)
@@ -177,7 +188,7 @@ def test_all_that_quick_plays_is_shipped(track: str, tmp_path: Path) -> None:
 def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = mix.Sizes(
         log_sessions=150,
-        held_sessions=20,
+        held_sessions=200,
         sessions=10,
         price_sessions=10,
         frontier_sessions=5,
@@ -188,10 +199,16 @@ def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monkey
     fast = {"greedy": ("esan", "greedy"), "oracle + exact": (None, "greedy")}
     monkeypatch.setattr(mix, "PLANNERS", fast)
     monkeypatch.setattr(prices, "MOST_TRIALS", 1)
-    order = Order(tracks=("mix",), seeds=1, policies=("greedy",), shifts=())
+    order = Order(tracks=("mix",), seeds=1, policies=("greedy", "attainable"), shifts=())
     first, again = (run(order, tmp_path / name, tmp_path / name, workers=1) for name in ("a", "b"))
     assert timeless(first) == timeless(again)
-    assert set(figures(first, "value")) == {"keep", "greedy", "oracle + exact"}
+    assert set(figures(first, "value")) == {"keep", "greedy", "attainable", "oracle + exact"}
+    folder = tmp_path / "a" / "bench-mix-lite"
+    alone = run_track("mix", folder, sizes=sizes, seeds=1, policies=("greedy", "attainable"), workers=1)
+    for rows in (first, alone):
+        for metric, best in (("attainable_gap_closed", "attainable"), ("gap_closed", "oracle + exact")):
+            found = figures(rows, metric)
+            assert found[best]["mean"] == 1 and "greedy" in found and "keep" not in found
 
 
 # --- shifted users ----------------------------------------------------------------------------------------

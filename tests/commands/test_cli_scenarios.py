@@ -22,7 +22,7 @@ def logs(tmp_path_factory) -> Path:
 
 def test_info_shows_sizes_provenance_and_fidelity(lite):
     text = run_well("info", "lite")
-    assert "pool_size: 20" in text and "provenance" in text
+    assert f"pool_size: {lite.config.pool_size}" in text and "provenance" in text
     content = json.loads(run_well("info", "lite", "--json"))
     assert content["config"] == json.loads(json.dumps(lite.config.to_dict()))
     assert content["items"] == len(lite.catalog)
@@ -72,13 +72,21 @@ def test_fit_on_real_logs_compares_with_references(tmp_path):
     fails_with("was fitted on real logs and has no synthetic users", *evaluation)
 
 
+TINY = demo.Sizes(
+    collect_sessions=40,
+    ensemble=2,
+    epochs=1,
+    updates=3,
+    update_sessions=4,
+    evaluate_sessions=5,
+    curve_sessions=4,
+)
+
+
 @pytest.fixture
 def tiny_demo(monkeypatch):
-    pytest.importorskip("sb3_contrib")
-    sizes = demo.Sizes(
-        collect_sessions=40, ensemble=1, epochs=1, train_steps=64, evaluate_sessions=5, curve_sessions=4
-    )
-    monkeypatch.setattr(demo, "QUICK", sizes)
+    pytest.importorskip("torch")
+    monkeypatch.setattr(demo, "QUICK", TINY)
 
 
 def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
@@ -89,25 +97,26 @@ def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     kept = f"interrupted: finished stages and checkpoints in {tmp_path} are kept; the same command resumes"
     assert stopped.stderr.splitlines()[-1] == kept
     monkeypatch.undo()
-    monkeypatch.setattr(demo, "QUICK", demo.Sizes(40, 1, 1, 64, 5, 4))
+    monkeypatch.setattr(demo, "QUICK", TINY)
     made = [*(tmp_path / "logs").glob("*.parquet"), *(tmp_path / "scenario").iterdir()]
-    made += [
-        *(tmp_path / "policy" / "checkpoints").rglob("*.*"),
-        *(tmp_path / "policy" / "tensorboard").rglob("*.*"),
-    ]
+    made += [*(tmp_path / "policy" / "checkpoints").rglob("*.*")]
+    assert tmp_path / "logs" / "item_table.parquet" in made
     written = {path: path.stat().st_mtime_ns for path in made}
     answer = json.loads(run_well(*arguments))
     assert {path: path.stat().st_mtime_ns for path in written} == written  # nothing was done again
     played = {row["policy"] for row in answer["results"]}
-    assert played == {*demo.POLICIES, "pointer-ppo", "edgerec", "oracle"}
+    assert played == {*demo.POLICIES, "distilled-values", demo.SHIPPED_NAME, "oracle"}
     report = tmp_path / "report"
     assert answer["report"] == str(report) and (report / "training.png").is_file()
     page = (tmp_path / "report.html").read_text()
     assert answer["page"] == str(tmp_path / "report.html")
-    for title in ("Evaluation: EdgeFeed-v0", "Learning curves", "Training: pointer-ppo"):
+    for title in ("Evaluation: EdgeFeed-v0", "Learning curves", "Training: distilled-values"):
         assert title in page
     assert "ground truth, best actions" in page  # the learning curve on the ground truth
-    assert f"Session {demo.REPLAYED}: edgerec" in (tmp_path / "replay.html").read_text()
+    curve = json.loads((tmp_path / "policy" / "learning_curve.json").read_text())
+    assert curve["unit"] == "updates" and [point["slots"] for point in curve["checkpoints"]] == [1, 2, 3]
+    assert curve["training"]["slots"] == [1, 2, 3]
+    assert f"Session {demo.REPLAYED}: {demo.SHIPPED_NAME}" in (tmp_path / "replay.html").read_text()
     monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)  # a finished demo does nothing
     assert run_well(*arguments[:-1]).rstrip().endswith(f"open in a browser: {tmp_path / 'report.html'}")
     fails_with("holds a demo with other arguments", *arguments, "--seed", 1)

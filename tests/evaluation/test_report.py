@@ -9,7 +9,8 @@ import struct
 import pytest
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.evaluation.report import read_training_curve, tables, write_report
+from edgerec_gym.evaluation.report import read_training_curve, tables, unit_of, write_report
+from edgerec_gym.runs import write_record
 
 
 def interval(mean, half=0.1):
@@ -110,4 +111,11 @@ def test_the_training_curve_is_read_from_every_tensorboard_file(tmp_path):
                 log.add_scalar("rollout/ep_rew_mean", step / 100, step)
                 log.add_scalar("train/loss", -1, step)
     assert read_training_curve(tmp_path) == {"slots": [100.0, 200.0, 300.0], "reward": [1.0, 2.0, 3.0]}
+    record = {"agent": "a", "track": "joint", "hyper": {}, "sizes": {}, "steps": 3}
+    (tmp_path / "run").mkdir()
+    write_record(tmp_path / "run", record)
+    assert read_training_curve(tmp_path / "run") == {"slots": [], "reward": []}
+    write_record(tmp_path / "run", record | {"reward": [1.0, None, 3.0]})
+    assert read_training_curve(tmp_path / "run") == {"slots": [1.0, 3.0], "reward": [1.0, 3.0]}
+    assert unit_of(tmp_path / "run") == "updates"
     assert read_training_curve(tmp_path / "nothing") == {"slots": [], "reward": []}

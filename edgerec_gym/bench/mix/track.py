@@ -13,26 +13,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgerec_gym.agents.attainable.kernels import CODE
+from edgerec_gym.agents.attainable.policy import AttainablePolicy
 from edgerec_gym.agents.baselines import FixedSlot, Keep
 from edgerec_gym.agents.insertion.network_values import NetworkValues
 from edgerec_gym.agents.insertion.policies import REPLAN_AFTER, InsertionPlan, policy_of
 from edgerec_gym.agents.insertion.train import load_network
 from edgerec_gym.agents.insertion.values import TrueValues, ValueModel
 from edgerec_gym.agents.registry import train_agent
-from edgerec_gym.bench.comparison import make_comparison
+from edgerec_gym.bench.comparison import ATTAINABLE, make_comparison
 from edgerec_gym.bench.mix.predictions import score
 from edgerec_gym.bench.mix.prices import at_price, find_prices, share_of
 from edgerec_gym.bench.plots import draw_frontier
-from edgerec_gym.bench.rows import Played, difference, mean, ratio, values_of
+from edgerec_gym.bench.rows import (
+    Played,
+    attainable_gap_closed,
+    difference,
+    gap_closed,
+    mean,
+    ratio,
+    values_of,
+)
 from edgerec_gym.bench.setting import Setting
-from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.bench.training import collect_logs, run_folder, train_missing
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.documents import read_document
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
 from edgerec_gym.files import write_json
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
@@ -62,6 +71,8 @@ METRICS = {
     "card_click_rate_gain": "+.1% 95%",
     "value": ".3f",
     "gain_over_fixed": "+.3f 95%",
+    "attainable_gap_closed": ".0%",
+    "gap_closed": ".0%",
     "violations": ".0f",
 }
 PREDICTION = {
@@ -105,6 +116,7 @@ FULL = {
     "lite": Sizes(12_000, 24_000, 10_000, 2000, 1000, {"esan": {"epochs": 6}, TUNED: {"updates": 60}}),
     "default": Sizes(16_000, 32_000, 10_000, 2000, 1000, {"esan": {"epochs": 6, "per_session": 4}}),
 }
+FULL |= {f"{name}-v2": sizes for name, sizes in FULL.items()}
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
@@ -114,10 +126,8 @@ def train(setting: Setting, names: Sequence[str], workers: int, progress: Progre
     of ESAN.
     """
     out, scenario, sizes = setting.runs, setting.scenario, setting.sizes
-    collect(out / "logs", preset_name=scenario, sessions=sizes.log_sessions)
-    collect(
-        out / "held-logs", preset_name=scenario, sessions=sizes.held_sessions, seed=1, randomise=["insert"]
-    )
+    collect_logs(out / "logs", scenario, sizes.log_sessions)
+    collect_logs(out / "held-logs", scenario, sizes.held_sessions, seed=1, randomise=["insert"])
     stages = [
         [(name, seed) for seed in range(setting.seeds) for name in stage]
         for stage in (tuple(ABLATIONS), (TUNED,))
@@ -162,20 +172,29 @@ def make_planner(place: Place, name: str, run: str | None, solver: str, price: f
     return policy_of(plan, track_of(place.env_id), 1 if run is None else REPLAN_AFTER)
 
 
+def make_attainable(place: Place, code: str, price: float) -> Policy:
+    """Return the attainable ceiling at a price; see :func:`edgerec_gym.bench.setting.make_reference`."""
+    return AttainablePolicy(margin=price, seed=place.seed)
+
+
 def _network_values(run: str, config: FeedConfig) -> ValueModel:
     return NetworkValues(load_network(run, config))
 
 
 def policies() -> tuple[str, ...]:
     """Return the names of the policies: keep first, the oracle last."""
-    oracle = next(name for name, (run, _) in PLANNERS.items() if run is None)
-    return (KEEP, FIXED, *(name for name in PLANNERS if name != oracle), oracle)
+    oracle = _oracle()
+    return (KEEP, FIXED, *(name for name in PLANNERS if name != oracle), ATTAINABLE, oracle)
+
+
+def _oracle() -> str:
+    return next(name for name, (run, _) in PLANNERS.items() if run is None)
 
 
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Return the entries of the named policies, planners at price 0; :func:`at_equal_share` prices them."""
     rules = {KEEP: Entry(KEEP, make_keep), FIXED: fixed_entry()}
-    planned = [name for name in names if name in PLANNERS]
+    planned = [name for name in names if name not in rules]
     found = [rules[name] for name in names if name in rules]
     return found + planner_entries(setting.runs, range(setting.seeds), planned)
 
@@ -207,13 +226,17 @@ def ship_prices(setting: Setting, folder: Path, workers: int, progress: Progress
     """Write the prices of a setting's policies, so that a quick run need not search for them."""
     comparison = make_comparison(setting, workers=workers, progress=progress)
     priced = {e.policy: e.arguments["price"] for e in comparison.entries if "price" in e.arguments}
-    write_json(folder / PRICES, priced)
+    earlier = read_document(folder / PRICES, dict[str, float]) if (folder / PRICES).is_file() else {}
+    write_json(folder / PRICES, earlier | priced)
 
 
 def planner_entries(out: Path, seeds: Sequence[int], names: Sequence[str], price: float = 0.0) -> list[Entry]:
-    """Return the entries of policies of :data:`PLANNERS`, all at one price."""
+    """Return the entries of policies of :data:`PLANNERS` or the attainable ceiling, all at one price."""
     found = []
     for name in names:
+        if name == ATTAINABLE:
+            found.append(Entry(name, make_attainable, {"code": CODE, "price": price}))
+            continue
         run, solver = PLANNERS[name]
         for seed in (None,) if run is None else seeds:
             folder = None if run is None or seed is None else run_folder(out, run, seed)
@@ -231,7 +254,7 @@ def make_rows(true: Played, prices: dict[str, list[float]]) -> Rows:
     for policy in dict.fromkeys(name for name, _ in true):
         own = values_of(true, policy)
         n_seeds, n_sessions = own("value").shape
-        for metric, interval in _figures(own, values_of(true, FIXED)).items():
+        for metric, interval in _figures(policy, true).items():
             more = {"by_seed": own("value").mean(axis=1).round(4).tolist()} if metric == "value" else {}
             if metric == "share" and policy in prices:
                 more = {"prices": prices[policy]}
@@ -243,7 +266,8 @@ def make_rows(true: Played, prices: dict[str, list[float]]) -> Rows:
     return found
 
 
-def _figures(own: Any, fixed: Any) -> dict[str, Interval]:
+def _figures(policy: str, true: Played) -> dict[str, Interval]:
+    own, fixed, keep, oracle = (values_of(true, name) for name in (policy, FIXED, KEEP, _oracle()))
     figures = {
         "share": ratio(own("cards"), own("exposures")),
         "value": mean(own("value")),
@@ -251,6 +275,9 @@ def _figures(own: Any, fixed: Any) -> dict[str, Interval]:
         "length": mean(own("exposures")),
         "gain_over_fixed": difference(own("value"), fixed("value")),
     }
+    if policy != KEEP:
+        figures |= attainable_gap_closed(true, own("value"), keep("value"))
+        figures["gap_closed"] = gap_closed(own("value"), keep("value"), oracle("value"))
     if own("cards").any():
         clicks = [own("expected_card_clicks"), own("cards")]
         reference = [fixed("expected_card_clicks"), fixed("cards")]
@@ -307,12 +334,13 @@ def rows(setting: Setting, workers: int, progress: Progress | None) -> Rows:
         InputError: an unknown policy, or a share that no price gives.
     """
     policies, scenario, seeds = setting.policies, setting.scenario, range(setting.seeds)
+    known = [name for name in setting.track.names() if name not in (KEEP, FIXED)]
     for name in policies:
-        if name not in PLANNERS:
-            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(PLANNERS)}")
+        if name not in known:
+            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(known)}")
     out, sizes = setting.runs, setting.sizes
     train(setting, policies, workers, progress)
-    free = planner_entries(out, seeds, policies or tuple(PLANNERS))
+    free = planner_entries(out, seeds, tuple(dict.fromkeys((*(policies or known), _oracle()))))
     place = Place(ENV_ID, scenario, "synthetic", sizes.price_sessions)
     options: dict[str, Any] = {"workers": workers, "progress": progress}
     priced = find_prices(free, fixed_entry(), place, out / "prices", **options)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from edgerec_gym.bench.comparison import ATTAINABLE
 from edgerec_gym.bench.rows import Played
 from edgerec_gym.config import RewardConfig
 from edgerec_gym.evaluation.cache import Rows, row
@@ -97,16 +98,18 @@ def _figure(played: Played, policy: str, figure: str, reward: RewardConfig) -> n
     return np.stack(parts).astype(np.float64)
 
 
-def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
+def curve_rows(scored: Played, oracle: Played, best: str, reward: RewardConfig) -> Rows:
     """Return every policy's figures, and what families of budgets save and gain against rules and learners.
 
     Args:
         scored: sessions of all policies.
-        oracle: sessions of the oracle, the first of the shared ones.
+        oracle: sessions of the oracle at several prices, the first of the shared ones.
+        best: the oracle whose gain over keep is the whole gap.
         reward: see :class:`Curves`.
     """
     curves = Curves(scored, reward)
     rows = _figure_rows(curves.policies, curves)
+    rows += _gap_rows(curves.policies, curves, "attainable_gap_closed", ATTAINABLE)
     targets = ["one-extra", *curves.members("interval"), *curves.members("chance")]
     extra = curves.mean("one-extra", "requests")
     for learner in filter(curves.members, LEARNERS):  # at the budget closest to one-extra's requests
@@ -115,12 +118,12 @@ def curve_rows(scored: Played, oracle: Played, reward: RewardConfig) -> Rows:
         if len(curves.members(name)) > 1 and name not in ("interval", "chance"):
             rows += _comparison_rows(curves, name, [t for t in targets if family(t) != name])
     sessions = len(next(iter(oracle.values()))["value"])
-    rules = {
-        k: {n: v[:sessions] for n, v in s.items()} for k, s in scored.items() if k[0] in ("keep", "one-extra")
-    }
-    both = Curves(rules | oracle, reward)
-    best = [policy for policy, _ in oracle]
-    return rows + _figure_rows(best, both) + _comparison_rows(both, family(best[0]), ["one-extra"])
+    fewer = {k: {n: v[:sessions] for n, v in s.items()} for k, s in scored.items()}
+    both = Curves(fewer | oracle, reward)
+    rows += _gap_rows(both.policies, both, "gap_closed", best)
+    own = [policy for policy, _ in oracle]
+    rows += _gap_rows(own, both, "attainable_gap_closed", ATTAINABLE)
+    return rows + _figure_rows(own, both) + _comparison_rows(both, family(best), ["one-extra"])
 
 
 def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
@@ -150,6 +153,24 @@ def _figure_rows(own: Sequence[str], curves: Curves) -> Rows:
             for metric, found in figures.items()
         ]
     return rows
+
+
+def _gap_rows(own: Sequence[str], curves: Curves, metric: str, best: str) -> Rows:
+    """Return the share of the gap from keep to the best policy that each of the others closes."""
+    keys = [("keep", "value"), (best, "value")]
+    return [
+        row(
+            policy,
+            metric,
+            curves.interval(
+                [(policy, "value"), *keys], lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1])
+            ),
+            curves.seeds(policy),
+            curves.sessions,
+        )
+        for policy in own
+        if policy != "keep"
+    ]
 
 
 def _comparison_rows(curves: Curves, name: str, targets: Sequence[str]) -> Rows:

@@ -40,6 +40,8 @@ POLICY_METRICS = {
     "purchases": ".4f",
     "value": ".3f",
     "gain_over_keep": "+.3f 95%",
+    "attainable_gap_closed": ".0%",
+    "gap_closed": ".0%",
     "gain_per_request": "+.3f",
 }
 AUDIT_METRICS = {

@@ -26,6 +26,7 @@ from edgerec_gym.agents.requests.scores import (
 from edgerec_gym.agents.requests.train import load_model, uplift
 from edgerec_gym.agents.requests.uplift_models import ESTIMATORS
 from edgerec_gym.agents.requests.waiting import plan_waiting, replay_pages
+from edgerec_gym.bench.comparison import ATTAINABLE
 from edgerec_gym.bench.plots import draw_requests
 from edgerec_gym.bench.request.curves import curve_rows
 from edgerec_gym.bench.request.effects import EffectSample, true_effects
@@ -42,14 +43,13 @@ from edgerec_gym.bench.request.policies import (
     make_waiting,
 )
 from edgerec_gym.bench.request.rows import audit_rows, fleet_rows, quality_rows
-from edgerec_gym.bench.setting import Setting, own_entry
+from edgerec_gym.bench.setting import Setting, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
-from edgerec_gym.bench.training import run_folder, train_missing
+from edgerec_gym.bench.training import collect_logs, run_folder, train_missing
 from edgerec_gym.documents import Document, read_document
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played
 from edgerec_gym.files import write_json
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.runs import is_finished, read_run
 from edgerec_gym.scenario import Scenario
@@ -104,7 +104,7 @@ QUICK = Sizes(
     waiting_rates=(0.02, 0.04),
     hyper={agent: {"behaviour": 4, "epochs": 2} for agent in ESTIMATORS},
 )
-FULL = {"lite": Sizes()}
+FULL = {"lite": Sizes(), "lite-v2": Sizes()}
 
 
 def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:
@@ -127,10 +127,10 @@ def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:
     """Collect the log, train the missing runs of all policies, and plan the waiting of the planners."""
     out, sizes, seeds = setting.runs, setting.sizes, range(setting.seeds)
-    collect(
+    collect_logs(
         out / "logs",
-        preset_name=setting.scenario,
-        sessions=sizes.log_sessions,
+        setting.scenario,
+        sizes.log_sessions,
         randomise=["request"],
         progress=(lambda done, total: progress(done, total, "log sessions")) if progress else None,
     )
@@ -175,9 +175,10 @@ def waiting_plans(run: Path) -> dict[float, dict[str, Any]]:
 
 
 WAITING = "uplift-waits"  # the same estimator, with the value of waiting
-AUDITED = ("one-extra", "interval 5", "chance 0.05", "intent 0.45")  # in addition to planners
+AUDITED = ("one-extra", "chance 0.05", "intent 0.45")  # in addition to planners and one interval
 INTERVAL = 0.5  # share of a page between the requests of the interval rule
 CHANCE, INTENT, TRUE_EFFECT = 0.05, 0.45, 0.25  # budgets of the other rules and of the oracle
+ORACLE = f"true-effect {TRUE_EFFECT:g}"
 RATE = 1  # index of the planners' budget in `rates` and `waiting_rates`
 
 
@@ -203,6 +204,7 @@ def policies() -> tuple[str, ...]:
         WAITING,
         PPO,
         dqn.AGENT,
+        ATTAINABLE,
         "oracle",
     )
 
@@ -210,11 +212,13 @@ def policies() -> tuple[str, ...]:
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Return the entries of the named policies, each at one budget; the price is None for untrained runs."""
     page, rate = Scenario.load(setting.scenario).config.page_size, setting.sizes.rates[RATE]
-    numbers = {"interval": max(1, round(INTERVAL * page)), "chance": CHANCE, "intent": INTENT}
+    numbers = {"interval": _slots(INTERVAL, page), "chance": CHANCE, "intent": INTENT}
     seeds, found = range(setting.seeds), []
     for name in names:
         if name == "oracle":
-            found.append(Entry(f"true-effect {TRUE_EFFECT:g}", make_oracle, {"price": TRUE_EFFECT}))
+            found.append(Entry(ORACLE, make_oracle, {"price": TRUE_EFFECT}))
+        elif name == ATTAINABLE:
+            found.append(reference_entry(name))
         elif name in ESTIMATORS:
             for seed in seeds:
                 run = run_folder(setting.runs, name, seed)
@@ -236,6 +240,11 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     return found
 
 
+def _slots(share: float, page: int) -> int:
+    """Return a share of a page in slots."""
+    return max(1, round(share * page))
+
+
 def _price_at(run: Path, rate: float) -> float | None:
     """Return the price that a share of the estimates exceeds, or None if the run is not finished."""
     if not is_finished(run):
@@ -251,9 +260,10 @@ def every_entry(
     found = [
         Entry("keep", make_baseline, {"kind": "keep"}),
         Entry("one-extra", make_baseline, {"kind": "one-extra"}),
+        reference_entry(ATTAINABLE),
     ]
     for share in (0.3, 0.5, 0.7):
-        every = max(1, round(share * page))
+        every = _slots(share, page)
         found.append(Entry(f"interval {every}", make_baseline, {"kind": "interval", "number": every}))
     for kind, numbers in (("chance", (0.02, 0.05, 0.1, 0.2)), ("intent", (0.6, 0.45, 0.3))):
         found += [Entry(f"{kind} {x:g}", make_baseline, {"kind": kind, "number": x}) for x in numbers]
@@ -309,16 +319,17 @@ def rows(setting: Setting, workers: int, progress: Progress | None) -> Rows:
     sample = true_effects(scenario, sizes.effect_sessions, seed=seed, share=0.12)
     wanted = [*every_entry(out, loaded, sizes, seeds, sample), *own]
     scored = played(wanted, place, out / "played", workers=workers, progress=progress)
-    oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, 0.25, 0.1)]
+    oracle = [Entry(f"true-effect {x:g}", make_oracle, {"price": x}) for x in (0.4, TRUE_EFFECT, 0.1)]
     short = Place(ENV_ID, scenario, "synthetic", min(sizes.sessions, sizes.oracle_sessions), seed=seed)
     best = played(oracle, short, out / "played", workers=workers, progress=progress)
     models = {
         agent: [load_model(run_folder(out, agent, k), loaded.config) for k in seeds] for agent in ESTIMATORS
     }
-    found = curve_rows(scored, best, loaded.config.reward)
+    found = curve_rows(scored, best, ORACLE, loaded.config.reward)
     found += quality_rows(models, sample, HORIZON, loaded.config.reward)
     names = {
         *AUDITED,
+        f"interval {_slots(INTERVAL, loaded.config.page_size)}",
         *(entry.policy for entry in own),
         *(f"{agent} {sizes.rates[1]:g}" for agent in (*ESTIMATORS, "outcome", PPO, dqn.AGENT)),
         f"{WAITING} {sizes.waiting_rates[1]:g}",
