@@ -75,7 +75,8 @@ def _draw_exposure(net, m, logits, p, key, slot, item, response):
         for k in range(MOST_LEVELS):
             logits[at + k] += net.exposure_by_dwell[m, dwell, e * MOST_LEVELS + k]
         _softmax(logits, at, MOST_LEVELS, p)
-        response[1 + e] = _exceeded(p, MOST_LEVELS, _draw(key, slot, item, 1 + e)) / (LEVELS[e] - 1)
+        # Only among levels that exist: rounded probabilities may add up to less than the draw.
+        response[1 + e] = _exceeded(p, LEVELS[e], _draw(key, slot, item, 1 + e)) / (LEVELS[e] - 1)
     return dwell
 
 
