@@ -47,6 +47,7 @@ def measure(
     shift: str | None,
     seed: int,
     against: str | None = None,
+    learned_sessions: int | None = None,
 ) -> dict[str, dict[str, Interval]]:
     """Play everything and return the figures of every policy; the runs of an agent are one policy."""
     loaded = Scenario.load(scenario)
@@ -56,6 +57,8 @@ def measure(
         agents.setdefault(read_run(run).agent, []).append(str(run))
     names = {KEEP: [KEEP], **{name: [name] for name in heuristics}, **agents}
     names |= {ATTAINABLE: [ATTAINABLE], ORACLE: [ORACLE]}
+
+    fewer = min(sessions, learned_sessions or sessions)
 
     def values(policy: str, users: str) -> np.ndarray:
         """Value of every session, (seeds, sessions)."""
@@ -68,7 +71,7 @@ def measure(
                     env_id=env_id,
                     scenario=loaded,
                     users=users,
-                    sessions=sessions,
+                    sessions=sessions if users == "synthetic" else fewer,
                     seed=seed,
                     shift=shift if users == "synthetic" else None,
                     progress=partial(progress, text=""),
@@ -89,7 +92,8 @@ def measure(
     for agent in agents:
         if kept is not None:
             learned = values(agent, "learned")
-            figures[agent]["exploitation_gap"] = exploitation_gap(learned, true[agent], kept, keep)
+            both = true[agent][:, :fewer], kept, keep[:, :fewer]
+            figures[agent]["exploitation_gap"] = exploitation_gap(learned, *both)
         for policy in heuristics:
             figures[agent][f"gain_over_{policy}"] = difference(true[agent], true[policy])
         if against is not None and agent != against:
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--id", default="EdgeFeedRerank-v0")
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--against", help="agent to compare with, run by run")
+    parser.add_argument("--learned-sessions", type=int, help="sessions of learned users; default: as many")
     parser.add_argument("--shift", choices=SHIFTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
@@ -120,6 +125,7 @@ def main() -> None:
         arguments.shift,
         arguments.seed,
         arguments.against,
+        arguments.learned_sessions,
     )
     table = Table("policy", *FORMATS, title=f"{arguments.scenario}, {arguments.id}, {arguments.shift or ''}")
     for policy, told in figures.items():

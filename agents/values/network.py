@@ -40,10 +40,10 @@ class ValueConfig(Config):
 
     log_epochs: int = bounded(8, 1, 10_000)  # largest number of passes over a log to start from
     auxiliary: float = bounded(0.0, 0.0, 1000.0)  # weight of the auxiliary losses in these passes
-    updates: int = bounded(60, 0, 1_000_000)  # times that sessions are played and learned from
+    updates: int = bounded(30, 0, 1_000_000)  # times that sessions are played and learned from
     sessions: int = bounded(256, 1, 100_000)  # sessions played per update
     passes: int = bounded(2, 1, 100)  # passes over each update's sessions
-    replays: int = bounded(2, 0, 100)  # passes over sessions of earlier updates, one update's each
+    replays: int = bounded(4, 0, 100)  # passes over sessions of earlier updates, one update's each
     kept: int = bounded(10, 1, 1000)  # updates whose sessions are kept for it, since the last selection
     batch_size: int = bounded(32, 1, 100_000)  # sessions per gradient step
     candidates: int = bounded(
@@ -62,8 +62,8 @@ class ValueConfig(Config):
     held_out: int = bounded(
         1, 0, 100
     )  # members never learned from: they select the best network; 0 keeps the last
-    select_every: int = bounded(20, 1, 1_000_000)  # updates between two tests on the members held out
-    select_sessions: int = bounded(1000, 1, 1_000_000)  # sessions of such a test
+    select_every: int = bounded(5, 1, 1_000_000)  # updates between two tests on the members held out
+    select_sessions: int = bounded(2000, 1, 1_000_000)  # sessions of such a test
     margin: float = bounded(
         0.05, 0.0, 100.0
     )  # in training, value by which a card must exceed the best pool row

@@ -46,7 +46,7 @@ class Sizes:
     collect_sessions: int = 4000
     ensemble: int = 2
     epochs: int = 20
-    updates: int = 50
+    updates: int = 20
     update_sessions: int = 256  # per update
     evaluate_sessions: int = 2000
     curve_sessions: int = 300  # per checkpoint
