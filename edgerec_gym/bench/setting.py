@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents.attainable.kernels import CODE
-from edgerec_gym.agents.baselines import BASELINES, baselines_of
+from edgerec_gym.agents.baselines import LIFTS, baselines_of
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.track import Track, is_own
 from edgerec_gym.errors import InputError
@@ -55,7 +55,7 @@ class Setting:
     def lacks_table(self, name: str) -> bool:
         """Whether a policy is a baseline that needs an item table, which the scenario does not have."""
         track, columns = track_of(self.track.env_id), Scenario.load(self.scenario).config.item_columns
-        return name in BASELINES and name not in baselines_of(track, columns)
+        return name in set(baselines_of(track, LIFTS)) - set(baselines_of(track, columns))
 
     def run_folders(self) -> list[Path]:
         """Return the folders of the runs that these policies need."""
