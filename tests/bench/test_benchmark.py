@@ -152,7 +152,7 @@ def test_the_track_rerank_runs_through(tmp_path):
 def test_the_track_rerank_refuses_what_it_does_not_know(tmp_path):
     with pytest.raises(InputError, match="unknown policy 'best'"):
         run_track("rerank", tmp_path, policies=["best"])
-    with pytest.raises(InputError, match="runs on lite, default, lite-v2, default-v2; got the scenario 'mine'"):
+    with pytest.raises(InputError, match="runs on lite, default, lite-v2, default-v2; got"):
         run_track("rerank", tmp_path, scenario="mine")
 
 
