@@ -30,7 +30,7 @@ def demo(
         console.print_json({"results": results, "report": str(report), "page": str(out / PAGE)})
         return
     console.print_results(results)
-    print(f"one session of the EdgeRec agent, slot by slot: {out / REPLAY}")
+    print(f"one session of the shipped agent, slot by slot: {out / REPLAY}")
     print(f"report, to open in a browser: {out / PAGE}")
 
 
