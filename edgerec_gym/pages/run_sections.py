@@ -93,9 +93,8 @@ def curve_section(curves: Sequence[dict[str, Any]]) -> str:
                 lines.append(Line(name, slots, reward, marked=len(slots) == 1))
         if lines:
             note = "Bands: 95 % intervals of the sessions scored."
-            charts.append(
-                chart_of(lines, "Learning curve", ("slots played", "value of a session"), note=note)
-            )
+            axes = (str(curve.get("unit", "slots played")), "value of a session")
+            charts.append(chart_of(lines, "Learning curve", axes, note=note))
     return "\n".join(['<div class="figures">', *charts, "</div>"]) if charts else ""
 
 
