@@ -24,7 +24,7 @@ from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.rows import difference, exploitation_gap, gap_closed
 from edgerec_gym.commands.console import progress_bar
 from edgerec_gym.config import SHIFTS
-from edgerec_gym.evaluation.intervals import Interval, seeds_interval
+from edgerec_gym.evaluation.intervals import Interval, interval_text, seeds_interval
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import write_json
 from edgerec_gym.registration import track_of
@@ -39,6 +39,12 @@ FORMATS = {
 }  # fmt: skip
 
 
+def heuristics_of(env_id: str, scenario: Scenario) -> list[str]:
+    """Return the heuristics that can play the environment in the scenario."""
+    known = baselines_of(track_of(env_id), scenario.config.item_columns)
+    return [name for name in known if name in HEURISTICS]
+
+
 def measure(
     runs: list[Path],
     scenario: str,
@@ -51,7 +57,7 @@ def measure(
 ) -> dict[str, dict[str, Interval]]:
     """Play everything and return the figures of every policy; the runs of an agent are one policy."""
     loaded = Scenario.load(scenario)
-    heuristics = [n for n in baselines_of(track_of(env_id), loaded.config.item_columns) if n in HEURISTICS]
+    heuristics = heuristics_of(env_id, loaded)
     agents: dict[str, list[str]] = {}
     for run in runs:
         agents.setdefault(read_run(run).agent, []).append(str(run))
@@ -129,20 +135,17 @@ def main() -> None:
     )
     table = Table("policy", *FORMATS, title=f"{arguments.scenario}, {arguments.id}, {arguments.shift or ''}")
     for policy, told in figures.items():
-        table.add_row(policy, *(_cell(told.get(name), form) for name, form in FORMATS.items()))
+        table.add_row(
+            policy,
+            *(interval_text(told[name], form) if name in told else "" for name, form in FORMATS.items()),
+        )
     Console(width=150).print(table)
     for policy, told in figures.items():
         for name in [name for name in told if name not in FORMATS]:
-            print(f"{policy}: {name} {_cell(told[name], '+.3f')}")
+            print(f"{policy}: {name} {interval_text(told[name], '+.3f')}")
     if arguments.out is not None:
         about: dict[str, Any] = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
         write_json(arguments.out, {"about": about, "figures": figures})
-
-
-def _cell(value: Interval | None, form: str) -> str:
-    if value is None:
-        return ""
-    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 if __name__ == "__main__":

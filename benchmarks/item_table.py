@@ -24,6 +24,7 @@ from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.cloud.item_table import COUNT_SCALE, LIFT_SCALE, ItemTable
 from edgerec_gym.commands.console import progress_bar
 from edgerec_gym.config import PRESETS
+from edgerec_gym.evaluation.intervals import interval_text
 from edgerec_gym.evaluation.play import evaluate
 from edgerec_gym.files import write_json
 from edgerec_gym.logs.collect import collect
@@ -162,7 +163,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     for policy, row in found["policies"].items():
         gain, closed = row.get("gain_over_keep"), row.get("gap_closed")
         cells = (
-            "" if value is None else f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+            "" if value is None else interval_text(value, form)
             for value, form in ((gain, "+.3f"), (closed, ".1%"))
         )
         table.add_row(policy, *cells)

@@ -33,7 +33,7 @@ from edgerec_gym.bench.rerank import ENV_ID, EVALUATOR, FULL, POINTER
 from edgerec_gym.bench.rows import difference, gap_closed, mean
 from edgerec_gym.commands.console import progress_bar
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.intervals import mean_interval
+from edgerec_gym.evaluation.intervals import interval_text, mean_interval
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.logs.store import LogReader
@@ -159,18 +159,16 @@ def show(figures: Figures, title: str) -> None:
     """Print the table, and the gain over the warm start for each seed."""
     table = Table("policy", *COLUMNS, "evaluator's value of draws", title=title)
     for name, row in figures.items():
-        cells = [_cell(row[column], form) if column in row else "" for column, form in COLUMNS.items()]
+        cells = [
+            interval_text(row[column], form) if column in row else "" for column, form in COLUMNS.items()
+        ]
         ends = row.get("evaluator")
         table.add_row(name, *cells, f"{ends['first']:.3f} -> {ends['last']:.3f}" if ends else "")
     Console(width=150).print(table)
     for name, row in figures.items():
         if "by_seed" in row:
-            gains = "; ".join(_cell(interval, "+.3f") for interval in row["by_seed"])
+            gains = "; ".join(interval_text(interval, "+.3f") for interval in row["by_seed"])
             print(f"{name}: gain over the warm start by seed {gains}")
-
-
-def _cell(value: dict[str, float], form: str) -> str:
-    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 def main() -> None:

@@ -20,27 +20,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgerec_gym.agents.baselines import baselines_of
+from benchmarks.attainable_share import heuristics_of
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.rows import difference, gap_closed
 from edgerec_gym.commands.console import progress_bar
+from edgerec_gym.commands.policies import assignments
 from edgerec_gym.config import PRESETS, preset
-from edgerec_gym.evaluation.intervals import seeds_interval
+from edgerec_gym.evaluation.intervals import interval_text, seeds_interval
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.item_statistics import learn_items
 from edgerec_gym.logs.store import LogReader
-from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.synthetic import SyntheticUsers
 
-HEURISTICS = ("device-greedy", "item-greedy", "fixed-slot", "fixed-interval")
 RESULTS = Path(__file__).parent / "results" / "preset_room.json"
 
 
 def variant(
-    name: str, users: dict[str, float], cloud: dict[str, float], logs: Path, n: int, seed: int
+    name: str, users: dict[str, Any], cloud: dict[str, Any], logs: Path, n: int, seed: int
 ) -> Scenario:
     """Return a preset with other synthetic users, and the item table that its own logs tell."""
     feed, synthetic = preset(name)
@@ -55,9 +54,8 @@ def variant(
 
 def measure(scenario: Scenario, env_id: str, sessions: int, seed: int) -> dict[str, dict[str, Any]]:
     """Play keep, heuristics, ceiling and oracle, and return each one's figures."""
-    known = baselines_of(track_of(env_id), scenario.config.item_columns)
     told = {}
-    for name in ("keep", *(name for name in HEURISTICS if name in known), "attainable", "oracle"):
+    for name in ("keep", *heuristics_of(env_id, scenario), "attainable", "oracle"):
         policy = find_policy(name, env_id, scenario, "synthetic", seed)
         with progress_bar(name) as progress:
             told[name] = play(
@@ -90,19 +88,9 @@ def show(title: str, found: dict[str, dict[str, Any]]) -> None:
     forms = {"value": ".2f", "gain_over_keep": "+.2f", "gap_closed": ".1%", "attainable_gap_closed": ".1%"}
     table = Table("policy", "over keep", *forms, title=title)
     for name, row in found.items():
-        cells = [
-            f"{row[metric]['mean']:{form}} [{row[metric]['low']:{form}}, {row[metric]['high']:{form}}]"
-            if metric in row
-            else ""
-            for metric, form in forms.items()
-        ]
+        cells = [interval_text(row[metric], form) if metric in row else "" for metric, form in forms.items()]
         table.add_row(name, f"{row.get('relative_gain', 0):+.0%}", *cells)
     Console(width=150).print(table)
-
-
-def settings(pairs: list[str]) -> dict[str, float]:
-    """Parse name=number pairs."""
-    return {name: float(value) for name, value in (pair.split("=", 1) for pair in pairs)}
 
 
 def main() -> None:
@@ -125,7 +113,7 @@ def main() -> None:
     title = " ".join([arguments.scenario, *arguments.set, *arguments.cloud])
     logs = arguments.logs / title.replace(" ", "-")
     title += f", {arguments.id}"
-    users, cloud = settings(arguments.set), settings(arguments.cloud)
+    users, cloud = assignments(arguments.set), assignments(arguments.cloud)
     world = variant(arguments.scenario, users, cloud, logs, arguments.log_sessions, arguments.seed)
     found = measure(world, arguments.id, arguments.sessions, arguments.seed)
     show(title, found)

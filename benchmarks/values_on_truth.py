@@ -16,17 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from edgerec_gym.agents.learning.tensors import torch_threads
-from edgerec_gym.agents.rerank.reranker import RerankPolicy
-from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
-from edgerec_gym.agents.values.policy import ValuePolicy
-from edgerec_gym.agents.values.train import AGENT, FIXED, SELECT, ValueTrainer, run_updates
+from edgerec_gym.agents.values.network import ValueConfig
+from edgerec_gym.agents.values.train import AGENT, FIXED, ValueTrainer, run_updates
 from edgerec_gym.answers import FOCUSED, SLOT, WINDOW, Focus, UserStart
 from edgerec_gym.commands.console import progress_bar
+from edgerec_gym.commands.policies import assignments
 from edgerec_gym.compiled.jit import kernel, sigmoid
-from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import make_folder
 from edgerec_gym.registration import track_of
 from edgerec_gym.runs import find_start, model_sizes, new_record
@@ -106,17 +103,9 @@ class TruthTrainer(ValueTrainer):
         """Return the ground truth."""
         return AskedTruth(self.scenario, min(self.settings.candidates, self.scenario.config.pool_size))
 
-    def _held_out(self, network: ValueNetwork, margin: float) -> float:
-        found = play(
-            ValuePolicy(AGENT, network, margin) if self.track == "joint" else RerankPolicy(AGENT, network),
-            env_id=self.track,
-            scenario=self.scenario,
-            users="synthetic",
-            sessions=self.settings.select_sessions,
-            seed=SELECT // CLI_SEED_STRIDE,
-            split="train",
-        )
-        return float(found["value"].mean())
+    def judges(self) -> dict[str, str]:
+        """Return the ground truth."""
+        return {"users": "synthetic"}
 
 
 def main() -> None:
@@ -130,8 +119,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], help="a field of ValueConfig, NAME=NUMBER")
     arguments = parser.parse_args()
-    hyper = {name: float(value) for name, value in (pair.split("=", 1) for pair in arguments.set)}
-    scenario, settings = Scenario.load(arguments.scenario), ValueConfig.from_dict(hyper)
+    scenario, settings = Scenario.load(arguments.scenario), ValueConfig.from_dict(assignments(arguments.set))
     run = make_folder(arguments.out)
     record = new_record(
         AGENT,

@@ -89,8 +89,13 @@ def advantages(reward: np.ndarray, discount: float, samples: int | None = None) 
     ahead = discounted(reward, discount)
     if samples is not None:
         return ahead - ahead[:, samples:]
-    copies = reward.shape[1]
-    return ahead - (ahead.sum(1, keepdims=True) - ahead) / (copies - 1)
+    return leave_one_out(ahead)
+
+
+def leave_one_out(returns: np.ndarray) -> np.ndarray:
+    """Return returns (G, S, slots) of S >= 2 copies of each of G sessions, less the mean of the others."""
+    copies = returns.shape[1]
+    return returns - (returns.sum(1, keepdims=True) - returns) / (copies - 1)
 
 
 def discounted(reward: np.ndarray, discount: float) -> np.ndarray:

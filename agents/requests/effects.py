@@ -191,4 +191,4 @@ class Futures:
     def _catalog(self) -> Any:
         users = self.batch.users
         assert isinstance(users, SyntheticUsers)
-        return users.world.catalog.with_table(self.batch._cloud.values.item_columns)
+        return users.world.catalog.with_table(self.batch.item_table)

@@ -16,7 +16,6 @@ The network with the best value on members held out is kept, the one that traini
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,8 @@ try:
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
-from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
+from edgerec_gym.agents.learning.rollouts import discounted, leave_one_out
 from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.perception.perception import occupied
 from edgerec_gym.agents.values.network import ValueNetwork
@@ -44,11 +43,12 @@ from edgerec_gym.agents.values.train import (
 )
 from edgerec_gym.agents.values.train import (
     FIXED,
-    RESULTS,
     UPLIFT,
     ValueTrainer,
     find_members,
+    keep_estimator,
     load_network,
+    make_optimizer,
     run_updates,
 )
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
@@ -145,8 +145,8 @@ def train(
         held_out=[],
     )
     start = find_start(run, record, resume, FIXED)
-    if (warm.root / UPLIFT).is_dir() and not (run / UPLIFT).is_dir():
-        shutil.copytree(warm.root / UPLIFT, run / UPLIFT)
+    if (warm.root / UPLIFT).is_dir():
+        keep_estimator(warm.root / UPLIFT, run)
     with torch_threads(threads):
         trainer = GradientTrainer(network, record, settings, loaded)
         run_updates(run, trainer, start, progress)
@@ -209,16 +209,9 @@ class GradientTrainer(ValueTrainer):
             n_hidden = self.users.n_hidden if settings.critic == "privileged" else 0
             self.critic = Critic(network.settings.hidden, n_hidden)
         self.training: nn.Module = nn.ModuleDict({"network": network, "critic": self.critic})
-        rates = ((network, settings.learning_rate), (self.critic, settings.critic_rate))
-        self.optimizer = torch.optim.Adam(
-            [{"params": list(part.parameters()), "lr": rate, "initial_lr": rate} for part, rate in rates]
+        self.optimizer = make_optimizer(
+            (network, settings.learning_rate), (self.critic, settings.critic_rate)
         )
-
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint."""
-        parameters.restore_checkpoint(folder, self.best, self.optimizer, self.training)
-        earlier = read_run(folder).record
-        self.record = self.record | {key: earlier[key] for key in RESULTS if key in earlier}
 
     def update(self) -> None:
         """Play sessions, and take the gradient steps of one update."""
@@ -243,8 +236,8 @@ class GradientTrainer(ValueTrainer):
         )
         expected = self._expected(played)
         if s.critic == "none":
-            wanted = discounted(played.earned.numpy(), s.discount)
-            advantage = leave_one_out(wanted, copies)
+            wanted = discounted(played.earned.numpy(), s.discount)[:, :-1]
+            advantage = against_copies(wanted, copies)
         else:
             advantage = generalised(played.earned.numpy(), expected, s.discount, s.trace)
             wanted = advantage + expected
@@ -252,27 +245,15 @@ class GradientTrainer(ValueTrainer):
         usual, spread = advantage[acted].mean(), advantage[acted].std()
         advantage = np.where(acted, (advantage - usual) / (spread + 1e-8), 0.0)
         targets = torch.from_numpy(np.stack([advantage, wanted]).astype(np.float32))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - (1 - s.final_rate) * done / max(1, s.updates - 1))
-        losses = []
-        for _ in range(s.passes):
-            order = np.argsort(played.lengths + generator.random(s.sessions), kind="stable")
-            batches = np.array_split(order, -(-s.sessions // s.batch_size))
-            for at in generator.permutation(len(batches)):
-                some = played.take(batches[at])
-                cut = targets[:, torch.from_numpy(batches[at]), : some.acted.shape[1]]
-                loss = self._loss(some, cut[0], cut[1], only_critic=done < s.warm_up)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.training.parameters(), s.max_grad_norm)
-                self.optimizer.step()
-                losses.append(loss.item())
-        told = self.record
-        self.record = told | {
-            "steps": done + 1,
-            "loss": [*told["loss"], float(np.mean(losses))],
-            "reward": [*told["reward"], float(played.value.mean())],
-        }
+        self.set_rate()
+
+        def loss(at: np.ndarray) -> Tensor:
+            some = played.take(at)
+            cut = targets[:, torch.from_numpy(at), : some.acted.shape[1]]
+            return self._loss(some, cut[0], cut[1], only_critic=done < s.warm_up)
+
+        losses = [one for _ in range(s.passes) for one in self.descend(played, loss, generator)]
+        self.note(losses, played)
 
     def _expected(self, played: LabelledSessions) -> np.ndarray:
         """Return what the critic expects at every slot, (B, T); 0 where no card was placed."""
@@ -308,29 +289,18 @@ class GradientTrainer(ValueTrainer):
         return torch.log_softmax(logits, -1)[:, 0]
 
 
-def discounted(earned: np.ndarray, discount: float) -> np.ndarray:
-    """Return the discounted sum of what is earned (B, T) from every slot on, (B, T)."""
-    total = np.zeros(earned.shape, np.float64)
-    for at in range(earned.shape[1] - 1, -1, -1):
-        later = total[:, at + 1] if at + 1 < earned.shape[1] else 0.0
-        total[:, at] = earned[:, at] + discount * later
-    return total
-
-
 def generalised(earned: np.ndarray, expected: np.ndarray, discount: float, trace: float) -> np.ndarray:
     """Return generalised advantages (B, T); `expected` (B, T) is 0 after a session's end."""
     after = np.pad(expected[:, 1:], ((0, 0), (0, 1)))
-    return discounted(earned + discount * after - expected, discount * trace)
+    return discounted(earned + discount * after - expected, discount * trace)[:, :-1]
 
 
-def leave_one_out(returns: np.ndarray, copies: int) -> np.ndarray:
+def against_copies(returns: np.ndarray, copies: int) -> np.ndarray:
     """Return returns (B, T) less the mean of the other copies of the session; B in groups of `copies`.
 
     A last group of one has nothing to compare with, and gets 0.
     """
-    less = np.zeros_like(returns)
-    for first in range(0, len(returns), copies):
-        group = returns[first : first + copies]
-        if len(group) > 1:
-            less[first : first + copies] = (group - group.mean(axis=0)) * len(group) / (len(group) - 1)
-    return less
+    groups = [returns[first : first + copies] for first in range(0, len(returns), copies)]
+    return np.concatenate(
+        [leave_one_out(group[None])[0] if len(group) > 1 else np.zeros_like(group) for group in groups]
+    )

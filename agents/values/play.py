@@ -27,8 +27,8 @@ LEAST_VALUE = 1e-6  # of a candidate, before its logarithm is taken
 
 
 @dataclass(frozen=True)
-class LabelledSessions:
-    """B sessions of up to T slots; C candidates of a slot are labelled.
+class SessionSlots:
+    """What a network sees of B sessions of up to T slots, whether they were played or logged.
 
     Attributes:
         user: (B, U) float32.
@@ -38,15 +38,7 @@ class LabelledSessions:
         exposures: (B, T, 6) float32, e1..e6.
         page_views: (B, T, 11) float32, d1..d11.
         clicked: (B, T) bool.
-        answered: (B, T) bool, whether the slot was answered, and with it its candidates labelled.
-        candidates: (B, T, C, F + T) float32, zero where the pool had fewer; the first one was placed.
-        click, purchase: (B, T, C) float32 probabilities; 0 if the users were not asked.
-        acted: (B, T) bool, whether a card was placed at the slot.
-        earned: (B, T) float32, expected reward of the step that placed it: what an earlier slot brought.
-        drawn: (B, T) float32, log probability of the card that was placed among the candidates; 0 if
-            the candidates are not the choice.
-        hidden: (B, T, P) float32, what only the users know (:attr:`AskedUsers.hidden`), if it is kept.
-        value: (B,) float64, expected reward of the session.
+        answered: (B, T) bool, whether the slot was answered.
     """
 
     user: Tensor
@@ -57,6 +49,23 @@ class LabelledSessions:
     page_views: Tensor
     clicked: Tensor
     answered: Tensor
+
+
+@dataclass(frozen=True)
+class LabelledSessions(SessionSlots):
+    """Sessions that were played; C candidates of every answered slot are labelled.
+
+    Attributes:
+        candidates: (B, T, C, F + T) float32, zero where the pool had fewer; the first one was placed.
+        click, purchase: (B, T, C) float32 probabilities; 0 if the users were not asked.
+        acted: (B, T) bool, whether a card was placed at the slot.
+        earned: (B, T) float32, expected reward of the step that placed it: what an earlier slot brought.
+        drawn: (B, T) float32, log probability of the card that was placed among the candidates; 0 if
+            the candidates are not the choice.
+        hidden: (B, T, P) float32, what only the users know (:attr:`AskedUsers.hidden`), if it is kept.
+        value: (B,) float64, expected reward of the session.
+    """
+
     candidates: Tensor
     click: Tensor
     purchase: Tensor
@@ -132,8 +141,7 @@ def play_labelled(
     kept = {name: np.zeros((n_rows, n_slots, *shape), np.float32) for name, shape in shapes.items()}
     clicked, answered, acted = np.zeros((3, n_rows, n_slots), np.bool_)
     user, value, done = first["user"].copy(), np.zeros(n_rows), np.zeros(n_rows, np.bool_)
-    price = network.settings.margin if margin is None else margin
-    prices = price * (np.arange(legal_to) >= config.pool_size)
+    prices = prices_of(legal_to, config.pool_size, network.settings.margin if margin is None else margin)
     slot = 0
     while not done.all():
         live = np.flatnonzero(~done)
@@ -194,17 +202,23 @@ def candidates_of(observation: Observation, n_types: int) -> np.ndarray:
     return np.concatenate([np.concatenate([pool, types], axis=2), cards], axis=1)
 
 
-def best_of(value: np.ndarray, legal: np.ndarray, n_pool: int, margin: float) -> np.ndarray:
-    """Return the candidate to place, (B,): the best pool row, or the best card if worth `margin` more.
+def prices_of(n_candidates: int, n_pool: int, margin: float) -> np.ndarray:
+    """Return what each candidate must earn beyond a pool row, (N + M,): `margin` reward units for cards.
+
+    Under the rules, a card now costs a card later.
+    """
+    return np.where(np.arange(n_candidates) < n_pool, 0.0, margin)
+
+
+def best_of(value: np.ndarray, legal: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """Return the candidate to place, (B,): the best pool row, or the best card if worth its price more.
 
     Args:
         value: (B, N + M) values of pool rows and cards, or (B, N).
-        legal: (B, N + M) bool.
-        n_pool: N.
-        margin: reward units; under the rules, a card now costs a card later.
+        legal: like `value`, bool.
+        prices: of :func:`prices_of`.
     """
-    price = np.where(np.arange(value.shape[1]) < n_pool, 0.0, margin)
-    best: np.ndarray = np.where(legal, value - price, -np.inf).argmax(axis=1)
+    best: np.ndarray = np.where(legal, value - prices, -np.inf).argmax(axis=1)
     return best
 
 
@@ -232,8 +246,8 @@ def _choose(
     """Return the candidate to place (R,), and candidates (R, C) to ask about, the placed one first."""
     present = score > ABSENT / 2
     uniform = generator.random((2, *score.shape))
-    noisy = np.maximum(score, LEAST_VALUE) * np.exp(noise[:, None] * _gumbel(uniform[0])) - prices
-    placed = np.where(legal & present, noisy, -np.inf).argmax(axis=1)
+    noisy = np.maximum(score, LEAST_VALUE) * np.exp(noise[:, None] * _gumbel(uniform[0]))
+    placed = best_of(noisy, legal & present, prices)
     n_best = round(best * (n_asked - 1))
     rows = np.arange(len(score))
     # The order of being asked: the placed one, the best by score, then evenly drawn ones, absent ones last.
@@ -288,7 +302,7 @@ def _divergence(logit: Tensor, wanted: Tensor) -> Tensor:
     return missed - entropy
 
 
-def session_states(network: ValueNetwork, sessions: LabelledSessions) -> tuple[Tensor, Tensor]:
+def session_states(network: ValueNetwork, sessions: SessionSlots) -> tuple[Tensor, Tensor]:
     """Return states and vectors of all slots, as the network sees them in play one by one.
 
     The histories are those of the observation: from a slot, the last rows that were answered before it. The

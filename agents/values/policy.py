@@ -9,7 +9,7 @@ from edgerec_gym.agents.learning.tensors import PLAY_BATCH, to_tensors, torch_th
 from edgerec_gym.agents.requests.scores import Score
 from edgerec_gym.agents.rerank.reranker import PAGE_AGE
 from edgerec_gym.agents.values.network import ValueNetwork
-from edgerec_gym.agents.values.play import best_of, candidates_of
+from edgerec_gym.agents.values.play import best_of, candidates_of, prices_of
 from edgerec_gym.policy import Explanation, Observation, check_observation
 
 
@@ -61,7 +61,8 @@ class ValuePolicy:
             ]
         self._last = torch.cat(parts).numpy()
         legal = observation["action_mask"][:, : cards.shape[1]] != 0
-        best = best_of(self._last, legal, self.network.config.pool_size, self.margin)
+        prices = prices_of(cards.shape[1], self.network.config.pool_size, self.margin)
+        best = best_of(self._last, legal, prices)
         return np.where(self._requests(observation), observation["action_mask"].shape[1] - 1, best)
 
     def _requests(self, observation: Observation) -> np.ndarray:

@@ -32,7 +32,7 @@ from edgerec_gym.agents.data.observed_log import OBSERVED_COLUMNS, ObservedLog
 from edgerec_gym.agents.learning.epochs import EpochTrainer, Report
 from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.values.network import ValueNetwork
-from edgerec_gym.agents.values.play import session_states
+from edgerec_gym.agents.values.play import SessionSlots, session_states
 from edgerec_gym.answers import BUY, CLICK, LEAVE, N_EXPOSURE_ACTIONS, PAGE_VIEW
 from edgerec_gym.config import Config, bounded
 from edgerec_gym.errors import InputError
@@ -62,29 +62,14 @@ class PretrainConfig(Config):
 
 
 @dataclass(frozen=True)
-class LoggedSlots:
-    """B sessions of a log, the slots up to the last answered one; zero where a session has fewer.
+class LoggedSlots(SessionSlots):
+    """Sessions of a log, up to the last answered slot of any; zero where a session has fewer.
 
     Attributes:
-        user: (B, U) float32.
-        context: (B, T, contexts) float32, before each slot was filled.
-        screen: (B, T, lookahead, F + T) float32.
-        cards: (B, T, F + T) float32, the card that was shown at each slot.
-        exposures: (B, T, 6) float32, e1..e6.
-        page_views: (B, T, 11) float32, d1..d11.
-        clicked, bought: (B, T) bool.
-        answered: (B, T) bool.
+        bought: (B, T) bool.
     """
 
-    user: Tensor
-    context: Tensor
-    screen: Tensor
-    cards: Tensor
-    exposures: Tensor
-    page_views: Tensor
-    clicked: Tensor
     bought: Tensor
-    answered: Tensor
 
 
 class WholeSessions:
@@ -223,8 +208,7 @@ def shown_logits(network: ValueNetwork, sessions: LoggedSlots) -> tuple[Tensor, 
     Returns:
         Logits (R, 2) and states (B, T, hidden).
     """
-    # Of its argument, it reads only what both kinds of sessions have.
-    state, vectors = session_states(network, sessions)  # type: ignore[arg-type]
+    state, vectors = session_states(network, sessions)
     at = sessions.answered
     cards = network.cards(sessions.cards[at].unsqueeze(1))
     return network.logits(cards, state[at], vectors[at])[:, 0], state

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from edgerec_gym.errors import InputError, MissingExtraError
 
 try:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 except ImportError:
     raise MissingExtraError("training", "train") from None
 
@@ -147,9 +147,7 @@ def train(
     )
     start = find_start(run, record, resume, FIXED)
     if estimator is not None:
-        with atomic_folder(run / UPLIFT) as folder:
-            for name in (RECORD, PARAMETERS):
-                shutil.copyfile(estimator.folder / name, folder / name)
+        keep_estimator(estimator.folder, run)
     with torch_threads(threads):
         trainer = ValueTrainer(record, settings, loaded)
         if start is None and reader is not None:
@@ -199,6 +197,13 @@ def _estimator(based_on: Sequence[str | Path], track: str, config: FeedConfig) -
     return runs[0] if runs else None
 
 
+def keep_estimator(estimator: Path, run: Path) -> None:
+    """Copy the run of an uplift estimator into the run that requests by it, so that this one can be moved."""
+    with atomic_folder(run / UPLIFT) as folder:
+        for name in (RECORD, PARAMETERS):
+            shutil.copyfile(estimator / name, folder / name)
+
+
 def _described(run: Run) -> dict[str, Any]:
     return {key: run.record[key] for key in ("agent", "seed", "steps", "hyper")}
 
@@ -208,6 +213,13 @@ def make_network(config: FeedConfig, settings: ValueConfig, seed: int = 0) -> Va
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ValueNetwork(config, settings)
+
+
+def make_optimizer(*parts: tuple[nn.Module, float]) -> torch.optim.Adam:
+    """Return the optimizer of networks, each with the learning rate of the first update."""
+    return torch.optim.Adam(
+        [{"params": list(part.parameters()), "lr": rate, "initial_lr": rate} for part, rate in parts]
+    )
 
 
 def find_members(scenario: Scenario, held_out: int) -> tuple[list[int], list[int]]:
@@ -242,7 +254,7 @@ class ValueTrainer:
         self.training: nn.Module = self.network
         self.best = copy.deepcopy(self.network)
         self.earlier: list[LabelledSessions] = []  # of the last updates, to learn from again
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self.optimizer = make_optimizer((self.network, settings.learning_rate))
         self.users = self.teachers()
         self.track, self.margin = record["track"], settings.margin
         self.env = make_feeds(
@@ -257,7 +269,7 @@ class ValueTrainer:
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint."""
-        parameters.restore_checkpoint(folder, self.best, self.optimizer, self.network)
+        parameters.restore_checkpoint(folder, self.best, self.optimizer, self.training)
         earlier = read_run(folder).record
         self.record = self.record | {key: earlier[key] for key in RESULTS if key in earlier}
 
@@ -290,28 +302,59 @@ class ValueTrainer:
             noise=s.noise * generator.random(s.sessions),
             generator=generator,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * (1 - (1 - s.final_rate) * done / max(1, s.updates - 1))
+        self.set_rate()
         losses = []
         for k in range(s.passes + s.replays):
             sessions = played
             if k >= s.passes and self.earlier:
                 sessions = self.earlier[generator.integers(len(self.earlier))]
-            # Sessions of similar length share a batch, so that little of it is padding.
-            order = np.argsort(sessions.lengths + generator.random(s.sessions), kind="stable")
-            batches = np.array_split(order, -(-s.sessions // s.batch_size))
-            for at in generator.permutation(len(batches)):
-                loss = loss_of(self.network, sessions.take(batches[at]), s.purchase_weight)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), s.max_grad_norm)
-                self.optimizer.step()
-                losses.append(loss.item())
+
+            def loss(at: np.ndarray, sessions: LabelledSessions = sessions) -> Tensor:
+                return loss_of(self.network, sessions.take(at), s.purchase_weight)
+
+            losses += self.descend(sessions, loss, generator)
         if s.replays:
             self.earlier = [*self.earlier, played][-s.kept :]
+        self.note(losses, played)
+
+    def set_rate(self) -> None:
+        """Lower the learning rates linearly from update to update."""
+        s = self.settings
+        left = 1 - (1 - s.final_rate) * self.record["steps"] / max(1, s.updates - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * left
+
+    def descend(
+        self,
+        sessions: LabelledSessions,
+        loss: Callable[[np.ndarray], Tensor],
+        generator: np.random.Generator,
+    ) -> list[float]:
+        """Take a gradient step on each batch of sessions once; return the losses.
+
+        Args:
+            sessions: of one update.
+            loss: called with the indices of some of the sessions (R,) int64.
+            generator: draws the batches and their order.
+        """
+        s, losses = self.settings, []
+        # Sessions of similar length share a batch, so that little of it is padding.
+        order = np.argsort(sessions.lengths + generator.random(s.sessions), kind="stable")
+        batches = np.array_split(order, -(-s.sessions // s.batch_size))
+        for at in generator.permutation(len(batches)):
+            found = loss(batches[at])
+            self.optimizer.zero_grad(set_to_none=True)
+            found.backward()
+            torch.nn.utils.clip_grad_norm_(self.training.parameters(), s.max_grad_norm)
+            self.optimizer.step()
+            losses.append(found.item())
+        return losses
+
+    def note(self, losses: list[float], played: LabelledSessions) -> None:
+        """Record an update."""
         told = self.record
         self.record = told | {
-            "steps": done + 1,
+            "steps": told["steps"] + 1,
             "loss": [*told["loss"], float(np.mean(losses))],
             "reward": [*told["reward"], float(played.value.mean())],
         }
@@ -335,17 +378,20 @@ class ValueTrainer:
         price = max(found, key=lambda margin: found[margin], default=self.margin)
         self.record = self.record | {"price": price, "figures": {str(k): v for k, v in found.items()}}
 
+    def judges(self) -> dict[str, Any]:
+        """Return the users that select, as arguments of :func:`~edgerec_gym.evaluation.play.play`."""
+        return {"users": "learned", "members": self.others}
+
     def _held_out(self, network: ValueNetwork, margin: float) -> float:
-        """Return the mean value of sessions of the members held out."""
+        """Return the mean value of sessions of the judges."""
         found = play(
             ValuePolicy(AGENT, network, margin) if self.track == "joint" else RerankPolicy(AGENT, network),
             env_id=self.track,
             scenario=self.scenario,
-            users="learned",
             sessions=self.settings.select_sessions,
             seed=SELECT // CLI_SEED_STRIDE,
-            members=self.others,
             split="train",
+            **self.judges(),
         )
         return float(found["value"].mean())
 

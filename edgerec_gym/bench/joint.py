@@ -39,6 +39,7 @@ from edgerec_gym.bench.training import (
     VALUES,
     asked,
     collect_logs,
+    every_version,
     run_folder,
     train_missing,
 )
@@ -56,7 +57,7 @@ PARTS = {  # of the agent, by scenario; the first is the re-ranker that ranks he
     "lite": ("dnn", ESAN, UPLIFT),
     "default": ("crban", ESAN, UPLIFT),
 }
-PARTS |= {f"{name}-v2": parts for name, parts in PARTS.items()}
+PARTS = every_version(PARTS)
 JOINT, BLIND = "edgerec", "edgerec-no-page-views"
 SINGLE = (
     "greedy", "device-greedy", "item-greedy", "fixed-slot", "fixed-interval", *RERANKERS, "dpp on dnn",
@@ -236,7 +237,7 @@ FULL = {
         },
     ),
 }  # fmt: skip
-FULL |= {f"{name}-v2": sizes for name, sizes in FULL.items()}
+FULL = every_version(FULL)
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -352,8 +353,7 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
             raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
     return [
         own_entry(name) if is_own(name) else entry(setting.runs, name, seed, setting.scenario)
-        for name in names
-        if not setting.lacks_table(name)
+        for name in setting.playable(names)
         for seed in (range(setting.seeds) if _agents_of(name, setting.scenario) else (None,))
     ]
 

@@ -33,6 +33,7 @@ from edgerec_gym.bench.training import (
     VALUES,
     asked,
     collect_logs,
+    every_version,
     run_folder,
     train_missing,
 )
@@ -156,7 +157,7 @@ FULL = {
         hyper={**BRIEFLY, **REWARDED},
     ),
 }
-FULL |= {f"{name}-v2": sizes for name, sizes in FULL.items()}
+FULL = every_version(FULL)
 
 
 def needed(names: Sequence[str]) -> set[str]:
@@ -213,9 +214,7 @@ def policies() -> tuple[str, ...]:
 def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Return the entries of policies of :data:`POLICIES` or of user policies."""
     found = []
-    for name in names:
-        if setting.lacks_table(name):
-            continue
+    for name in setting.playable(names):
         if is_own(name):
             found.append(own_entry(name))
         elif name == ATTAINABLE:

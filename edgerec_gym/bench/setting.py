@@ -52,10 +52,11 @@ class Setting:
         """Return the entries of these policies, the oracle last, including those whose runs are missing."""
         return list(self.track.code("entries")(self, self.names()))
 
-    def lacks_table(self, name: str) -> bool:
-        """Whether a policy is a baseline that needs an item table, which the scenario does not have."""
+    def playable(self, names: Sequence[str]) -> list[str]:
+        """Return the policies without baselines that need an item table, if the scenario has none."""
         track, columns = track_of(self.track.env_id), Scenario.load(self.scenario).config.item_columns
-        return name in set(baselines_of(track, LIFTS)) - set(baselines_of(track, columns))
+        lacking = set(baselines_of(track, LIFTS)) - set(baselines_of(track, columns))
+        return [name for name in names if name not in lacking]
 
     def run_folders(self) -> list[Path]:
         """Return the folders of the runs that these policies need."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgerec_gym.bench.setting import Setting
 from edgerec_gym.bench.track import Track, find_track, is_own
@@ -16,11 +16,17 @@ from edgerec_gym.logs.logging_policy import DECISIONS
 from edgerec_gym.runs import is_finished
 from edgerec_gym.scenario import Scenario
 
+Value = TypeVar("Value")
 Job = tuple[str, int]  # name of a run, training seed
 VALUES = "distilled-values"  # an agent of several tracks
 QUICK_VALUES = {"updates": 6, "sessions": 64, "select_every": 6, "select_sessions": 100}
 RUNS = {VALUES: "values"}  # folders of runs that are not named like their agent
 TABLE_SEEDS = 1  # seeds of logs that item tables were learned from: 0; agents learn from other sessions
+
+
+def every_version(by_scenario: dict[str, Value]) -> dict[str, Value]:
+    """Return a table by scenario that also holds their second versions, as the scenarios themselves."""
+    return by_scenario | {f"{name}-v2": value for name, value in by_scenario.items()}
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:

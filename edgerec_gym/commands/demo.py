@@ -88,11 +88,8 @@ def run_demo(
     from edgerec_gym.agents.values.train import train
     from edgerec_gym.bench.learning_curve import learning_curve
     from edgerec_gym.bench.shipped import shipped_folder
-    from edgerec_gym.cloud.item_table import ITEM_TABLE
     from edgerec_gym.evaluation.play import REFERENCE, evaluate
     from edgerec_gym.logs.collect import collect
-    from edgerec_gym.logs.item_statistics import learn_items
-    from edgerec_gym.logs.store import LogReader
     from edgerec_gym.pages.replay import write_replay
     from edgerec_gym.pages.report import write_report_page
     from edgerec_gym.pages.session import record_session
@@ -112,8 +109,7 @@ def run_demo(
         return read_object(report / RESULTS, Results, most_bytes=MOST_BYTES)["results"], report
     with console.progress_bar("collect") as progress:
         collect(logs, preset_name=PRESET, sessions=sizes.collect_sessions, seed=seed, progress=progress)
-    if not (logs / ITEM_TABLE).exists():
-        learn_items(LogReader(logs)).save(logs / ITEM_TABLE)
+    _learn_items(logs)
     with console.progress_bar("fit") as progress:
         fit(logs, scenario, seed=seed, ensemble=sizes.ensemble, epochs=sizes.epochs, progress=progress)
     with console.progress_bar("train") as progress:
@@ -172,6 +168,16 @@ def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:
         )
 
 
+def _learn_items(logs: Path) -> None:
+    """Learn the item table of a log unless it is there."""
+    from edgerec_gym.cloud.item_table import ITEM_TABLE
+    from edgerec_gym.logs.item_statistics import learn_items
+    from edgerec_gym.logs.store import LogReader
+
+    if not (logs / ITEM_TABLE).exists():
+        learn_items(LogReader(logs)).save(logs / ITEM_TABLE)
+
+
 def refit_shipped(
     names: list[str] | None,
     *,
@@ -198,10 +204,7 @@ def refit_shipped(
     Returns:
         name -> fidelity figures on held-out sessions.
     """
-    from edgerec_gym.cloud.item_table import ITEM_TABLE
     from edgerec_gym.logs.collect import collect
-    from edgerec_gym.logs.item_statistics import learn_items
-    from edgerec_gym.logs.store import LogReader
     from edgerec_gym.scenario import SHIPPED_FOLDER, SIMULATOR_FILES, Scenario
     from edgerec_gym.simulator.fit import fit
 
@@ -215,8 +218,8 @@ def refit_shipped(
         n = sessions or SHIPPED_SESSIONS[name]
         with console.progress_bar(f"{name}: collect") as progress:
             collect(logs, preset_name=name, sessions=n, seed=seed, progress=progress)
-        if item_table and not (logs / ITEM_TABLE).exists():
-            learn_items(LogReader(logs)).save(logs / ITEM_TABLE)
+        if item_table:
+            _learn_items(logs)
         with console.progress_bar(f"{name}: fit") as progress:
             fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, epochs=epochs, progress=progress)
         for file in SIMULATOR_FILES:

@@ -89,7 +89,7 @@ def train(
             seed=seed,
             resume=resume,
             threads=threads,
-            hyper=_assignments(set_ or []),
+            hyper=assignments(set_ or []),
             progress=progress,
             rules=rules,
             env_id=env_id,
@@ -204,7 +204,7 @@ def export(
     )
 
 
-def _assignments(pairs: list[str]) -> dict[str, Any]:
+def assignments(pairs: list[str]) -> dict[str, Any]:
     """Parse ["gamma=0.9", "critic=plain"] into {"gamma": 0.9, "critic": "plain"}."""
     values: dict[str, Any] = {}
     for pair in pairs:

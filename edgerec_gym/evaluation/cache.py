@@ -29,7 +29,7 @@ from edgerec_gym.compiled.jit import dynamics_digest
 from edgerec_gym.config import SCHEMA_VERSION, SHIFTS
 from edgerec_gym.documents import MOST_BYTES, OpenDocument, read_object
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.intervals import Interval
+from edgerec_gym.evaluation.intervals import Interval, interval_text
 from edgerec_gym.evaluation.play import Sessions, Times, play
 from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.policy import Policy
@@ -333,11 +333,7 @@ def _cell(item: dict[str, Any] | None, form: str) -> str:
     assert item is not None
     number = form.removesuffix(" 95%")
     text = f"{item['mean']:{number}}"
-    return (
-        text
-        if number == form or not _is_number(item, "low")
-        else f"{text} [{item['low']:{number}}, {item['high']:{number}}]"
-    )
+    return text if number == form or not _is_number(item, "low") else interval_text(item, number)
 
 
 def _is_number(item: dict[str, Any] | None, key: str) -> bool:

@@ -14,6 +14,11 @@ Interval = dict[str, float]
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
+def interval_text(interval: Interval, form: str) -> str:
+    """Return an interval as "mean [low, high]", each number in a format such as ".3f"."""
+    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
 def bootstrap(columns: np.ndarray, statistic: Statistic, *, seed: int = 0) -> Interval:
     """Return a 95 % percentile bootstrap interval over sessions.
 

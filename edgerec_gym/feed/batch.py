@@ -254,6 +254,12 @@ class FeedBatch:
         self.outcomes = {name: read_only(values) for name, values in outcomes.items()}
         self._living.add(self)
 
+    @property
+    def item_table(self) -> np.ndarray:
+        """The catalogue's item columns, (n, C) float32."""
+        table: np.ndarray = self._cloud.values.item_columns
+        return table
+
     def __getstate__(self) -> dict[str, Any]:
         names = ["num_envs", "track", "config", "users", "split", "threads", "n_actions"]
         names += ["_workers", "_cloud", "_begun", "_all_begun"]

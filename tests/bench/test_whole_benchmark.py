@@ -165,7 +165,7 @@ def test_every_track_names_its_policies(tmp_path: Path) -> None:
         [setting] = settings_of(Order(tracks=(track.name,), seeds=2), tmp_path)
         entries = setting.entries()
         policies = list(dict.fromkeys(entry.policy for entry in entries))
-        known = [name for name in track.names() if not setting.lacks_table(name)]
+        known = setting.playable(track.names())
         assert len(policies) == len(known) and policies[0] == "keep"
         assert entries[-1].seed is None and not entries[-1].files, "the oracle is the last"
         assert setting.run_folders()
@@ -183,7 +183,7 @@ def test_all_that_quick_plays_is_shipped(track: str, tmp_path: Path) -> None:
     comparison = make_comparison(setting)
     assert not comparison.missing
     assert comparison.entries[0].policy == comparison.keep
-    known = [name for name in TRACKS[track].names() if not setting.lacks_table(name)]
+    known = setting.playable(TRACKS[track].names())
     assert len({entry.policy for entry in comparison.entries}) == len(known)
 
 

@@ -7,20 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.preset_room import measure, settings, variant
+from benchmarks.preset_room import measure, variant
 from benchmarks.values_on_truth import AskedTruth
 from edgerec_gym.agents.values.network import ValueConfig
 from edgerec_gym.agents.values.play import play_labelled
 from edgerec_gym.agents.values.train import make_network
+from edgerec_gym.commands.policies import assignments
 from edgerec_gym.config import preset
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 
 
 def test_a_variant_differs_from_its_preset_as_asked(tmp_path: Path) -> None:
-    world = variant("lite", settings(["satiation=2"]), settings(["interest_decay=0.5"]), tmp_path, 60, 0)
-    feed, users = preset("lite")
-    assert world.synthetic == users.replace(satiation=2.0)
+    users, cloud = assignments(["satiation=2"]), assignments(["interest_decay=0.5"])
+    world = variant("lite", users, cloud, tmp_path, 60, 0)
+    feed, synthetic = preset("lite")
+    assert world.synthetic == synthetic.replace(satiation=2.0)
     assert world.config.cloud == feed.cloud.replace(interest_decay=0.5)
     assert "click_lift" in world.config.item_columns
     found = measure(world, "EdgeFeedRerank-v0", 8, 0)

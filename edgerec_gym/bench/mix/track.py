@@ -35,7 +35,7 @@ from edgerec_gym.bench.rows import (
     values_of,
 )
 from edgerec_gym.bench.setting import Setting
-from edgerec_gym.bench.training import collect_logs, run_folder, train_missing
+from edgerec_gym.bench.training import collect_logs, every_version, run_folder, train_missing
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.documents import read_document
 from edgerec_gym.errors import InputError
@@ -116,7 +116,7 @@ FULL = {
     "lite": Sizes(12_000, 24_000, 10_000, 2000, 1000, {"esan": {"epochs": 6}, TUNED: {"updates": 60}}),
     "default": Sizes(16_000, 32_000, 10_000, 2000, 1000, {"esan": {"epochs": 6, "per_session": 4}}),
 }
-FULL |= {f"{name}-v2": sizes for name, sizes in FULL.items()}
+FULL = every_version(FULL)
 
 
 def train(setting: Setting, names: Sequence[str], workers: int, progress: Progress | None) -> None:

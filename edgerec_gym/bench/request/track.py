@@ -45,7 +45,7 @@ from edgerec_gym.bench.request.policies import (
 from edgerec_gym.bench.request.rows import audit_rows, fleet_rows, quality_rows
 from edgerec_gym.bench.setting import Setting, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
-from edgerec_gym.bench.training import collect_logs, run_folder, train_missing
+from edgerec_gym.bench.training import collect_logs, every_version, run_folder, train_missing
 from edgerec_gym.documents import Document, read_document
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played
@@ -104,7 +104,7 @@ QUICK = Sizes(
     waiting_rates=(0.02, 0.04),
     hyper={agent: {"behaviour": 4, "epochs": 2} for agent in ESTIMATORS},
 )
-FULL = {"lite": Sizes(), "lite-v2": Sizes()}
+FULL = every_version({"lite": Sizes()})
 
 
 def _train_one(out: str, scenario: str, agent: str, seed: int, sizes: Sizes) -> None:

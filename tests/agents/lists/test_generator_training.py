@@ -21,25 +21,19 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.rerank.reranker import RerankerConfig, RerankPolicy
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.slate_env import EdgeFeedSlateVectorEnv
+from tests.small_generators import COMMON, same, train_start
 from tests.small_pools import stir
 
 QUICK: dict[str, Any] = {"updates": 4, "batch_size": 8, "samples": 2, "checkpoint_every": 2}
-COMMON: dict[str, Any] = {"seed": 0, "resume": True, "threads": 1}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log, an evaluator, and a generator that has learned from clicks."""
-    folder = tmp_path_factory.mktemp("runs")
-    collect(folder / "logs", preset_name="lite", sessions=150, seed=1)
-    for agent in ("evaluator", "pointer"):
-        hyper = {"epochs": 1, "hidden": 8}
-        train_agent(agent, folder / agent, logs=folder / "logs", hyper=hyper, **COMMON)
-    return folder
+    return train_start(tmp_path_factory.mktemp("runs"))
 
 
 def train(runs: Path, agent: str, out: Path, **hyper: Any) -> dict[str, Any]:
@@ -54,11 +48,6 @@ def train(runs: Path, agent: str, out: Path, **hyper: Any) -> dict[str, Any]:
         users="synthetic",
         **COMMON,
     )
-
-
-def same(a: Path, b: Path) -> bool:
-    first, second = load_file(a / "policy.safetensors"), load_file(b / "policy.safetensors")
-    return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("agent", AGENTS)

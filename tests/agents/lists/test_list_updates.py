@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 from small_rerankers import build
 from torch import Tensor
 
@@ -44,9 +43,9 @@ from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.rerank.reranker import RerankerConfig, pool_present
 from edgerec_gym.agents.rerank.train import load_reranker
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
+from tests.small_generators import COMMON, same, train_start
 from tests.small_pools import all_lists, moments, stir
 
 ROWS = [3, 8, 9]
@@ -284,18 +283,12 @@ def test_learns_the_best_order(update: Any) -> None:
 # --- training ----------------------------------------------------------------------------------------------
 
 QUICK: dict[str, Any] = {"updates": 4, "batch_size": 8, "samples": 4, "checkpoint_every": 2}
-COMMON: dict[str, Any] = {"seed": 0, "resume": True, "threads": 1}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log, an evaluator, and a generator that has learned from clicks."""
-    folder = tmp_path_factory.mktemp("runs")
-    collect(folder / "logs", preset_name="lite", sessions=150, seed=1)
-    for agent in ("evaluator", "pointer"):
-        hyper = {"epochs": 1, "hidden": 8}
-        train_agent(agent, folder / agent, logs=folder / "logs", hyper=hyper, **COMMON)
-    return folder
+    return train_start(tmp_path_factory.mktemp("runs"))
 
 
 def train(runs: Path, out: Path, agent: str = "pointer-evaluator", **hyper: Any) -> dict[str, Any]:
@@ -303,11 +296,6 @@ def train(runs: Path, out: Path, agent: str = "pointer-evaluator", **hyper: Any)
     place = {"scenario": "lite", "users": "synthetic"}
     hyper = QUICK | hyper
     return train_agent(agent, out, logs=runs / "logs", based_on=based_on, hyper=hyper, **COMMON, **place)
-
-
-def same(a: Path, b: Path) -> bool:
-    first, second = load_file(a / "policy.safetensors"), load_file(b / "policy.safetensors")
-    return first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("update", UPDATES)

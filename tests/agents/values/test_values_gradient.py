@@ -11,15 +11,15 @@ import torch
 from safetensors.numpy import load_file
 
 from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.learning.rollouts import discounted
 from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.values import gradient
 from edgerec_gym.agents.values.gradient import (
     AGENT,
     GradientConfig,
     GradientTrainer,
-    discounted,
+    against_copies,
     generalised,
-    leave_one_out,
 )
 from edgerec_gym.agents.values.play import play_labelled, session_states
 from edgerec_gym.agents.values.teacher import AskedUsers
@@ -55,17 +55,17 @@ def train(out: Path, warm: Path, **hyper: Any) -> dict[str, Any]:
 
 def test_returns_and_advantages_of_a_small_case() -> None:
     earned = np.array([[1.0, 2.0, 4.0]])
-    assert discounted(earned, 0.5).tolist() == [[3.0, 4.0, 4.0]]
+    assert discounted(earned, 0.5)[:, :-1].tolist() == [[3.0, 4.0, 4.0]]
     expected = np.array([[2.0, 1.0, 0.0]])
     # Errors 1 + .5 - 2, 2 + 0 - 1 and 4, summed with the weight .5 x .5.
     assert np.allclose(generalised(earned, expected, 0.5, 0.5), [[-0.5 + 0.25 * 2.0, 2.0, 4.0]])
-    assert np.allclose(generalised(earned, expected, 0.5, 1.0), discounted(earned, 0.5) - expected)
+    assert np.allclose(generalised(earned, expected, 0.5, 1.0), discounted(earned, 0.5)[:, :-1] - expected)
 
 
 def test_copies_are_compared_with_each_other_only() -> None:
     returns = np.array([[1.0], [3.0], [5.0], [10.0], [20.0]])
-    assert leave_one_out(returns, 3).tolist() == [[-3.0], [0.0], [3.0], [-10.0], [10.0]]
-    assert leave_one_out(returns, 2)[-1].tolist() == [0.0]
+    assert against_copies(returns, 3).tolist() == [[-3.0], [0.0], [3.0], [-10.0], [10.0]]
+    assert against_copies(returns, 2)[-1].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("track", ["rerank", "joint"])
