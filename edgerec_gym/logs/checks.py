@@ -12,7 +12,7 @@ from edgerec_gym.answers import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.schema import SCHEMA, VERSION_KEY
+from edgerec_gym.logs.schema import OPTIONAL, SCHEMA, VERSION_KEY, log_schema
 
 TOLERANCE = 1e-6  # allows for float32 rounding at the ends of a range
 WHOLE_NUMBERS = 2**31 - 1
@@ -23,7 +23,7 @@ def check_schema(schema: pa.Schema, where: Path) -> None:
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     if version != str(SCHEMA_VERSION):
         raise InputError(f"{where} has log schema version {version}; supported: {SCHEMA_VERSION}")
-    for field in SCHEMA:
+    for field in log_schema(schema.names):
         if field.name not in schema.names:
             raise InputError(f"{where}: missing column {field.name!r}")
         if schema.names.count(field.name) > 1:
@@ -39,11 +39,12 @@ def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
     for name in SCHEMA.names:
         if name not in names:
             raise InputError(f"{where}: missing column {name!r}")
+    schema = log_schema(names)
     for name in names:
-        if name not in SCHEMA.names:
+        if name not in schema.names:
             raise InputError(f"{where}: unknown column {name!r}; columns are {', '.join(SCHEMA.names)}")
     columns = []
-    for field in SCHEMA:
+    for field in schema:
         try:
             values = table[field.name]
             if isinstance(values, (pa.Array, pa.ChunkedArray)):
@@ -54,7 +55,7 @@ def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
             message = str(error).splitlines()[0]
             raise InputError(f"{where}: column {field.name!r} must be {field.type}: {message}") from None
     try:
-        return pa.Table.from_arrays(columns, schema=SCHEMA)
+        return pa.Table.from_arrays(columns, schema=schema)
     except pa.ArrowInvalid as error:
         raise InputError(f"{where}: columns differ in length: {error}") from None
 
@@ -74,7 +75,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     """
     place = _Place(where, first_row)
     for name in table.column_names:
-        if not SCHEMA.field(name).nullable and table[name].null_count:
+        if name not in OPTIONAL and not SCHEMA.field(name).nullable and table[name].null_count:
             place.fail(np.flatnonzero(table[name].is_null().to_numpy())[0], f"{name} is empty")
     _check_sessions(table, place)
     numbers = {
@@ -103,6 +104,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
         "user_features": (config.n_user_features, -1, 1),
         "exposure_actions": (N_EXPOSURE_ACTIONS, 0, 1),
         "page_view_actions": (N_PAGE_VIEW_ACTIONS, 0, 1),
+        "item_columns": (len(config.item_columns), -1, 1),
     }
     for name, (size, low, high) in lists.items():
         if name in table.column_names:

@@ -153,7 +153,7 @@ def log_batch(
         live = ~done
         step: dict[str, Any] = {"live": live, "candidates": [None] * size, "cards": [None] * size}
         for row in np.flatnonzero(live & (a.page_age == 0)):
-            step["candidates"][row] = a.pool_items[row].tolist()
+            step["candidates"][row] = a.pool_items[row][a.pool_items[row] >= 0].tolist()
             step["cards"][row] = a.card_items[row][a.card_items[row] >= 0].tolist()
         step["page"], step["page_age"] = a.page.copy(), a.page_age.copy()
         step["page_requested"] = a.page_requested > 0

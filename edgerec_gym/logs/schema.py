@@ -9,6 +9,8 @@ and `part-00000.parquet`, `part-00001.parquet`, ... Sessions never span parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 
@@ -52,6 +54,20 @@ SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
+
+# Columns that a log has only if its feed declares what they hold; null or absent elsewhere.
+OPTIONAL = {
+    "item_columns": pa.field("item_columns", pa.list_(pa.float32())),  # config.item_columns, as shipped
+}
+
+
+def log_schema(names: Iterable[str]) -> pa.Schema:
+    """Return :data:`SCHEMA`, with the optional columns that are among the names."""
+    schema = SCHEMA
+    for name, field in OPTIONAL.items():
+        if name in names:
+            schema = schema.append(field)
+    return schema
 
 
 def list_column(values: np.ndarray, present: np.ndarray) -> pa.Array:
