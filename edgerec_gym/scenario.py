@@ -124,6 +124,12 @@ class Scenario:
             raise InputError(f"scenario {self.name!r} was fitted on real logs and has no synthetic users")
         return replace(self, synthetic=self.synthetic.shifted(shift))
 
+    def weakness(self) -> str:
+        """Return what `edgerec fit` found weak in rollouts of the learned users; "" if nothing."""
+        found = self.fidelity.get("rollouts")
+        texts = found.get("weak") if isinstance(found, dict) else None
+        return "; ".join(map(str, texts)) if isinstance(texts, list) else ""
+
     def save(self, folder: str | Path) -> None:
         """Write the catalogue, then scenario.json; the folder must already hold the simulator files."""
         folder = make_folder(folder)

@@ -202,10 +202,10 @@ def _offer(feed, cloud, row, entry):
 
 @kernel
 def _write_entry(feed, cloud, row, at, entry):
-    """Write the item features of a logged entry: today's embedding, the other values as they were."""
+    """Write the features of a logged entry: its embedding if it was known, other values as they were."""
     d, item = feed.n_embedding, cloud.entry_items[entry]
     for k in range(d):
-        feed.observation[row, at + k] = cloud.items[item, k]
+        feed.observation[row, at + k] = cloud.items[item, k] if cloud.entry_known[entry] else 0.0
     for k in range(cloud.entry_values.shape[1]):
         feed.observation[row, at + d + k] = cloud.entry_values[entry, k]
 

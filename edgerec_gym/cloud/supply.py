@@ -43,6 +43,7 @@ class Supply:
         first_page: (V + 1,) int64, first page of each visit; each has at least one.
         first_entry: (G + 1,) int64, first entry of each page; each has at least one.
         item: (E,) int32, rows of the catalogue.
+        known: (E,) bool, whether the item's embedding was known at that time.
         values: (E, 4 + C) float32, price level, base ctr, base cvr and freshness in 0..1, item columns in
             -1..1, as shipped with the page.
         held_out: visits from this one on are of the held-out period.
@@ -55,6 +56,7 @@ class Supply:
     first_page: np.ndarray
     first_entry: np.ndarray
     item: np.ndarray
+    known: np.ndarray
     values: np.ndarray
     held_out: int
 
@@ -66,6 +68,7 @@ class Supply:
             ("day", visits, 0, 2**31 - 1),
             ("slots", visits, 0, 2**31 - 1),
             ("item", entries, 0, 2**31 - 1),
+            ("known", entries, 0, 1),
             ("values", entries, -1, 1),
         ):
             found = getattr(self, name)
@@ -139,6 +142,7 @@ KINDS: dict[str, tuple[type, tuple[int | None, ...]]] = {
     "first_page": (np.int64, (None,)),
     "first_entry": (np.int64, (None,)),
     "item": (np.int32, (None,)),
+    "known": (np.bool_, (None,)),
     "values": (np.float32, (None, None)),
     "held_out": (np.int64, (1,)),
 }

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.cloud.supply import Supply
-from edgerec_gym.compiled.arrays import Float32Matrix, Int32Vector, Int64Matrix, Int64Vector
+from edgerec_gym.compiled.arrays import BoolVector, Float32Matrix, Int32Vector, Int64Matrix, Int64Vector
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.compiled.selection import Ranking, make_ranking
 from edgerec_gym.config import SUPPLIES, SYNC_MODES, FeedConfig
@@ -40,6 +40,7 @@ class CloudArrays(NamedTuple):
     day_entries: Int64Matrix  # (V, 2), entries of the visit's day
     page_entries: Int64Vector  # (G + 1,), first entry
     entry_items: Int32Vector  # (E,), rows of the catalogue
+    entry_known: BoolVector  # (E,), whether the embedding was known
     entry_values: Float32Matrix  # (E, 4 + C), scalars and item columns as shipped
     sync: int
     sync_period: int
@@ -138,6 +139,7 @@ def _supply_arrays(supply: Supply | None) -> dict[str, Any]:
             day_entries=np.zeros((0, 2), np.int64),
             page_entries=np.zeros(0, np.int64),
             entry_items=np.zeros(0, np.int32),
+            entry_known=np.zeros(0, np.bool_),
             entry_values=np.zeros((0, 0), np.float32),
         )
     return dict(
@@ -147,6 +149,7 @@ def _supply_arrays(supply: Supply | None) -> dict[str, Any]:
         day_entries=supply.day_entries(),
         page_entries=supply.first_entry,
         entry_items=supply.item,
+        entry_known=supply.known,
         entry_values=supply.values,
     )
 

@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgerec_gym import interrupts
 from edgerec_gym.evaluation.report import tables
 from edgerec_gym.files import json_ready
+
+if TYPE_CHECKING:
+    from edgerec_gym.scenario import Scenario
 
 WIDE = 160  # characters
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
@@ -60,6 +63,12 @@ def print_nested(values: dict[str, Any], indent: int = 0) -> None:
 def note(text: str) -> None:
     """Print one line on stderr."""
     print(text, file=sys.stderr)
+
+
+def note_weakness(scenario: Scenario) -> None:
+    """Print one line on stderr if the scenario's learned users are known to be weak."""
+    if text := scenario.weakness():
+        note(f"note: the users of scenario {scenario.name!r} are weak: {text}")
 
 
 @contextmanager

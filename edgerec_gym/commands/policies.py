@@ -77,6 +77,10 @@ def train(
 
     An agent ignores options that it does not take.
     """
+    if users == "learned":
+        from edgerec_gym.scenario import Scenario
+
+        console.note_weakness(Scenario.load(scenario))
     with (
         console.interruptible(f"checkpoints in {out} are kept; the same command resumes"),
         console.progress_bar("train") as progress,
@@ -159,6 +163,8 @@ def evaluate(
     if out is not None:  # fail before the work starts
         require_matplotlib()
         make_folder(out)
+    if "learned" in users:
+        console.note_weakness(loaded)
     found = find_policies(names, env_id, loaded, users[0], seed)
     with console.interruptible("nothing is kept"), console.progress_bar("evaluate") as progress:
         results = evaluate(

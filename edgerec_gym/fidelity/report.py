@@ -253,7 +253,7 @@ def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]
             [what, number(f["log"], ".4f"), number(f["simulated"], ".4f"),
              f"{f['difference']:+.1%} [{f['low']:+.1%}, {f['high']:+.1%}]", flag(f["weak"])]
             for what, f in (("slot: clicks", offer["click_rate"]), ("session: slots", offer["length"]))
-        ] + [["items shown", "", "", f"{offer['items']['distance']:.3f} (chance {offer['items']['floor']:.3f})",
+        ] + [["items shown", "", "", f"{offer['items']['distance']:.3f} of {offer['items']['floor']:.3f}",
               flag(offer["items"]["weak"])]],
     )  # fmt: skip
     if report["interventions"]:

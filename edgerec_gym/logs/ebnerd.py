@@ -63,16 +63,18 @@ PROFILE = (
     "single sign-on: no -1, unknown 0, yes 1",
 )
 KNOWN_CATEGORIES, UNKNOWN_CATEGORIES = 6, 14
-# The cloud ranks by popularity (base_ctr) alone and probes every category.
+# Pages are the logged ones; else the cloud ranks by popularity (base_ctr) alone and probes every category.
 FEED = FeedConfig(
     page_size=10,
-    pool_size=30,
+    pool_size=100,
+    lookahead=0,
     n_cards=4,
     exposure_history=20,
     page_view_history=10,
     max_slots=100,
     profile_size=len(PROFILE),
     cloud=CloudConfig(
+        supply="logged",
         long_term_weight=0.0,
         recent_weight=0.0,
         probed_categories=KNOWN_CATEGORIES + UNKNOWN_CATEGORIES,

@@ -57,6 +57,7 @@ SCHEMA = pa.schema(
 
 # Columns that a log has only if its feed declares what they hold; null or absent elsewhere.
 OPTIONAL = {
+    "embedding_known": pa.field("embedding_known", pa.bool_()),  # the embedding was known at that time
     "item_columns": pa.field("item_columns", pa.list_(pa.float32())),  # config.item_columns, as shipped
 }
 

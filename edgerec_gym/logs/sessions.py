@@ -41,10 +41,10 @@ SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
 COLUMNS = [
     "session", "hour", "slot", "item", "page", "page_age", "page_requested", "user_features",
     *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave", "day",
-    "item_columns",
+    "item_columns", "embedding_known",
 ]  # fmt: skip
 PER_SESSION = ("answered", "session", "day", "user")  # fields of LoggedSessions
-PER_SLOT = ("item", "scalars", "columns", "page", "context", "summary", "actions")
+PER_SLOT = ("item", "scalars", "columns", "known", "page", "context", "summary", "actions")
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
 HELD_OUT_SHARE = 7  # one day in 7 is held out, the last ones; if there is only one day, one session in 7
 STOPPING_SHARE = 10  # one in 10 of the other sessions decides when to stop and is not trained on
@@ -69,6 +69,7 @@ class LoggedSessions:
         item: (P,) int32.
         scalars: (P, 4) float32.
         columns: (P, C) float32, item columns as shipped with the page; C = 0 if those of the catalogue hold.
+        known: (P,) bool, whether the item's embedding was known when its page was shown.
         page: (P,) int32.
         context: (P, 8) float32, columns of answers.py.
         summary: (P, 5) float32, of each slot's page (answers.py).
@@ -85,6 +86,7 @@ class LoggedSessions:
     item: np.ndarray
     scalars: np.ndarray
     columns: np.ndarray
+    known: np.ndarray
     page: np.ndarray
     context: np.ndarray
     summary: np.ndarray
@@ -132,6 +134,7 @@ class LoggedSessions:
             item=table["item"].to_numpy().astype(np.int32),
             scalars=scalars,
             columns=_item_columns(table, catalog),
+            known=_known(table),
             page=page,
             context=_context(table, starts, row_session, actions[:, CLICK], config),
             summary=_page_summary(scalars, page, row_session, config),
@@ -178,7 +181,8 @@ class LoggedSessions:
         session = self.session[self.session_of(rows)]
         columns = self.columns[rows] if self.columns.shape[1] else catalog.columns_of(item, session)
         types = np.eye(self.n_types, dtype=np.float32)[catalog.card_type[item]]
-        return np.concatenate([catalog.embeddings[item], self.scalars[rows], columns, types], axis=-1)
+        embeddings = catalog.embeddings[item] * self.known[rows][..., None]
+        return np.concatenate([embeddings, self.scalars[rows], columns, types], axis=-1)
 
     def session_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the index of the session of each slot (...), (...) int64."""
@@ -204,6 +208,15 @@ def _item_columns(table: pa.Table, catalog: Catalog) -> np.ndarray:
     if name not in table.column_names or table[name].null_count == table.num_rows:
         return np.zeros((table.num_rows, 0), np.float32)
     return _lists(table, name, catalog.columns.shape[1])
+
+
+def _known(table: pa.Table) -> np.ndarray:
+    """Return whether the items' embeddings were known, (P,) bool; all were in a log that does not tell."""
+    name = "embedding_known"
+    if name not in table.column_names:
+        return np.ones(table.num_rows, np.bool_)
+    known: np.ndarray = table[name].fill_null(True).to_numpy()
+    return known
 
 
 def _flags(table: pa.Table, name: str) -> np.ndarray:

@@ -230,7 +230,7 @@ class LogReader:
         self.catalog = Catalog.load(
             self.folder / "catalog.parquet", config.embedding_size, config.item_columns
         )
-        self._optional = ["item_columns"] if config.item_columns else []
+        self._optional = self._shipped_columns()
         if os.path.lexists(self.folder / ITEM_TABLE):
             if config.item_columns:
                 raise InputError(
@@ -241,6 +241,13 @@ class LogReader:
             self.config = config.replace(item_columns=table.names)
             self.catalog = self.catalog.with_table(table.columns, table.folds)
         self._totals: tuple[int, int] | None = None
+
+    def _shipped_columns(self) -> list[str]:
+        """Return the optional columns that the log's first part has."""
+        if not self.paths:
+            return []
+        with pq.ParquetFile(self.paths[0]) as file:
+            return [name for name in OPTIONAL if name in file.schema_arrow.names]
 
     @property
     def sessions(self) -> int:

@@ -32,7 +32,7 @@ from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path, one_writer
-from edgerec_gym.logs.ebnerd_features import unit_length
+from edgerec_gym.logs.ebnerd_features import MIN_READERS, unit_length
 from edgerec_gym.logs.looking_back import HOUR
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
@@ -280,6 +280,9 @@ def _part(
         answers["leave"] = pa.array(rows["leave"].to_numpy(), mask=~seen)
     first_hour = rows["page_start"].to_numpy().astype(np.int64) // HOUR
     shipped = derived.of_rows(rows, item, first_hour)
+    # An embedding derived from clicks exists because of them, so it is hidden until enough were made.
+    clicks = survey.sums.before(("clicks",), item, day)[:, 0]
+    known = np.full(n, True) if table.embedding_size else clicks >= MIN_READERS
     ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else survey.sums.click_rate(item, day)
     return answers | {
         "session": first_session + rows["session"].to_numpy(),
@@ -296,6 +299,7 @@ def _part(
         "candidates": nothing,  # the table does not hold the other candidates
         "cards": nothing,
         "user_features": _user_features(rows, day, slot == 0, survey, catalog.embeddings[place], derived),
+        "embedding_known": known,
         "item_columns": list_column(shipped, np.ones(n, np.bool_)),
         "price_level": price_level(rows["price"].to_numpy(), highest) if columns.price else np.zeros(n),
         "base_ctr": ctr,

@@ -58,6 +58,7 @@ def sample_visits(reader: LogReader, held_out_from: int | None, seed: int) -> Su
         first_page=np.searchsorted(page_owner, np.arange(len(sessions) + 1)).astype(np.int64),
         first_entry=np.append(np.flatnonzero(np.diff(page, prepend=-1)), len(page)).astype(np.int64),
         item=sessions.item[kept],
+        known=sessions.known[kept],
         values=np.concatenate([sessions.scalars, columns], axis=1)[kept],
         held_out=len(periods[0]),
     )
