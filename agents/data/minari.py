@@ -130,7 +130,9 @@ def environment_spec(reader: LogReader, track: str, scenario: str | None = None)
     }
     if reader.provenance.get("source") == "learned":
         spec.kwargs["users"] = "learned"
-    spec.kwargs |= {key: value for key, value in logged.items() if value != plain[key]}
+    for key in {**logged, **plain}:
+        if logged.get(key) != plain.get(key):  # fields at their default may be left out
+            spec.kwargs[key] = logged.get(key, getattr(reader.config, key))
     return spec
 
 

@@ -61,8 +61,8 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
     """
     config, other = scenario.config.to_dict(), reader.config.to_dict()
     for name, value in config.items():
-        if other[name] != value:
-            raise InputError(f"{reader.folder}: {name} is {other[name]!r}, but {value!r} in the scenario")
+        if other.get(name) != value:
+            raise InputError(f"{reader.folder}: {name} is {other.get(name)!r}, but {value!r} in the scenario")
     if not np.array_equal(scenario.catalog.embeddings, reader.catalog.embeddings):
         raise InputError(f"{reader.folder}: its catalogue differs from the scenario's")
     days, keep = None, None

@@ -12,18 +12,18 @@ from edgerec_gym.answers import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.schema import SCHEMA, VERSION_KEY
+from edgerec_gym.logs.schema import VERSION_KEY, log_schema
 
 TOLERANCE = 1e-6  # allows for float32 rounding at the ends of a range
 WHOLE_NUMBERS = 2**31 - 1
 
 
-def check_schema(schema: pa.Schema, where: Path) -> None:
-    """Check the schema version, the column names and their types against :data:`SCHEMA`."""
+def check_schema(schema: pa.Schema, where: Path, config: FeedConfig) -> None:
+    """Check the schema version, the column names and their types against those of the feed's logs."""
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     if version != str(SCHEMA_VERSION):
         raise InputError(f"{where} has log schema version {version}; supported: {SCHEMA_VERSION}")
-    for field in SCHEMA:
+    for field in log_schema(config):
         if field.name not in schema.names:
             raise InputError(f"{where}: missing column {field.name!r}")
         if schema.names.count(field.name) > 1:
@@ -33,17 +33,17 @@ def check_schema(schema: pa.Schema, where: Path) -> None:
             raise InputError(f"{where}: column {field.name!r} has type {found}; it must be {field.type}")
 
 
-def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
+def as_log_table(table: pa.Table | dict[str, Any], where: Path, config: FeedConfig) -> pa.Table:
     """Return the columns in schema order and types; InputError names a missing or wrong column."""
-    names = list(table) if isinstance(table, dict) else table.column_names
-    for name in SCHEMA.names:
+    names, schema = list(table) if isinstance(table, dict) else table.column_names, log_schema(config)
+    for name in schema.names:
         if name not in names:
             raise InputError(f"{where}: missing column {name!r}")
     for name in names:
-        if name not in SCHEMA.names:
-            raise InputError(f"{where}: unknown column {name!r}; columns are {', '.join(SCHEMA.names)}")
+        if name not in schema.names:
+            raise InputError(f"{where}: unknown column {name!r}; columns are {', '.join(schema.names)}")
     columns = []
-    for field in SCHEMA:
+    for field in schema:
         try:
             values = table[field.name]
             if isinstance(values, (pa.Array, pa.ChunkedArray)):
@@ -54,7 +54,7 @@ def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
             message = str(error).splitlines()[0]
             raise InputError(f"{where}: column {field.name!r} must be {field.type}: {message}") from None
     try:
-        return pa.Table.from_arrays(columns, schema=SCHEMA)
+        return pa.Table.from_arrays(columns, schema=schema)
     except pa.ArrowInvalid as error:
         raise InputError(f"{where}: columns differ in length: {error}") from None
 
@@ -63,7 +63,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     """Check the values of the columns that are present; `session` and `slot` must be.
 
     Args:
-        table: whole sessions, with any subset of the columns of :data:`SCHEMA`.
+        table: whole sessions, with any subset of the columns of the feed's logs.
         where: the file, for the message.
         first_row: row of the file at which the table starts.
         config: gives the numbers of user features, card types and actions.
@@ -74,7 +74,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     """
     place = _Place(where, first_row)
     for name in table.column_names:
-        if not SCHEMA.field(name).nullable and table[name].null_count:
+        if not log_schema(config).field(name).nullable and table[name].null_count:
             place.fail(np.flatnonzero(table[name].is_null().to_numpy())[0], f"{name} is empty")
     _check_sessions(table, place)
     numbers = {
@@ -103,6 +103,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
         "user_features": (config.n_user_features, -1, 1),
         "exposure_actions": (N_EXPOSURE_ACTIONS, 0, 1),
         "page_view_actions": (N_PAGE_VIEW_ACTIONS, 0, 1),
+        "responses": (config.n_responses, 0, 1),
     }
     for name, (size, low, high) in lists.items():
         if name in table.column_names:
@@ -118,6 +119,10 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
         unknown = table["answered"].to_numpy() & table["click"].is_null().to_numpy()
         for row in np.flatnonzero(unknown)[:1]:
             place.fail(row, "answered, but click is empty")
+    if config.responses and {"answered", "responses"} <= set(table.column_names):
+        unknown = table["answered"].to_numpy() & table["responses"].is_null().to_numpy()
+        for row in np.flatnonzero(unknown)[:1]:
+            place.fail(row, f"answered, but responses is empty; the feed's are {', '.join(config.responses)}")
 
 
 def session_bounds(session: np.ndarray) -> np.ndarray:

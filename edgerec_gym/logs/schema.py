@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.config import SCHEMA_VERSION
+from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 
 VERSION_KEY = b"edgerec_gym.schema_version"
 
@@ -52,6 +52,14 @@ SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
+
+# Only where the feed has named responses: each in 0..1, null where not answered.
+RESPONSES = pa.field("responses", pa.list_(pa.float32()))
+
+
+def log_schema(config: FeedConfig) -> pa.Schema:
+    """Return the schema of a feed's logs: :data:`SCHEMA`, and `responses` if the feed has any."""
+    return SCHEMA.append(RESPONSES) if config.responses else SCHEMA
 
 
 def list_column(values: np.ndarray, present: np.ndarray) -> pa.Array:

@@ -15,6 +15,8 @@ import pyarrow as pa
 from edgerec_gym.answers import (
     CLICK,
     CONTEXT_SIZE,
+    DELETE_REASON,
+    DISLIKED,
     DWELL_BUCKETS,
     HOUR,
     LAST_CLICKED,
@@ -27,12 +29,15 @@ from edgerec_gym.answers import (
     PAGE_REQUESTED,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
+    RESPONSE_SIZE,
     SINCE_PAGE_VIEW,
     SLOT,
+    negative_responses,
 )
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.schema import RESPONSES
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.learned_layout import LEVELS, N_ACTIONS
@@ -43,7 +48,7 @@ COLUMNS = [
     *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave",
 ]  # fmt: skip
 PER_SESSION = ("answered", "session", "user")  # fields of LoggedSessions
-PER_SLOT = ("item", "scalars", "page", "context", "summary", "actions")
+PER_SLOT = ("item", "scalars", "page", "context", "summary", "actions", "responses")
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
 HELD_OUT_SHARE = 7  # one day in 7 is held out, the last ones; if there is only one day, one session in 7
 STOPPING_SHARE = 10  # one in 10 of the other sessions decides when to stop and is not trained on
@@ -70,6 +75,7 @@ class LoggedSessions:
         context: (P, 8) float32, columns of answers.py.
         summary: (P, 5) float32, of each slot's page (answers.py).
         actions: (P, 19) float32 response rows up to `leave`; zero where not answered or unknown.
+        responses: (P, R) float32 named responses in 0..1; zero where not answered or unknown.
     """
 
     catalog: Catalog
@@ -84,6 +90,7 @@ class LoggedSessions:
     context: np.ndarray
     summary: np.ndarray
     actions: np.ndarray
+    responses: np.ndarray
 
     def __len__(self) -> int:
         return len(self.answered)
@@ -114,6 +121,10 @@ class LoggedSessions:
         actions[:, LEAVE] = _flags(table, "leave")
         actions[~answered] = 0
         actions[:] = np.round(actions * (ACTION_LEVELS - 1)) / (ACTION_LEVELS - 1)
+        responses = np.zeros((len(session), config.n_responses), np.float32)
+        if config.responses and RESPONSES.name in table.column_names:
+            responses[:] = _lists(table, RESPONSES.name, config.n_responses)
+            responses[~answered] = 0
         scalars = np.stack([table[c].to_numpy() for c in SCALAR_COLUMNS], 1).astype(np.float32)
         page = table["page"].to_numpy().astype(np.int32)
         return cls(
@@ -129,6 +140,7 @@ class LoggedSessions:
             context=_context(table, starts, row_session, actions[:, CLICK], config),
             summary=_page_summary(scalars, page, row_session, config),
             actions=actions,
+            responses=responses,
         )
 
     @classmethod
@@ -172,6 +184,14 @@ class LoggedSessions:
         types = np.eye(self.n_types, dtype=np.float32)[catalog.card_type[item]]
         columns = catalog.columns_of(item, session)
         return np.concatenate([catalog.embeddings[item], self.scalars[rows], columns, types], axis=-1)
+
+    def exposure_actions(self, config: FeedConfig) -> np.ndarray:
+        """Return e1..e6 and the named responses of each slot as the feed shows them, (P, 6 + R) float32."""
+        values = np.concatenate([self.actions[:, :N_EXPOSURE_ACTIONS], self.responses], axis=1)
+        negative = self.responses[:, negative_responses(config) - RESPONSE_SIZE]
+        disliked = (negative > 0).any(axis=1)
+        values[disliked, DELETE_REASON] = np.maximum(values[disliked, DELETE_REASON], DISLIKED)
+        return values
 
     def session_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the index of the session of each slot (...), (...) int64."""

@@ -25,7 +25,7 @@ from edgerec_gym.documents import MOST_BYTES, OpenDocument, config_from, read_ob
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import atomic_path, json_ready, make_folder, write_json
 from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
-from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.schema import RESPONSES, log_schema
 from edgerec_gym.parquet import check_parquet
 from edgerec_gym.scenario import UNIDENTIFIED
 
@@ -149,7 +149,7 @@ class LogWriter:
         self.parts = len(reader.paths)
 
     def write(self, table: pa.Table | dict[str, Any]) -> None:
-        """Write one part: whole sessions in increasing order, with the columns of :data:`SCHEMA`.
+        """Write one part: whole sessions in increasing order, with the columns of :func:`log_schema`.
 
         Args:
             table: an Arrow table, or a dict of arrays or lists by column name.
@@ -160,7 +160,7 @@ class LogWriter:
         path = self.folder / f"part-{self.parts:05d}.parquet"
         if self.complete:
             raise InputError(f"{self.folder} is complete; choose another folder")
-        part = as_log_table(table, path)
+        part = as_log_table(table, path, self.config)
         if not part.num_rows:
             raise InputError(f"{path}: a part needs at least one row")
         check_rows(part, path, 0, self.config, self.catalog)
@@ -277,7 +277,8 @@ class LogReader:
         """Iterate over tables of whole sessions, in order; everything read is validated.
 
         Args:
-            columns: names from :data:`SCHEMA` to read; None = all.
+            columns: names from :func:`log_schema` to read; None = all. The named responses of the feed, if
+                it has any, come with `click`.
             days: keep the sessions that begin on these days; None = all.
 
         Yields:
@@ -287,15 +288,18 @@ class LogReader:
             InputError: the log is wrong; the message names the file and, if there is one, the first
                 offending row.
         """
-        wanted = list(SCHEMA.names if columns is None else columns)
+        known = log_schema(self.config).names
+        wanted = list(known if columns is None else columns)
         for name in wanted:
-            if name not in SCHEMA.names:
-                raise InputError(f"logs have no column {name!r}; columns are {', '.join(SCHEMA.names)}")
+            if name not in known:
+                raise InputError(f"logs have no column {name!r}; columns are {', '.join(known)}")
+        if "click" in wanted and RESPONSES.name in known and RESPONSES.name not in wanted:
+            wanted.append(RESPONSES.name)
         extra = ["session", "slot"] if days is None else ["session", "slot", "day"]
         needed = list(dict.fromkeys(wanted + extra))
         last: int | None = None
         for path in self.paths:
-            for first_row, table in _whole_sessions(path, needed):
+            for first_row, table in _whole_sessions(path, needed, self.config):
                 check_rows(table, path, first_row, self.config, self.catalog)
                 session = table["session"].to_numpy()
                 if last is not None and session[0] <= last:
@@ -345,12 +349,12 @@ def _part_paths(folder: Path) -> list[Path]:
     return [folder / f"part-{number:05d}.parquet" for number in numbers]
 
 
-def _whole_sessions(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+def _whole_sessions(path: Path, columns: list[str], config: FeedConfig) -> Iterator[tuple[int, pa.Table]]:
     """Read a part by row groups; a session that a row group cuts off is completed from the next one."""
     check_parquet(path, whole=False)
     try:
         with pq.ParquetFile(path) as file:
-            check_schema(file.schema_arrow, path)
+            check_schema(file.schema_arrow, path, config)
             waiting, first_row = file.schema_arrow.empty_table().select(columns), 0
             for group in range(file.num_row_groups):
                 table = pa.concat_tables([waiting, file.read_row_group(group, columns=columns)])

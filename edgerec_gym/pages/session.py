@@ -16,7 +16,7 @@ from edgerec_gym.feed.batch import BEGIN, FeedBatch
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import SLATE, make_feeds, track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.state import NO_ITEM, REWARD_TERMS
+from edgerec_gym.state import NO_ITEM
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 ROW = 0  # of the batch of one
@@ -62,7 +62,7 @@ class SessionRecorder(ScreenRecorder):
     def _slot(self) -> Frame:
         a = self.batch.arrays
         screen = self.screen(ROW)
-        terms = dict(zip(REWARD_TERMS, a.reward_terms[ROW].tolist(), strict=True))
+        terms = dict(zip(self.batch.config.reward_terms, a.reward_terms[ROW].tolist(), strict=True))
         return {
             "card": vars(screen.cards[-1]) | {"answer": None},
             "reward": screen.last_reward,
