@@ -103,7 +103,9 @@ def fidelity_report(
     tell(2, "distributions")
     distributions = compare(log, simulated, loaded, unidentified, seed)
     tell(3, "two-sample test")
-    told_apart = two_sample(log.sessions, simulated.sessions, repeats=repeats, seed=seed)
+    told_apart = two_sample(
+        log.sessions, simulated.sessions, responses=loaded.config.responses, repeats=repeats, seed=seed
+    )
     tell(4, "interventions")
     effects = interventions(log, simulated, loaded.config, randomise, seed) if randomise else None
     tell(5, "")

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from edgerec_gym.answers import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.losses import FLOOR_LEVEL
@@ -17,8 +18,13 @@ from edgerec_gym.simulator.losses import FLOOR_LEVEL
 FOLDS = 5
 
 
-def session_features(sessions: LoggedSessions) -> tuple[np.ndarray, list[str]]:
-    """Return features of sessions, (S, k) float64 (NaN where one does not apply), and their names."""
+def session_features(
+    sessions: LoggedSessions, responses: tuple[str, ...] = ()
+) -> tuple[np.ndarray, list[str]]:
+    """Return features of sessions, (S, k) float64 (NaN where one does not apply), and their names.
+
+    `responses` names the named responses of the feed, whose rates are features.
+    """
     index = np.arange(len(sessions))
     rows = sessions.answered_rows(index)
     owner = np.repeat(index, sessions.answered)
@@ -53,17 +59,25 @@ def session_features(sessions: LoggedSessions) -> tuple[np.ndarray, list[str]]:
     columns |= {f"exposure_{k + 1}": mean(actions[:, k], every) for k in range(1, CLICK)}
     columns |= {f"page_view_{k - PAGE_VIEW + 1}": mean(actions[:, k], click) for k in range(PAGE_VIEW, LEAVE)}
     columns |= {f"clicks_on_type_{k}": total(click * (kind == k)) for k in range(sessions.n_types)}
+    for r, name in enumerate(responses):
+        columns[RESPONSE_PREFIX + name] = mean(sessions.responses[rows, r].astype(np.float64), every)
     return np.column_stack(list(columns.values())), list(columns)
 
 
 def two_sample(
-    log: LoggedSessions, simulated: LoggedSessions, *, repeats: int = 10, seed: int = 0
+    log: LoggedSessions,
+    simulated: LoggedSessions,
+    *,
+    responses: tuple[str, ...] = (),
+    repeats: int = 10,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Return the cross-validated AUC of boosted trees that tell simulated sessions from logged ones.
 
     Args:
         log: logged sessions.
         simulated: simulated sessions, about as many.
+        responses: named responses of the feed.
         repeats: number of random halves of the log that estimate the floor.
         seed: seed of folds, trees and halves.
 
@@ -72,8 +86,8 @@ def two_sample(
         added to 0.5); `weak`, whether the AUC is more than twice as far above 0.5 as the floor; and
         `most_telling`, the three features that separate both best on their own, with their AUC.
     """
-    ours, names = session_features(log)
-    theirs, _ = session_features(simulated)
+    ours, names = session_features(log, responses)
+    theirs, _ = session_features(simulated, responses)
     found = _cross_validated(ours, theirs, seed)
     rng, chance = np.random.default_rng(seed), []
     for _ in range(repeats):

@@ -123,7 +123,10 @@ class SessionRecorder(ScreenRecorder):
     def answers(self) -> list[Frame | None]:
         """Return the user's answer to each card, None if the session ended first."""
         return [
-            None if card.answer is None else vars(card.answer) | {"actions": list(card.answer.actions)}
+            None
+            if card.answer is None
+            else vars(card.answer)
+            | {name: list(getattr(card.answer, name)) for name in ("actions", "responses")}
             for card in self.screen(ROW).cards
         ]
 

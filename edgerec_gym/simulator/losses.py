@@ -206,7 +206,7 @@ def response_figures(probability: np.ndarray, given: np.ndarray) -> dict[str, fl
 
 def cross_entropy(probability: np.ndarray, happened: np.ndarray) -> float:
     """Return the mean log-loss (nats) of probabilities (n,) for outcomes (n,) in 0..1."""
-    p, happened = np.clip(probability, 1e-9, 1 - 1e-9), np.asarray(happened, np.float64)
+    p = np.clip(probability.astype(np.float64), 1e-9, 1 - 1e-9)
     return float(-(happened * np.log(p) + (1 - happened) * np.log(1 - p)).mean())
 
 
