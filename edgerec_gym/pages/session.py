@@ -10,7 +10,7 @@ from edgerec_gym import __version__
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.drawing.colours import category_colours
-from edgerec_gym.drawing.screen import ScreenRecorder
+from edgerec_gym.drawing.screen import Answer, ScreenRecorder
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import BEGIN, FeedBatch
 from edgerec_gym.policy import Policy
@@ -122,13 +122,11 @@ class SessionRecorder(ScreenRecorder):
 
     def answers(self) -> list[Frame | None]:
         """Return the user's answer to each card, None if the session ended first."""
-        return [
-            None
-            if card.answer is None
-            else vars(card.answer)
-            | {name: list(getattr(card.answer, name)) for name in ("actions", "responses")}
-            for card in self.screen(ROW).cards
-        ]
+        return [None if card.answer is None else _listed(card.answer) for card in self.screen(ROW).cards]
+
+
+def _listed(answer: Answer) -> Frame:
+    return vars(answer) | {"actions": list(answer.actions), "responses": list(answer.responses)}
 
 
 def record_session(
