@@ -18,6 +18,7 @@ from edgerec_gym.errors import InputError, shown
 
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
+SUPPLIES = ("catalogue", "daily", "logged")
 PRESETS = ("default", "lite", "default-v2", "lite-v2")
 MOST_TYPES = 100  # card types of a feed
 MOST_COLUMNS = 256  # of the item table
@@ -206,6 +207,7 @@ class CloudConfig(Config):
     The page is ranked by score + `noise` x a standard normal.
     """
 
+    supply: Literal["catalogue", "daily", "logged"] = "catalogue"  # what pages are made of (supply.py)
     sync: Literal["page", "periodic", "incremental"] = "page"  # when behaviour reaches the cloud
     sync_period: int = bounded(20, 1, 10_000)  # slots between uploads with sync="periodic"
     long_term_weight: float = bounded(1.0, 0.0, 50.0)  # logits per unit of cosine
@@ -265,12 +267,13 @@ class FeedConfig(Config):
                 f"got {shown(list(self.item_columns))}"
             )
         self._check_responses()
-        if self.request_latency >= self.page_size:
+        logged = self.cloud.supply == "logged"  # pages as long as the log's, the next one at their end
+        if self.request_latency >= self.page_size and not logged:
             raise InputError(
                 f"FeedConfig.request_latency = {self.request_latency} must be below "
                 f"page_size = {self.page_size}"
             )
-        if self.pool_size < self.page_size + self.request_latency:
+        if self.pool_size < self.page_size + self.request_latency and not logged:
             raise InputError(
                 f"FeedConfig.pool_size = {self.pool_size} could run dry; it must be at least page_size + "
                 f"request_latency = {self.page_size + self.request_latency}"

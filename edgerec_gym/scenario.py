@@ -6,6 +6,7 @@
 | catalog.parquet | the items as the cloud ships them |
 | simulator.onnx | one step of the learned users |
 | simulator.safetensors | the weights of every ensemble member, and the table of session starts |
+| supply.safetensors | of real logs: what was on offer (cloud/supply.py) |
 
 Nothing is pickled. Loading validates every file and names the one that is wrong.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.cloud.supply import SUPPLY_FILE, Supply
 from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig
 from edgerec_gym.documents import MOST_BYTES, Document, check_version, config_from, read_document, read_object
 from edgerec_gym.errors import InputError, shown
@@ -126,6 +128,10 @@ class Scenario:
         """Write the catalogue, then scenario.json; the folder must already hold the simulator files."""
         folder = make_folder(folder)
         self.catalog.save(folder / "catalog.parquet", self.config.item_columns)
+        files = [*SIMULATOR_FILES]
+        if self.catalog.supply is not None:
+            self.catalog.supply.save(folder / SUPPLY_FILE)
+            files.append(SUPPLY_FILE)
         write_json(
             folder / "scenario.json",
             {
@@ -137,7 +143,7 @@ class Scenario:
                 "unidentified": list(self.unidentified),
                 "provenance": self.provenance,
                 "fidelity": self.fidelity,
-                "sha256": {name: _sha256(folder / name) for name in SIMULATOR_FILES},
+                "sha256": {name: _sha256(folder / name) for name in files},
             },
         )
 
@@ -149,13 +155,17 @@ class Scenario:
         for name in SIMULATOR_FILES:
             file = self.path / name
             check_file(file, MOST_BYTES)
-            if _sha256(file) != recorded.get(name):
-                raise InputError(f"{file} is corrupted: its content differs from what scenario.json recorded")
+            _check_recorded(file, recorded)
         return self.path / SIMULATOR_FILES[0], self.path / SIMULATOR_FILES[1]
 
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _check_recorded(file: Path, recorded: dict[str, str]) -> None:
+    if _sha256(file) != recorded.get(file.name):
+        raise InputError(f"{file} is corrupted: its content differs from what scenario.json recorded")
 
 
 @lru_cache(maxsize=16)
@@ -172,6 +182,10 @@ def _load(folder: Path, stamp: int) -> Scenario:
             f"{folder / 'catalog.parquet'}: card_type {catalog.card_type.max()} is not one of the feed's "
             f"0 to {config.n_types - 1}"
         )
+    if SUPPLY_FILE in described.sha256:
+        check_file(folder / SUPPLY_FILE, MOST_BYTES)
+        _check_recorded(folder / SUPPLY_FILE, described.sha256)
+        catalog = catalog.with_supply(Supply.load(folder / SUPPLY_FILE, len(catalog)))
     try:
         return Scenario(
             name=described.name,

@@ -87,7 +87,9 @@ class FeedArrays(NamedTuple):
     wire: Int32Vector  # (B,), slots until the page on the wire arrives; 0 = none
     wire_requested: Int32Vector  # (B,)
     requests: Int32Vector  # (B,), requests by the policy so far
+    visit: Int32Vector  # (B,), the logged visit that the session plays (cloud/supply.py)
     pool_items: Int32Matrix  # (B, N), -1 once used
+    pool_left: Int32Vector  # (B,), candidates of the pool not used
     card_items: Int32Matrix  # (B, M)
     type_count: Int32Matrix  # (B, T), cards placed per type
     type_last: Int32Matrix  # (B, T), slot of the last card of the type; -1 if none
@@ -185,7 +187,9 @@ def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking:
         wire=ints(),
         wire_requested=ints(),
         requests=ints(),
+        visit=ints(),
         pool_items=ints(config.pool_size),
+        pool_left=ints(),
         card_items=ints(config.n_cards),
         type_count=ints(types_),
         type_last=ints(types_),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from edgerec_gym.cloud.supply import VALUES, Supply
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.parquet import check_parquet
@@ -31,6 +32,7 @@ class Catalog:
         columns: (n, C) float32 in -1..1, the item table (:mod:`edgerec_gym.cloud.item_table`); C may be 0.
         folds: (n, K, C) float32, the same learned without the sessions of each fold, to train on the sessions
             that the table was learned from; K = 0 otherwise.
+        supply: what a logged feed had on offer; None where pages come from the catalogue alone.
     """
 
     embeddings: np.ndarray
@@ -40,6 +42,7 @@ class Catalog:
     names: np.ndarray
     columns: np.ndarray = None  # type: ignore[assignment]
     folds: np.ndarray = None  # type: ignore[assignment]
+    supply: Supply | None = None
 
     def __post_init__(self) -> None:
         n = len(self.embeddings)
@@ -99,6 +102,13 @@ class Catalog:
         """Return the catalogue with another item table; InputError if it does not fit."""
         folds = np.zeros((len(self), 0, columns.shape[1]), np.float32) if folds is None else folds
         return replace(self, columns=np.ascontiguousarray(columns, np.float32), folds=folds)
+
+    def with_supply(self, supply: Supply) -> Catalog:
+        """Return the catalogue with what a log had on offer; InputError if it does not fit."""
+        wanted = VALUES + self.columns.shape[1]
+        if supply.values.shape[1] != wanted:
+            raise InputError(f"supply: values has {supply.values.shape[1]} columns; it needs {wanted}")
+        return replace(self, supply=supply)
 
     def columns_of(self, item: np.ndarray, session: np.ndarray) -> np.ndarray:
         """Return the item table as sessions may see it: without what they have told themselves.

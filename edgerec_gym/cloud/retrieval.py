@@ -11,6 +11,13 @@ import math
 
 import numpy as np
 
+from edgerec_gym.cloud.supply import (
+    SUPPLY_CATALOGUE,
+    SUPPLY_DAILY,
+    TRIES,
+    draw_entry,
+    logged_page,
+)
 from edgerec_gym.compiled.jit import kernel, product_kernel, sigmoid
 from edgerec_gym.compiled.random_stream import (
     CARD_NOISE,
@@ -80,10 +87,127 @@ def _match(query, worker, vectors, i, size):
 @kernel
 def build_page(feed, cloud, row, worker):
     """Replace the pool and the cards of a row with a fresh page that repeats no item already shown."""
-    _form_query(feed, cloud, row, worker)
-    found = _scan_groups(feed, cloud, row, worker)
-    _fill_pool(feed, cloud, row, worker, found)
-    _fill_cards(feed, cloud, row, worker)
+    if cloud.supply == SUPPLY_CATALOGUE:
+        _form_query(feed, cloud, row, worker)
+        found = _scan_groups(feed, cloud, row, worker)
+        _fill_pool(feed, cloud, row, worker, found)
+        _fill_cards(feed, cloud, row, worker)
+        return
+    _clear_page(feed, row)
+    if cloud.supply == SUPPLY_DAILY:
+        _draw_page(feed, cloud, row)
+    else:
+        _repeat_page(feed, cloud, row)
+
+
+@kernel
+def _clear_page(feed, row):
+    """Empty the pool, the cards and the summary of the page."""
+    for at in range(feed.pool_at, feed.pool_at + feed.n_pool * feed.n_features):
+        feed.observation[row, at] = 0.0
+    for at in range(feed.cards_at, feed.cards_at + feed.n_cards * (feed.n_features + feed.n_types)):
+        feed.observation[row, at] = 0.0
+    for r in range(feed.n_pool):
+        feed.pool_items[row, r] = NO_ITEM
+    for m in range(feed.n_cards):
+        feed.card_items[row, m] = NO_ITEM
+    feed.pool_left[row] = 0
+
+
+@kernel
+def _repeat_page(feed, cloud, row):
+    """Offer what the visit's next logged page held, in its order."""
+    page = logged_page(cloud, feed.visit[row], feed.page[row])
+    first, end = cloud.page_entries[page], cloud.page_entries[page + 1]
+    for e in range(first, end):
+        _offer(feed, cloud, row, e)
+    _summarise(feed, cloud, row, first, end)
+
+
+@kernel
+def _summarise(feed, cloud, row, first, end):
+    """Write the means of a logged page's cards and its size, as they are read from a log."""
+    n = end - first
+    for k in range(N_MEANS):
+        total = 0.0
+        for e in range(first, end):
+            value = cloud.entry_values[e, k]
+            if k == BASE_LOGIT:
+                value = min(max(value, LEAST_CTR), 1.0 - LEAST_CTR)
+                value = math.log(value / (1.0 - value))
+            total += value
+        feed.page_summary[row, k] = total / n
+    feed.page_summary[row, N_MEANS] = math.log(n / feed.page_size)
+
+
+@kernel
+def _draw_page(feed, cloud, row):
+    """Offer what was shown on the visit's day, each item as often as it was shown."""
+    key, slot = feed.key[row], feed.slot[row]
+    for j in range(TRIES * (feed.n_pool + feed.n_cards)):
+        e = draw_entry(cloud, feed.visit[row], key, slot, j)
+        if not _on_page(feed, row, cloud.entry_items[e]):
+            _offer(feed, cloud, row, e)
+    j = 0
+    while feed.pool_left[row] == 0:  # all were shown in this session before
+        _offer(feed, cloud, row, cloud.day_entries[feed.visit[row], 0] + j)
+        j += 1
+    at, n = feed.pool_at + feed.n_embedding, min(feed.pool_left[row], feed.page_size)
+    for k in range(N_MEANS):
+        total = 0.0
+        for r in range(n):
+            value = feed.observation[row, at + r * feed.n_features + k]
+            if k == BASE_LOGIT:
+                value = min(max(value, LEAST_CTR), 1.0 - LEAST_CTR)
+                value = math.log(value / (1.0 - value))
+            total += value
+        feed.page_summary[row, k] = total / max(n, 1)
+    feed.page_summary[row, N_MEANS] = 0.0
+
+
+@kernel
+def _on_page(feed, row, item):
+    """Whether an item is on the page already or was placed this session."""
+    if was_shown(feed.shown, row, item):
+        return True
+    for r in range(feed.pool_left[row]):
+        if feed.pool_items[row, r] == item:
+            return True
+    return _on_cards(feed, row, feed.n_cards, item)
+
+
+@kernel
+def _offer(feed, cloud, row, entry):
+    """Add a logged entry to the pool, or to the first free row of cards of its type; if full, drop it."""
+    item = cloud.entry_items[entry]
+    card_type = 0
+    while item >= cloud.type_bounds[card_type + 1]:
+        card_type += 1
+    if card_type == 0:
+        r = feed.pool_left[row]
+        if r < feed.n_pool:
+            feed.pool_items[row, r] = item
+            feed.pool_left[row] += 1
+            _write_entry(feed, cloud, row, feed.pool_at + r * feed.n_features, entry)
+        return
+    width = feed.n_features + feed.n_types
+    for m in range(card_type - 1, feed.n_cards, feed.n_types - 1):
+        if feed.card_items[row, m] == NO_ITEM:
+            at = feed.cards_at + m * width
+            feed.card_items[row, m] = item
+            _write_entry(feed, cloud, row, at, entry)
+            feed.observation[row, at + feed.n_features + card_type] = 1.0
+            return
+
+
+@kernel
+def _write_entry(feed, cloud, row, at, entry):
+    """Write the item features of a logged entry: today's embedding, the other values as they were."""
+    d, item = feed.n_embedding, cloud.entry_items[entry]
+    for k in range(d):
+        feed.observation[row, at + k] = cloud.items[item, k]
+    for k in range(cloud.entry_values.shape[1]):
+        feed.observation[row, at + d + k] = cloud.entry_values[entry, k]
 
 
 @kernel
@@ -161,6 +285,7 @@ def _fill_pool(feed, cloud, row, worker, found):
             if r < feed.page_size:
                 _add_to_summary(feed, cloud, row, item, ranking.score[worker, j])
             r += 1
+    feed.pool_left[row] = r
 
 
 @kernel

@@ -10,15 +10,16 @@ of the catalogue.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgerec_gym.cloud.catalog import Catalog
-from edgerec_gym.compiled.arrays import Float32Matrix, Int64Vector
+from edgerec_gym.cloud.supply import Supply
+from edgerec_gym.compiled.arrays import Float32Matrix, Int32Vector, Int64Matrix, Int64Vector
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.compiled.selection import Ranking, make_ranking
-from edgerec_gym.config import SYNC_MODES, FeedConfig
+from edgerec_gym.config import SUPPLIES, SYNC_MODES, FeedConfig
 from edgerec_gym.errors import InputError
 
 SYNC_PAGE, SYNC_PERIODIC, SYNC_INCREMENTAL = range(len(SYNC_MODES))
@@ -32,6 +33,14 @@ class CloudArrays(NamedTuple):
     group_bounds: Int64Vector  # (G + 1,), rows of the catalogue
     centroids: Float32Matrix  # (Gg, d), centroids of the groups of goods
     type_bounds: Int64Vector  # (T + 1,), rows of the catalogue
+    supply: int  # what pages are made of (supply.py); the next arrays are empty without logged visits
+    held_out: int  # first visit of the held-out period
+    visit_slots: Int32Vector  # (V,), answered slots of a visit; 0 = users decide
+    visit_pages: Int64Vector  # (V + 1,), first page
+    day_entries: Int64Matrix  # (V, 2), entries of the visit's day
+    page_entries: Int64Vector  # (G + 1,), first entry
+    entry_items: Int32Vector  # (E,), rows of the catalogue
+    entry_values: Float32Matrix  # (E, 4 + C), scalars and item columns as shipped
     sync: int
     sync_period: int
     long_term_weight: float
@@ -77,9 +86,17 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
             f"catalogue has card_type {catalog.card_type.max()}, "
             f"the feed names only {len(config.card_types)} card types"
         )
+    logged = catalog.supply
+    if logged is None and config.cloud.supply != "catalogue":
+        raise InputError(
+            f"cloud.supply = {config.cloud.supply!r} needs logged visits, which this scenario lacks; "
+            "allowed: 'catalogue'"
+        )
+    if logged is not None:
+        _check_supply(logged, config)
     reachable = int(np.minimum(sizes[:goods], config.cloud.scan_limit).sum())
     needed = config.pool_size + config.max_slots
-    if reachable < needed:
+    if reachable < needed and config.cloud.supply == "catalogue":
         raise InputError(
             f"retrieval reaches {reachable} goods (scan_limit = {config.cloud.scan_limit} in each of {goods} "
             f"categories); pool_size + max_slots = {needed} are needed: use a larger catalogue or scan_limit"
@@ -90,8 +107,47 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
         group_bounds=group_bounds.astype(np.int64),
         centroids=(sums / sizes[:goods, None]).astype(np.float32),
         type_bounds=np.searchsorted(catalog.card_type, np.arange(config.n_types + 1)).astype(np.int64),
+        supply=SUPPLIES.index(config.cloud.supply),
+        **_supply_arrays(logged),
         sync=SYNC_MODES.index(config.cloud.sync),
         **{name: getattr(config.cloud, name) for name in _NUMBERS},
+    )
+
+
+def _check_supply(supply: Supply, config: FeedConfig) -> None:
+    """Raise InputError if visits do not fit the feed: kernels read them by address."""
+    if supply.features.shape[1] != config.n_user_features:
+        raise InputError(
+            f"the logged visits have {supply.features.shape[1]} user features, the feed "
+            f"{config.n_user_features}"
+        )
+    if config.cloud.supply == "logged" and supply.most_entries > config.pool_size:
+        raise InputError(
+            f"pool_size = {config.pool_size} is too small for logged pages of up to {supply.most_entries} "
+            "cards; use at least as many"
+        )
+
+
+def _supply_arrays(supply: Supply | None) -> dict[str, Any]:
+    """Return the fields of CloudArrays about logged visits."""
+    if supply is None:
+        return dict(
+            held_out=0,
+            visit_slots=np.zeros(0, np.int32),
+            visit_pages=np.zeros(0, np.int64),
+            day_entries=np.zeros((0, 2), np.int64),
+            page_entries=np.zeros(0, np.int64),
+            entry_items=np.zeros(0, np.int32),
+            entry_values=np.zeros((0, 0), np.float32),
+        )
+    return dict(
+        held_out=supply.held_out,
+        visit_slots=supply.slots,
+        visit_pages=supply.first_page,
+        day_entries=supply.day_entries(),
+        page_entries=supply.first_entry,
+        entry_items=supply.item,
+        entry_values=supply.values,
     )
 
 

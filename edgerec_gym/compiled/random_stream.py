@@ -100,4 +100,5 @@ def episode_key(split, seed, episode):
     POLICY_DRAW,
     POLICY_ITEM,
     POLICY_SESSION,
-) = range(29)
+    VISIT_PICK,
+) = range(30)

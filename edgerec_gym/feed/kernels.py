@@ -29,6 +29,7 @@ from edgerec_gym.answers import (
     SLOT,
 )
 from edgerec_gym.cloud.retrieval import build_page, mark_shown
+from edgerec_gym.cloud.supply import SUPPLY_CATALOGUE, SUPPLY_LOGGED, draw_visit
 from edgerec_gym.cloud.wire import SYNC_INCREMENTAL, SYNC_PERIODIC, receive, send, upload
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.compiled.random_stream import episode_key
@@ -76,6 +77,9 @@ def begin(feed, cloud, row, worker):
         feed.interest[row, k] = 0.0
         feed.known_interest[row, k] = 0.0
         feed.wire_interest[row, k] = 0.0
+    n_visits = cloud.visit_slots.shape[0]
+    if n_visits > 0:
+        feed.visit[row] = draw_visit(feed.key[row], feed.split, cloud.held_out, n_visits)
     build_page(feed, cloud, row, worker)
     clear_outcome(feed, row)
     pool_changed(feed, row)
@@ -137,7 +141,11 @@ def place(feed, cloud, row, action):
         feed.requests[row] += 1
         feed.sent[row] = 1
         feed.reward_terms[row, reward.TERM_REQUEST] = 1.0
-    elif feed.wire[row] == 0 and feed.page_age[row] >= feed.page_size - feed.latency:
+    elif (
+        feed.wire[row] == 0
+        and feed.page_age[row] >= feed.page_size - feed.latency
+        and cloud.supply != SUPPLY_LOGGED  # whose pages differ in length: the next one comes at their end
+    ):
         send(feed, cloud, row, 0)
         feed.sent[row] = 2
     _land(feed, row, where)
@@ -159,6 +167,7 @@ def _land(feed, row, where):
     if where < feed.n_pool:
         item, at, card_type = feed.pool_items[row, where], feed.pool_at + where * n_features, 0
         feed.pool_items[row, where] = NO_ITEM
+        feed.pool_left[row] -= 1
     else:
         m = where - feed.n_pool
         item, at, card_type = feed.card_items[row, m], feed.cards_at + m * width, 1 + m % (feed.n_types - 1)
@@ -237,11 +246,26 @@ def _record_answer(feed, cloud, row):
 
 
 @kernel
+def _turn_page(feed, cloud, row, worker):
+    """Ship the next page at once, as the last one has no candidate left."""
+    if feed.wire[row] == 0:
+        feed.wire_requested[row] = 0
+    feed.wire[row] = 0
+    receive(feed, row)
+    build_page(feed, cloud, row, worker)
+    pool_changed(feed, row)
+    feed.arrived[row] = True
+
+
+@kernel
 def absorb(feed, cloud, row, worker):
     """Process the answer: update history, cloud, pages, end, reward and observation."""
     if feed.focus_active[row]:
         _record_answer(feed, cloud, row)
         feed.terminated[row] = feed.response[row, LEAVE] > 0
+        if cloud.visit_slots.shape[0] > 0:
+            last = cloud.visit_slots[feed.visit[row]]
+            feed.terminated[row] = feed.terminated[row] or (last > 0 and feed.exposures[row] >= last)
     slot = feed.slot[row]
     feed.truncated[row] = slot >= feed.max_slots and not feed.terminated[row]
     if cloud.sync == SYNC_INCREMENTAL or (cloud.sync == SYNC_PERIODIC and slot % cloud.sync_period == 0):
@@ -253,5 +277,7 @@ def absorb(feed, cloud, row, worker):
             build_page(feed, cloud, row, worker)
             pool_changed(feed, row)
             feed.arrived[row] = True
+    if cloud.supply != SUPPLY_CATALOGUE and feed.pool_left[row] == 0:
+        _turn_page(feed, cloud, row, worker)
     reward.settle(feed, row)
     observe(feed, row)

@@ -2,6 +2,7 @@
 
 | key | question |
 | --- | --- |
+| offer | do rollouts show and earn what the log did: click rate, length, items? |
 | events | are probabilities of clicks, purchases, leaving, ... right on held-out sessions? |
 | distributions | do sessions look the same under the same logging policy? |
 | two_sample | can a classifier tell simulated sessions from logged ones? |
@@ -33,6 +34,7 @@ except ImportError:
 
 from edgerec_gym.fidelity.expected import event_figures
 from edgerec_gym.fidelity.interventions import interventions
+from edgerec_gym.fidelity.offer import LEAST_ROLLOUTS, offer_figures, weak_offer
 from edgerec_gym.fidelity.rollouts import compare, held_out, simulate
 from edgerec_gym.fidelity.two_sample import two_sample
 
@@ -99,12 +101,20 @@ def fidelity_report(
     # Logs of other policies have no known propensities; their sessions are compared with those of keep.
     drawn = reader.provenance.get("policy") == "randomised"
     randomise = list(reader.provenance.get("randomise", [])) if drawn else []
-    simulated = simulate(loaded, len(log.sessions), randomise, seed)
+    n = len(log.sessions)
+    simulated = simulate(loaded, n, randomise, seed)
+    many = simulated if randomise else simulate(loaded, max(n, LEAST_ROLLOUTS), [], seed)
     tell(2, "distributions")
+    offer = offer_figures(log.sessions, many.sessions, seed)
     distributions = compare(log, simulated, loaded, unidentified, seed)
     tell(3, "two-sample test")
     told_apart = two_sample(
-        log.sessions, simulated.sessions, responses=loaded.config.responses, repeats=repeats, seed=seed
+        log.sessions,
+        simulated.sessions,
+        unidentified,
+        responses=loaded.config.responses,
+        repeats=repeats,
+        seed=seed,
     )
     tell(4, "interventions")
     effects = interventions(log, simulated, loaded.config, randomise, seed) if randomise else None
@@ -126,8 +136,9 @@ def fidelity_report(
         "kendall_tau": ranking["kendall_tau"] if ranking else None,
         "exploitation_gap": ranking["exploitation_gap"] if ranking else None,
         "policies": ranking["policies"] if ranking else None,
-        "weak": _weak_names(events, distributions, told_apart, effects),
+        "weak": _weak_names(events, distributions, told_apart, effects) + weak_offer(offer),
         "events": events,
+        "offer": offer,
         "distributions": distributions,
         "two_sample": told_apart,
         "interventions": effects,
@@ -242,6 +253,17 @@ def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]
             ],
         ),
     }  # fmt: skip
+    offer = report["offer"]
+    tables["The logging policy's rollouts against the log"] = (
+        ["per", "log", "simulated", "difference", ""],
+        [
+            [what, number(f["log"], ".4f"), number(f["simulated"], ".4f"),
+             f"{f['difference']:+.1%} [{f['low']:+.1%}, {f['high']:+.1%}]", flag(f["weak"])]
+            for what, f in (("slot: clicks", offer["click_rate"]), ("session: slots", offer["length"]))
+        ] + [["items shown", "", "",
+              f"{offer['items']['distance']:.3f} (chance {offer['items']['floor']:.3f})",
+              flag(offer["items"]["weak"])]],
+    )  # fmt: skip
     if report["interventions"]:
         tables["Effect against keep on the next 10 slots, with 95 % interval"] = (
             ["decision", "on", "log", "simulated", ""],

@@ -104,9 +104,13 @@ def simulate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> LogSample:
-    """Play the policy that randomises these decisions on the learned users of a scenario."""
+    """Play the policy that randomises these decisions on the learned users of a scenario.
+
+    A scenario with logged visits plays those of the held-out period.
+    """
+    split = "log" if scenario.catalog.supply is None else "eval"
     size = min(sessions, SESSIONS_PER_PART)
-    batch = FeedBatch(size, "joint", scenario.config, scenario.catalog, LearnedUsers(scenario), split="log")
+    batch = FeedBatch(size, "joint", scenario.config, scenario.catalog, LearnedUsers(scenario), split=split)
     policy, tables = RandomisedPolicy(randomise), []
     for first in range(0, sessions, size):
         wanted = min(size, sessions - first)

@@ -18,12 +18,26 @@ from edgerec_gym.simulator.losses import FLOOR_LEVEL
 FOLDS = 5
 
 
+# What a log must record for a feature; without it the value is made up on one side or the other.
+NEEDS = {
+    "left": "leave",
+    "slot_of_clicks": "position",
+    "page_age_of_clicks": "position",
+    "gap_before_clicks": "position",
+    "page_view_1": "page_view_duration",
+}
+NEEDS |= dict.fromkeys(
+    ("dwell", "dwell_spread", "dwell_of_clicked", "base_ctr_of_long_looks"), "exposure_actions"
+)
+
+
 def session_features(
-    sessions: LoggedSessions, responses: tuple[str, ...] = ()
+    sessions: LoggedSessions, unidentified: frozenset[str] = frozenset(), responses: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, list[str]]:
     """Return features of sessions, (S, k) float64 (NaN where one does not apply), and their names.
 
-    `responses` names the named responses of the feed, whose rates are features.
+    What a log does not tell (:data:`edgerec_gym.scenario.UNIDENTIFIED`) is left out. `responses` names the
+    named responses of the feed, whose rates are features.
     """
     index = np.arange(len(sessions))
     rows = sessions.answered_rows(index)
@@ -61,12 +75,21 @@ def session_features(
     columns |= {f"clicks_on_type_{k}": total(click * (kind == k)) for k in range(sessions.n_types)}
     for r, name in enumerate(responses):
         columns[RESPONSE_PREFIX + name] = mean(sessions.responses[rows, r].astype(np.float64), every)
-    return np.column_stack(list(columns.values())), list(columns)
+    needs = NEEDS | {name: "exposure_actions" for name in columns if name.startswith("exposure_")}
+    needs |= {name: "cards" for name in columns if name.startswith("clicks_on_type_")}
+    needs |= {
+        name: "page_view_actions"
+        for name in columns
+        if name.startswith("page_view_") and name != "page_view_1"
+    }
+    told = {name: values for name, values in columns.items() if needs.get(name) not in unidentified}
+    return np.column_stack(list(told.values())), list(told)
 
 
 def two_sample(
     log: LoggedSessions,
     simulated: LoggedSessions,
+    unidentified: frozenset[str] = frozenset(),
     *,
     responses: tuple[str, ...] = (),
     repeats: int = 10,
@@ -77,6 +100,7 @@ def two_sample(
     Args:
         log: logged sessions.
         simulated: simulated sessions, about as many.
+        unidentified: what the log does not tell; no feature uses it.
         responses: named responses of the feed.
         repeats: number of random halves of the log that estimate the floor.
         seed: seed of folds, trees and halves.
@@ -86,8 +110,8 @@ def two_sample(
         added to 0.5); `weak`, whether the AUC is more than twice as far above 0.5 as the floor; and
         `most_telling`, the three features that separate both best on their own, with their AUC.
     """
-    ours, names = session_features(log, responses)
-    theirs, _ = session_features(simulated, responses)
+    ours, names = session_features(log, unidentified, responses)
+    theirs, _ = session_features(simulated, unidentified, responses)
     found = _cross_validated(ours, theirs, seed)
     rng, chance = np.random.default_rng(seed), []
     for _ in range(repeats):

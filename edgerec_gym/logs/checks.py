@@ -12,7 +12,7 @@ from edgerec_gym.answers import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.schema import VERSION_KEY, log_schema
+from edgerec_gym.logs.schema import OPTIONAL, SCHEMA, VERSION_KEY, log_schema
 
 TOLERANCE = 1e-6  # allows for float32 rounding at the ends of a range
 WHOLE_NUMBERS = 2**31 - 1
@@ -23,9 +23,10 @@ def check_schema(schema: pa.Schema, where: Path, config: FeedConfig) -> None:
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     if version != str(SCHEMA_VERSION):
         raise InputError(f"{where} has log schema version {version}; supported: {SCHEMA_VERSION}")
-    for field in log_schema(config):
-        if field.name not in schema.names:
-            raise InputError(f"{where}: missing column {field.name!r}")
+    for name in _required(config):
+        if name not in schema.names:
+            raise InputError(f"{where}: missing column {name!r}")
+    for field in log_schema(schema.names):
         if schema.names.count(field.name) > 1:
             raise InputError(f"{where}: column {field.name!r} is there twice; allowed: once")
         found = schema.field(field.name).type
@@ -33,15 +34,21 @@ def check_schema(schema: pa.Schema, where: Path, config: FeedConfig) -> None:
             raise InputError(f"{where}: column {field.name!r} has type {found}; it must be {field.type}")
 
 
+def _required(config: FeedConfig) -> list[str]:
+    """Return the columns that a log of the feed must have."""
+    return [*SCHEMA.names, *(["responses"] if config.responses else [])]
+
+
 def as_log_table(table: pa.Table | dict[str, Any], where: Path, config: FeedConfig) -> pa.Table:
     """Return the columns in schema order and types; InputError names a missing or wrong column."""
-    names, schema = list(table) if isinstance(table, dict) else table.column_names, log_schema(config)
-    for name in schema.names:
+    names = list(table) if isinstance(table, dict) else table.column_names
+    for name in _required(config):
         if name not in names:
             raise InputError(f"{where}: missing column {name!r}")
+    schema = log_schema(names)
     for name in names:
         if name not in schema.names:
-            raise InputError(f"{where}: unknown column {name!r}; columns are {', '.join(schema.names)}")
+            raise InputError(f"{where}: unknown column {name!r}; columns are {', '.join(SCHEMA.names)}")
     columns = []
     for field in schema:
         try:
@@ -74,7 +81,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     """
     place = _Place(where, first_row)
     for name in table.column_names:
-        if not log_schema(config).field(name).nullable and table[name].null_count:
+        if name not in OPTIONAL and not SCHEMA.field(name).nullable and table[name].null_count:
             place.fail(np.flatnonzero(table[name].is_null().to_numpy())[0], f"{name} is empty")
     _check_sessions(table, place)
     numbers = {
@@ -103,6 +110,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
         "user_features": (config.n_user_features, -1, 1),
         "exposure_actions": (N_EXPOSURE_ACTIONS, 0, 1),
         "page_view_actions": (N_PAGE_VIEW_ACTIONS, 0, 1),
+        "item_columns": (len(config.item_columns), -1, 1),
         "responses": (config.n_responses, 0, 1),
     }
     for name, (size, low, high) in lists.items():

@@ -29,7 +29,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.files import one_writer
 from edgerec_gym.logs.logging_policy import DECISIONS, RandomisedPolicy
-from edgerec_gym.logs.schema import RESPONSES, list_column, log_schema
+from edgerec_gym.logs.schema import list_column, log_schema
 from edgerec_gym.logs.store import LogWriter
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
@@ -161,7 +161,7 @@ def log_batch(
         live = ~done
         step: dict[str, Any] = {"live": live, "candidates": [None] * size, "cards": [None] * size}
         for row in np.flatnonzero(live & (a.page_age == 0)):
-            step["candidates"][row] = a.pool_items[row].tolist()
+            step["candidates"][row] = a.pool_items[row][a.pool_items[row] >= 0].tolist()
             step["cards"][row] = a.card_items[row][a.card_items[row] >= 0].tolist()
         step["page"], step["page_age"] = a.page.copy(), a.page_age.copy()
         step["page_requested"] = a.page_requested > 0
@@ -248,9 +248,9 @@ def _table(
         "page_view_actions": list_column(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
         "leave": pa.array(response[:, LEAVE] > 0, mask=~answered),
     }
-    schema = log_schema(config)
     if config.responses:
-        columns[RESPONSES.name] = list_column(response[:, RESPONSE_SIZE:], answered)
+        columns["responses"] = list_column(response[:, RESPONSE_SIZE:], answered)
+    schema = log_schema(columns)
     arrays = [
         pa.array(values, type=schema.field(name).type)
         if not isinstance(values, pa.Array)

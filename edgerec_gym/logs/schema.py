@@ -9,10 +9,12 @@ and `part-00000.parquet`, `part-00001.parquet`, ... Sessions never span parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
+from edgerec_gym.config import SCHEMA_VERSION
 
 VERSION_KEY = b"edgerec_gym.schema_version"
 
@@ -53,13 +55,21 @@ SCHEMA = pa.schema(
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 
-# Only where the feed has named responses: each in 0..1, null where not answered.
-RESPONSES = pa.field("responses", pa.list_(pa.float32()))
+# Columns that a log has only if its feed declares what they hold; null or absent elsewhere.
+OPTIONAL = {
+    "item_columns": pa.field("item_columns", pa.list_(pa.float32())),  # config.item_columns, as shipped
+    # config.responses, each in 0..1; null where not answered
+    "responses": pa.field("responses", pa.list_(pa.float32())),
+}
 
 
-def log_schema(config: FeedConfig) -> pa.Schema:
-    """Return the schema of a feed's logs: :data:`SCHEMA`, and `responses` if the feed has any."""
-    return SCHEMA.append(RESPONSES) if config.responses else SCHEMA
+def log_schema(names: Iterable[str]) -> pa.Schema:
+    """Return :data:`SCHEMA`, with the optional columns that are among the names."""
+    schema = SCHEMA
+    for name, field in OPTIONAL.items():
+        if name in names:
+            schema = schema.append(field)
+    return schema
 
 
 def list_column(values: np.ndarray, present: np.ndarray) -> pa.Array:

@@ -37,7 +37,6 @@ from edgerec_gym.answers import (
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.schema import RESPONSES
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.learned_layout import LEVELS, N_ACTIONS
@@ -45,10 +44,11 @@ from edgerec_gym.users.learned_layout import LEVELS, N_ACTIONS
 SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
 COLUMNS = [
     "session", "hour", "slot", "item", "page", "page_age", "page_requested", "user_features",
-    *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave",
+    *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave", "day",
+    "item_columns", "responses",
 ]  # fmt: skip
-PER_SESSION = ("answered", "session", "user")  # fields of LoggedSessions
-PER_SLOT = ("item", "scalars", "page", "context", "summary", "actions", "responses")
+PER_SESSION = ("answered", "session", "day", "user")  # fields of LoggedSessions
+PER_SLOT = ("item", "scalars", "columns", "page", "context", "summary", "actions", "responses")
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
 HELD_OUT_SHARE = 7  # one day in 7 is held out, the last ones; if there is only one day, one session in 7
 STOPPING_SHARE = 10  # one in 10 of the other sessions decides when to stop and is not trained on
@@ -68,9 +68,11 @@ class LoggedSessions:
         starts: (S + 1,) int64 first placed slot of each session, then P.
         answered: (S,) int64 number of answered slots, which come first in a session.
         session: (S,) int64 ids in the log.
+        day: (S,) int32.
         user: (S, U) float32.
         item: (P,) int32.
         scalars: (P, 4) float32.
+        columns: (P, C) float32, item columns as shipped with the page; C = 0 if those of the catalogue hold.
         page: (P,) int32.
         context: (P, 8) float32, columns of answers.py.
         summary: (P, 5) float32, of each slot's page (answers.py).
@@ -83,9 +85,11 @@ class LoggedSessions:
     starts: np.ndarray
     answered: np.ndarray
     session: np.ndarray
+    day: np.ndarray
     user: np.ndarray
     item: np.ndarray
     scalars: np.ndarray
+    columns: np.ndarray
     page: np.ndarray
     context: np.ndarray
     summary: np.ndarray
@@ -122,9 +126,8 @@ class LoggedSessions:
         actions[~answered] = 0
         actions[:] = np.round(actions * (ACTION_LEVELS - 1)) / (ACTION_LEVELS - 1)
         responses = np.zeros((len(session), config.n_responses), np.float32)
-        if config.responses and RESPONSES.name in table.column_names:
-            responses[:] = _lists(table, RESPONSES.name, config.n_responses)
-            responses[~answered] = 0
+        if config.responses:
+            responses[answered] = _lists(table, "responses", config.n_responses)[answered]
         scalars = np.stack([table[c].to_numpy() for c in SCALAR_COLUMNS], 1).astype(np.float32)
         page = table["page"].to_numpy().astype(np.int32)
         return cls(
@@ -133,9 +136,11 @@ class LoggedSessions:
             starts=starts,
             answered=np.add.reduceat(answered.astype(np.int64), first),
             session=session[first],
+            day=table["day"].to_numpy()[first].astype(np.int32),
             user=_lists(table, "user_features", config.n_user_features)[first],
             item=table["item"].to_numpy().astype(np.int32),
             scalars=scalars,
+            columns=_item_columns(table, catalog),
             page=page,
             context=_context(table, starts, row_session, actions[:, CLICK], config),
             summary=_page_summary(scalars, page, row_session, config),
@@ -181,8 +186,8 @@ class LoggedSessions:
         """Return features and one-hot types of the cards at slots (...) int64, (..., F + T) float32."""
         item, catalog = self.item[rows], self.catalog
         session = self.session[self.session_of(rows)]
+        columns = self.columns[rows] if self.columns.shape[1] else catalog.columns_of(item, session)
         types = np.eye(self.n_types, dtype=np.float32)[catalog.card_type[item]]
-        columns = catalog.columns_of(item, session)
         return np.concatenate([catalog.embeddings[item], self.scalars[rows], columns, types], axis=-1)
 
     def exposure_actions(self, config: FeedConfig) -> np.ndarray:
@@ -209,6 +214,14 @@ class LoggedSessions:
         catalog = self.catalog
         columns = catalog.columns_of(items, self.session[session][:, None])
         return np.concatenate([catalog.embeddings[items], catalog.scalars[items], columns], axis=2)
+
+
+def _item_columns(table: pa.Table, catalog: Catalog) -> np.ndarray:
+    """Return the item columns that were shipped with the pages, (P, C) float32; C = 0 if the log has none."""
+    name = "item_columns"
+    if name not in table.column_names or table[name].null_count == table.num_rows:
+        return np.zeros((table.num_rows, 0), np.float32)
+    return _lists(table, name, catalog.columns.shape[1])
 
 
 def _flags(table: pa.Table, name: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from edgerec_gym.documents import MOST_BYTES, OpenDocument, config_from, read_ob
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import atomic_path, json_ready, make_folder, write_json
 from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
-from edgerec_gym.logs.schema import RESPONSES, log_schema
+from edgerec_gym.logs.schema import OPTIONAL, SCHEMA
 from edgerec_gym.parquet import check_parquet
 from edgerec_gym.scenario import UNIDENTIFIED
 
@@ -230,7 +230,13 @@ class LogReader:
         self.catalog = Catalog.load(
             self.folder / "catalog.parquet", config.embedding_size, config.item_columns
         )
+        self._optional = [name for name in OPTIONAL if getattr(config, name)]
         if os.path.lexists(self.folder / ITEM_TABLE):
+            if config.item_columns:
+                raise InputError(
+                    f"{self.folder / ITEM_TABLE}: this log ships item columns of its own with every "
+                    "page; remove the file"
+                )
             table = ItemTable.load(self.folder / ITEM_TABLE, len(self.catalog))
             self.config = config.replace(item_columns=table.names)
             self.catalog = self.catalog.with_table(table.columns, table.folds)
@@ -277,8 +283,7 @@ class LogReader:
         """Iterate over tables of whole sessions, in order; everything read is validated.
 
         Args:
-            columns: names from :func:`log_schema` to read; None = all. The named responses of the feed, if
-                it has any, come with `click`.
+            columns: names from :func:`log_schema` to read; None = all.
             days: keep the sessions that begin on these days; None = all.
 
         Yields:
@@ -288,13 +293,10 @@ class LogReader:
             InputError: the log is wrong; the message names the file and, if there is one, the first
                 offending row.
         """
-        known = log_schema(self.config).names
-        wanted = list(known if columns is None else columns)
+        wanted = [*SCHEMA.names, *self._optional] if columns is None else list(columns)
         for name in wanted:
-            if name not in known:
-                raise InputError(f"logs have no column {name!r}; columns are {', '.join(known)}")
-        if "click" in wanted and RESPONSES.name in known and RESPONSES.name not in wanted:
-            wanted.append(RESPONSES.name)
+            if name not in SCHEMA.names and name not in OPTIONAL:
+                raise InputError(f"logs have no column {name!r}; columns are {', '.join(SCHEMA.names)}")
         extra = ["session", "slot"] if days is None else ["session", "slot", "day"]
         needed = list(dict.fromkeys(wanted + extra))
         last: int | None = None
@@ -355,17 +357,26 @@ def _whole_sessions(path: Path, columns: list[str], config: FeedConfig) -> Itera
     try:
         with pq.ParquetFile(path) as file:
             check_schema(file.schema_arrow, path, config)
-            waiting, first_row = file.schema_arrow.empty_table().select(columns), 0
+            present = [name for name in columns if name in file.schema_arrow.names]
+            waiting, first_row = file.schema_arrow.empty_table().select(present), 0
             for group in range(file.num_row_groups):
-                table = pa.concat_tables([waiting, file.read_row_group(group, columns=columns)])
+                table = pa.concat_tables([waiting, file.read_row_group(group, columns=present)])
                 whole = table.num_rows
                 if whole and group < file.num_row_groups - 1:
                     session = table["session"].to_numpy()
                     whole = int(session_bounds(session)[-2])
                 waiting = table.slice(whole)
                 if whole:
-                    yield first_row, table.slice(0, whole).combine_chunks()
+                    yield first_row, _completed(table.slice(0, whole).combine_chunks(), columns)
                 first_row += whole
     except (pa.ArrowException, OSError) as error:
         message = str(error).splitlines()[0]
         raise InputError(f"{path} is not a readable Parquet file: {message}") from None
+
+
+def _completed(table: pa.Table, columns: list[str]) -> pa.Table:
+    """Return the table with the optional columns that the file lacks, as null."""
+    for name in columns:
+        if name not in table.column_names:
+            table = table.append_column(OPTIONAL[name], pa.nulls(table.num_rows, OPTIONAL[name].type))
+    return table.select(columns)

@@ -33,8 +33,10 @@ from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path, one_writer
 from edgerec_gym.logs.ebnerd_features import unit_length
+from edgerec_gym.logs.looking_back import HOUR
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
+from edgerec_gym.logs.table_derived import DerivedColumns
 from edgerec_gym.logs.table_items import (
     DAY,
     FIT_SHARE,
@@ -50,6 +52,7 @@ from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
 
 ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it holds whole users
 SCAN_LIMIT = 256
+MOST_POOL = 1000  # FeedConfig.pool_size
 
 
 @one_writer("out_folder")
@@ -96,7 +99,11 @@ def import_table(
     cut = int(survey.days[n_fit])
     size = table.embedding_size or int(mapping.feed.get("embedding_size", FeedConfig().embedding_size))
     catalog, place, highest = make_catalog(survey.items, survey.sums, survey.clicks, cut, size, table)
-    config = _config(mapping, survey, catalog, size, table)
+    derived = DerivedColumns(
+        survey, catalog.category[place] if mapping.columns.category else None, cut, table
+    )
+    catalog = catalog.with_table(derived.of_catalogue(np.argsort(place), cut))
+    config = _config(mapping, survey, catalog, size, derived, table)
     lengths = survey.session_slots
     known = int(catalog.embeddings.any(axis=1).sum())
     counts = dict(survey.counts) | {
@@ -120,7 +127,7 @@ def import_table(
     done = writer.parts
     for k, rows in enumerate(table.read(ranges[done:]), start=done):
         rows = split_long(_coded(cut_sessions(rows, table)[0], table, survey.items), config.max_slots)
-        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, table))
+        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, derived, table))
         if progress:
             progress(len(ranges) + k + 1, 2 * len(ranges))
     writer.finish()
@@ -136,7 +143,12 @@ def _result(provenance: dict[str, Any], unidentified: tuple[str, ...]) -> dict[s
 
 
 def _config(
-    mapping: TableMapping, survey: Survey, catalog: Catalog, size: int, table: SourceTable
+    mapping: TableMapping,
+    survey: Survey,
+    catalog: Catalog,
+    size: int,
+    derived: DerivedColumns,
+    table: SourceTable,
 ) -> FeedConfig:
     """Return the feed's config: sizes from the mapping file, else as large as the table's items allow."""
     goods = np.bincount(catalog.category[catalog.card_type == 0])
@@ -146,26 +158,42 @@ def _config(
         probed_categories=int(min(max(len(goods), int(catalog.category.max()) + 1), 10_000)),
         scan_limit=SCAN_LIMIT,
     )
+    feed = dict(mapping.feed)
+    cloud = cloud.replace(**({"supply": "logged"} | feed.pop("cloud", {})))
     reachable = int(np.minimum(goods, SCAN_LIMIT).sum())
-    page = int(mapping.feed.get("page_size", np.clip(np.median(survey.page_slots), 3, 500)))
-    least = page + FeedConfig().request_latency
+    page = int(feed.get("page_size", np.clip(np.median(survey.page_slots), 2, 500)))
+    # Nothing is below the card in focus where pages are not known as they were on screen.
+    lookahead = int(feed.get("lookahead", FeedConfig().lookahead if mapping.columns.position else 0))
+    latency = int(feed.get("request_latency", min(FeedConfig().request_latency, page - 1)))
     # Twice the longest session, since a session that reaches max_slots counts as truncated.
-    longest = int(np.clip(2 * survey.session_slots.max(), 4, 200))
-    slots = int(mapping.feed.get("max_slots", min(longest, reachable - least)))
-    pool = int(mapping.feed.get("pool_size", np.clip(reachable - slots, least, min(3 * page, 1000))))
-    if slots < 4 or pool + slots > reachable:
+    slots = int(feed.get("max_slots", np.clip(2 * survey.session_slots.max(), 4 + lookahead, 200)))
+    pool = int(feed.get("pool_size", max(3, int(survey.page_slots.max()), page + latency)))
+    if cloud.supply != "logged":
+        least = page + latency
+        slots = int(feed.get("max_slots", min(slots, reachable - least)))
+        pool = int(feed.get("pool_size", np.clip(reachable - slots, least, min(3 * page, MOST_POOL))))
+        if slots < 4 or pool + slots > reachable:
+            raise InputError(
+                f"{table.path}: {reachable} goods are too few for pages of {page}: pool_size + max_slots = "
+                f"{pool + max(slots, 4)} different ones are needed; set smaller sizes under 'feed' of the "
+                "mapping"
+            )
+    elif pool > MOST_POOL:
         raise InputError(
-            f"{table.path}: {reachable} goods are too few for pages of {page}: pool_size + max_slots = "
-            f"{pool + max(slots, 4)} different ones are needed; set smaller sizes under 'feed' of the mapping"
+            f"{table.path}: a page has {pool:,} rows; allowed: up to {MOST_POOL:,}; is "
+            f"{mapping.columns.list!r} the id of a page?"
         )
     sizes = {
         "page_size": page,
         "pool_size": pool,
         "max_slots": slots,
+        "lookahead": lookahead,
+        "request_latency": latency,
         "embedding_size": size,
-        "profile_size": 0,
+        "profile_size": len(derived.user_names),
+        "item_columns": derived.item_names,
     }
-    return FeedConfig(cloud=cloud).replace(**(sizes | mapping.feed))
+    return FeedConfig(cloud=cloud).replace(**(sizes | feed))
 
 
 def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> list[str]:
@@ -203,7 +231,7 @@ def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> li
         "base_ctr is the item's smoothed click rate of the days before": not columns.base_ctr,
         "price_level is 0: no column 'price'": not columns.price,
         "base_cvr is 0: no column 'purchase'": not columns.purchase,
-        "freshness is 0: a table does not tell when an item was made": True,
+        "freshness is 1 / (1 + days since the item first appeared)": True,
         "of the exposure actions only the duration is known; the others are 0": columns.dwell_seconds,
         "of the page-view actions besides the duration only buy is known; the others are 0": columns.purchase,
         "the feed's rules for mix-in cards are not known: none": columns.card_type,
@@ -226,6 +254,7 @@ def _part(
     catalog: Catalog,
     place: np.ndarray,
     highest: float,
+    derived: DerivedColumns,
     table: SourceTable,
 ) -> dict[str, Any]:
     """Return columns of the log schema for coded rows."""
@@ -249,6 +278,8 @@ def _part(
         answers["page_view_actions"] = list_column(actions, click)
     if columns.leave:
         answers["leave"] = pa.array(rows["leave"].to_numpy(), mask=~seen)
+    first_hour = rows["page_start"].to_numpy().astype(np.int64) // HOUR
+    shipped = derived.of_rows(rows, item, first_hour)
     ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else survey.sums.click_rate(item, day)
     return answers | {
         "session": first_session + rows["session"].to_numpy(),
@@ -264,11 +295,12 @@ def _part(
         "page_requested": no,
         "candidates": nothing,  # the table does not hold the other candidates
         "cards": nothing,
-        "user_features": _user_features(rows, day, slot == 0, survey, catalog.embeddings[place]),
+        "user_features": _user_features(rows, day, slot == 0, survey, catalog.embeddings[place], derived),
+        "item_columns": list_column(shipped, np.ones(n, np.bool_)),
         "price_level": price_level(rows["price"].to_numpy(), highest) if columns.price else np.zeros(n),
         "base_ctr": ctr,
         "base_cvr": survey.sums.purchase_rate(item, day) if columns.purchase else np.zeros(n),
-        "freshness": np.zeros(n),
+        "freshness": derived.freshness(item, first_hour),
         "action": nothing,
         "propensity": nothing,
         "randomised": no,
@@ -280,17 +312,27 @@ def _part(
 
 
 def _user_features(
-    rows: pl.DataFrame, day: np.ndarray, first: np.ndarray, survey: Survey, embeddings: np.ndarray
+    rows: pl.DataFrame,
+    day: np.ndarray,
+    first: np.ndarray,
+    survey: Survey,
+    embeddings: np.ndarray,
+    derived: DerivedColumns,
 ) -> pa.Array:
-    """Return the mean direction of the user's clicks on earlier days, on each session's first slot."""
+    """Return the user features, on each session's first slot.
+
+    These are the mean direction of the user's clicks on earlier days, with those that the log tells of before
+    its first day, then what else is known of the user.
+    """
     user = rows["user"].to_numpy()
     low, high = int(user.min()), int(user.max())
     clicks = survey.clicks.filter(pl.col("user").is_between(low, high)).sort("user", "day", "item")
     width = int(survey.sums.day.max()) + 2
     key = clicks["user"].to_numpy() * width + clicks["day"].to_numpy()
     sums = sums_before(key, embeddings[clicks["item"].to_numpy()], user[first] * width, day[first])
-    values = np.zeros((len(user), embeddings.shape[1]), np.float32)
-    values[first] = unit_length(sums)
+    sums += derived.history(rows, first, embeddings)
+    values = np.zeros((len(user), embeddings.shape[1] + len(derived.user_names)), np.float32)
+    values[first] = np.concatenate([unit_length(sums), derived.of_users(rows, first)], axis=1)
     return list_column(values, first)
 
 

@@ -181,10 +181,19 @@ def make_catalog(
         card_type = np.array([table.mapping.card_types[value] for value in items["card_type"]], np.int32)
     if columns.category:
         category = np.unique(items["category"].to_numpy(), return_inverse=True)[1]
+        vectors = with_category_means(vectors, category)
     catalog, order = Catalog.sorted(vectors, scalars, card_type, category, item_names(items["item"]))
     place = np.empty(n, np.int64)
     place[order] = every
     return catalog, place, highest
+
+
+def with_category_means(vectors: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """Return the embeddings, where those of length 0 are the mean direction of their category."""
+    sums = np.zeros((int(category.max()) + 1, vectors.shape[1]))
+    np.add.at(sums, category, vectors)
+    known = np.asarray(vectors.any(axis=1))[:, None]
+    return np.where(known, vectors, unit_length(sums)[category]).astype(np.float32)
 
 
 def item_names(items: pl.Series) -> np.ndarray:

@@ -10,11 +10,39 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from edgerec_gym.logs.looking_back import HourlySums, hourly_sums
 from edgerec_gym.logs.table_items import DAY, SUMS, ItemDays, check_fixed, daily_sums, fixed_values
 from edgerec_gym.logs.table_sessions import cut_sessions
 from edgerec_gym.logs.table_source import SourceTable
 
 Progress = Callable[[int, int], None]
+MOST_LEVELS = 8  # values of a category of users that are told apart
+
+
+@dataclass(frozen=True)
+class NumberSums:
+    """Sums of numbers by day, for their units.
+
+    Attributes:
+        day: (n,) int64 days since 1970.
+        names: the scan's columns.
+        sums: (n, 3 k) float64; count, sum and sum of squares of the inverse hyperbolic sine of each.
+    """
+
+    day: np.ndarray
+    names: tuple[str, ...]
+    sums: np.ndarray
+
+    def units(self, cut: int) -> dict[str, tuple[float, float]]:
+        """Return mean and spread of each column on the days before `cut`; of all days if that is none."""
+        early = self.day < cut
+        found = {}
+        for k, name in enumerate(self.names):
+            sums = self.sums[:, 3 * k : 3 * k + 3]
+            n, total, squares = sums[early].sum(0) if sums[early, 0].sum() else sums.sum(0)
+            mean = total / max(n, 1)
+            found[name] = float(mean), float(np.sqrt(max(squares / max(n, 1) - mean**2, 1e-6)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -24,6 +52,10 @@ class Survey:
     Attributes:
         items: item, then the values shared by all its rows; sorted by item.
         sums: sums by item and day.
+        hours: views and clicks by item (place in `items`) and hour.
+        numbers: sums of the numbers of items and users.
+        responses: columns day, seen (rows), and the sum of each further response over these.
+        levels: the most frequent values of each category of users.
         clicks: distinct user (place in the sorted ids), item (place in `items`), day (since 1970).
         days: (d,) int64 sorted days since 1970 on which sessions begin.
         session_slots: (sessions,) int64 number of slots of each session.
@@ -33,6 +65,10 @@ class Survey:
 
     items: pl.DataFrame
     sums: ItemDays
+    hours: HourlySums
+    numbers: NumberSums
+    responses: pl.DataFrame
+    levels: dict[str, list[str]]
     clicks: pl.DataFrame
     days: np.ndarray
     session_slots: np.ndarray
@@ -52,11 +88,20 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         InputError: two rows contradict each other; the message names them.
     """
     counts: Counter[str] = Counter(rows=table.rows)
-    sums, items, clicks, days, sessions, pages = [], [], [], [], [], []
+    sums, hours, items, clicks, days, sessions, pages = [], [], [], [], [], [], []
+    numeric = tuple(name for name in table.columns if name.startswith(("number:", "user_number:")))
+    responses = [n for n in table.columns if n == "purchase" or n.startswith("response:")]
+    grouped = [name for name in table.columns if name.startswith("user_category:")]
+    numbers, rates, levels = [], [], {name: Counter[str]() for name in grouped}
     for k, chunk in enumerate(table.read(ranges)):
         rows, changes = cut_sessions(chunk, table)
         counts.update(changes)
         sums.append(daily_sums(rows))
+        hours.append(hourly_sums(rows))
+        numbers.append(_number_sums(rows, numeric))
+        rates.append(_response_sums(rows, responses))
+        for name in grouped:
+            levels[name].update(rows.select("user", name).unique()[name].drop_nulls().to_list())
         items.append(fixed_values(rows))
         day = (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")
         clicks.append(rows.filter("click").select("user", "item", day).unique())
@@ -78,13 +123,46 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     place = every.select("item", place=pl.int_range(pl.len(), dtype=pl.Int64))
     total = pl.concat(sums).group_by("item", "day").agg(pl.col(SUMS[:-1]).sum(), pl.col(SUMS[-1]).max())
     total = total.join(place, on="item").sort("place", "day")
+    by_hour = pl.concat(hours).join(place, on="item")
+    by_day = pl.concat(numbers).group_by("day").sum().sort("day")
     clicked = pl.concat(clicks).join(table.users.with_row_index("code"), on="user").join(place, on="item")
     return Survey(
         every,
         ItemDays(total["place"].to_numpy(), total["day"].to_numpy(), total.select(SUMS).to_numpy()),
+        HourlySums.of(
+            by_hour["place"].to_numpy(),
+            by_hour["hour"].to_numpy(),
+            by_hour.select("views", "clicks").to_numpy(),
+        ),
+        NumberSums(by_day["day"].to_numpy(), numeric, by_day.drop("day").to_numpy()),
+        pl.concat(rates).group_by("day").sum(),
+        {name: [value for value, _ in found.most_common(MOST_LEVELS)] for name, found in levels.items()},
         clicked.select(pl.col("code").cast(pl.Int64).alias("user"), pl.col("place").alias("item"), "day"),
         np.unique(np.concatenate(days)),
         np.concatenate(sessions),
         np.concatenate(pages),
         counts,
+    )
+
+
+def _number_sums(rows: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+    """Sum the numbers of one chunk by day: columns day, then count, sum and sum of squares of each."""
+    value = {name: pl.col(name).cast(pl.Float64).arcsinh() for name in names}
+    return rows.group_by((pl.col("seconds") // DAY).cast(pl.Int64).alias("day")).agg(
+        column.cast(pl.Float64)
+        for name, x in value.items()
+        for column in (
+            x.count().alias(f"{name} count"),
+            x.sum().alias(f"{name} sum"),
+            (x**2).sum().alias(f"{name} squares"),
+        )
+    )
+
+
+def _response_sums(rows: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """Sum the responses of one chunk by day over what was seen: columns day, seen, then the names."""
+    return (
+        rows.filter("seen")
+        .group_by((pl.col("seconds") // DAY).cast(pl.Int64).alias("day"))
+        .agg(pl.len().cast(pl.Float64).alias("seen"), pl.col(names).cast(pl.Float64).sum())
     )

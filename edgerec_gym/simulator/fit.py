@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ except ImportError:
     raise MissingExtraError("fitting users", "train") from None
 
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, split_sessions
+from edgerec_gym.logs.visits import needs_supply, sample_visits
 from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.losses import fitted_heads, held_out_figures
 from edgerec_gym.simulator.model import UserNetwork
@@ -33,6 +35,7 @@ from edgerec_gym.simulator.statistics import LogStatistics
 from edgerec_gym.simulator.trainer import UserTrainer, batch_slots
 
 CHECKPOINTS = "fit"  # subfolder of the scenario, removed at the end
+NO_HAZARD = 1e-9  # probability of leaving, where something else ends sessions
 STOPPING_SESSIONS = 3000  # maximum number
 
 Report = Callable[[int, int, str], None]
@@ -108,10 +111,16 @@ def fit(
     if not seen.slots or stopping is None:
         raise InputError(f"{log_folder} has too few answered slots to fit and hold out sessions")
     heads = fitted_heads(frozenset(reader.unidentified), reader.config.n_responses)
+    catalog, hazard = reader.catalog, seen.hazard
+    if needs_supply(reader.config, reader.unidentified):
+        catalog = catalog.with_supply(sample_visits(reader, held_out_from, seed))
+        hazard = NO_HAZARD  # a session is as long as the visit that it plays
     work = work_folder(out, settings | {"log": _log_digest(reader)}, resume)
     trainers = [
         UserTrainer(
-            new_network(reader.config, reader.unidentified, seen, seed=seed, member=k, hidden=hidden),
+            new_network(
+                reader.config, reader.unidentified, seen, seed=seed, member=k, hidden=hidden, hazard=hazard
+            ),
             train,
             stopping,
             heads,
@@ -131,20 +140,34 @@ def fit(
         torch.set_num_threads(torch_threads)
     figures["epochs"] = [trainer.progress.epoch for trainer in trainers]
     if "leave" in reader.unidentified:
-        figures["leave"] = f"not identified: {seen.hazard:.4f} a slot, from the lengths of sessions"
+        figures["leave"] = "not identified: sessions are as long as logged visits"
     export(networks, *seen.starts, folder=out)
     synthetic = reader.provenance.get("synthetic")  # checked, but for its values
-    Scenario(
+    fitted = Scenario(
         name=out.resolve().name,
         config=reader.config,
-        catalog=reader.catalog,
+        catalog=catalog,
         synthetic=None if synthetic is None else SyntheticUserConfig.from_dict(synthetic),
         unidentified=reader.unidentified,
         provenance={"logs": reader.provenance, "fit": settings},
         fidelity=figures,
-    ).save(out)
+    )
+    fitted.save(out)
+    if fitted.catalog.supply is not None:
+        figures["rollouts"] = check_rollouts(out, reader, seed)
+        replace(fitted, fidelity=figures).save(out)
     remove_folder(work)
     return figures
+
+
+def check_rollouts(out: Path, reader: LogReader, seed: int) -> dict[str, Any]:
+    """Return what rollouts of the logging policy say of fitted users; a short log gives a reason instead."""
+    from edgerec_gym.fidelity.offer import check_offer
+
+    try:
+        return check_offer(Scenario.load(out), reader.folder, seed)
+    except InputError as error:
+        return {"weak": [], "not_checked": str(error)}
 
 
 def _log_digest(reader: LogReader) -> str:
@@ -227,6 +250,7 @@ def new_network(
     member: int = 0,
     hidden: int = 48,
     behaviour: bool = True,
+    hazard: float | None = None,
 ) -> UserNetwork:
     """Make a network to train, in the units of a log; for the arguments see :func:`fit` and UserNetwork."""
     # Initial weights come from torch's global generator, whose state is restored.
@@ -235,7 +259,7 @@ def new_network(
         network = UserNetwork(config, unidentified, hidden, behaviour=behaviour)
     network.inputs.set_scales(*seen.scales())
     if "leave" in unidentified:
-        network.set_leave_hazard(seen.hazard)
+        network.set_leave_hazard(seen.hazard if hazard is None else hazard)
     return network
 
 

@@ -34,7 +34,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.onnx_check import read_graph
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.tensors import read_tensors
-from edgerec_gym.users.learned_kernels import draw_starts, give, see, settle, sort_sessions
+from edgerec_gym.users.learned_kernels import draw_starts, draw_visits, give, see, settle, sort_sessions
 from edgerec_gym.users.learned_layout import (
     CLICK_AT,
     EXPOSURE_AT,
@@ -271,6 +271,7 @@ class LearnedUsers:
         graph, weights = scenario.simulator_files()
         stamps = graph.stat().st_mtime_ns, weights.stat().st_mtime_ns
         self.simulator = _load_simulator(graph, weights, stamps)
+        self.supply = scenario.catalog.supply
         self._follow_all = uncertainty
         count = self.simulator.members
         chosen = list(range(count)) if members is None else list(members)
@@ -384,16 +385,22 @@ class LearnedUsers:
         """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""
         starts, members = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         simulator, memory = self.simulator, self._memory
-        draw_starts(keys, len(simulator.hours), len(self._members), starts, members)
+        features, hours = simulator.features, simulator.hours
+        if self.supply is None:
+            draw_starts(keys, len(hours), len(self._members), starts, members)
+        else:  # the feed draws the same visits, and shows their pages
+            supply = self.supply
+            features, hours = supply.features, supply.hour
+            draw_visits(keys, split, supply.held_out, len(hours), len(self._members), starts, members)
         memory.member[rows] = self._members[members]
-        memory.user[rows] = simulator.features[starts]
+        memory.user[rows] = features[starts]
         memory.last[rows] = 0.0
         memory.page_code[rows] = 0.0
         for values in (memory.memory, memory.evidence, memory.page_memory, memory.page_evidence):
             values.reshape(-1, memory.n_sessions, *values.shape[1:])[:, rows] = 0.0
         if self.uncertainty is not None:
             self.uncertainty[rows] = 0.0
-        return UserStart(simulator.features[starts], simulator.hours[starts])
+        return UserStart(features[starts], hours[starts])
 
     def respond(self, focus: Focus, response: np.ndarray) -> None:
         """Answer the focused cards; see :class:`~edgerec_gym.answers.UserModel`."""

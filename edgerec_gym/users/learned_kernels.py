@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgerec_gym.answers import Focus
+from edgerec_gym.cloud.supply import draw_visit
 from edgerec_gym.compiled.arrays import reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.compiled.random_stream import uniform
@@ -29,6 +30,13 @@ def _entry_points(digest: str) -> tuple[Any, ...]:
         _ = digest
         for j in range(keys.shape[0]):
             starts[j] = int(uniform(keys[j], 0, START_DRAW, 0) * n_starts)
+            members[j] = int(uniform(keys[j], 0, MEMBER_DRAW, 0) * n_members)
+
+    @entry_point
+    def draw_visits(keys, split, held_out, n_visits, n_members, visits, members):
+        _ = digest
+        for j in range(keys.shape[0]):
+            visits[j] = draw_visit(keys[j], split, held_out, n_visits)
             members[j] = int(uniform(keys[j], 0, MEMBER_DRAW, 0) * n_members)
 
     @entry_point
@@ -76,7 +84,7 @@ def _entry_points(digest: str) -> tuple[Any, ...]:
             if focus.active[session]:
                 remember(memory, session)
 
-    return draw_starts, sort_sessions, see, give, settle
+    return draw_starts, draw_visits, sort_sessions, see, give, settle
 
 
-draw_starts, sort_sessions, see, give, settle = _entry_points(SOURCE_DIGEST)
+draw_starts, draw_visits, sort_sessions, see, give, settle = _entry_points(SOURCE_DIGEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +109,7 @@ class Exported:
     def __init__(self, folder: Path, networks: list[UserNetwork], config: FeedConfig) -> None:
         export(networks, np.zeros((1, config.n_user_features), np.float32), np.zeros(1), folder)
         self.folder = folder
+        self.catalog = SimpleNamespace(supply=None)
 
     def simulator_files(self) -> tuple[Path, Path]:
         return self.folder / "simulator.onnx", self.folder / "simulator.safetensors"

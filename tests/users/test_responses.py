@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from edgerec_gym.agents.baselines import DeviceGreedy, Keep
+from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate
 from edgerec_gym.answers import (
     CLICK,
     DELETE_REASON,
@@ -23,7 +24,7 @@ from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig, RewardConfig
 from edgerec_gym.env import EdgeFeedEnv
 from edgerec_gym.errors import InputError
-from edgerec_gym.evaluation.play import evaluate
+from edgerec_gym.evaluation.play import evaluate, play
 from edgerec_gym.evaluation.report import tables
 from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
 from edgerec_gym.logs.collect import collect
@@ -163,11 +164,10 @@ def test_synthetic_users_give_no_responses() -> None:
 def test_a_log_keeps_responses(logs: Path, tmp_path: Path) -> None:
     reader = LogReader(logs)
     assert reader.config.responses == NAMES
-    table = pa.concat_tables(reader.batches(["click", "answered"]))
-    assert table.column_names == ["click", "answered", "responses"]  # they come with the answers
+    table = pa.concat_tables(reader.batches(["answered", "responses"]))
     assert table["responses"].is_null().to_numpy().tolist() == (~table["answered"].to_numpy()).tolist()
     whole = next(reader.batches())
-    assert whole.schema.names == log_schema(reader.config).names
+    assert whole.schema.names == log_schema(["responses"]).names
     sessions = LoggedSessions.from_table(whole, reader.config, reader.catalog)
     assert sessions.responses.shape == (len(sessions.item), 3) and 0 < sessions.responses.mean() < 1
     both = LoggedSessions.concatenate([sessions.select(np.array([1])), sessions.select(np.array([0]))])
@@ -277,15 +277,34 @@ def test_collected_logs_hold_the_responses(fitted: Scenario, tmp_path: Path) -> 
 
 
 def test_evaluation_lists_responses_by_name(fitted: Scenario) -> None:
-    for env_id in ("EdgeFeed-v0", "EdgeFeedSlate-v0"):
-        policies: Any = [Keep(), DeviceGreedy(fitted.config.cloud)] if env_id == "EdgeFeed-v0" else []
-        if not policies:
-            continue
-        rows = evaluate(policies, env_id=env_id, scenario=fitted, users=("learned",), sessions=40)
-        assert all(rows[0][f"response_{name}"]["mean"] > 0 for name in NAMES)
-        # Responses count in the value as drawn.
-        shown = tables(rows)["learned users, named responses per session"]
-        assert shown[0] == ["policy", *NAMES] and len(shown[1]) == 2
+    env_id = "EdgeFeed-v0"
+    policies = [Keep(), DeviceGreedy()]
+    rows = evaluate(policies, env_id=env_id, scenario=fitted, users=("learned",), sessions=40)
+    assert all(rows[0][f"response_{name}"]["mean"] > 0 for name in NAMES)
+    shown = tables(rows)["learned users, named responses per session"]
+    assert shown[0] == ["policy", *NAMES] and len(shown[1]) == 2
+
+
+@pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
+def test_responses_count_in_the_value_as_drawn(fitted: Scenario, env_id: str) -> None:
+    policy: Any = Keep() if env_id == "EdgeFeed-v0" else SlateBySlate(ScoredList(DeviceGreedy(), 10))
+    weights = dict.fromkeys(NAMES, 0.0) | WEIGHTS
+    found, without = (
+        play(
+            policy,
+            env_id=env_id,
+            scenario=fitted,
+            users="learned",
+            sessions=30,
+            seed=0,
+            config={"reward": {"responses": responses}},
+        )
+        for responses in (WEIGHTS, {})
+    )
+    given = sum(weights[name] * found[f"response_{name}"] for name in NAMES)
+    assert np.abs(given).max() > 0
+    np.testing.assert_allclose(found["value"], without["value"] + given, atol=1e-5)
+    np.testing.assert_allclose(found["reward"], without["reward"] + given, atol=1e-5)
 
 
 def test_users_of_other_responses_are_refused(fitted: Scenario) -> None:
