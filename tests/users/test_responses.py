@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_responses import Responding
 
 from edgerec_gym.agents.baselines import DeviceGreedy, Keep
 from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate
@@ -16,11 +17,7 @@ from edgerec_gym.answers import (
     DELETE_REASON,
     DISLIKED,
     N_EXPOSURE_ACTIONS,
-    RESPONSE_SIZE,
-    Focus,
-    UserStart,
 )
-from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig, RewardConfig
 from edgerec_gym.env import EdgeFeedEnv
 from edgerec_gym.errors import InputError
@@ -73,23 +70,6 @@ def fitted(logs: Path) -> Scenario:
     return Scenario.load(logs.parent / "scenario")
 
 
-class Scripted:
-    """Users who give every response to every third card."""
-
-    name, uncertainty = "scripted", None
-
-    def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
-        self.n_user, self.n = config.n_user_features, config.n_responses
-
-    def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
-        return UserStart(np.zeros((len(rows), self.n_user), np.float32), np.zeros(len(rows), np.int32))
-
-    def respond(self, focus: Focus, response: np.ndarray) -> None:
-        assert response.shape[1] == RESPONSE_SIZE + self.n
-        given = focus.active & (focus.context[:, 0] % 3 == 0)
-        response[given, RESPONSE_SIZE:] = 1.0
-
-
 def test_without_responses_a_config_says_nothing_of_them() -> None:
     told = FeedConfig().to_dict()
     assert "responses" not in told and "responses" not in told["reward"]
@@ -124,12 +104,12 @@ def test_wrong_names_and_weights_are_refused(changes: dict[str, Any], message: s
 @pytest.mark.parametrize("make", [EdgeFeedEnv, EdgeFeedSlateEnv])
 def test_the_environment_tells_responses_by_name(make: Any) -> None:
     options = {"responses": NAMES, "reward": {"responses": WEIGHTS}}
-    env = make(scenario="lite", users=Scripted(), **options)
+    env = make(scenario="lite", users=Responding(), **options)
     config = env.config
     observation, info = env.reset(seed=0)
     assert info["responses"].shape[-1] == len(NAMES) and not info["responses"].any()
     total = dict.fromkeys(NAMES, 0.0)
-    for _ in range(9 if make is EdgeFeedEnv else 4):
+    for _ in range(9):
         action = int(observation["action_mask"].argmax())
         if make is EdgeFeedSlateEnv:
             plan = {"order": np.zeros(config.pool_size), "insert": np.zeros(config.slate_size, int)}
@@ -309,6 +289,6 @@ def test_responses_count_in_the_value_as_drawn(fitted: Scenario, env_id: str) ->
 
 def test_users_of_other_responses_are_refused(fitted: Scenario) -> None:
     with pytest.raises(InputError, match="responses cannot be changed"):
-        EdgeFeedVectorEnv(1, scenario=fitted, users="learned", responses=("like",), reward={})
+        EdgeFeedVectorEnv(1, scenario=fitted, users="learned", responses=("like",), reward=RewardConfig())
     with pytest.raises(InputError, match="responses cannot be changed"):
         EdgeFeedVectorEnv(1, scenario="lite", users="learned", responses=("like",))
