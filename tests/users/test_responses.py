@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from small_responses import Responding
 
 from edgerec_gym.agents.baselines import DeviceGreedy, Keep
@@ -23,6 +24,7 @@ from edgerec_gym.env import EdgeFeedEnv
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import evaluate, play
 from edgerec_gym.evaluation.report import tables
+from edgerec_gym.fidelity.expected import replay
 from edgerec_gym.fidelity.report import fidelity_report, fidelity_tables
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.schema import list_column, log_schema
@@ -30,11 +32,13 @@ from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.dataset import padded
+from edgerec_gym.simulator.export import export
 from edgerec_gym.simulator.fit import fit
 from edgerec_gym.simulator.model import UserNetwork
 from edgerec_gym.simulator.pack import pack
 from edgerec_gym.slate_env import EdgeFeedSlateEnv
 from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, exposure_columns
+from edgerec_gym.users.learned_layout import N_ANSWER, N_LOGITS
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 NAMES = ("like", "hate", "rating")
@@ -89,7 +93,7 @@ def test_without_responses_a_config_says_nothing_of_them() -> None:
         ({"responses": tuple(f"r{k}" for k in range(17))}, "up to 16 different names"),
         ({"responses": ("click",)}, "'click' is a term of the reward already"),
         ({"responses": "like"}, "must be a list"),
-        ({"responses": ("like",), "reward": {"responses": {"lik": 1}}}, "weights 'lik'; the feed's .* like"),
+        ({"responses": ("like",), "reward": {"responses": {"loke": 1}}}, "weights 'loke'; the feed's .* like"),
         ({"reward": {"responses": {"like": 1}}}, "the feed's responses are none"),
         ({"responses": ("like",), "reward": {"responses": {"like": "x"}}}, "must be a number"),
         ({"responses": ("like",), "reward": {"responses": {"like": float("nan")}}}, "out of range"),
@@ -133,12 +137,31 @@ def test_the_environment_tells_responses_by_name(make: Any) -> None:
     np.testing.assert_array_equal(deleted[shown], DISLIKED * (slot[shown] % 3 == 0))
 
 
-def test_synthetic_users_give_no_responses() -> None:
+def test_responses_add_columns_and_change_nothing_else() -> None:
+    """Synthetic users never give any, so their sessions stay as they are."""
+    plain = EdgeFeedVectorEnv(4, scenario="lite", users="synthetic")
     env = EdgeFeedVectorEnv(4, scenario="lite", users="synthetic", responses=NAMES)
-    env.reset(seed=0)
-    for _ in range(20):
-        *_, infos = env.step(np.zeros(4, np.int64))
+    (before, told), (after, _) = plain.reset(seed=0), env.reset(seed=0)
+    assert "responses" not in told
+    for _ in range(70):
+        for key, values in before.items():
+            found = np.delete(after[key], [-4, -3, -2], axis=2) if key == "exposures" else after[key]
+            np.testing.assert_array_equal(found, values)
+        actions = before["action_mask"].argmax(axis=1)
+        (before, reward, *_), (after, same, *_, infos) = plain.step(actions), env.step(actions)
+        np.testing.assert_array_equal(reward, same)
         assert infos["responses"].shape == (4, 3) and not infos["responses"].any()
+
+
+def test_users_without_responses_are_packed_as_before() -> None:
+    """Names, shapes and layouts that no file of earlier versions has appear with responses only."""
+    torch.manual_seed(0)
+    plain, wide = (UserNetwork(FeedConfig(responses=names), (), 8) for names in ((), NAMES))
+    new = {"responses_by_answer", "leave_by_responses"}
+    assert dict(wide.named_parameters()).keys() - dict(plain.named_parameters()).keys() == new
+    weights = pack(plain)
+    assert pack(wide).keys() - weights.keys() == {"responses_by_answer"}
+    assert weights["strength"].shape[1] == N_ANSWER and weights["heads"].shape[1] == N_LOGITS
 
 
 def test_a_log_keeps_responses(logs: Path, tmp_path: Path) -> None:
@@ -183,11 +206,6 @@ def test_a_wrong_column_is_refused(logs: Path, tmp_path: Path, change: Any, mess
 
 def test_steps_at_run_time_agree_with_the_network(fitted: Scenario, logs: Path) -> None:
     """The kernels, fed with logged behaviour, compute what the network computes on whole sessions."""
-    import torch
-
-    from edgerec_gym.fidelity.expected import replay
-    from edgerec_gym.simulator.export import export
-
     torch.manual_seed(0)
     config, folder = fitted.config, logs.parent / "exported"
     network = UserNetwork(config, (), 8).eval()
