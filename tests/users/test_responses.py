@@ -93,7 +93,10 @@ def test_without_responses_a_config_says_nothing_of_them() -> None:
         ({"responses": tuple(f"r{k}" for k in range(17))}, "up to 16 different names"),
         ({"responses": ("click",)}, "'click' is a term of the reward already"),
         ({"responses": "like"}, "must be a list"),
-        ({"responses": ("like",), "reward": {"responses": {"loke": 1}}}, "weights 'loke'; the feed's .* like"),
+        (
+            {"responses": ("like",), "reward": {"responses": {"loke": 1}}},
+            "weights 'loke'; the feed's .* like",
+        ),
         ({"reward": {"responses": {"like": 1}}}, "the feed's responses are none"),
         ({"responses": ("like",), "reward": {"responses": {"like": "x"}}}, "must be a number"),
         ({"responses": ("like",), "reward": {"responses": {"like": float("nan")}}}, "out of range"),
@@ -118,13 +121,15 @@ def test_the_environment_tells_responses_by_name(make: Any) -> None:
         if make is EdgeFeedSlateEnv:
             plan = {"order": np.zeros(config.pool_size), "insert": np.zeros(config.slate_size, int)}
             action = plan | {"request": 0}
-        observation, reward, _, _, info = env.step(action)
+        observation, reward, ended, _, info = env.step(action)
         assert env.observation_space.contains(observation)
         assert reward == pytest.approx(sum(info["reward_terms"].values()))
         for k, name in enumerate(NAMES):
             given = info["responses"][..., k].sum()
             assert info["reward_terms"][name] == pytest.approx(given * WEIGHTS.get(name, 0.0))
             total[name] += given
+        if ended:
+            break
     assert len(set(total.values())) == 1 and total["like"] > 0
     rows = observation["exposures"]
     at = config.n_item_features + config.n_types
