@@ -22,7 +22,7 @@ from edgerec_gym.policy import Observation, Policy
 TRACK = "request"
 BLOCK = 4096  # observations per call of a stateless policy
 ROWS = 256  # sessions per call of a stateful policy, whose first call fixes the batch size
-COLUMNS = [name for name in (*SCHEMA.names, *OPTIONAL) if name not in ("day", "time")]
+COLUMNS = [name for name in (*SCHEMA.names, *OPTIONAL) if name != "time"]
 Progress = Callable[[int, int], None]
 
 
