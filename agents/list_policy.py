@@ -12,16 +12,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerec_gym.answers import EXPOSURE_ACTIONS
+from edgerec_gym.answers import DELETE_REASON
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.slate import Plan, check_plan
 from edgerec_gym.policy import Explanation, Observation, check_observation, draw_legal
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
+from edgerec_gym.spaces import CONTEXT, first_action
 
 SLOT, EXPOSURES, PAGE_VIEWS, PAGE_AGE = (
     CONTEXT.index(name) for name in ("slot", "exposures", "page_views", "page_age")
 )
-DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason") - N_EXPOSURE_COLUMNS  # counted from a row's end
 
 
 @runtime_checkable
@@ -262,7 +261,8 @@ class SlotBySlot:
         answered = context[:, EXPOSURES] > self._exposures
         clicked = context[:, PAGE_VIEWS] > self._page_views
         newest = history[:, :, -1].argmax(axis=1)  # the last column is the slot
-        deleted = answered & (history[np.arange(len(history)), newest, DELETE_REASON] > 0)
+        reason = first_action(observation) + DELETE_REASON
+        deleted = answered & (history[np.arange(len(history)), newest, reason] > 0)
         self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
         self._quiet += answered
         quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every

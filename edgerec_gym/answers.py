@@ -1,7 +1,7 @@
 """The protocol between the feed and its users, batch first.
 
 The feed shows each user a :class:`Focus` (the focused card among its neighbours) and gets back a
-*response* row of :data:`RESPONSE_SIZE` float32 numbers in the units of the observation:
+*response* row of :func:`response_size` float32 numbers in the units of the observation:
 
 | columns | content |
 | --- | --- |
@@ -11,6 +11,9 @@ The feed shows each user a :class:`Focus` (the focused card among its neighbours
 | 18 | leave, 0 or 1 |
 | 19 | click probability before the click was drawn |
 | 20 | probability of a purchase (click and buy) before anything was drawn |
+| 21.. | the named responses of the feed (`FeedConfig.responses`), each 0 or 1, whether clicked or not |
+
+A positive answer to a response of :data:`NEGATIVE_RESPONSES` counts as deleting the card (e6, "dislike").
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ BUY = PAGE_VIEW + 2
 LEAVE = 18
 CLICK_PROBABILITY = 19
 PURCHASE_PROBABILITY = 20
-RESPONSE_SIZE = 21
+RESPONSE_SIZE = 21  # without the named responses, which follow
+NEGATIVE_RESPONSES = ("hate", "dislike")
 
 EXPOSURE_ACTIONS = ("duration", "count", "scroll_speed", "scroll_duration", "scroll_count", "delete_reason")
 PAGE_VIEW_ACTIONS = (
@@ -56,6 +60,8 @@ DWELL_BUCKETS, PAGE_VIEW_BUCKETS = len(DWELL_EDGES) + 1, len(PAGE_VIEW_EDGES) + 
 COUNT_LEVELS = 4  # exposure count 1..4 and scroll count 1..4, stored as (count - 1) / 3
 SPEED_LEVELS = 5  # scroll speed and scroll duration
 DELETE_REASONS = ("none", "dislike", "seen")  # stored as index / 2
+DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason")
+DISLIKED = DELETE_REASONS.index("dislike") / (len(DELETE_REASONS) - 1)
 
 WINDOW = 5  # cards in a focus: two before, the focused one, two after
 FOCUSED = 2  # place of the focused card in the window
@@ -66,6 +72,17 @@ CONTEXT_SIZE = 8
 
 # Columns of Focus.pages: means over the cards of a page, and their number.
 PAGE_SUMMARY = ("price_level", "base_logit", "base_cvr", "freshness", "size")
+
+
+def response_size(config: FeedConfig) -> int:
+    """Return the length of a response row: 21 + R."""
+    return RESPONSE_SIZE + config.n_responses
+
+
+def negative_responses(config: FeedConfig) -> np.ndarray:
+    """Return the columns of a response row that hold negative feedback, (n,) int64."""
+    names = enumerate(config.responses, start=RESPONSE_SIZE)
+    return np.array([column for column, name in names if name in NEGATIVE_RESPONSES], np.int64)
 
 
 class Focus(NamedTuple):
@@ -139,8 +156,7 @@ class UserModel(Protocol):
 
         Args:
             focus: what the users look at.
-            response: (B, RESPONSE_SIZE) float32 zeros, written in place for active rows only, each number in
-                0..1.
+            response: (B, 21 + R) float32 zeros, written in place for active rows only, each number in 0..1.
         """
 
 
@@ -169,7 +185,7 @@ def check_start(start: Any, n_rows: int, n_features: int) -> UserStart:
 
 
 def wrong_answer(response: np.ndarray, row: int) -> InputError:
-    """Return the error for what :meth:`UserModel.respond` answered in a row, (RESPONSE_SIZE,)."""
+    """Return the error for what :meth:`UserModel.respond` answered in a row, (21 + R,)."""
     column = int((~((response >= 0) & (response <= 1))).argmax())
     return InputError(
         f"the users answered {response[column]} in column {column} of row {row}; allowed: 0 to 1"

@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from edgerec_gym.errors import InputError, shown
 
 SCHEMA_VERSION = 1
@@ -20,6 +22,9 @@ SUPPLIES = ("catalogue", "daily", "logged")
 PRESETS = ("default", "lite", "default-v2", "lite-v2")
 MOST_TYPES = 100  # card types of a feed
 MOST_COLUMNS = 256  # of the item table
+MOST_RESPONSES = 16  # of a feed
+RESPONSE_PREFIX = "response_"  # before its name, where figures of named responses stand beside others
+REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave", "uncertainty")
 # Users unlike those behind the logs and policies: factors applied to the scenario's SyntheticUserConfig.
 SHIFTS: dict[str, dict[str, float]] = {
     "more-switching": {"intent_switch": 2.0},  # the intent switches twice as often
@@ -33,6 +38,11 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 def bounded(default: Any, low: float, high: float) -> Any:
     """Dataclass field with an inclusive allowed range, which also applies to each entry of a tuple."""
     return field(default=default, metadata={"range": (low, high)})
+
+
+def later(default: Any, **metadata: Any) -> Any:
+    """Dataclass field that older files lack: files leave it out at its default and so stay as they were."""
+    return field(default=default, metadata={"later": True, **metadata})
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,16 @@ class Config:
         return cls(**nested)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a plain, JSON-ready dict."""
-        return dataclasses.asdict(self)
+        """Return a plain, JSON-ready dict; fields made by :func:`later` are left out at their default."""
+        values: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.metadata.get("later") and value == f.default:
+                continue
+            if isinstance(value, Config):
+                value = value.to_dict()
+            values[f.name] = dict(value) if f.metadata.get("named") else value
+        return values
 
     def replace(self: ConfigT, **changes: Any) -> ConfigT:
         """Return a copy with some fields changed; unknown fields raise InputError."""
@@ -82,6 +100,8 @@ def _unknown(owner: str, name: str, names: set[str]) -> str:
 def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """Return `value` as the field's type, or raise InputError."""
     where = f"{owner}.{f.name}"
+    if f.metadata.get("named"):
+        return _named_numbers(where, f, value)
     if get_origin(hint) is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise InputError(f"{where} must be a list, got {shown(value)}")
@@ -92,6 +112,17 @@ def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> An
             raise InputError(f"{where} must be a {hint.__name__}, got {shown(value)}")
         return value
     return _scalar(where, f, hint, value)
+
+
+def _named_numbers(where: str, f: dataclasses.Field[Any], value: Any) -> tuple[tuple[str, float], ...]:
+    """Return a dict of names and numbers, or such pairs, as pairs in order of the names."""
+    if isinstance(value, tuple):
+        value = dict(value)  # what another config holds
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{where} must map names to numbers, got {shown(value)}")
+    return tuple(
+        sorted((name, _scalar(f"{where}[{name!r}]", f, float, number)) for name, number in value.items())
+    )
 
 
 def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -134,8 +165,12 @@ class RewardConfig(Config):
     insert_click: float = bounded(0.0, -1e3, 1e3)  # added to `click` for a click on a mix-in card
     leave: float = bounded(0.0, -1e3, 1e3)  # when the user leaves
     uncertainty: float = bounded(0.0, -1e3, 1e3)  # per unit of disagreement among learned users (MOPO: < 0)
+    # Of the feed's named responses, e.g. {"like": 0.5, "hate": -2}; 0 if not named. Pairs, in order of names.
+    responses: tuple[tuple[str, float], ...] = later((), named=True, range=(-1e3, 1e3))
 
-    def value(self, click: Any, purchase: Any, card: Any = 0.0, leave: Any = 0.0) -> Any:
+    def value(
+        self, click: Any, purchase: Any, card: Any = 0.0, leave: Any = 0.0, responses: Any = 0.0
+    ) -> Any:
         """Reward for what users do: the weighted sum of the terms that depend on the answer.
 
         The arguments are arrays or tensors that broadcast. Each holds events (0 or 1), their probabilities or
@@ -146,10 +181,11 @@ class RewardConfig(Config):
             purchase: purchases.
             card: 1 for a mix-in card, whose clicks also earn `insert_click`.
             leave: users who leave.
+            responses: the sum of the named responses, weighted (:meth:`FeedConfig.response_value`).
         """
         return (
             self.click * click + self.purchase * purchase + self.insert_click * click * card
-            + self.leave * leave
+            + self.leave * leave + responses
         )  # fmt: skip
 
     def cost(self, request: Any, invalid: Any = 0.0) -> Any:
@@ -208,6 +244,8 @@ class FeedConfig(Config):
     first_slots: tuple[int, ...] = bounded((1, 3, 1, 3), 0, 10_000)  # first slot where a type may appear
     rules: Literal["mask", "penalty"] = "mask"
     slate_size: int = bounded(10, 1, 100)  # K of EdgeFeedSlate
+    # Further binary answers to a card, with or without a click, e.g. ("like", "hate"); see answers.py
+    responses: tuple[str, ...] = later(())
     reward: RewardConfig = field(default_factory=RewardConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
 
@@ -228,6 +266,7 @@ class FeedConfig(Config):
                 f"FeedConfig.item_columns must be up to {MOST_COLUMNS} different names, "
                 f"got {shown(list(self.item_columns))}"
             )
+        self._check_responses()
         logged = self.cloud.supply == "logged"  # pages as long as the log's, the next one at their end
         if self.request_latency >= self.page_size and not logged:
             raise InputError(
@@ -244,10 +283,56 @@ class FeedConfig(Config):
                 f"FeedConfig.lookahead = {self.lookahead} must be below max_slots = {self.max_slots}"
             )
 
+    def _check_responses(self) -> None:
+        names = self.responses
+        if len(names) > MOST_RESPONSES or len(set(names)) < len(names):
+            raise InputError(
+                f"FeedConfig.responses must be up to {MOST_RESPONSES} different names, "
+                f"got {shown(list(names))}"
+            )
+        for name in names:
+            if not (name.isascii() and name.isidentifier() and name == name.lower()):
+                raise InputError(
+                    f"FeedConfig.responses: {shown(name)} must be a lower-case name such as 'long_view'"
+                )
+            if name in REWARD_TERMS:
+                raise InputError(
+                    f"FeedConfig.responses: {name!r} is a term of the reward already; choose another name"
+                )
+        for name, _ in self.reward.responses:
+            if name not in names:
+                told = ", ".join(names) or "none"
+                raise InputError(
+                    f"RewardConfig.responses weights {shown(name)}; the feed's responses are {told}"
+                )
+
     @property
     def n_types(self) -> int:
         """Number of card types, goods included (T)."""
         return 1 + len(self.card_types)
+
+    @property
+    def n_responses(self) -> int:
+        """Number of named responses (R)."""
+        return len(self.responses)
+
+    @property
+    def reward_terms(self) -> tuple[str, ...]:
+        """Names of the reward terms: REWARD_TERMS, then the named responses."""
+        return REWARD_TERMS + self.responses
+
+    @property
+    def reward_weights(self) -> tuple[float, ...]:
+        """Weights of :attr:`reward_terms`."""
+        weights = dict(self.reward.responses)
+        return (
+            *(getattr(self.reward, term) for term in REWARD_TERMS),
+            *(weights.get(name, 0.0) for name in self.responses),
+        )
+
+    def response_value(self, responses: Any) -> Any:
+        """Reward for named responses (..., R), an array: their weighted sum (...)."""
+        return responses @ np.array(self.reward_weights[len(REWARD_TERMS) :])
 
     @property
     def n_item_features(self) -> int:

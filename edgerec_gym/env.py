@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 from typing import Any, NoReturn
 
@@ -10,14 +10,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, UserModel
+from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, RESPONSE_SIZE, UserModel
 from edgerec_gym.compiled.workers import refuse_turn
 from edgerec_gym.drawing.render import FPS, RENDER_MODES
 from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import refuse_shallow_copy
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 _ROW = np.zeros(1, np.int64)  # the only row of the batch
@@ -55,7 +54,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     | user | (U,) | the cloud's long-term embedding of the user, then the profile |
     | pool | (N, F) | candidates of the page in cloud order; zero once used |
     | cards | (M, F + T) | mix-in cards with their type; zero once used |
-    | exposures | (50, F + T + 7) | answered cards, oldest first, with exposure actions e1..e7 |
+    | exposures | (50, F + T + 7 + R) | answered cards, oldest first: e1..e6, R named responses, e7 |
     | page_views | (25, F + T + 12) | opened cards, oldest first, with page-view actions d1..d12 |
     | screen | (lookahead, F + T) | cards placed but not answered yet |
     | context | (C,) | :data:`edgerec_gym.spaces.CONTEXT`, then share used and slots since, per card type |
@@ -65,7 +64,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
 
     ## Rewards
     The weighted sum of named terms (RewardConfig). `info["reward_terms"]` holds the terms; their default
-    weights are click 1, purchase 5, request -0.3, invalid -0.1, insert_click 0, leave 0, uncertainty 0. The
+    weights are click 1, purchase 5, request -0.3, invalid -0.1, insert_click 0, leave 0, uncertainty 0. Each
+    named response (FeedConfig.responses) is a term of its own, and `info["responses"]` (R,) holds 0 or 1. The
     user answers the card `lookahead` slots above the bottom, so a decision is rewarded `lookahead` steps
     later. Cards still on screen at the end are not answered.
 
@@ -134,7 +134,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         self._turn = self.batch.turn
         # Bind methods once: looking them up takes a good part of a step's time in Python.
         self._copies = [(key, values[0].copy) for key, values in self.batch.observation(copy=False).items()]
-        outcome = {
+        outcome: dict[str, Callable[[], Any]] = {
             "invalid_action": a.invalid.item,
             "cost": a.cost.item,
             "click_probability": a.response[0, CLICK_PROBABILITY : CLICK_PROBABILITY + 1].item,
@@ -145,6 +145,8 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
             "placed_action": a.placed_action.item,
             "answered": a.focus_active.item,
         }
+        if self.config.responses:
+            outcome["responses"] = a.response[0, RESPONSE_SIZE:].copy
         if self._uncertainty:
             outcome["uncertainty"] = a.uncertainty.item
         self._outcome = outcome.items()
@@ -215,7 +217,9 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     def _info(self, observation: dict[str, np.ndarray]) -> dict[str, Any]:
         info: dict[str, Any] = {name: read() for name, read in self._outcome}
         info["action_mask"] = observation["action_mask"]
-        info["reward_terms"] = dict(zip(REWARD_TERMS, self.batch.reward_terms.tolist()[0], strict=True))
+        info["reward_terms"] = dict(
+            zip(self.config.reward_terms, self.batch.reward_terms.tolist()[0], strict=True)
+        )
         return info
 
     def action_masks(self) -> np.ndarray:

@@ -14,7 +14,6 @@ from edgerec_gym.feed.slate import Plan
 from edgerec_gym.feed.slate_batch import SlateBatch
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import slate_action_space
-from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 
@@ -88,6 +87,7 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
     | invalid_positions | (K,) whether the action was illegal |
     | answered_item, clicked, purchased | (K,) the card answered in that slot (-1 none), what the user did |
     | click_probability, purchase_probability | (K,) of that card, 0 if none |
+    | responses | (K, R) named responses to that card, 0 or 1, if the feed has any |
     | uncertainty | (K,) of that click, if enabled |
 
     ## Starting State
@@ -146,5 +146,7 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
         batch = self.batch
         info = {name: row.copy() if row.ndim else row.item() for name, row in self._shown}
         info["action_mask"] = observation["action_mask"]
-        info["reward_terms"] = dict(zip(REWARD_TERMS, batch.reward_terms[0].tolist(), strict=True))
+        info["reward_terms"] = dict(
+            zip(self.config.reward_terms, batch.reward_terms[0].tolist(), strict=True)
+        )
         return info

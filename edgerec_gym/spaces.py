@@ -6,6 +6,7 @@ side. A fresh copy is one memory copy, and each key is a view into it (:func:`ob
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,7 @@ from edgerec_gym.errors import InputError
 TRACKS = ("joint", "rerank", "mix", "request")
 JOINT, RERANK, MIX, REQUEST = range(4)
 
-N_EXPOSURE_COLUMNS = 7  # e1..e7
+N_EXPOSURE_COLUMNS = 7  # e1..e7; the named responses stand between e6 and e7
 N_PAGE_VIEW_COLUMNS = 12  # d1..d12
 MODEL_KEYS = ("user", "pool", "exposures", "page_views", "screen", "context")  # what a re-ranker may read
 N_SCALARS = 4  # item features after the embedding: price level, base ctr, base cvr, freshness
@@ -55,6 +56,16 @@ def _known(track: str) -> str:
     return track
 
 
+def exposure_columns(sizes: FeedSizes) -> int:
+    """Return the columns of `exposures` after the card: e1..e6, the R named responses, e7."""
+    return N_EXPOSURE_COLUMNS + sizes.n_responses
+
+
+def first_action(observation: Mapping[str, Any]) -> int:
+    """Return the column of `exposures` and `page_views` at which the actions begin (F + T)."""
+    return int(observation["page_views"].shape[-1]) - N_PAGE_VIEW_COLUMNS
+
+
 def context_size(config: FeedConfig) -> int:
     """Return the number of context columns (C)."""
     return len(CONTEXT) + 2 * len(config.card_types)
@@ -70,7 +81,7 @@ def observation_dtype(config: FeedConfig, track: str) -> np.dtype:
             ("user", np.float32, (config.n_user_features,)),
             ("pool", np.float32, (config.pool_size, features)),
             ("cards", np.float32, (config.n_cards, features + types)),
-            ("exposures", np.float32, (config.exposure_history, features + types + N_EXPOSURE_COLUMNS)),
+            ("exposures", np.float32, (config.exposure_history, features + types + exposure_columns(config))),
             ("page_views", np.float32, (config.page_view_history, features + types + N_PAGE_VIEW_COLUMNS)),
             ("screen", np.float32, (config.lookahead, features + types)),
             ("context", np.float32, (context_size(config),)),
@@ -152,6 +163,10 @@ class FeedSizes(Protocol):
         """Number of card types, goods included (T)."""
 
     @property
+    def n_responses(self) -> int:
+        """Number of named responses (R)."""
+
+    @property
     def exposure_history(self) -> int:
         """Number of rows of `exposures`."""
 
@@ -174,6 +189,7 @@ class ObservationSizes:
     lookahead: int
     exposure_history: int
     page_view_history: int
+    n_responses: int = 0
 
     @classmethod
     def from_space(cls, observation_space: spaces.Dict) -> ObservationSizes:
@@ -193,4 +209,5 @@ class ObservationSizes:
             lookahead=shapes["screen"][0] if "screen" in shapes else 0,
             exposure_history=shapes["exposures"][0],
             page_view_history=shapes["page_views"][0],
+            n_responses=shapes["exposures"][1] - shapes["cards"][1] - N_EXPOSURE_COLUMNS,
         )

@@ -1,7 +1,8 @@
 """FeedArrays: everything the feed's dynamics read and write, as a struct of arrays, batch first.
 
 B environments, N pool rows, M cards, F item features, T card types (goods included), L lookahead, d embedding
-size, W = max(5, L + 3) cards in the window. Kernels and Python read the same arrays as attributes.
+size, R named responses, W = max(5, L + 3) cards in the window. Kernels and Python read the same arrays as
+attributes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgerec_gym.answers import CONTEXT_SIZE, FOCUSED, PAGE_SUMMARY, RESPONSE_SIZE, WINDOW
+from edgerec_gym.answers import CONTEXT_SIZE, FOCUSED, PAGE_SUMMARY, WINDOW, negative_responses, response_size
 from edgerec_gym.compiled.arrays import (
     BoolVector,
     Float32Cube,
@@ -28,7 +29,6 @@ from edgerec_gym.compiled.selection import Ranking
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.spaces import TRACKS, observation_dtype
 
-REWARD_TERMS = ("click", "purchase", "request", "invalid", "insert_click", "leave", "uncertainty")
 NO_ITEM = -1
 UNUSED = -1  # an empty place in the set of shown items
 
@@ -45,6 +45,7 @@ class FeedArrays(NamedTuple):
     n_types: int
     n_embedding: int
     n_user: int
+    n_responses: int
     n_exposure_rows: int
     n_page_view_rows: int
     lookahead: int
@@ -65,7 +66,8 @@ class FeedArrays(NamedTuple):
     share_caps: Float64Vector  # (T - 1,)
     gaps: Int64Vector  # (T - 1,)
     first_slots: Int64Vector  # (T - 1,)
-    reward_weights: Float64Vector  # (7,)
+    reward_weights: Float64Vector  # (7 + R,)
+    negative: Int64Vector  # columns of `response` that hold negative feedback
     # --- the observation ------------------------------------------------------------------------
     observation: Float32Matrix  # (B, width)
     observation_bytes: Int8Matrix  # (B, 4 * width), the same memory
@@ -104,11 +106,11 @@ class FeedArrays(NamedTuple):
     # --- between the phases of a step -----------------------------------------------------------
     focus_active: BoolVector  # (B,)
     focus_context: Float32Matrix  # (B, 8)
-    response: Float32Matrix  # (B, 21)
+    response: Float32Matrix  # (B, 21 + R)
     uncertainty: Float32Vector  # (B,), of learned users about the click on the last answered card
     # --- outcome of the last step ---------------------------------------------------------------
     reward: Float64Vector  # (B,)
-    reward_terms: Float64Matrix  # (B, 7)
+    reward_terms: Float64Matrix  # (B, 7 + R)
     cost: Int32Vector  # (B,), rule violations played under rules="penalty"
     invalid: BoolVector  # (B,)
     terminated: BoolVector  # (B,)
@@ -145,6 +147,7 @@ def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking:
         n_types=types_,
         n_embedding=config.embedding_size,
         n_user=config.n_user_features,
+        n_responses=config.n_responses,
         n_exposure_rows=config.exposure_history,
         n_page_view_rows=config.page_view_history,
         lookahead=config.lookahead,
@@ -165,7 +168,8 @@ def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking:
         share_caps=np.array(config.share_caps, np.float64),
         gaps=np.array(config.gaps, np.int64),
         first_slots=np.array(config.first_slots, np.int64),
-        reward_weights=np.array([getattr(config.reward, term) for term in REWARD_TERMS], np.float64),
+        reward_weights=np.array(config.reward_weights, np.float64),
+        negative=negative_responses(config),
         observation=observation,
         observation_bytes=observation.view(np.int8),
         seed=np.zeros(batch, np.int64),
@@ -201,10 +205,10 @@ def allocate(config: FeedConfig, track: str, num_envs: int, split: int, ranking:
         wire_interest=interest(),
         focus_active=np.zeros(batch, np.bool_),
         focus_context=np.zeros((batch, CONTEXT_SIZE), np.float32),
-        response=np.zeros((batch, RESPONSE_SIZE), np.float32),
+        response=np.zeros((batch, response_size(config)), np.float32),
         uncertainty=np.zeros(batch, np.float32),
         reward=np.zeros(batch),
-        reward_terms=np.zeros((batch, len(REWARD_TERMS))),
+        reward_terms=np.zeros((batch, len(config.reward_terms))),
         cost=ints(),
         invalid=np.zeros(batch, np.bool_),
         terminated=np.zeros(batch, np.bool_),

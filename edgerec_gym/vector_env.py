@@ -19,7 +19,6 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch, refuse_shallow_copy
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
-from edgerec_gym.state import REWARD_TERMS
 from edgerec_gym.users import make_users
 
 
@@ -50,8 +49,8 @@ class EdgeFeedVectorEnv(VectorEnv):
     Infos hold arrays of length `num_envs` (with Gymnasium's `_key` masks): `action_mask`, `reward_terms` (a
     dict of arrays, in reward units), `invalid_action`, `cost`, `click_probability` and
     `purchase_probability` of the card answered in this step (0 if none), `page_arrived`, `request_sent`
-    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`, and `uncertainty` if
-    enabled.
+    (0 none, 1 the policy's, 2 automatic), `placed_item`, `placed_action`, `answered`, `responses` (B, R) if
+    the feed has any (FeedConfig.responses), and `uncertainty` if enabled.
     """
 
     metadata = {
@@ -243,7 +242,7 @@ class EdgeFeedVectorEnv(VectorEnv):
         terms = self.batch.reward_terms.copy() if copy else self.batch.reward_terms
         infos: dict[str, Any] = {
             "action_mask": observation["action_mask"],
-            "reward_terms": {name: terms[:, k] for k, name in enumerate(REWARD_TERMS)},
+            "reward_terms": {name: terms[:, k] for k, name in enumerate(self.config.reward_terms)},
         }
         for name, values in self._outcomes.items():
             infos[name] = values.copy() if copy else values

@@ -15,7 +15,7 @@ import edgerec_gym  # noqa: F401, registers the ids
 from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.files import atomic_path
 from edgerec_gym.policy import best_legal
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS
+from edgerec_gym.spaces import CONTEXT, first_action
 
 PAGE_AGE = CONTEXT.index("page_age")
 parser = argparse.ArgumentParser(description=__doc__)
@@ -37,7 +37,7 @@ def act(observation):
     cards = device.scores({**observation, "pool": observation["cards"][:, :, : observation["pool"].shape[2]]})
     cards = np.where(mask[:, n_pool : n_pool + n_cards] > 0, cards, -np.inf)
     best = np.where(mask[:, :n_pool] > 0, goods, -np.inf).max(axis=1)
-    dwell = observation["exposures"][:, :, -N_EXPOSURE_COLUMNS]
+    dwell = observation["exposures"][:, :, first_action(observation)]
     shown = (observation["exposures"] != 0).any(axis=2).sum(axis=1)
     lately = [dwell[row, max(0, n - 4) : n].mean() if n else 1.0 for row, n in enumerate(shown)]
     bored = (np.array(lately) < 0.3) & (observation["context"][:, PAGE_AGE] >= 0.4) & (mask[:, -1] > 0)

@@ -22,7 +22,7 @@ from edgerec_gym.compiled.arrays import (
     UInt64Vector,
 )
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, context_size
+from edgerec_gym.spaces import N_PAGE_VIEW_COLUMNS, context_size, exposure_columns
 
 LOWEST, STEP, N_POINTS = -10.0, 0.125, 177  # tables over interest (logits above the click bias): -10 to 12
 N_RATES = 9  # points of an item's table of purchase and satisfaction rates over its match
@@ -195,7 +195,7 @@ def allocate(
         user=floats(config.n_user_features),
         pool=floats(config.pool_size, features),
         cards=floats(config.n_cards, card),
-        exposures=floats(config.exposure_history, card + N_EXPOSURE_COLUMNS),
+        exposures=floats(config.exposure_history, card + exposure_columns(config)),
         page_views=floats(config.page_view_history, card + N_PAGE_VIEW_COLUMNS),
         screen=floats(config.lookahead, card),
         context=floats(context_size(config)),

@@ -14,7 +14,7 @@ from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.off_policy import LoggedDecisions
-from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.schema import OPTIONAL, SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy
@@ -22,7 +22,7 @@ from edgerec_gym.policy import Observation, Policy
 TRACK = "request"
 BLOCK = 4096  # observations per call of a stateless policy
 ROWS = 256  # sessions per call of a stateful policy, whose first call fixes the batch size
-COLUMNS = [name for name in SCHEMA.names if name not in ("day", "time")]
+COLUMNS = [name for name in (*SCHEMA.names, *OPTIONAL) if name != "time"]
 Progress = Callable[[int, int], None]
 
 

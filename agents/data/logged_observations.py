@@ -20,7 +20,6 @@ from edgerec_gym.agents.data.logged_pages import cloud_scores
 from edgerec_gym.agents.data.observed_log import ObservedLog
 from edgerec_gym.answers import BUY, CLICK, LEAVE
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.logs.schema import SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, TRACKS, n_actions, observation_keys
@@ -28,14 +27,23 @@ from edgerec_gym.spaces import CONTEXT, TRACKS, n_actions, observation_keys
 NO_CARD = -1
 IN_FLIGHT = CONTEXT.index("in_flight")
 # Columns that are unknown in the row added after the last slot.
-_UNKNOWN = ("candidates", "cards", "user_features", "exposure_actions", "click", "page_view_actions", "leave")
+_UNKNOWN = (
+    "candidates",
+    "cards",
+    "user_features",
+    "exposure_actions",
+    "click",
+    "page_view_actions",
+    "leave",
+    "responses",
+)
 
 
 class TrackLog(ObservedLog):
     """Sessions of a log with complete observations at any slot.
 
     Args:
-        table: whole sessions, all columns of :data:`~edgerec_gym.logs.schema.SCHEMA`.
+        table: whole sessions, all columns of :func:`~edgerec_gym.logs.schema.log_schema`.
         sessions: the sessions read from `table`.
         config: configuration of the logged feed.
         track: track of the action masks; everything else is the same in all tracks.
@@ -129,7 +137,13 @@ def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) 
     reward, actions = config.reward, sessions.actions
     is_card = sessions.catalog.card_type[sessions.item] > 0
     click = actions[:, CLICK].astype(np.float64)
-    answer = reward.value(click, actions[:, BUY], card=is_card, leave=actions[:, LEAVE])
+    answer = reward.value(
+        click,
+        actions[:, BUY],
+        card=is_card,
+        leave=actions[:, LEAVE],
+        responses=config.response_value(sessions.responses) if config.responses else 0.0,
+    )
     rows, begin = np.arange(len(is_card)), np.repeat(sessions.starts[:-1], np.diff(sessions.starts))
     shown = rows - config.lookahead
     earned = np.where(shown >= begin, answer[np.maximum(shown, 0)], 0.0)
@@ -176,7 +190,7 @@ def with_last(table: pa.Table) -> pa.Table:
     ends = np.append(np.flatnonzero(np.diff(session)), len(session) - 1)
     last = table.take(pa.array(ends))
     for name in table.column_names:
-        at, kind = last.column_names.index(name), SCHEMA.field(name).type
+        at, kind = last.column_names.index(name), table.schema.field(name).type
         if name in _UNKNOWN:
             last = last.set_column(at, name, pa.nulls(len(ends), kind))
         elif name in ("slot", "page_age"):

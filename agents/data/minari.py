@@ -23,7 +23,7 @@ from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, 
 from edgerec_gym.answers import LEAVE
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import atomic_folder, check_room, make_folder
-from edgerec_gym.logs.schema import SCHEMA
+from edgerec_gym.logs.schema import OPTIONAL, SCHEMA
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.registration import IDS, SLATE, track_of
@@ -130,7 +130,9 @@ def environment_spec(reader: LogReader, track: str, scenario: str | None = None)
     }
     if reader.provenance.get("source") == "learned":
         spec.kwargs["users"] = "learned"
-    spec.kwargs |= {key: value for key, value in logged.items() if value != plain[key]}
+    for key in {**logged, **plain}:
+        if logged.get(key) != plain.get(key):  # fields at their default may be left out
+            spec.kwargs[key] = logged.get(key, getattr(reader.config, key))
     return spec
 
 
@@ -152,7 +154,9 @@ def _episodes(
     reader: LogReader, track: str, wanted: int, file: Path, progress: Progress | None
 ) -> Iterator[Any]:
     done = 0
-    for table in log_tables(reader, None, lambda ids: np.ones(len(ids), np.bool_), SCHEMA.names):
+    for table in log_tables(
+        reader, None, lambda ids: np.ones(len(ids), np.bool_), [*SCHEMA.names, *OPTIONAL]
+    ):
         for episode in _chunk(reader, table, track, file):
             yield episode
             done += 1

@@ -8,8 +8,7 @@ import pyarrow as pa
 from edgerec_gym.agents.data.logged_pages import LoggedPages
 from edgerec_gym.answers import (
     CLICK,
-    EXPOSURE_ACTIONS,
-    N_EXPOSURE_ACTIONS,
+    DELETE_REASON,
     N_PAGE_VIEW_ACTIONS,
     PAGE_AGE,
     PAGE_VIEW,
@@ -20,7 +19,6 @@ from edgerec_gym.policy import NOT_SHOWN, Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
 OBSERVED_COLUMNS = [*COLUMNS, "user", "candidates", "request"]
-DELETE_REASON = EXPOSURE_ACTIONS.index("delete_reason")  # 0 = not deleted
 
 
 class ObservedLog:
@@ -34,6 +32,7 @@ class ObservedLog:
 
     def __init__(self, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> None:
         self.sessions, self.config = sessions, config
+        self.exposures = sessions.exposure_actions(config)
         self.pages = LoggedPages.from_table(table, sessions, config)
         first = sessions.starts[:-1]
         self.user = table["user"].to_numpy()[first]
@@ -62,7 +61,7 @@ class ObservedLog:
             rows, click = np.arange(len(session)), sessions.actions[:, CLICK] > 0
             last_click = np.maximum.accumulate(np.where(click, rows, -1))
             since = rows - np.maximum(last_click, sessions.starts[session] - 1)
-            trigger = click | (sessions.actions[:, DELETE_REASON] > 0) | (since % no_click == 0)
+            trigger = click | (self.exposures[:, DELETE_REASON] > 0) | (since % no_click == 0)
             trigger &= slot < sessions.answered[session]
             known = np.flatnonzero(trigger) + lag
             origin = session[known - lag]
@@ -114,23 +113,23 @@ class ObservedLog:
     def _exposures(self, begin: np.ndarray, count: np.ndarray) -> np.ndarray:
         size = self.config.exposure_history
         at = np.maximum(count - size, 0)[:, None] + np.arange(size)
-        return self._history(begin, begin[:, None] + at, at < count[:, None], 0, N_EXPOSURE_ACTIONS)
+        return self._history(begin, begin[:, None] + at, at < count[:, None], self.exposures)
 
     def _page_views(self, begin: np.ndarray, count: np.ndarray) -> np.ndarray:
         size, end = self.config.page_view_history, self.clicks_before[begin + count]
         at = np.maximum(end - size, self.clicks_before[begin])[:, None] + np.arange(size)
         present = at < end[:, None]
         rows = np.append(self.clicked, 0)[np.minimum(at, len(self.clicked))]
-        return self._history(begin, rows, present, PAGE_VIEW, N_PAGE_VIEW_ACTIONS)
+        actions = self.sessions.actions[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS]
+        return self._history(begin, rows, present, actions)
 
     def _history(
-        self, begin: np.ndarray, rows: np.ndarray, present: np.ndarray, first_action: int, n_actions: int
+        self, begin: np.ndarray, rows: np.ndarray, present: np.ndarray, actions: np.ndarray
     ) -> np.ndarray:
         """Return cards with actions and answer slot, zero where not present, (R, L, ...) float32."""
         rows = np.where(present, rows, 0)
-        actions = self.sessions.actions[rows, first_action : first_action + n_actions]
         when = ((rows - begin[:, None]) / self.config.max_slots).astype(np.float32)
-        history = np.concatenate([self.sessions.cards(rows), actions, when[..., None]], axis=2)
+        history = np.concatenate([self.sessions.cards(rows), actions[rows], when[..., None]], axis=2)
         return history * present[..., None]
 
     def _screen(self, begin: np.ndarray, now: np.ndarray) -> np.ndarray:

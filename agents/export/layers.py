@@ -14,7 +14,6 @@ from torch import nn
 from edgerec_gym.agents.perception.attention import AdditiveAttention
 from edgerec_gym.agents.perception.interest_match import MATCH_SCALE, BehaviourMatch, InterestMatch
 from edgerec_gym.agents.perception.perception import (
-    ACTION_COLUMNS,
     BASE_CTR,
     LOGIT_SCALE,
     Perception,
@@ -199,7 +198,7 @@ def events(
         assert isinstance(compared, AdditiveAttention) and isinstance(matches, InterestMatch | None)
         graphs[name] = event_graph(
             perception.encoder(name),
-            ACTION_COLUMNS[name],
+            perception.encoder(name).n_action,
             array(compared.key.weight),
             values[name],
             matches,

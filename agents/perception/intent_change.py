@@ -15,7 +15,7 @@ from torch import Tensor
 from edgerec_gym.agents.perception.perception import LOGIT_SCALE, base_logit
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.feed.kernels import DWELL_CENTRE
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS
+from edgerec_gym.spaces import CONTEXT
 
 SLOT, PAGE_AGE = CONTEXT.index("slot"), CONTEXT.index("page_age")
 NEXT = 5  # number of next cards in cloud order
@@ -84,10 +84,9 @@ def interest(observation: dict[str, Tensor], config: FeedConfig, known: Tensor) 
     """Return the decayed evidence (B, d) of the first `known` (B,) answers, summed as in the cloud."""
     cloud, d = config.cloud, config.embedding_size
     exposures, page_views = observation["exposures"], observation["page_views"]
-    dwell = cloud.dwell_weight * (exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE)
-    view = cloud.click_weight + cloud.page_view_weight * (
-        page_views[..., -N_PAGE_VIEW_COLUMNS] - DWELL_CENTRE
-    )
+    duration = config.n_item_features + config.n_types  # the first action of both
+    dwell = cloud.dwell_weight * (exposures[..., duration] - DWELL_CENTRE)
+    view = cloud.click_weight + cloud.page_view_weight * (page_views[..., duration] - DWELL_CENTRE)
     total = exposures.new_zeros(len(exposures), d)
     for rows, evidence in ((exposures, dwell), (page_views, view)):
         weight = evidence * _memory(rows, config, known, cloud.interest_decay)
@@ -111,13 +110,13 @@ def _memory(rows: Tensor, config: FeedConfig, known: Tensor, decay: float) -> Te
 def _dwell(exposures: Tensor, config: FeedConfig, known: Tensor, decay: float) -> Tensor:
     """Return the decayed mean of dwell minus DWELL_CENTRE on exposed cards, shrunk if cards are few."""
     weight = _memory(exposures, config, known, decay)
-    dwell = exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
+    dwell = exposures[..., config.n_item_features + config.n_types] - DWELL_CENTRE
     return (weight * dwell).sum(1) / (1 + weight.sum(1))
 
 
 def _loyalty(exposures: Tensor, config: FeedConfig, known: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
     """Return recent dwell weighted by match with the page's interest, and that match weighted by dwell."""
-    dwell = exposures[..., -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
+    dwell = exposures[..., config.n_item_features + config.n_types] - DWELL_CENTRE
     match = (exposures[..., : config.embedding_size] @ then.unsqueeze(-1)).squeeze(-1)
     weight = _memory(exposures, config, known, FAST_DECAY)
     loyal = weight * match.clamp(min=0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from edgerec_gym.agents.perception.perception import ACTION_COLUMNS, compact
+from edgerec_gym.agents.perception.perception import action_columns, compact
 from edgerec_gym.config import FeedConfig
 
 MATCH_SCALE = 3.0  # scales products of interests and embeddings to order 1
@@ -66,9 +66,9 @@ class BehaviourMatch(nn.ModuleDict):
     """
 
     def __init__(self, config: FeedConfig, sequences: Sequence[str], actions: bool = True) -> None:
-        super().__init__(
-            {name: InterestMatch(config.embedding_size, ACTION_COLUMNS[name]) for name in sequences}
-        )
+        columns = action_columns(config)
+        super().__init__({name: InterestMatch(config.embedding_size, columns[name]) for name in sequences})
+        self.n_actions = {name: columns[name] for name in sequences}
         self.embedding_size, self.n_features = config.embedding_size, config.n_item_features
         self.actions = actions
 
@@ -82,7 +82,7 @@ class BehaviourMatch(nn.ModuleDict):
         d, parts = self.embedding_size, []
         for name, match in self.items():
             history, present = compact(observation[name])
-            actions = history[..., -ACTION_COLUMNS[name] :]
+            actions = history[..., -self.n_actions[name] :]
             known = actions if self.actions else torch.zeros_like(actions)
             parts.append(match(cards[..., :d], history[..., :d], known, present))
         return torch.cat(parts, -1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
-from edgerec_gym.spaces import CONTEXT, N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, N_SCALARS
+from edgerec_gym.spaces import CONTEXT, N_SCALARS, first_action
 
 SLOT, EXPOSURES = CONTEXT.index("slot"), CONTEXT.index("exposures")
 DWELL_CENTRE = 0.4  # dwell below this (of 0..1) is evidence against the item
@@ -66,8 +66,8 @@ class LiveInterest:
         """Return the decayed evidence in the embedding space, (B, d) float64."""
         d = embedding_size(observation, self.item_columns)
         exposures, page_views = observation["exposures"], observation["page_views"]
-        dwell = exposures[:, :, -N_EXPOSURE_COLUMNS] - DWELL_CENTRE
-        view = page_views[:, :, -N_PAGE_VIEW_COLUMNS] - DWELL_CENTRE
+        duration = first_action(observation)
+        dwell, view = exposures[:, :, duration] - DWELL_CENTRE, page_views[:, :, duration] - DWELL_CENTRE
         context = observation["context"]
         now = context[:, SLOT]  # slot / max_slots, the unit of the rows' last column
         # Cards are answered slot by slot, so the count is one slot ahead of the newest row.

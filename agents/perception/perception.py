@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
-from edgerec_gym.spaces import N_EXPOSURE_COLUMNS, N_PAGE_VIEW_COLUMNS, FeedSizes
+from edgerec_gym.spaces import N_PAGE_VIEW_COLUMNS, FeedSizes, exposure_columns
 from edgerec_gym.tensors import read_tensors
 
 LOGIT_SCALE = 3.0  # scales logit(base ctr) to order 1
 BASE_CTR, BASE_CVR = 1, 2  # indices among the item scalars, after the embedding
-ACTION_COLUMNS = {"exposures": N_EXPOSURE_COLUMNS, "page_views": N_PAGE_VIEW_COLUMNS}  # at the end of a row
-SEQUENCES = tuple(ACTION_COLUMNS)
+SEQUENCES = ("exposures", "page_views")
+
+
+def action_columns(sizes: FeedSizes) -> dict[str, int]:
+    """Return the number of columns after the card in a row of each sequence, including the slot."""
+    return dict(zip(SEQUENCES, (exposure_columns(sizes), N_PAGE_VIEW_COLUMNS), strict=True))
 
 
 def base_logit(items: Tensor, embedding_size: int) -> Tensor:
@@ -132,7 +136,7 @@ class SequenceEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.n_card, self.embedding_size, self.length, self.hidden = n_card, embedding_size, length, hidden
-        self.layers = layers
+        self.n_action, self.layers = n_action, layers
         self.cards = nn.GRU(n_card, hidden, layers, batch_first=True)
         self.actions = nn.GRU(n_action, hidden, layers, batch_first=True) if with_actions else None
 
@@ -249,7 +253,7 @@ class Perception(nn.Module):
             {
                 name: SequenceEncoder(
                     config.n_item_features + config.n_types,
-                    ACTION_COLUMNS[name],
+                    action_columns(config)[name],
                     config.embedding_size,
                     lengths[name],
                     hidden,

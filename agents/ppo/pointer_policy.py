@@ -17,11 +17,11 @@ from gymnasium import spaces
 
 from edgerec_gym.agents.perception.attention import DotProductAttention
 from edgerec_gym.agents.perception.perception import (
-    ACTION_COLUMNS,
     LOGIT_SCALE,
     BehaviourCodes,
     Perception,
     RowEncoder,
+    action_columns,
     candidate_cards,
     card_features,
     compact,
@@ -225,12 +225,15 @@ class PointerNetwork(BaseFeaturesExtractor):
             self.encoders = self.perception.encoders
         else:
             self.encoders = nn.ModuleDict(
-                {name: RowEncoder(self.n_card, n, self.d, hidden) for name, n in ACTION_COLUMNS.items()}
+                {
+                    name: RowEncoder(self.n_card, n, self.d, hidden)
+                    for name, n in action_columns(sizes).items()
+                }
             )
         self.readers = nn.ModuleDict(
             {
                 name: BehaviourReader(sizes, columns, hidden, heads, width, *EVIDENCE[name])
-                for name, columns in ACTION_COLUMNS.items()
+                for name, columns in action_columns(sizes).items()
             }
         )
         n_matches = 2 * heads + 1 + sizes.lookahead  # one per query vector

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from edgerec_gym.agents.learning.tensors import TensorObservation
 from edgerec_gym.agents.perception.perception import (
-    ACTION_COLUMNS,
     BASE_CTR,
     LOGIT_SCALE,
     SEQUENCES,
+    action_columns,
     candidate_cards,
     card_features,
     occupied,
@@ -162,7 +162,7 @@ class ValueNetwork(ListScorer):
         start = {"exposures": (1.0, -DWELL_CENTRE), "page_views": (1.0, 1.0)}
         self.evidence = nn.ModuleDict(
             {
-                name: Evidence(ACTION_COLUMNS[name] - 1, code, settings.heads, code, *start[name])
+                name: Evidence(action_columns(config)[name] - 1, code, settings.heads, code, *start[name])
                 for name in SEQUENCES
             }
         )

@@ -15,10 +15,13 @@ from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.answers import (
     CLICK,
+    CLICK_PROBABILITY,
     FOCUSED,
     LEAVE,
     N_EXPOSURE_ACTIONS,
     PAGE_VIEW,
+    PURCHASE_PROBABILITY,
+    RESPONSE_SIZE,
 )
 from edgerec_gym.policy import Observation
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
@@ -35,7 +38,7 @@ class SessionSlots:
         context: (B, T, contexts) float32, before each slot was filled.
         screen: (B, T, lookahead, F + T) float32.
         cards: (B, T, F + T) float32, the card that was answered at each slot.
-        exposures: (B, T, 6) float32, e1..e6.
+        exposures: (B, T, 6 + R) float32, e1..e6 and the named responses.
         page_views: (B, T, 11) float32, d1..d11.
         clicked: (B, T) bool.
         answered: (B, T) bool, whether the slot was answered.
@@ -129,7 +132,7 @@ def play_labelled(
         "context": first["context"].shape[1:],
         "screen": (lag, width),
         "cards": (width,),
-        "exposures": (N_EXPOSURE_ACTIONS,),
+        "exposures": (N_EXPOSURE_ACTIONS + config.n_responses,),
         "page_views": (LEAVE - PAGE_VIEW,),
         "candidates": (n_asked, width),
         "click": (n_asked,),
@@ -168,12 +171,13 @@ def play_labelled(
         rows = np.flatnonzero(~done & a.focus_active)
         if len(rows):
             kept["cards"][rows, at] = a.window_cards[rows, FOCUSED]
-            kept["exposures"][rows, at] = a.response[rows, :N_EXPOSURE_ACTIONS]
+            kept["exposures"][rows, at] = exposure_actions(a.response[rows])
             kept["page_views"][rows, at] = a.response[rows, PAGE_VIEW:LEAVE]
             if not sample:
                 kept["click"][rows, at], kept["purchase"][rows, at] = users.click[rows], users.purchase[rows]
             clicked[rows, at], answered[rows, at] = a.response[rows, CLICK] > 0, True
-            kept["earned"][rows, slot] = config.reward.value(*_told(a.response[rows]))
+            given = config.response_value(a.response[rows, RESPONSE_SIZE:])
+            kept["earned"][rows, slot] = config.reward.value(*_told(a.response[rows]), responses=given)
             value[rows] += kept["earned"][rows, slot]
         done |= a.terminated | a.truncated
         slot += 1
@@ -184,9 +188,15 @@ def play_labelled(
     )
 
 
+def exposure_actions(response: np.ndarray) -> np.ndarray:
+    """Return what a history tells of response rows (R, 21 + ...): e1..e6 and the named responses."""
+    return np.concatenate([response[:, :N_EXPOSURE_ACTIONS], response[:, RESPONSE_SIZE:]], axis=1)
+
+
 def _told(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities of click and purchase in responses (R, RESPONSE_SIZE)."""
-    return response[:, -2].astype(np.float64), response[:, -1].astype(np.float64)
+    """Return the probabilities of click and purchase in response rows (R, 21 + ...)."""
+    click, purchase = response[:, CLICK_PROBABILITY], response[:, PURCHASE_PROBABILITY]
+    return click.astype(np.float64), purchase.astype(np.float64)
 
 
 def n_candidates(env: EdgeFeedVectorEnv) -> int:

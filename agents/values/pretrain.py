@@ -33,7 +33,7 @@ from edgerec_gym.agents.learning.epochs import EpochTrainer, Report
 from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.agents.values.play import SessionSlots, session_states
-from edgerec_gym.answers import BUY, CLICK, LEAVE, N_EXPOSURE_ACTIONS, PAGE_VIEW
+from edgerec_gym.answers import BUY, CLICK, LEAVE, PAGE_VIEW
 from edgerec_gym.config import Config, bounded
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
@@ -80,7 +80,8 @@ class WholeSessions:
     """
 
     def __init__(self, log: ObservedLog) -> None:
-        self.sessions = sessions = log.sessions
+        self.sessions, self.exposures = log.sessions, log.exposures
+        sessions = log.sessions
         session = np.repeat(np.arange(len(sessions)), np.diff(sessions.starts))
         slot = np.arange(len(session)) - sessions.starts[session]
         seen = []
@@ -110,7 +111,7 @@ class WholeSessions:
             context=kept(self.context[rows]),
             screen=kept(self.screen[rows]),
             cards=kept(sessions.cards(rows)),
-            exposures=actions[..., :N_EXPOSURE_ACTIONS],
+            exposures=kept(self.exposures[rows]),
             page_views=actions[..., PAGE_VIEW:LEAVE],
             clicked=actions[..., CLICK] > 0,
             bought=(actions[..., CLICK] > 0) & (actions[..., BUY] > 0),

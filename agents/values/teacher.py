@@ -15,10 +15,10 @@ from edgerec_gym.answers import (
     CLICK_PROBABILITY,
     FOCUSED,
     PURCHASE_PROBABILITY,
-    RESPONSE_SIZE,
     WINDOW,
     Focus,
     UserStart,
+    response_size,
 )
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
@@ -92,7 +92,7 @@ class AskedUsers:
         self._asked.allocate(num_envs * self.n_candidates, config, workers)
         self.click, self.purchase = np.zeros((2, num_envs, self.n_candidates), np.float32)
         self._focus: Focus | None = None
-        self._response = np.zeros((num_envs * self.n_candidates, RESPONSE_SIZE), np.float32)
+        self._response = np.zeros((num_envs * self.n_candidates, response_size(config)), np.float32)
 
     def reset(self, rows: np.ndarray, keys: np.ndarray, split: int) -> UserStart:
         """Start new sessions; see :class:`~edgerec_gym.answers.UserModel`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgerec_gym.bench.rows import NOT_SHIFTED
-from edgerec_gym.config import SHIFTS
+from edgerec_gym.config import RESPONSE_PREFIX, SHIFTS
 from edgerec_gym.evaluation.cache import Rows, table
 
 SIGNIFICANT = 0.05
@@ -46,7 +46,9 @@ def leaderboards(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
             if item["metric"] == "gap_closed" and item.get("shift") in SHIFTS
         ]
         order = sorted(own, key=lambda item: -values.get(item["policy"], 0.0))
-        shown = [item for item in order if item["metric"] in COLUMNS]
-        metrics = {name: form for name, form in COLUMNS.items() if any(i["metric"] == name for i in shown)}
+        responses = [item["metric"] for item in own if item["metric"].startswith(RESPONSE_PREFIX)]
+        columns = COLUMNS | dict.fromkeys(responses, ".3f")
+        shown = [item for item in order if item["metric"] in columns]
+        metrics = {name: form for name, form in columns.items() if any(i["metric"] == name for i in shown)}
         found[f"{track}, {scenario}"] = table(shown, metrics)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.bench.comparison import ATTAINABLE, Comparison
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.evaluation.cache import Rows, row
 from edgerec_gym.evaluation.comparisons import (
     compare_all,
@@ -129,6 +130,9 @@ def value_rows(comparison: Comparison, played: Played, shift: str | None) -> Row
         if shift is None:
             for metric, name in FIGURES.items():
                 figures[metric] = mean(figure_of(played, policy, name))
+            own_figures = next(found for (name, _), found in played.items() if name == policy)
+            for name in (name for name in own_figures if name.startswith(RESPONSE_PREFIX)):
+                figures[name] = mean(figure_of(played, policy, name))
         for metric, interval in figures.items():
             more: dict[str, Any] = {"shift": shift or NOT_SHIFTED}
             if metric == "value":

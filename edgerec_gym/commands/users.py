@@ -69,7 +69,7 @@ def info(
         console.print_json(content)
         return
     usual = FeedConfig().to_dict()
-    unusual = {name: value for name, value in loaded.config.to_dict().items() if value != usual[name]}
+    unusual = {name: value for name, value in loaded.config.to_dict().items() if value != usual.get(name)}
     console.print_nested(content | {"config": unusual or "as the preset default"})
 
 

@@ -166,7 +166,9 @@ def _reaction(canvas: Canvas, card: Card, x: float, y: float, screen: Screen) ->
     if answer.click:
         right = canvas.pill(right, y, "opened" if answer.bought else f"opened {answer.view_seconds}", ORANGE)
     elif answer.deleted is not None:
-        canvas.pill(right, y, f"deleted: {answer.deleted}", RED, filled=False)
+        right = canvas.pill(right, y, f"deleted: {answer.deleted}", RED, filled=False)
+    if answer.responses:
+        canvas.pill(right - 4, y, ", ".join(answer.responses).replace("_", " "), ORANGE, filled=False)
 
 
 # --- above and below ---------------------------------------------------------------------------------------

@@ -115,5 +115,5 @@ def _card_text(card: Card) -> str:
     if answer is None:
         return text + "on screen"
     did = [f"opened {answer.view_seconds}"] if answer.click else []
-    did += [*answer.actions, *([f"deleted: {answer.deleted}"] if answer.deleted else [])]
+    did += [*answer.actions, *answer.responses, *([f"deleted: {answer.deleted}"] if answer.deleted else [])]
     return (text + f"{'#' * round(7 * answer.dwell):7s} {answer.dwell_seconds:11s} {', '.join(did)}").rstrip()

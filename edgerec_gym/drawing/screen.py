@@ -12,6 +12,7 @@ import numpy as np
 
 from edgerec_gym.answers import (
     CLICK,
+    DELETE_REASON,
     DELETE_REASONS,
     DWELL_BUCKETS,
     DWELL_EDGES,
@@ -20,12 +21,13 @@ from edgerec_gym.answers import (
     PAGE_VIEW_ACTIONS,
     PAGE_VIEW_BUCKETS,
     PAGE_VIEW_EDGES,
+    RESPONSE_SIZE,
     SLOT,
 )
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.feed.batch import BEGIN, PLAY, FeedBatch
 from edgerec_gym.spaces import N_SCALARS
-from edgerec_gym.state import NO_ITEM, REWARD_TERMS
+from edgerec_gym.state import NO_ITEM
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 GOODS = "goods"
@@ -47,6 +49,7 @@ class Answer:
         actions: page-view actions taken, e.g. ("cart", "buy").
         deleted: why the card was deleted ("dislike", "seen"); None if it was not.
         left: the user left the feed here.
+        responses: named responses given, e.g. ("like",).
     """
 
     dwell: float
@@ -57,6 +60,7 @@ class Answer:
     actions: tuple[str, ...]
     deleted: str | None
     left: bool
+    responses: tuple[str, ...] = ()
 
     @property
     def bought(self) -> bool:
@@ -168,11 +172,11 @@ class _Session:
     """What the batch does not keep: cards that have left the window, sums, earlier pool rows and intents."""
 
     unused: np.ndarray  # (N,) bool, pool rows that were not shown before the last slot
+    terms: np.ndarray  # (7 + R,)
     cards: list[Card] = field(default_factory=list)
     intent: list[int] = field(default_factory=list)  # at each answered card
     intent_now: int | None = None
     reward: float = 0.0
-    terms: np.ndarray = field(default_factory=lambda: np.zeros(len(REWARD_TERMS)))
 
 
 class ScreenRecorder:
@@ -197,14 +201,14 @@ class ScreenRecorder:
         for row in np.flatnonzero((modes == PLAY) | (modes == BEGIN)).tolist():
             session = self._sessions[row]
             if modes[row] == BEGIN or session is None:
-                self._sessions[row] = _Session(self._unused(row), intent_now=self._intent(row))
+                self._sessions[row] = self._new_session(row, self._intent(row))
             else:
                 self._follow(session, row)
 
     def screen(self, row: int = 0) -> Screen:
         """Return what is on one row's screen; an empty screen before the first reset."""
         a, config = self.batch.arrays, self.batch.config
-        session = self._sessions[row] or _Session(self._unused(row))
+        session = self._sessions[row] or self._new_session(row)
         on_the_wire = None
         if a.wire[row] > 0:
             on_the_wire = REQUESTED if a.wire_requested[row] else AUTOMATIC
@@ -231,17 +235,22 @@ class ScreenRecorder:
             cards_left=int((a.card_items[row] != NO_ITEM).sum()),
             reward=session.reward,
             last_reward=float(a.reward[row]),
-            terms=dict(zip(REWARD_TERMS, session.terms.tolist(), strict=True)),
+            terms=dict(zip(config.reward_terms, session.terms.tolist(), strict=True)),
             end="left" if a.terminated[row] else "cut off" if a.truncated[row] else None,
             intent=intent,
         )
 
+    def _new_session(self, row: int, intent: int | None = None) -> _Session:
+        terms = np.zeros(len(self.batch.config.reward_terms))
+        return _Session(self._unused(row), terms, intent_now=intent)
+
     def _follow(self, session: _Session, row: int) -> None:
-        a = self.batch.arrays
+        a, config = self.batch.arrays, self.batch.config
         session.cards.append(self._placed(session, row))
         if a.focus_active[row]:
             focused = int(a.focus_context[row, SLOT])
-            session.cards[focused] = replace(session.cards[focused], answer=_answer(a.response[row]))
+            answer = _answer(a.response[row], config.responses)
+            session.cards[focused] = replace(session.cards[focused], answer=answer)
             if session.intent_now is not None:
                 session.intent.append(session.intent_now)
         session.intent_now = self._intent(row)
@@ -286,10 +295,11 @@ class ScreenRecorder:
         return int((users.world.centres @ users.arrays.intent_now[row]).argmax())
 
 
-def _answer(response: np.ndarray) -> Answer:
+def _answer(response: np.ndarray, names: tuple[str, ...]) -> Answer:
+    """Read a response row (21 + R,) of a feed whose named responses are `names`."""
     click = bool(response[CLICK] > 0)
     actions = response[PAGE_VIEW : PAGE_VIEW + len(PAGE_VIEW_ACTIONS)]
-    reason = round(float(response[5]) * (len(DELETE_REASONS) - 1))
+    reason = round(float(response[DELETE_REASON]) * (len(DELETE_REASONS) - 1))
     return Answer(
         dwell=float(response[0]),
         dwell_seconds=_seconds(float(response[0]), DWELL_BUCKETS, DWELL_EDGES),
@@ -299,6 +309,9 @@ def _answer(response: np.ndarray) -> Answer:
         actions=tuple(PAGE_VIEW_ACTIONS[k] for k in range(1, len(actions)) if actions[k] > 0),
         deleted=DELETE_REASONS[reason] if reason else None,
         left=bool(response[LEAVE] > 0),
+        responses=tuple(
+            name for name, value in zip(names, response[RESPONSE_SIZE:], strict=True) if value > 0
+        ),
     )
 
 

@@ -17,9 +17,11 @@ from edgerec_gym.answers import (
     FOCUSED,
     PAGE_AGE,
     PURCHASE_PROBABILITY,
+    RESPONSE_SIZE,
     UserModel,
 )
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import (
     Interval,
@@ -99,10 +101,12 @@ def play(
 
     Returns:
         Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
-        violations, and cards of each type as `cards_<type>`. `value`, `expected_clicks`,
+        violations, cards of each type as `cards_<type>`, and each named response as `response_<name>`.
+        `value`, `expected_clicks`,
         `expected_card_clicks` (of mix-in cards only) and `expected_purchases` sum the true (or the
         simulator's) click and purchase probabilities along the played feed instead of the drawn outcomes.
-        `value` has the mean of the reward (if the reward has no `leave` term) with far less noise. With
+        `value` has the mean of the reward (if the reward has no `leave` term) with far less noise; named
+        responses count in it as drawn. With
         `by_position` also `exposures_by_position` and `expected_clicks_by_position`, (sessions, page_size)
         float32; the last place includes all places beyond it.
     """
@@ -145,6 +149,7 @@ def _play_batch(
     names = ["reward", "value", "clicks", "purchases", "exposures", "requests", "violations"]
     names += ["expected_clicks", "expected_purchases", "expected_card_clicks"]
     names += [f"cards_{name}" for name in config.card_types]
+    names += [f"{RESPONSE_PREFIX}{name}" for name in config.responses]
     sums = {name: np.zeros(size) for name in names}
     positions = {f"{name}_by_position": np.zeros((size, config.page_size), np.float32) for name in POSITIONS}
     env.reset(seed=seed)
@@ -165,7 +170,12 @@ def _play_batch(
         answered = live[:, None] & (last.answered_item != NO_ITEM)
         card_type = np.where(answered, types[last.answered_item], 0)
         probability = last.click_probability.astype(np.float64)
-        expected = reward.value(probability, last.purchase_probability, card=card_type > 0)
+        expected = reward.value(
+            probability,
+            last.purchase_probability,
+            card=card_type > 0,
+            responses=config.response_value(last.responses) if config.responses else 0.0,
+        )
         paid = reward.cost(last.requested, last.invalid)
         sums["reward"] += np.where(live, batch.reward, 0)
         sums["value"] += np.where(live, paid, 0) + np.where(answered, expected, 0).sum(axis=1)
@@ -181,6 +191,8 @@ def _play_batch(
         sums["violations"] += np.where(live, last.invalid + last.cost, 0)
         for k, name in enumerate(config.card_types):
             sums[f"cards_{name}"] += (card_type == k + 1).sum(axis=1)
+        for k, name in enumerate(config.responses):
+            sums[f"{RESPONSE_PREFIX}{name}"] += np.where(answered, last.responses[..., k], 0).sum(axis=1)
         if by_position:
             rows = np.flatnonzero(answered[:, 0])
             place = np.minimum(a.focus_context[rows, PAGE_AGE].astype(np.int64), config.page_size - 1)
@@ -215,6 +227,7 @@ class _LastStep(NamedTuple):
     purchased: np.ndarray  # (B, S) bool
     click_probability: np.ndarray  # (B, S)
     purchase_probability: np.ndarray  # (B, S)
+    responses: np.ndarray  # (B, S, R)
     requested: np.ndarray  # (B,) bool, by the policy
     invalid: np.ndarray  # (B,) illegal actions
     cost: np.ndarray  # (B,) rule violations played
@@ -226,13 +239,13 @@ def _last_step(batch: FeedBatch) -> _LastStep:
         s = batch.slates
         return _LastStep(
             s.answered_item, s.clicked, s.purchased, s.click_probability, s.purchase_probability,
-            s.sent == 1, s.invalid_positions.sum(axis=1), s.cost,
+            s.responses, s.sent == 1, s.invalid_positions.sum(axis=1), s.cost,
         )  # fmt: skip
     answer = a.response[:, None]
     return _LastStep(
         np.where(a.focus_active, a.window_items[:, FOCUSED], NO_ITEM)[:, None],
         answer[..., CLICK] > 0, answer[..., BUY] > 0,
-        answer[..., CLICK_PROBABILITY], answer[..., PURCHASE_PROBABILITY],
+        answer[..., CLICK_PROBABILITY], answer[..., PURCHASE_PROBABILITY], answer[..., RESPONSE_SIZE:],
         a.sent == 1, a.invalid.astype(np.int64), a.cost,
     )  # fmt: skip
 
@@ -258,8 +271,8 @@ def evaluate(
     Returns:
         One dict for each (policy, users): policy, users, env_id, scenario, sessions, seed, and metrics as
         {"mean", "low", "high"}: reward, value, clicks, click_rate, purchases, exposures, requests,
-        share_<type>, violations, gain_over_keep (paired, of value), gap_closed (synthetic users), and, on
-        learned users if synthetic users were also scored, bias and exploitation_gap.
+        share_<type>, response_<name>, violations, gain_over_keep (paired, of value), gap_closed (synthetic
+        users), and, on learned users if synthetic users were also scored, bias and exploitation_gap.
     """
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     played: dict[tuple[str, str], Sessions] = {} if keep_sessions is None else keep_sessions
@@ -293,6 +306,8 @@ def _metrics(played: dict[tuple[str, str], Sessions], name: str, kind: str, seed
     }
     metrics["click_rate"] = ratio_interval(own["clicks"], own["exposures"], seed)
     for key in own:
+        if key.startswith(RESPONSE_PREFIX):
+            metrics[key] = mean_interval(own[key], seed)
         if key.startswith("cards_"):
             metrics["share_" + key.removeprefix("cards_")] = ratio_interval(own[key], own["exposures"], seed)
     keep, reference = played.get((KEEP, kind)), played.get((REFERENCE, kind))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.runs import is_finished, read_run
@@ -77,7 +78,7 @@ def estimate(result: Result, key: str) -> tuple[float, float, float] | None:
 
 
 def tables(results: list[Result], brief: bool = False) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Format the results, one table for each kind of users.
+    """Format the results, one table for each kind of users, and one of named responses if there are any.
 
     Args:
         results: rows of :func:`edgerec_gym.evaluation.play.evaluate`.
@@ -92,8 +93,20 @@ def tables(results: list[Result], brief: bool = False) -> dict[str, tuple[list[s
         columns = [c for c in COLUMNS if (c.brief or not brief) and any(estimate(row, c.key) for row in rows)]
         body = [[row["policy"], *(_cell(row, column) for column in columns)] for row in rows]
         header = ["policy", *(column.brief if brief else column.title for column in columns)]
-        formatted[f"{USERS_TITLES.get(users, users)}, {rows[0]['sessions']:,} sessions"] = (header, body)
+        title = USERS_TITLES.get(users, users)
+        formatted[f"{title}, {rows[0]['sessions']:,} sessions"] = (header, body)
+        if responses := response_columns(rows):
+            formatted[f"{title}, named responses per session"] = (
+                ["policy", *(column.title for column in responses)],
+                [[row["policy"], *(_cell(row, column) for column in responses)] for row in rows],
+            )
     return formatted
+
+
+def response_columns(rows: list[Result]) -> list[Column]:
+    """Return a column for each named response in the rows."""
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith(RESPONSE_PREFIX))
+    return [Column(key, key.removeprefix(RESPONSE_PREFIX).replace("_", " "), ".3f") for key in names]
 
 
 def _cell(row: Result, column: Column) -> str:

@@ -16,6 +16,7 @@ from edgerec_gym import memory
 from edgerec_gym.answers import (
     CLICK_PROBABILITY,
     PURCHASE_PROBABILITY,
+    RESPONSE_SIZE,
     Focus,
     UserModel,
     check_start,
@@ -49,7 +50,7 @@ class Answers(NamedTuple):
     """What users without a kernel have answered, until it is checked.
 
     Attributes:
-        values: (B, RESPONSE_SIZE) float32; theirs to write, hence copied once and checked as a copy.
+        values: (B, 21 + R) float32; theirs to write, hence copied once and checked as a copy.
         wrong: (workers,) int64; 1 + the first row of a worker's share with a number outside 0..1, or 0.
     """
 
@@ -162,7 +163,7 @@ class FeedBatch:
     Attributes:
         arrays: the state (:class:`~edgerec_gym.state.FeedArrays`); these arrays are never replaced. They are
             internal: kernels trust them, so writing to them can crash the process.
-        reward, reward_terms: of the last step, (B,) and (B, 7) float64, read-only; never replaced either.
+        reward, reward_terms: of the last step, (B,) and (B, 7 + R) float64, read-only; never replaced either.
         outcomes: other outcomes of the last step, by their names in `info`; (B, ...) each, read-only.
         turn: the right to step, for who uses more than one method at once.
         watcher: called with the (B,) modes after every slot and reset, for rendering; None for none.
@@ -251,6 +252,8 @@ class FeedBatch:
             "answered": a.focus_active,
             "uncertainty": a.uncertainty,
         }
+        if self.config.responses:
+            outcomes["responses"] = a.response[:, RESPONSE_SIZE:]
         self.outcomes = {name: read_only(values) for name, values in outcomes.items()}
         self._living.add(self)
 

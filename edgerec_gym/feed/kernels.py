@@ -10,6 +10,8 @@ from __future__ import annotations
 from edgerec_gym.answers import (
     CLICK,
     CLICK_PROBABILITY,
+    DELETE_REASON,
+    DISLIKED,
     FOCUSED,
     HOUR,
     LAST_CLICKED,
@@ -22,6 +24,7 @@ from edgerec_gym.answers import (
     PAGE_REQUESTED,
     PAGE_VIEW,
     PURCHASE_PROBABILITY,
+    RESPONSE_SIZE,
     SINCE_PAGE_VIEW,
     SLOT,
 )
@@ -97,6 +100,8 @@ def clear_outcome(feed, row):
     feed.focus_active[row] = False
     feed.response[row, CLICK_PROBABILITY] = 0.0
     feed.response[row, PURCHASE_PROBABILITY] = 0.0
+    for r in range(feed.n_responses):
+        feed.response[row, RESPONSE_SIZE + r] = 0.0
     feed.placed_action[row] = -1
     feed.placed_item[row] = NO_ITEM
 
@@ -216,15 +221,19 @@ def _record_answer(feed, cloud, row):
     """Record the answer in the histories, the evidence for the cloud and the reward terms."""
     slot = int(feed.focus_context[row, SLOT])
     click = feed.response[row, CLICK]
+    for k in range(feed.negative.shape[0]):
+        if feed.response[row, feed.negative[k]] > 0:
+            feed.response[row, DELETE_REASON] = max(feed.response[row, DELETE_REASON], DISLIKED)
     append(
-        feed, row, slot, feed.exposures_at, feed.n_exposure_rows, feed.exposures[row], 0, N_EXPOSURE_ACTIONS
-    )
+        feed, row, slot, feed.exposures_at, feed.n_exposure_rows, feed.exposures[row],
+        0, N_EXPOSURE_ACTIONS, feed.n_responses,
+    )  # fmt: skip
     feed.exposures[row] += 1
     evidence = cloud.dwell_weight * (feed.response[row, 0] - DWELL_CENTRE) + cloud.click_weight * click
     if click > 0:
         append(
             feed, row, slot, feed.page_views_at, feed.n_page_view_rows, feed.page_views[row],
-            PAGE_VIEW, N_PAGE_VIEW_ACTIONS,
+            PAGE_VIEW, N_PAGE_VIEW_ACTIONS, 0,
         )  # fmt: skip
         feed.page_views[row] += 1
         feed.last_page_view[row] = slot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgerec_gym.answers import FOCUSED, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
+from edgerec_gym.answers import FOCUSED, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, RESPONSE_SIZE
 from edgerec_gym.compiled.arrays import move
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.feed.rules import insertion_allowed, request_allowed
@@ -15,7 +15,7 @@ N_FIXED_CONTEXT = len(CONTEXT)
 @kernel
 def clear_history(feed, row):
     """Zero the history rows that the last session filled."""
-    width = feed.n_features + feed.n_types + N_EXPOSURE_ACTIONS + 1
+    width = feed.n_features + feed.n_types + N_EXPOSURE_ACTIONS + feed.n_responses + 1
     for k in range(min(feed.exposures[row], feed.n_exposure_rows) * width):
         feed.observation[row, feed.exposures_at + k] = 0.0
     width = feed.n_features + feed.n_types + N_PAGE_VIEW_ACTIONS + 1
@@ -24,10 +24,10 @@ def clear_history(feed, row):
 
 
 @kernel
-def append(feed, row, slot, at, n_rows, count, first_action, n_actions):
+def append(feed, row, slot, at, n_rows, count, first_action, n_actions, n_responses):
     """Add the focused card and its answer to a history, oldest first; drops the oldest when full."""
     history, card_width = feed.observation, feed.n_features + feed.n_types
-    width = card_width + n_actions + 1
+    width = card_width + n_actions + n_responses + 1
     if count < n_rows:
         at += count * width
     else:
@@ -37,6 +37,8 @@ def append(feed, row, slot, at, n_rows, count, first_action, n_actions):
         history[row, at + k] = feed.window_cards[row, FOCUSED, k]
     for k in range(n_actions):
         history[row, at + card_width + k] = feed.response[row, first_action + k]
+    for r in range(n_responses):
+        history[row, at + card_width + n_actions + r] = feed.response[row, RESPONSE_SIZE + r]
     history[row, at + width - 1] = slot / feed.max_slots
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgerec_gym.answers import BUY, CLICK, LEAVE
+from edgerec_gym.answers import BUY, CLICK, LEAVE, RESPONSE_SIZE
 from edgerec_gym.compiled.jit import kernel
-from edgerec_gym.state import REWARD_TERMS
+from edgerec_gym.config import REWARD_TERMS
 
 (
     TERM_CLICK,
@@ -15,6 +15,7 @@ from edgerec_gym.state import REWARD_TERMS
     TERM_LEAVE,
     TERM_UNCERTAINTY,
 ) = range(len(REWARD_TERMS))
+FIRST_RESPONSE = len(REWARD_TERMS)  # the terms of the named responses follow
 
 
 @kernel
@@ -34,6 +35,8 @@ def count_answer(feed, row, is_card):
     terms[row, TERM_INSERT_CLICK] = click if is_card else 0.0
     terms[row, TERM_LEAVE] = feed.response[row, LEAVE]
     terms[row, TERM_UNCERTAINTY] = feed.uncertainty[row]
+    for r in range(feed.n_responses):
+        terms[row, FIRST_RESPONSE + r] = feed.response[row, RESPONSE_SIZE + r]
 
 
 @kernel

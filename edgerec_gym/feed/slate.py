@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgerec_gym.answers import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY
+from edgerec_gym.answers import BUY, CLICK, CLICK_PROBABILITY, FOCUSED, PURCHASE_PROBABILITY, RESPONSE_SIZE
 from edgerec_gym.compiled.arrays import (
     BoolMatrix,
     BoolVector,
+    Float32Cube,
     Float32Matrix,
     Float64Matrix,
     Float64Vector,
@@ -24,7 +25,7 @@ from edgerec_gym.compiled.arrays import (
 from edgerec_gym.compiled.jit import kernel
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.state import NO_ITEM, REWARD_TERMS
+from edgerec_gym.state import NO_ITEM
 
 # Why a plan stopped; if several reasons apply in one slot, the last one counts.
 STOPPED_BY = ("plan", "page", "click", "end")
@@ -46,7 +47,7 @@ class SlateArrays(NamedTuple):
     slots: Int32Vector  # (B,), slots played
     stopped_by: Int32Vector  # (B,), index into STOPPED_BY
     reward: Float64Vector  # (B,), sum over the slots
-    reward_terms: Float64Matrix  # (B, 7), sums over the slots
+    reward_terms: Float64Matrix  # (B, 7 + R), sums over the slots
     invalid: BoolVector  # (B,), whether an action of the plan was illegal
     cost: Int32Vector  # (B,), rule violations played under rules="penalty"
     sent: Int32Vector  # (B,), 0 nothing, 1 the policy's request, 2 an automatic one; never both in one plan
@@ -61,6 +62,7 @@ class SlateArrays(NamedTuple):
     click_probability: Float32Matrix  # (B, K), of that card
     purchase_probability: Float32Matrix  # (B, K)
     uncertainty: Float32Matrix  # (B, K), of learned users about that click
+    responses: Float32Cube  # (B, K, R), named responses to that card
 
 
 def allocate_slates(config: FeedConfig, num_envs: int) -> SlateArrays:
@@ -75,7 +77,7 @@ def allocate_slates(config: FeedConfig, num_envs: int) -> SlateArrays:
         slots=ints(num_envs),
         stopped_by=ints(num_envs),
         reward=np.zeros(num_envs),
-        reward_terms=np.zeros((num_envs, len(REWARD_TERMS))),
+        reward_terms=np.zeros((num_envs, len(config.reward_terms))),
         invalid=np.zeros(num_envs, np.bool_),
         cost=ints(num_envs),
         sent=ints(num_envs),
@@ -89,6 +91,7 @@ def allocate_slates(config: FeedConfig, num_envs: int) -> SlateArrays:
         click_probability=np.zeros(by_slot, np.float32),
         purchase_probability=np.zeros(by_slot, np.float32),
         uncertainty=np.zeros(by_slot, np.float32),
+        responses=np.zeros((*by_slot, config.n_responses), np.float32),
     )
 
 
@@ -188,6 +191,8 @@ def clear_slate(slates, row):
         slates.click_probability[row, k] = 0.0
         slates.purchase_probability[row, k] = 0.0
         slates.uncertainty[row, k] = 0.0
+        for r in range(slates.responses.shape[2]):
+            slates.responses[row, k, r] = 0.0
 
 
 @kernel
@@ -214,6 +219,8 @@ def record_slot(feed, slates, row, k):
         slates.click_probability[row, k] = feed.response[row, CLICK_PROBABILITY]
         slates.purchase_probability[row, k] = feed.response[row, PURCHASE_PROBABILITY]
         slates.uncertainty[row, k] = feed.uncertainty[row]
+        for r in range(feed.n_responses):
+            slates.responses[row, k, r] = feed.response[row, RESPONSE_SIZE + r]
     if feed.terminated[row] or feed.truncated[row]:
         slates.stopped_by[row] = END
     elif clicked:

@@ -134,6 +134,8 @@ class SlateBatch(FeedBatch):
             "purchase_probability": s.purchase_probability,
             "uncertainty": s.uncertainty,
         }
+        if config.responses:
+            outcomes["responses"] = s.responses
         self.outcomes = {name: read_only(values) for name, values in outcomes.items()}
         self._no_actions = Plan(
             np.zeros((num_envs, config.pool_size), np.float32),

@@ -15,16 +15,17 @@ from edgerec_gym.answers import (
     PAGE_SUMMARY,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
-    RESPONSE_SIZE,
     WINDOW,
     Focus,
+    response_size,
 )
 from edgerec_gym.compiled.workers import Workers
+from edgerec_gym.config import RESPONSE_PREFIX, FeedConfig
 from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.dataset import padded
-from edgerec_gym.simulator.losses import FLOOR_LEVEL, calibration_error, reliability
+from edgerec_gym.simulator.losses import FLOOR_LEVEL, calibration_error, cross_entropy, reliability
 from edgerec_gym.users.learned import BLOCK, LearnedUsers
 from edgerec_gym.users.learned_layout import (
     BUY_BY_AT,
@@ -33,6 +34,7 @@ from edgerec_gym.users.learned_layout import (
     N_ACTIONS,
     N_ANSWER,
     N_LOGITS,
+    OPENED,
     VIEW_AT,
 )
 
@@ -53,7 +55,9 @@ class _Followers(LearnedUsers):
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(scenario, uncertainty=True)
-        self.logits = np.zeros((self.simulator.members, BLOCK, N_LOGITS), np.float32)
+        self.n_answer = self.simulator.networks.leave_by_answer.shape[1]
+        n_logits = self.simulator.sizes["logits"]
+        self.logits = np.zeros((self.simulator.members, BLOCK, n_logits), np.float32)
 
     def begin(self, user: np.ndarray) -> None:
         """Start sessions of users with features (B, U)."""
@@ -62,13 +66,14 @@ class _Followers(LearnedUsers):
         self._memory.user[:] = user
 
     def answer_with(self, active: np.ndarray, actions: np.ndarray) -> None:
-        """Replace the drawn answers in the memory of the `active` (B,) rows by `actions` (B, 19)."""
-        answer = np.zeros((len(actions), N_ANSWER), np.float32)
+        """Replace the drawn answers in the memory of the `active` (B,) rows by `actions` (B, 19 + R)."""
+        answer = np.zeros((len(actions), self.n_answer), np.float32)
         answer[:, :DWELL_BUCKETS] = _one_hot(actions[:, 0], DWELL_BUCKETS)
         answer[:, DWELL_BUCKETS : DWELL_BUCKETS + N_ACTIONS] = actions[:, :N_ACTIONS]
         opened = _one_hot(actions[:, PAGE_VIEW], PAGE_VIEW_BUCKETS) * actions[:, CLICK, None]
-        answer[:, DWELL_BUCKETS + N_ACTIONS :] = opened
-        self._memory.last[active, -N_ANSWER:] = answer[active]
+        answer[:, OPENED:N_ANSWER] = opened
+        answer[:, N_ANSWER:] = actions[:, LEAVE + 1 :]
+        self._memory.last[active, -self.n_answer :] = answer[active]
 
     def ordered(self, n: int) -> np.ndarray:
         """Return the rows of the block that was answered last, (n,)."""
@@ -80,7 +85,12 @@ class _Followers(LearnedUsers):
 
     def leave_by_answer(self, rows: np.ndarray) -> np.ndarray:
         """Return what the answers in the memory of `rows` (n,) add to the logits of leaving, (M, n)."""
-        return self.simulator.networks.leave_by_answer @ self._memory.last[rows, -N_ANSWER:].T
+        return self.simulator.networks.leave_by_answer @ self._memory.last[rows, -self.n_answer :].T
+
+    def responses_by_answer(self, rows: np.ndarray) -> np.ndarray:
+        """Return what they add to the logits of the named responses, (M, R, n)."""
+        answer = self._memory.last[rows, -self.n_answer :][:, :N_ANSWER]
+        return self.simulator.networks.responses_by_answer @ answer.T
 
     def _run(self, member: int, worker: int, n: int) -> None:
         super()._run(member, worker, n)
@@ -91,15 +101,21 @@ def replay(scenario: Scenario, sessions: LoggedSessions) -> dict[str, np.ndarray
     """Let the learned users follow logged sessions and predict each slot from the behaviour before it.
 
     Returns:
-        By event of :data:`EVENTS`, the probability (N,) float64 at the answered slots of all sessions in
-        turn, averaged over the members. Clicks, purchases (click and buy) and long looks are predicted before
-        anything of the slot is known, leaving given the slot's answer, a long page view given a click.
+        By event of :data:`EVENTS` and `response_<name>`, the probability (N,) float64 at the answered slots
+        of all sessions in turn, averaged over the members. Clicks, purchases (click and buy) and long looks
+        are predicted before anything of the slot is known, leaving given the slot's answer, named responses
+        given the rest of it, a long page view given a click.
     """
     parts = []
     for first in range(0, len(sessions), BLOCK):
         index = np.arange(first, min(first + BLOCK, len(sessions)))
         parts.append(_replay_block(_Followers(scenario), scenario, sessions, index))
-    return {event: np.concatenate([part[event] for part in parts]) for event in EVENTS}
+    return {event: np.concatenate([part[event] for part in parts]) for event in _needs(scenario.config)}
+
+
+def _needs(config: FeedConfig) -> dict[str, str | None]:
+    """Return EVENTS and those of the feed's named responses."""
+    return EVENTS | dict.fromkeys(RESPONSE_PREFIX + name for name in config.responses)
 
 
 def _replay_block(
@@ -108,12 +124,16 @@ def _replay_block(
     size, length = len(index), sessions.answered[index]
     users.allocate(size, scenario.config, Workers(size, 1))
     users.begin(sessions.user[index])
-    expected = {event: np.zeros((size, length.max(initial=0))) for event in EVENTS}
+    names = [RESPONSE_PREFIX + name for name in scenario.config.responses]
+    expected = {event: np.zeros((size, length.max(initial=0))) for event in (*EVENTS, *names)}
     if length.max(initial=0) == 0:
-        return {event: np.zeros(0) for event in EVENTS}
+        return {event: np.zeros(0) for event in expected}
     batch = padded(sessions, index, np.ones(size))
     cards, context, actions = batch.cards.numpy(), batch.context.numpy(), batch.actions.numpy()
-    response, items = np.zeros((size, RESPONSE_SIZE), np.float32), np.zeros((size, WINDOW), np.int32)
+    response, items = (
+        np.zeros((size, response_size(scenario.config)), np.float32),
+        np.zeros((size, WINDOW), np.int32),
+    )
     keys = np.arange(size, dtype=np.uint64)
     seen, pages = np.zeros_like(cards[:, :WINDOW]), np.zeros((size, WINDOW, len(PAGE_SUMMARY)), np.float32)
     focus = Focus(np.zeros(size, np.bool_), seen, items, context[:, 0].copy(), keys, pages)
@@ -136,6 +156,9 @@ def _replay_block(
             "long_look": dwell[:, :, LONG_LOOK:].sum(2),
             "long_page_view": view[:, :, LONG_PAGE_VIEW:].sum(2),
         }
+        if names:
+            given = _sigmoid(logits[:, :, N_LOGITS:].swapaxes(1, 2) + users.responses_by_answer(rows))
+            by_member |= {name: given[:, r] for r, name in enumerate(names)}
         for event, probability in by_member.items():
             expected[event][rows, t] = probability.mean(0)
     answered = np.arange(length.max()) < length[:, None]
@@ -160,7 +183,8 @@ def event_figures(
         `slots`, and the curve `reliability`.
     """
     expected = replay(scenario, sessions)
-    actions = sessions.actions[sessions.answered_rows(np.arange(len(sessions)))]
+    rows = sessions.answered_rows(np.arange(len(sessions)))
+    actions, responses = sessions.actions[rows], sessions.responses[rows]
     bucket = np.rint(actions * (DWELL_BUCKETS - 1))
     click = actions[:, CLICK] > 0
     happened = {
@@ -170,9 +194,11 @@ def event_figures(
         "long_look": bucket[:, 0] >= LONG_LOOK,
         "long_page_view": bucket[:, PAGE_VIEW] >= LONG_PAGE_VIEW,
     }
+    for r, name in enumerate(scenario.config.responses):
+        happened[RESPONSE_PREFIX + name] = responses[:, r] > 0
     rng = np.random.default_rng(seed)
     figures = {}
-    for event, needs in EVENTS.items():
+    for event, needs in _needs(scenario.config).items():
         where = click if event == "long_page_view" else np.ones(len(click), np.bool_)
         if needs not in unidentified and where.any():
             figures[event] = _figures(expected[event][where], happened[event][where], rng)
@@ -192,8 +218,8 @@ def _figures(probability: np.ndarray, happened: np.ndarray, rng: np.random.Gener
     both = bool(happened.any() and not happened.all())
     return {
         "auc": auc(probability, happened) if both else None,
-        "log_loss": _log_loss(probability, happened),
-        "log_loss_constant": _log_loss(np.full(len(happened), happened.mean()), happened),
+        "log_loss": cross_entropy(probability, happened),
+        "log_loss_constant": cross_entropy(np.full(len(happened), happened.mean()), happened),
         "ece": error,
         "ece_floor": float(floor),
         "weak": bool(error > 2 * floor),
@@ -202,11 +228,6 @@ def _figures(probability: np.ndarray, happened: np.ndarray, rng: np.random.Gener
         "slots": len(happened),
         "reliability": curve,
     }
-
-
-def _log_loss(probability: np.ndarray, happened: np.ndarray) -> float:
-    p = np.clip(probability, 1e-9, 1 - 1e-9)
-    return float(-np.log(np.where(happened, p, 1 - p)).mean())
 
 
 def _one_hot(value: np.ndarray, levels: int) -> np.ndarray:

@@ -117,7 +117,8 @@ def check_offer(scenario: Scenario, log_folder: str | Path, seed: int = 0) -> di
     weak = weak_offer(figures)
     unidentified = frozenset(reader.unidentified) | frozenset(scenario.unidentified)
     as_many = simulated.sessions.select(np.arange(n))
-    told = two_sample(log.sessions, as_many, unidentified, repeats=2, seed=seed)
+    responses = scenario.config.responses
+    told = two_sample(log.sessions, as_many, unidentified, responses=responses, repeats=2, seed=seed)
     if told["auc"] > MOST_AUC and told["weak"]:
         name = next(iter(told["most_telling"]))
         weak.append(f"a classifier tells rollouts from the log, AUC {told['auc']:.2f}, most of all by {name}")

@@ -108,7 +108,14 @@ def fidelity_report(
     offer = offer_figures(log.sessions, many.sessions, seed)
     distributions = compare(log, simulated, loaded, unidentified, seed)
     tell(3, "two-sample test")
-    told_apart = two_sample(log.sessions, simulated.sessions, unidentified, repeats=repeats, seed=seed)
+    told_apart = two_sample(
+        log.sessions,
+        simulated.sessions,
+        unidentified,
+        responses=loaded.config.responses,
+        repeats=repeats,
+        seed=seed,
+    )
     tell(4, "interventions")
     effects = interventions(log, simulated, loaded.config, randomise, seed) if randomise else None
     tell(5, "")
@@ -253,7 +260,8 @@ def fidelity_tables(report: Report) -> dict[str, tuple[list[str], list[list[str]
             [what, number(f["log"], ".4f"), number(f["simulated"], ".4f"),
              f"{f['difference']:+.1%} [{f['low']:+.1%}, {f['high']:+.1%}]", flag(f["weak"])]
             for what, f in (("slot: clicks", offer["click_rate"]), ("session: slots", offer["length"]))
-        ] + [["items shown", "", "", f"{offer['items']['distance']:.3f} of {offer['items']['floor']:.3f}",
+        ] + [["items shown", "", "",
+              f"{offer['items']['distance']:.3f} (chance {offer['items']['floor']:.3f})",
               flag(offer["items"]["weak"])]],
     )  # fmt: skip
     if report["interventions"]:

@@ -7,6 +7,7 @@ session. On counts, Kolmogorov-Smirnov and Wasserstein distances are sums, and e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS, PAGE_AGE, SLOT
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.logs.collect import SESSIONS_PER_PART, log_batch
@@ -61,8 +63,8 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
     """
     config, other = scenario.config.to_dict(), reader.config.to_dict()
     for name, value in config.items():
-        if other[name] != value:
-            raise InputError(f"{reader.folder}: {name} is {other[name]!r}, but {value!r} in the scenario")
+        if other.get(name) != value:
+            raise InputError(f"{reader.folder}: {name} is {other.get(name)!r}, but {value!r} in the scenario")
     if not np.array_equal(scenario.catalog.embeddings, reader.catalog.embeddings):
         raise InputError(f"{reader.folder}: its catalogue differs from the scenario's")
     days, keep = None, None
@@ -87,7 +89,12 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
 
 
 def _played(table: pa.Table, scenario: Scenario) -> LogSample:
-    return LogSample(LoggedSessions.from_table(table, scenario.config, scenario.catalog), table)
+    sessions = LoggedSessions.from_table(table, scenario.config, scenario.catalog)
+    if scenario.config.responses:
+        # A fraction, such as a rating, is the probability of a yes: users answer with yes or no.
+        drawn = np.random.default_rng(0).random(sessions.responses.shape) < sessions.responses
+        sessions = replace(sessions, responses=drawn.astype(np.float32))
+    return LogSample(sessions, table)
 
 
 def simulate(
@@ -123,6 +130,7 @@ class Counts(NamedTuple):
 def counts(played: LogSample, scenario: Scenario) -> dict[str, Counts]:
     """Count the quantities of :data:`NEEDS`, with the same K for all sessions of a scenario.
 
+    `response_<name>` is how often a session gives a named response.
     `click_gap` is the number of slots from one click of a session to the next.
     """
     sessions, config = played.sessions, scenario.config
@@ -138,6 +146,8 @@ def counts(played: LogSample, scenario: Scenario) -> dict[str, Counts]:
     again = owner[at[1:]] == owner[at[:-1]]
     gap = (at[1:] - at[:-1])[again]
     every = np.arange(n)
+    given = np.zeros((n, config.n_responses), np.int64)
+    np.add.at(given, owner, sessions.responses[rows].astype(np.int64))
 
     def table(owner: np.ndarray, value: np.ndarray, size: int) -> np.ndarray:
         cell = owner * size + np.minimum(value, size - 1)
@@ -153,6 +163,9 @@ def counts(played: LogSample, scenario: Scenario) -> dict[str, Counts]:
         "dwell": Counts(table(owner, dwell, DWELL_BUCKETS)),
         "click_gap": Counts(table(owner[at[1:]][again], gap, most + 1)),
         "card_type": Counts(table(owner, kind, config.n_types)),
+    } | {
+        RESPONSE_PREFIX + name: Counts(table(every, given[:, r], most + 1))
+        for r, name in enumerate(config.responses)
     }
 
 
@@ -173,8 +186,8 @@ def compare(
     rng = np.random.default_rng(seed)
     halves = (rng.random((HALVES, n)).argsort(axis=1) < n // 2).astype(np.float64)
     report = {}
-    for name, needs in NEEDS.items():
-        if needs not in unidentified:
+    for name in ours:
+        if NEEDS.get(name) not in unidentified:
             report[name] = _compare(ours[name], theirs[name], halves, name in NOMINAL)
     return report
 

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from edgerec_gym.answers import CLICK, LEAVE, PAGE_AGE, PAGE_VIEW, SINCE_PAGE_VIEW, SLOT
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.evaluation.ranking import auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.losses import FLOOR_LEVEL
@@ -31,11 +32,12 @@ NEEDS |= dict.fromkeys(
 
 
 def session_features(
-    sessions: LoggedSessions, unidentified: frozenset[str] = frozenset()
+    sessions: LoggedSessions, unidentified: frozenset[str] = frozenset(), responses: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, list[str]]:
     """Return features of sessions, (S, k) float64 (NaN where one does not apply), and their names.
 
-    What a log does not tell (:data:`edgerec_gym.scenario.UNIDENTIFIED`) is left out.
+    What a log does not tell (:data:`edgerec_gym.scenario.UNIDENTIFIED`) is left out. `responses` names the
+    named responses of the feed, whose rates are features.
     """
     index = np.arange(len(sessions))
     rows = sessions.answered_rows(index)
@@ -71,6 +73,8 @@ def session_features(
     columns |= {f"exposure_{k + 1}": mean(actions[:, k], every) for k in range(1, CLICK)}
     columns |= {f"page_view_{k - PAGE_VIEW + 1}": mean(actions[:, k], click) for k in range(PAGE_VIEW, LEAVE)}
     columns |= {f"clicks_on_type_{k}": total(click * (kind == k)) for k in range(sessions.n_types)}
+    for r, name in enumerate(responses):
+        columns[RESPONSE_PREFIX + name] = mean(sessions.responses[rows, r].astype(np.float64), every)
     needs = NEEDS | {name: "exposure_actions" for name in columns if name.startswith("exposure_")}
     needs |= {name: "cards" for name in columns if name.startswith("clicks_on_type_")}
     needs |= {
@@ -87,6 +91,7 @@ def two_sample(
     simulated: LoggedSessions,
     unidentified: frozenset[str] = frozenset(),
     *,
+    responses: tuple[str, ...] = (),
     repeats: int = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -96,6 +101,7 @@ def two_sample(
         log: logged sessions.
         simulated: simulated sessions, about as many.
         unidentified: what the log does not tell; no feature uses it.
+        responses: named responses of the feed.
         repeats: number of random halves of the log that estimate the floor.
         seed: seed of folds, trees and halves.
 
@@ -104,8 +110,8 @@ def two_sample(
         added to 0.5); `weak`, whether the AUC is more than twice as far above 0.5 as the floor; and
         `most_telling`, the three features that separate both best on their own, with their AUC.
     """
-    ours, names = session_features(log, unidentified)
-    theirs, _ = session_features(simulated, unidentified)
+    ours, names = session_features(log, unidentified, responses)
+    theirs, _ = session_features(simulated, unidentified, responses)
     found = _cross_validated(ours, theirs, seed)
     rng, chance = np.random.default_rng(seed), []
     for _ in range(repeats):

@@ -18,14 +18,15 @@ TOLERANCE = 1e-6  # allows for float32 rounding at the ends of a range
 WHOLE_NUMBERS = 2**31 - 1
 
 
-def check_schema(schema: pa.Schema, where: Path) -> None:
-    """Check the schema version, the column names and their types against :data:`SCHEMA`."""
+def check_schema(schema: pa.Schema, where: Path, config: FeedConfig) -> None:
+    """Check the schema version, the column names and their types against those of the feed's logs."""
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
     if version != str(SCHEMA_VERSION):
         raise InputError(f"{where} has log schema version {version}; supported: {SCHEMA_VERSION}")
+    for name in _required(config):
+        if name not in schema.names:
+            raise InputError(f"{where}: missing column {name!r}")
     for field in log_schema(schema.names):
-        if field.name not in schema.names:
-            raise InputError(f"{where}: missing column {field.name!r}")
         if schema.names.count(field.name) > 1:
             raise InputError(f"{where}: column {field.name!r} is there twice; allowed: once")
         found = schema.field(field.name).type
@@ -33,10 +34,15 @@ def check_schema(schema: pa.Schema, where: Path) -> None:
             raise InputError(f"{where}: column {field.name!r} has type {found}; it must be {field.type}")
 
 
-def as_log_table(table: pa.Table | dict[str, Any], where: Path) -> pa.Table:
+def _required(config: FeedConfig) -> list[str]:
+    """Return the columns that a log of the feed must have."""
+    return [*SCHEMA.names, *(["responses"] if config.responses else [])]
+
+
+def as_log_table(table: pa.Table | dict[str, Any], where: Path, config: FeedConfig) -> pa.Table:
     """Return the columns in schema order and types; InputError names a missing or wrong column."""
     names = list(table) if isinstance(table, dict) else table.column_names
-    for name in SCHEMA.names:
+    for name in _required(config):
         if name not in names:
             raise InputError(f"{where}: missing column {name!r}")
     schema = log_schema(names)
@@ -64,7 +70,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     """Check the values of the columns that are present; `session` and `slot` must be.
 
     Args:
-        table: whole sessions, with any subset of the columns of :data:`SCHEMA`.
+        table: whole sessions, with any subset of the columns of the feed's logs.
         where: the file, for the message.
         first_row: row of the file at which the table starts.
         config: gives the numbers of user features, card types and actions.
@@ -105,6 +111,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
         "exposure_actions": (N_EXPOSURE_ACTIONS, 0, 1),
         "page_view_actions": (N_PAGE_VIEW_ACTIONS, 0, 1),
         "item_columns": (len(config.item_columns), -1, 1),
+        "responses": (config.n_responses, 0, 1),
     }
     for name, (size, low, high) in lists.items():
         if name in table.column_names:
@@ -120,6 +127,10 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
         unknown = table["answered"].to_numpy() & table["click"].is_null().to_numpy()
         for row in np.flatnonzero(unknown)[:1]:
             place.fail(row, "answered, but click is empty")
+    if config.responses and {"answered", "responses"} <= set(table.column_names):
+        unknown = table["answered"].to_numpy() & table["responses"].is_null().to_numpy()
+        for row in np.flatnonzero(unknown)[:1]:
+            place.fail(row, f"answered, but responses is empty; the feed's are {', '.join(config.responses)}")
 
 
 def session_bounds(session: np.ndarray) -> np.ndarray:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.answers import CLICK, LEAVE, N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS, PAGE_VIEW, UserModel
+from edgerec_gym.answers import (
+    CLICK,
+    LEAVE,
+    N_EXPOSURE_ACTIONS,
+    N_PAGE_VIEW_ACTIONS,
+    PAGE_VIEW,
+    RESPONSE_SIZE,
+    UserModel,
+)
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig, preset
@@ -21,7 +29,7 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import FeedBatch
 from edgerec_gym.files import one_writer
 from edgerec_gym.logs.logging_policy import DECISIONS, RandomisedPolicy
-from edgerec_gym.logs.schema import SCHEMA, list_column
+from edgerec_gym.logs.schema import list_column, log_schema
 from edgerec_gym.logs.store import LogWriter
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
@@ -177,7 +185,7 @@ def log_batch(
             steps[slot - lag]["response"] = a.response.copy()
         done = done | a.terminated | a.truncated
         slot += 1
-    return _table(steps, first_session, start, a.hour, users, randomised is not None)
+    return _table(steps, first_session, start, a.hour, users, randomised is not None, batch.config)
 
 
 def _table(
@@ -187,6 +195,7 @@ def _table(
     hour: np.ndarray,
     users: Any,
     randomised: bool,
+    config: FeedConfig,
 ) -> pa.Table:
     size, slots = len(start), len(steps)
     live = np.stack([step["live"] for step in steps], axis=1)  # (B, slots)
@@ -239,10 +248,13 @@ def _table(
         "page_view_actions": list_column(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
         "leave": pa.array(response[:, LEAVE] > 0, mask=~answered),
     }
+    if config.responses:
+        columns["responses"] = list_column(response[:, RESPONSE_SIZE:], answered)
+    schema = log_schema(columns)
     arrays = [
-        pa.array(values, type=SCHEMA.field(name).type)
+        pa.array(values, type=schema.field(name).type)
         if not isinstance(values, pa.Array)
-        else values.cast(SCHEMA.field(name).type)
+        else values.cast(schema.field(name).type)
         for name, values in columns.items()
     ]
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -59,6 +59,8 @@ SCHEMA = pa.schema(
 OPTIONAL = {
     "embedding_known": pa.field("embedding_known", pa.bool_()),  # the embedding was known at that time
     "item_columns": pa.field("item_columns", pa.list_(pa.float32())),  # config.item_columns, as shipped
+    # config.responses, each in 0..1; null where not answered
+    "responses": pa.field("responses", pa.list_(pa.float32())),
 }
 
 

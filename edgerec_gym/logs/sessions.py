@@ -15,6 +15,8 @@ import pyarrow as pa
 from edgerec_gym.answers import (
     CLICK,
     CONTEXT_SIZE,
+    DELETE_REASON,
+    DISLIKED,
     DWELL_BUCKETS,
     HOUR,
     LAST_CLICKED,
@@ -27,8 +29,10 @@ from edgerec_gym.answers import (
     PAGE_REQUESTED,
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
+    RESPONSE_SIZE,
     SINCE_PAGE_VIEW,
     SLOT,
+    negative_responses,
 )
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig
@@ -41,10 +45,12 @@ SCALAR_COLUMNS = ["price_level", "base_ctr", "base_cvr", "freshness"]
 COLUMNS = [
     "session", "hour", "slot", "item", "page", "page_age", "page_requested", "user_features",
     *SCALAR_COLUMNS, "answered", "exposure_actions", "click", "page_view_actions", "leave", "day",
-    "item_columns", "embedding_known",
+    "item_columns", "embedding_known", "responses",
 ]  # fmt: skip
 PER_SESSION = ("answered", "session", "day", "user")  # fields of LoggedSessions
-PER_SLOT = ("item", "scalars", "columns", "known", "page", "context", "summary", "actions")
+PER_SLOT = (
+    "item", "scalars", "columns", "known", "page", "context", "summary", "actions", "responses",
+)  # fmt: skip
 CACHED_SLOTS = 4_000_000  # about 0.6 GB; a larger log is streamed
 HELD_OUT_SHARE = 7  # one day in 7 is held out, the last ones; if there is only one day, one session in 7
 STOPPING_SHARE = 10  # one in 10 of the other sessions decides when to stop and is not trained on
@@ -74,6 +80,7 @@ class LoggedSessions:
         context: (P, 8) float32, columns of answers.py.
         summary: (P, 5) float32, of each slot's page (answers.py).
         actions: (P, 19) float32 response rows up to `leave`; zero where not answered or unknown.
+        responses: (P, R) float32 named responses in 0..1; zero where not answered or unknown.
     """
 
     catalog: Catalog
@@ -91,6 +98,7 @@ class LoggedSessions:
     context: np.ndarray
     summary: np.ndarray
     actions: np.ndarray
+    responses: np.ndarray
 
     def __len__(self) -> int:
         return len(self.answered)
@@ -121,6 +129,9 @@ class LoggedSessions:
         actions[:, LEAVE] = _flags(table, "leave")
         actions[~answered] = 0
         actions[:] = np.round(actions * (ACTION_LEVELS - 1)) / (ACTION_LEVELS - 1)
+        responses = np.zeros((len(session), config.n_responses), np.float32)
+        if config.responses:
+            responses[answered] = _lists(table, "responses", config.n_responses)[answered]
         scalars = np.stack([table[c].to_numpy() for c in SCALAR_COLUMNS], 1).astype(np.float32)
         page = table["page"].to_numpy().astype(np.int32)
         return cls(
@@ -139,6 +150,7 @@ class LoggedSessions:
             context=_context(table, starts, row_session, actions[:, CLICK], config),
             summary=_page_summary(scalars, page, row_session, config),
             actions=actions,
+            responses=responses,
         )
 
     @classmethod
@@ -183,6 +195,14 @@ class LoggedSessions:
         types = np.eye(self.n_types, dtype=np.float32)[catalog.card_type[item]]
         embeddings = catalog.embeddings[item] * self.known[rows][..., None]
         return np.concatenate([embeddings, self.scalars[rows], columns, types], axis=-1)
+
+    def exposure_actions(self, config: FeedConfig) -> np.ndarray:
+        """Return e1..e6 and the named responses of each slot as the feed shows them, (P, 6 + R) float32."""
+        values = np.concatenate([self.actions[:, :N_EXPOSURE_ACTIONS], self.responses], axis=1)
+        negative = self.responses[:, negative_responses(config) - RESPONSE_SIZE]
+        disliked = (negative > 0).any(axis=1)
+        values[disliked, DELETE_REASON] = np.maximum(values[disliked, DELETE_REASON], DISLIKED)
+        return values
 
     def session_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the index of the session of each slot (...), (...) int64."""

@@ -149,7 +149,7 @@ class LogWriter:
         self.parts = len(reader.paths)
 
     def write(self, table: pa.Table | dict[str, Any]) -> None:
-        """Write one part: whole sessions in increasing order, with the columns of :data:`SCHEMA`.
+        """Write one part: whole sessions in increasing order, with the columns of :func:`log_schema`.
 
         Args:
             table: an Arrow table, or a dict of arrays or lists by column name.
@@ -160,7 +160,7 @@ class LogWriter:
         path = self.folder / f"part-{self.parts:05d}.parquet"
         if self.complete:
             raise InputError(f"{self.folder} is complete; choose another folder")
-        part = as_log_table(table, path)
+        part = as_log_table(table, path, self.config)
         if not part.num_rows:
             raise InputError(f"{path}: a part needs at least one row")
         check_rows(part, path, 0, self.config, self.catalog)
@@ -246,8 +246,11 @@ class LogReader:
         """Return the optional columns that the log's first part has."""
         if not self.paths:
             return []
-        with pq.ParquetFile(self.paths[0]) as file:
-            return [name for name in OPTIONAL if name in file.schema_arrow.names]
+        try:
+            with pq.ParquetFile(self.paths[0]) as file:
+                return [name for name in OPTIONAL if name in file.schema_arrow.names]
+        except (pa.ArrowException, OSError):  # reading the rows tells what is wrong
+            return []
 
     @property
     def sessions(self) -> int:
@@ -290,7 +293,7 @@ class LogReader:
         """Iterate over tables of whole sessions, in order; everything read is validated.
 
         Args:
-            columns: names from :data:`SCHEMA` to read; None = all.
+            columns: names from :func:`log_schema` to read; None = all.
             days: keep the sessions that begin on these days; None = all.
 
         Yields:
@@ -308,7 +311,7 @@ class LogReader:
         needed = list(dict.fromkeys(wanted + extra))
         last: int | None = None
         for path in self.paths:
-            for first_row, table in _whole_sessions(path, needed):
+            for first_row, table in _whole_sessions(path, needed, self.config):
                 check_rows(table, path, first_row, self.config, self.catalog)
                 session = table["session"].to_numpy()
                 if last is not None and session[0] <= last:
@@ -358,12 +361,12 @@ def _part_paths(folder: Path) -> list[Path]:
     return [folder / f"part-{number:05d}.parquet" for number in numbers]
 
 
-def _whole_sessions(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+def _whole_sessions(path: Path, columns: list[str], config: FeedConfig) -> Iterator[tuple[int, pa.Table]]:
     """Read a part by row groups; a session that a row group cuts off is completed from the next one."""
     check_parquet(path, whole=False)
     try:
         with pq.ParquetFile(path) as file:
-            check_schema(file.schema_arrow, path)
+            check_schema(file.schema_arrow, path, config)
             present = [name for name in columns if name in file.schema_arrow.names]
             waiting, first_row = file.schema_arrow.empty_table().select(present), 0
             for group in range(file.num_row_groups):

@@ -13,6 +13,7 @@ embedding also depends on the clicks of the same and later days. Days are in UTC
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ import polars as pl
 import pyarrow as pa
 
 from edgerec_gym.answers import (
+    DELETE_REASON,
+    DISLIKED,
     DWELL_BUCKETS,
     DWELL_EDGES,
     N_EXPOSURE_ACTIONS,
     N_PAGE_VIEW_ACTIONS,
+    NEGATIVE_RESPONSES,
     PAGE_VIEW_BUCKETS,
     PAGE_VIEW_EDGES,
 )
@@ -36,7 +40,7 @@ from edgerec_gym.logs.ebnerd_features import MIN_READERS, unit_length
 from edgerec_gym.logs.looking_back import HOUR
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
-from edgerec_gym.logs.table_derived import DerivedColumns
+from edgerec_gym.logs.table_derived import RESPONSE, DerivedColumns
 from edgerec_gym.logs.table_items import (
     DAY,
     FIT_SHARE,
@@ -53,6 +57,7 @@ from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
 ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it holds whole users
 SCAN_LIMIT = 256
 MOST_POOL = 1000  # FeedConfig.pool_size
+ORDER = "order"  # the named response that purchases without a click become
 
 
 @one_writer("out_folder")
@@ -159,6 +164,9 @@ def _config(
         scan_limit=SCAN_LIMIT,
     )
     feed = dict(mapping.feed)
+    names = _response_names(survey.counts, table)
+    if "responses" in feed:
+        raise InputError(f"{table.path}: feed.responses: the mapped columns determine it; leave it out")
     cloud = cloud.replace(**({"supply": "logged"} | feed.pop("cloud", {})))
     reachable = int(np.minimum(goods, SCAN_LIMIT).sum())
     page = int(feed.get("page_size", np.clip(np.median(survey.page_slots), 2, 500)))
@@ -192,14 +200,29 @@ def _config(
         "embedding_size": size,
         "profile_size": len(derived.user_names),
         "item_columns": derived.item_names,
+        "responses": names,
     }
-    return FeedConfig(cloud=cloud).replace(**(sizes | feed))
+    config = FeedConfig(cloud=cloud).replace(**(sizes | feed))
+    weights = dict(config.reward.responses)
+    if ORDER in names and ORDER not in weights:  # each purchase counts once, and the same
+        weights[ORDER] = config.reward.purchase
+        config = config.replace(reward=config.reward.replace(responses=weights))
+    return config
+
+
+def _response_names(counts: Mapping[str, int], table: SourceTable) -> tuple[str, ...]:
+    """Return the named responses: the mapped ones, and orders if there are purchases without a click."""
+    names = [name.removeprefix(RESPONSE) for name in table.columns if name.startswith(RESPONSE)]
+    if counts.get("purchases_without_a_click") and ORDER not in names:
+        names.append(ORDER)
+    return tuple(names)
 
 
 def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> list[str]:
     """Return what a reader of the log should know, in words."""
     columns = table.mapping.columns
     early = counts["days"] > 1
+    apart, empty = (counts.get(name, 0) for name in ("purchases_without_a_click", "empty_responses"))
     notes = {
         f"{counts['duplicate_rows_dropped']} rows equal an earlier one in every mapped column; dropped": (
             counts["duplicate_rows_dropped"]
@@ -235,6 +258,13 @@ def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> li
         "of the exposure actions only the duration is known; the others are 0": columns.dwell_seconds,
         "of the page-view actions besides the duration only buy is known; the others are 0": columns.purchase,
         "the feed's rules for mix-in cards are not known: none": columns.card_type,
+        f"{apart} purchases without a click are the response {ORDER!r}, with the weight of a purchase": (
+            apart and f"{RESPONSE}{ORDER}" not in table.columns
+        ),
+        f"{apart} purchases without a click do not count: the response {ORDER!r} is another column": (
+            apart and f"{RESPONSE}{ORDER}" in table.columns
+        ),
+        f"{empty} empty values of responses count as 0": empty,
     }
     return [text for text, applies in notes.items() if applies]
 
@@ -265,8 +295,15 @@ def _part(
     no, nothing = np.zeros(n, np.bool_), pa.nulls(n)
     slot = rows["slot"].to_numpy()
     answers: dict[str, Any] = {"exposure_actions": nothing, "page_view_actions": nothing, "leave": nothing}
+    names = _response_names(survey.counts, table)
+    given = _responses(rows, names)
+    if names:
+        answers["responses"] = list_column(given, seen)
     if columns.dwell_seconds:
         exposure = np.zeros((n, N_EXPOSURE_ACTIONS), np.float32)
+        for name, values in zip(names, given.T, strict=True):
+            if name in NEGATIVE_RESPONSES:
+                exposure[values > 0, DELETE_REASON] = DISLIKED
         exposure[:, 0] = _bucket(rows["dwell_seconds"], DWELL_EDGES) / (DWELL_BUCKETS - 1)
         answers["exposure_actions"] = list_column(exposure, seen)
     if columns.page_view_seconds or columns.purchase:
@@ -313,6 +350,17 @@ def _part(
         "answered": seen,
         "click": pa.array(click, mask=~seen),
     }
+
+
+def _responses(rows: pl.DataFrame, names: tuple[str, ...]) -> np.ndarray:
+    """Return the named responses of each row, (n, R) float32; empty ones are 0."""
+    values = np.zeros((rows.height, len(names)), np.float32)
+    for k, name in enumerate(names):
+        if RESPONSE + name in rows.columns:
+            values[:, k] = rows[RESPONSE + name].cast(pl.Float64).fill_null(0.0).to_numpy()
+        else:  # orders
+            values[:, k] = (rows["purchase"] & ~rows["click"]).to_numpy()
+    return values
 
 
 def _user_features(

@@ -152,7 +152,8 @@ def read_mapping(path: str | Path) -> TableMapping:
             raise InputError(
                 f"feed.profile_size is {shown(feed['profile_size'])}; a table has no profile; allowed: 0"
             )
-        FeedConfig().replace(**({"pool_size": 1000} | feed))  # the rest of the sizes comes from the table
+        # The other sizes, and which responses there are, come from the table.
+        FeedConfig().replace(**({"pool_size": 1000, "responses": _weighted(feed)} | feed))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if not columns.list and not columns.position:
@@ -160,6 +161,13 @@ def read_mapping(path: str | Path) -> TableMapping:
             f"{path}: name a column for 'list' or for 'position'; nothing else tells pages apart"
         )
     return TableMapping(columns, types, feed, content)
+
+
+def _weighted(feed: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the responses that the feed's reward weights."""
+    reward = feed.get("reward")
+    weights = reward.get("responses") if isinstance(reward, dict) else None
+    return tuple(weights) if isinstance(weights, dict) else ()
 
 
 def _card_types(columns: Mapping, values: dict[str, Any]) -> dict[str, int]:

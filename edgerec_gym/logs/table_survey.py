@@ -110,6 +110,12 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         pages.append(rows.group_by("session", "page").len()["len"].to_numpy())
         unseen = rows.group_by("session").agg(pl.col("seen").any()).filter(~pl.col("seen"))
         seen = rows.filter("seen")
+        if "purchase" in rows.columns and (
+            apart := seen.filter(pl.col("purchase") & ~pl.col("click")).height
+        ):
+            counts["purchases_without_a_click"] += apart
+        if empty := sum(seen[name].null_count() for name in responses):
+            counts["empty_responses"] += empty
         counts.update(
             slots=rows.height,
             slots_seen=seen.height,

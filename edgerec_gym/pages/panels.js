@@ -54,6 +54,7 @@ function feedCard(card, answer, focused, newest) {
   if (answer) {
     if (answer.click) events.push(element("b", { class: "event" }, "● click"));
     events.push(...answer.actions.map((action) => element("b", { class: action === "buy" ? "event buy" : "event small" }, action.replaceAll("_", " "))));
+    events.push(...answer.responses.map((name) => element("b", { class: "event small" }, name.replaceAll("_", " "))));
     if (answer.deleted) events.push(element("b", { class: "event gone" }, `✕ ${answer.deleted}`));
     if (answer.left) events.push(element("b", { class: "event gone" }, "left"));
   }

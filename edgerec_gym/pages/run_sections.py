@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgerec_gym.evaluation.report import NOTES, USERS_TITLES, tables
+from edgerec_gym.evaluation.report import NOTES, USERS_TITLES, response_columns, tables
 from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 from edgerec_gym.pages.track_sections import chart_of, line_of
@@ -44,6 +44,10 @@ def evaluation_section(rows: Rows) -> str:
         _evaluated(rows, "bias", "Bias: value on learned users over true value", "+.1%", reference=0.0),
         _evaluated(rows, "exploitation_gap", "Exploitation gap", "+.1%", reference=0.0),
         _evaluated(rows, "requests", "Requests per session", ".2f"),
+        *(
+            _evaluated(rows, column.key, f"Responses per session: {column.title}", column.style)
+            for column in response_columns(rows)
+        ),
         "</div>",
     ]
     for title, (header, body) in tables(rows).items():

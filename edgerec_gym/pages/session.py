@@ -10,13 +10,13 @@ from edgerec_gym import __version__
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.drawing.colours import category_colours
-from edgerec_gym.drawing.screen import ScreenRecorder
+from edgerec_gym.drawing.screen import Answer, ScreenRecorder
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import BEGIN, FeedBatch
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import SLATE, make_feeds, track_of
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.state import NO_ITEM, REWARD_TERMS
+from edgerec_gym.state import NO_ITEM
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 ROW = 0  # of the batch of one
@@ -62,7 +62,7 @@ class SessionRecorder(ScreenRecorder):
     def _slot(self) -> Frame:
         a = self.batch.arrays
         screen = self.screen(ROW)
-        terms = dict(zip(REWARD_TERMS, a.reward_terms[ROW].tolist(), strict=True))
+        terms = dict(zip(self.batch.config.reward_terms, a.reward_terms[ROW].tolist(), strict=True))
         return {
             "card": vars(screen.cards[-1]) | {"answer": None},
             "reward": screen.last_reward,
@@ -122,10 +122,11 @@ class SessionRecorder(ScreenRecorder):
 
     def answers(self) -> list[Frame | None]:
         """Return the user's answer to each card, None if the session ended first."""
-        return [
-            None if card.answer is None else vars(card.answer) | {"actions": list(card.answer.actions)}
-            for card in self.screen(ROW).cards
-        ]
+        return [None if card.answer is None else _listed(card.answer) for card in self.screen(ROW).cards]
+
+
+def _listed(answer: Answer) -> Frame:
+    return vars(answer) | {"actions": list(answer.actions), "responses": list(answer.responses)}
 
 
 def record_session(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from edgerec_gym.config import RESPONSE_PREFIX
 from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 
@@ -229,7 +230,9 @@ def _request_frontier(rows: Rows) -> str:
 
 def _table(rows: Rows) -> str:
     """Tabulate all columns that the rows have, one line per policy."""
-    columns = {metric: by_policy(rows, metric) for metric in COLUMNS}
+    responses = (row["metric"] for row in rows if row["metric"].startswith(RESPONSE_PREFIX))
+    told = COLUMNS | {name: (name.removeprefix(RESPONSE_PREFIX), ".3f") for name in responses}
+    columns = {metric: by_policy(rows, metric) for metric in told}
     columns = {metric: values for metric, values in columns.items() if values}
     ranked = columns.get("value", {})
     policies = sorted(
@@ -237,11 +240,11 @@ def _table(rows: Rows) -> str:
         key=lambda policy: -ranked[policy].mean if policy in ranked else float("inf"),
     )
     body = [
-        [policy, *(cell(values.get(policy), COLUMNS[metric][1]) for metric, values in columns.items())]
+        [policy, *(cell(values.get(policy), told[metric][1]) for metric, values in columns.items())]
         for policy in policies
     ]
     opened = f"<details><summary>{escape('All figures as a table')}</summary>"
-    return f"{opened}{table(['policy', *(COLUMNS[m][0] for m in columns)], body)}</details>"
+    return f"{opened}{table(['policy', *(told[m][0] for m in columns)], body)}</details>"
 
 
 def cell(value: Estimate | None, style: str) -> str:

@@ -25,11 +25,12 @@ def padded(sessions: LoggedSessions, index: np.ndarray, weight: np.ndarray) -> S
     placed = np.arange(length.max() + WINDOW - 1) - FOCUSED
     card_rows = sessions.starts[index, None] + placed
     shown = (placed >= 0) & (card_rows < sessions.starts[index + 1, None])
+    actions = np.concatenate([sessions.actions[rows], sessions.responses[rows]], axis=2)
     return SessionBatch(
         torch.from_numpy(sessions.cards(np.where(shown, card_rows, 0)) * shown[:, :, None]),
         torch.from_numpy(sessions.context[rows] * valid[:, :, None]),
         torch.from_numpy(sessions.user[index]),
-        torch.from_numpy(sessions.actions[rows] * valid[:, :, None]),
+        torch.from_numpy(actions * valid[:, :, None]),
         torch.from_numpy(length),
         torch.from_numpy(weight.astype(np.float32)),
         torch.from_numpy(sessions.summary[rows] * valid[:, :, None]),

@@ -110,7 +110,7 @@ def fit(
         seen.add(chunk)
     if not seen.slots or stopping is None:
         raise InputError(f"{log_folder} has too few answered slots to fit and hold out sessions")
-    heads = fitted_heads(frozenset(reader.unidentified))
+    heads = fitted_heads(frozenset(reader.unidentified), reader.config.n_responses)
     catalog, hazard = reader.catalog, seen.hazard
     if needs_supply(reader.config, reader.unidentified):
         catalog = catalog.with_supply(sample_visits(reader, held_out_from, seed))
@@ -135,7 +135,7 @@ def fit(
         run_trainers(trainers, epochs, batch_slots(seen.slots), threads, progress)
         torch.set_num_threads(1)
         networks = [trainer.network.eval() for trainer in trainers]
-        figures = held_out_figures(networks, held_out, heads)
+        figures = held_out_figures(networks, held_out, heads, reader.config.responses)
     finally:
         torch.set_num_threads(torch_threads)
     figures["epochs"] = [trainer.progress.epoch for trainer in trainers]

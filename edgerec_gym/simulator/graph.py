@@ -47,7 +47,7 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
         inputs = g("Relu", g.linear(inputs, layer))
     g.linear(inputs, "heads", name="logits")
 
-    last = width + WINDOW + N_CONTEXT_CODE + N_ANSWER
+    last = width + WINDOW + N_CONTEXT_CODE + N_ANSWER + network.n_responses
     queries = QUERIES * network.d
     inputs_ = {"past": last + hidden, "memory": hidden, "seen": WINDOW * width + n_user + compared}
     inputs_ |= {"user_query": queries, "focused": queries}
@@ -57,6 +57,6 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
         outputs |= {"new_page_memory": hidden}
     for name, size in inputs_.items():
         g.input(name, ["batch", size])
-    for name, size in {**outputs, "logits": N_LOGITS}.items():
+    for name, size in {**outputs, "logits": N_LOGITS + network.n_responses}.items():
         g.output(name, ["batch", size])
     return g.serialise("step")

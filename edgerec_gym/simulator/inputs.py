@@ -19,6 +19,7 @@ from edgerec_gym.answers import (
     FOCUSED,
     HOUR,
     LAST_CLICKED,
+    LEAVE,
     N_EXPOSURE_ACTIONS,
     N_EXPOSURES,
     N_PAGE_VIEWS,
@@ -35,6 +36,7 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.spaces import LEAST_CTR, N_SCALARS
 from edgerec_gym.users.learned_layout import N_ACTIONS, N_SIGNS, N_WAVES
 
+# Without the named responses, which follow.
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
 AGES = (
     4.0,
@@ -51,7 +53,7 @@ class SessionBatch(NamedTuple):
         cards: (B, T + 4, F + T) placed cards; column 2 is the card of slot 0; zero where absent.
         context: (B, T, 8) columns of answers.py.
         user: (B, U) what the cloud shipped.
-        actions: (B, T, 19) response rows up to and with `leave`.
+        actions: (B, T, 19 + R) response rows up to and with `leave`, then the named responses.
         length: (B,) int64 answered slots.
         weight: (B,) weight of the session in the loss.
         page: (B, T, 5) summary of the page of each slot (answers.py).
@@ -73,10 +75,18 @@ def hat(value: Tensor, levels: int) -> Tensor:
 
 
 def answer_code(actions: Tensor) -> Tensor:
-    """Encode answers (..., 18) for the memory, (..., N_ANSWER_CODE), with durations as one-hot levels."""
+    """Encode answers for the memory, with durations as one-hot levels.
+
+    Args:
+        actions: (..., 19 + R) response rows up to and with `leave`, then the named responses.
+
+    Returns:
+        (..., N_ANSWER_CODE + R); it does not tell who left.
+    """
     opened = hat(actions[..., PAGE_VIEW : PAGE_VIEW + 1], PAGE_VIEW_BUCKETS) * actions[..., CLICK : CLICK + 1]
     dwell = hat(actions[..., :1], DWELL_BUCKETS)
-    return torch.cat([dwell, actions[..., 1:PAGE_VIEW], opened, actions[..., PAGE_VIEW + 1 : N_ACTIONS]], -1)
+    signs, responses = actions[..., PAGE_VIEW + 1 : N_ACTIONS], actions[..., LEAVE + 1 :]
+    return torch.cat([dwell, actions[..., 1:PAGE_VIEW], opened, signs, responses], -1)
 
 
 class InputEncoder(nn.Module):

@@ -19,7 +19,7 @@ from edgerec_gym.simulator.model import HEADS, LEVELS, MOST_LEVELS, UserNetwork
 
 # Weights of the heads in the loss: everything else depends on the click, and exposures are frequent.
 HEAD_WEIGHTS = {"dwell": 1.0, "exposure": 0.3, "click": 2.0, "page_view": 1.0, "signs": 1.0, "leave": 2.0}
-HEAD_WEIGHTS["ranking"] = 1.0
+HEAD_WEIGHTS |= {"responses": 1.0, "ranking": 1.0}
 UNFITTED = {  # what a log may not identify, and the heads that it then cannot teach
     "exposure_actions": ("dwell", "exposure"),
     "page_view_duration": ("page_view",),
@@ -32,10 +32,11 @@ FLOOR_LEVEL = 0.95  # quantile of a figure under chance alone
 BATCH_SLOTS = 8000
 
 
-def fitted_heads(unidentified: frozenset[str]) -> list[str]:
-    """Return the heads that a log can teach."""
+def fitted_heads(unidentified: frozenset[str], n_responses: int = 0) -> list[str]:
+    """Return the heads that a log with so many named responses can teach."""
     unfitted = {head for reason in unidentified & UNFITTED.keys() for head in UNFITTED[reason]}
     heads = [head for head in HEADS if head not in unfitted]
+    heads += ["responses"] if n_responses else []
     # If the cards of a page are answered at once, which of them is clicked says more than how many are.
     return [*heads, "ranking"] if "order_within_page" in unidentified else heads
 
@@ -45,7 +46,7 @@ def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dic
 
     Args:
         logits: logits from :meth:`UserNetwork.forward_sequence`.
-        rows: (N, 19) response rows up to `leave`.
+        rows: (N, 19 + R) response rows up to `leave`, then the named responses, which may be fractions.
         heads: heads to compute.
 
     Returns:
@@ -84,6 +85,7 @@ def log_losses(logits: dict[str, Tensor], rows: Tensor, heads: list[str]) -> dic
         "page_view": page_view,
         "signs": signs,
         "leave": lambda: _binary(logits["leave"][:, 0], rows[:, LEAVE]),
+        "responses": lambda: _binary(logits["responses"], rows[:, LEAVE + 1 :]).sum(1),
         "ranking": ranking,
     }
     return {head: losses[head]() for head in heads}
@@ -119,8 +121,10 @@ def _fixed_batches(sessions: LoggedSessions) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: list[str]) -> dict[str, Any]:
-    """Compute the fidelity of an ensemble on held-out sessions.
+def held_out_figures(
+    networks: list[UserNetwork], stream: SessionStream, heads: list[str], names: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Compute the fidelity of an ensemble on held-out sessions; `names` are those of the named responses.
 
     Returns:
         `log_loss` by head (nats per slot, mean over members) and, for comparison, `click_log_loss_constant`
@@ -128,16 +132,20 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
         `impression_auc` (mean over pages), `click_ece` (expected calibration error) and
         `click_rate_predicted`. For comparison: `click_auc_member`, the mean of the members' own AUCs, the
         AUCs of the shipped base ctr alone (`_base`), and the observed `click_rate`. `sessions` and `slots`
-        count what all this was computed on. A figure that is not defined is None.
+        count what all this was computed on. `responses` holds the figures of each named response, given the
+        rest of the answer (:func:`response_figures`). A figure that is not defined is None.
     """
     sums = dict.fromkeys(heads, 0.0)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("click", "page", "base", "probability")}
+    told: dict[str, list[np.ndarray]] = {"given": [], "foreseen": []}  # named responses, (slots, R)
     n_sessions = slots = pages = 0
     for chunk, index in _held_out_batches(stream):
         batch = padded(chunk, index, np.ones(len(index)))
-        probability = []
+        probability, expected = [], []
         for network in networks:
             logits, rows = network.forward_sequence(batch)
+            if names:
+                expected.append(torch.sigmoid(logits["responses"]).numpy())
             probability.append(logits["click_probability"].numpy())
             for head, loss in log_losses(logits, rows, heads).items():
                 sums[head] += float(loss.sum()) / len(networks)
@@ -147,6 +155,9 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
         parts["click"].append(rows[:, CLICK].numpy() > 0)
         parts["base"].append(chunk.scalars[placed, 1])
         parts["probability"].append(np.stack(probability))
+        if names:
+            told["given"].append(rows[:, LEAVE + 1 :].numpy())
+            told["foreseen"].append(np.mean(expected, axis=0))
         n_sessions, slots, pages = n_sessions + len(index), slots + len(placed), int(ends[-1])
     click, page, base = (np.concatenate(parts[name]) for name in ("click", "page", "base"))
     members = np.concatenate(parts["probability"], axis=1)  # (members, slots)
@@ -166,8 +177,37 @@ def held_out_figures(networks: list[UserNetwork], stream: SessionStream, heads: 
         "sessions": n_sessions,
         "slots": slots,
     }
+    if names:
+        given, foreseen = (np.concatenate(told[part]) for part in ("given", "foreseen"))
+        figures["responses"] = {
+            name: response_figures(foreseen[:, r], given[:, r]) for r, name in enumerate(names)
+        }
     # An AUC is not defined for sessions without clicks.
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in figures.items()}
+
+
+def response_figures(probability: np.ndarray, given: np.ndarray) -> dict[str, float | None]:
+    """Judge the predictions (n,) of a response, of which each log entry (n,) lies in 0..1.
+
+    Returns:
+        `auc` (of responses above a half; None without both outcomes); `log_loss`, and `log_loss_constant` of
+        always predicting the average; `ece` (expected calibration error), `rate` and `rate_predicted`.
+    """
+    yes = given > 0.5
+    return {
+        "auc": auc(probability, yes) if yes.any() and not yes.all() else None,
+        "log_loss": cross_entropy(probability, given),
+        "log_loss_constant": cross_entropy(np.full(len(given), given.mean()), given),
+        "ece": calibration_error(reliability(probability, given)),
+        "rate": float(given.mean()),
+        "rate_predicted": float(probability.mean()),
+    }
+
+
+def cross_entropy(probability: np.ndarray, happened: np.ndarray) -> float:
+    """Return the mean log-loss (nats) of probabilities (n,) for outcomes (n,) in 0..1."""
+    p = np.clip(probability.astype(np.float64), 1e-9, 1 - 1e-9)
+    return float(-(happened * np.log(p) + (1 - happened) * np.log(1 - p)).mean())
 
 
 def _held_out_batches(stream: SessionStream) -> Iterator[tuple[LoggedSessions, np.ndarray]]:

@@ -1,15 +1,13 @@
 """UserNetwork: predicts what users do next, a recurrent model over observables (HUBSM-like, after EdgeRec).
 
-The network is stepped once per answered slot. Its state holds its memory, and the last slot with its answer,
-which is absorbed at the *start* of the next step. Writing other actions into `state[:, network.answer]` makes
-the network continue from those.
+The last slot with its answer is absorbed into the memory at the *start* of the next one (simulator/graph.py).
 
 Memory: a GRU over exposures, a GRU over page views (updated by clicks only), and *evidence*: decayed sums of
 the embeddings seen, weighted by the answers. If the order within a page is unidentified, all answers on a
 page are based on the memory at the page's start, and depend on what else is on the page.
 
-The heads are factorised: exposure actions -> click -> page-view actions -> leave. A head that the log does
-not identify puts all mass on its first level and is never fitted.
+The heads are factorised: exposure actions -> click -> page-view actions -> named responses -> leave. A head
+that the log does not identify puts all mass on its first level and is never fitted.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ from torch import Tensor, nn
 
 from edgerec_gym.answers import (
     CLICK,
-    CONTEXT_SIZE,
     DWELL_BUCKETS,
     FOCUSED,
+    LEAVE,
     PAGE_AGE,
     PAGE_SUMMARY,
     PAGE_VIEW,
@@ -44,7 +42,6 @@ from edgerec_gym.simulator.inputs import (
 )
 from edgerec_gym.users.learned_layout import LEVELS, MOST_LEVELS
 
-N_UNIFORMS = N_ACTIONS + 1  # one per action, in order, and one for leaving
 BUY_SIGN = 1  # place of d3 among the binary page-view actions d2..d11
 HEADS = {
     "dwell": DWELL_BUCKETS,
@@ -94,11 +91,14 @@ class UserNetwork(nn.Module):
         self.frozen_pages = "order_within_page" in self.unidentified
         self.inputs = InputEncoder(config, self.unidentified, behaviour)
         self.d, users, attributes = config.embedding_size, config.n_user_features, self.inputs.n_attributes
+        self.n_responses = config.n_responses
+        n_code = N_ANSWER_CODE + self.n_responses
+        self.head_sizes = HEADS | ({"responses": self.n_responses} if self.n_responses else {})
         self.n_evidence, page_view, trunk = len(DECAYS) * CHANNELS, hidden * 2 // 3, hidden * 4 // 3
         seen = self.d + attributes + N_CONTEXT_CODE
-        self.exposure_gru = nn.GRU(seen + N_ANSWER_CODE, hidden, batch_first=True)
-        self.page_view_gru = nn.GRU(seen + N_ANSWER_CODE, page_view, batch_first=True)
-        self.evidence = nn.Linear(N_ANSWER_CODE, self.n_evidence)
+        self.exposure_gru = nn.GRU(seen + n_code, hidden, batch_first=True)
+        self.page_view_gru = nn.GRU(seen + n_code, page_view, batch_first=True)
+        self.evidence = nn.Linear(n_code, self.n_evidence)
         remembered = hidden + page_view + users
         self.query = nn.Linear(remembered, QUERIES * self.d)
         self.pair = nn.Linear(self.inputs.width, PAIRS, bias=False)
@@ -107,22 +107,20 @@ class UserNetwork(nn.Module):
         # Cards that are answered at once compete, so the rest of the page matters.
         width += len(PAGE_SUMMARY) if self.frozen_pages else 0
         self.trunk = nn.Sequential(nn.Linear(width, trunk), nn.ReLU(), nn.Linear(trunk, trunk), nn.ReLU())
-        self.heads = nn.Linear(trunk, sum(HEADS.values()))
+        self.heads = nn.Linear(trunk, sum(self.head_sizes.values()))
         self.exposure_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS, HEADS["exposure"]))
         self.click_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS))
         self.signs_by_page_view = nn.Parameter(torch.zeros(PAGE_VIEW_BUCKETS, N_SIGNS))
         self.leave_by_actions = nn.Parameter(torch.zeros(1, N_ACTIONS))
+        if self.n_responses:
+            self.leave_by_responses = nn.Parameter(torch.zeros(1, self.n_responses))
+            self.responses_by_answer = nn.Parameter(torch.zeros(self.n_responses, N_ANSWER_CODE))
         self.register_buffer("decay", torch.tensor(DECAYS).repeat_interleave(CHANNELS))
         self.register_buffer("below", torch.triu(torch.ones(DWELL_BUCKETS, DWELL_BUCKETS - 1)))
         self.register_buffer("below_small", torch.triu(torch.ones(MOST_LEVELS, MOST_LEVELS - 1)))
         self.register_buffer("last_level", torch.tensor([n - 1.0 for n in LEVELS]))
         self.memory_sizes = [hidden, page_view, self.n_evidence * self.d]
-        frozen = [*self.memory_sizes, N_CONTEXT_CODE] if self.frozen_pages else []
-        self.state_sizes = [*self.memory_sizes, seen, N_ACTIONS, *frozen]
-        self.state_size = sum(self.state_sizes)
-        self.slot_sizes = [WINDOW * self.inputs.width, CONTEXT_SIZE, users, N_UNIFORMS]
-        at = sum(self.memory_sizes) + seen
-        self.answer = slice(at, at + N_ACTIONS)  # columns of the state that hold the last answer
+        self.seen_size = seen
         self._start_heads()
 
     @torch.no_grad()
@@ -130,9 +128,12 @@ class UserNetwork(nn.Module):
         """Start with small heads; absent levels and heads that cannot be fitted stay as set here."""
         self.heads.weight.mul_(0.1)
         self.heads.bias.zero_()
-        bias = dict(zip(HEADS, self.heads.bias.split(list(HEADS.values())), strict=True))
+        sizes = self.head_sizes
+        bias = dict(zip(sizes, self.heads.bias.split(list(sizes.values())), strict=True))
         bias["click"].fill_(-3.0)
         bias["leave"].fill_(-4.0)
+        if self.n_responses:
+            bias["responses"].fill_(-3.0)
         absent = torch.arange(MOST_LEVELS)[None] >= torch.tensor(LEVELS)[:, None]
         bias["exposure"].view_as(absent)[absent] = NEVER
         first_only = {"exposure_actions": ("dwell", "exposure"), "page_view_duration": ("page_view",)}
@@ -146,8 +147,9 @@ class UserNetwork(nn.Module):
     @torch.no_grad()
     def set_leave_hazard(self, hazard: float) -> None:
         """Make users leave with a constant probability per slot, for logs that do not tell who left."""
-        self.heads.weight[-1] = 0
-        self.heads.bias[-1] = math.log(hazard / (1 - hazard))
+        leave = sum(HEADS.values()) - 1
+        self.heads.weight[leave] = 0
+        self.heads.bias[leave] = math.log(hazard / (1 - hazard))
 
     def _logits(self, window: Window, user: Tensor, memory: Memory, page: Tensor) -> dict[str, Tensor]:
         """Compute the logits of every head before any sample of the slot is known, (N, levels) each."""
@@ -166,8 +168,8 @@ class UserNetwork(nn.Module):
             factor, offset = self.inputs.page_factors()
             compared.append(page * factor + offset)
         inputs = torch.cat([remembered, focused, attributes.flatten(1), context, *compared], 1)  # (N, width)
-        logits = dict(zip(HEADS, self.heads(self.trunk(inputs)).split(list(HEADS.values()), 1), strict=True))
-        return logits
+        outputs = self.heads(self.trunk(inputs)).split(list(self.head_sizes.values()), 1)
+        return dict(zip(self.head_sizes, outputs, strict=True))
 
     # --- a whole session at once, for fitting ---------------------------------------------------
 
@@ -177,16 +179,17 @@ class UserNetwork(nn.Module):
         Returns:
             Logits by head, (N, levels) over the N answered slots of all sessions in turn. They include the
             marginal click probability as "click_probability" (N,) and, if pages are answered as a whole,
-            page numbers as "page" (N,) int64. Then the response rows up to `leave`, (N, 19).
+            page numbers as "page" (N,) int64. Then the response rows up to `leave` and the named responses,
+            (N, 19 + R).
         """
         mask = torch.arange(batch.context.shape[1])[None] < batch.length[:, None]  # (B, T)
         cards = batch.cards.unfold(1, WINDOW, 1)[mask].transpose(1, 2)  # (N, 5, F + T)
         rows = batch.actions[mask]
         scaled, attributes, context = self.inputs(cards, batch.context[mask])
-        seen = torch.zeros(*mask.shape, self.state_sizes[len(self.memory_sizes)])
+        seen = torch.zeros(*mask.shape, self.seen_size)
         seen[mask] = torch.cat([scaled[:, FOCUSED, : self.d], attributes[:, FOCUSED], context], 1)
         if self.behaviour:
-            memory = self._remember(seen, batch.actions[:, :, :N_ACTIONS])
+            memory = self._remember(seen, batch.actions)
         else:
             memory = [torch.zeros(*mask.shape, size) for size in self.memory_sizes]
         if self.frozen_pages:
@@ -207,6 +210,10 @@ class UserNetwork(nn.Module):
         logits["click"] = (by_dwell * dwell).sum(1, keepdim=True)
         logits["signs"] = logits["signs"] + opened @ self.signs_by_page_view
         logits["leave"] = logits["leave"] + rows[:, :N_ACTIONS] @ self.leave_by_actions.T
+        if self.n_responses:
+            logits["leave"] = logits["leave"] + rows[:, LEAVE + 1 :] @ self.leave_by_responses.T
+            code = answer_code(rows)[:, :N_ANSWER_CODE]
+            logits["responses"] = logits["responses"] + code @ self.responses_by_answer.T
         if self.frozen_pages:
             logits["page"] = page
         return logits, rows

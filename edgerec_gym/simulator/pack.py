@@ -21,17 +21,22 @@ from edgerec_gym.answers import (
 from edgerec_gym.errors import InputError
 from edgerec_gym.simulator.graph import Weights
 from edgerec_gym.simulator.inputs import N_ACTIONS, N_CONTEXT_CODE
-from edgerec_gym.simulator.model import BUY_SIGN, HEADS, UserNetwork
+from edgerec_gym.simulator.model import BUY_SIGN, UserNetwork
 from edgerec_gym.users.learned_layout import N_ANSWER
 
 CLOSED = 30.0  # logit that shuts a gate
-# Columns of the graph's answer that the network's answer code holds: dwell, e2.., click, opened, d2..d11.
+# Columns of the graph's answer: dwell, e2.., click, opened, d2..d11; the named responses follow.
 ANSWER_CODE = [
     *range(DWELL_BUCKETS),
     *range(DWELL_BUCKETS + 1, DWELL_BUCKETS + CLICK + 1),
     *range(DWELL_BUCKETS + N_ACTIONS, N_ANSWER),
     *range(DWELL_BUCKETS + PAGE_VIEW + 1, DWELL_BUCKETS + N_ACTIONS),
 ]
+
+
+def _answer_code(network: UserNetwork) -> list[int]:
+    """Return the columns of the graph's answer that the network's answer code holds."""
+    return [*ANSWER_CODE, *range(N_ANSWER, N_ANSWER + network.n_responses)]
 
 
 class _Inputs:
@@ -87,11 +92,11 @@ def pack(network: UserNetwork) -> Weights:
         "gates": _pack_gates(_pack_new(network, parameters, encoder), _pack_old(parameters)),
         "trunk1": _pack_trunk(network, parameters, encoder),
         "trunk2": (parameters["trunk.2.weight"].T, parameters["trunk.2.bias"]),
-        "heads": _pack_heads(parameters),
+        "heads": _pack_heads(network, parameters),
     }
-    strength = np.zeros((network.n_evidence, N_ANSWER))
-    strength[:, ANSWER_CODE] = parameters["evidence.weight"]
-    leave = np.zeros(N_ANSWER)
+    strength = np.zeros((network.n_evidence, N_ANSWER + network.n_responses))
+    strength[:, _answer_code(network)] = parameters["evidence.weight"]
+    leave = np.zeros(N_ANSWER + network.n_responses)
     leave[DWELL_BUCKETS : DWELL_BUCKETS + N_ACTIONS] = parameters["leave_by_actions"][0]
     query, hidden = parameters["query.weight"].T, network.query.in_features - len(encoder["user_scale"])
     weights = {
@@ -110,6 +115,11 @@ def pack(network: UserNetwork) -> Weights:
         "signs_by_page_view": parameters["signs_by_page_view"],
         "leave_by_answer": leave,
     }
+    if network.n_responses:
+        leave[N_ANSWER:] = parameters["leave_by_responses"][0]
+        by_answer = np.zeros((network.n_responses, N_ANSWER))
+        by_answer[:, ANSWER_CODE] = parameters["responses_by_answer"]
+        weights["responses_by_answer"] = by_answer
     for name, (weight, bias) in layers.items():
         weights |= {name: weight, f"{name}.bias": bias}
     return {name: np.ascontiguousarray(values, np.float32) for name, values in weights.items()}
@@ -125,11 +135,12 @@ def _pack_new(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weights from the last slot and its answer to the gates of both GRUs."""
     width = network.inputs.width
-    x = _Inputs({"card": width, "logit": WINDOW, "context": N_CONTEXT_CODE, "answer": N_ANSWER})
+    n_answer = N_ANSWER + network.n_responses
+    x = _Inputs({"card": width, "logit": WINDOW, "context": N_CONTEXT_CODE, "answer": n_answer})
     x.add_all("card", np.ones(width))
     x.add_logit(encoder, FOCUSED)
     x.add_all("context", _context_factors(encoder))
-    for column in ANSWER_CODE:
+    for column in _answer_code(network):
         x.add("answer", column)
     gates = np.concatenate(_gates(p["exposure_gru.weight_ih_l0"], p["page_view_gru.weight_ih_l0"]))
     biases = np.concatenate(_gates(p["exposure_gru.bias_ih_l0"], p["page_view_gru.bias_ih_l0"]))
@@ -198,14 +209,15 @@ def _pack_trunk(
     return x.fold(weight, p["trunk.0.bias"])
 
 
-def _pack_heads(p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _pack_heads(network: UserNetwork, p: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return the heads in the graph's order; click and buy also per bucket of the preceding duration."""
-    cuts = np.cumsum(list(HEADS.values()))[:-1]
-    weight = dict(zip(HEADS, np.split(p["heads.weight"], cuts), strict=True))
-    bias = dict(zip(HEADS, np.split(p["heads.bias"], cuts), strict=True))
+    heads, cuts = network.head_sizes, np.cumsum(list(network.head_sizes.values()))[:-1]
+    weight = dict(zip(heads, np.split(p["heads.weight"], cuts), strict=True))
+    bias = dict(zip(heads, np.split(p["heads.bias"], cuts), strict=True))
     weight["click_by"] = np.repeat(weight["click"], DWELL_BUCKETS, axis=0)
     bias["click_by"] = bias["click"] + p["click_by_dwell"]
     weight["buy_by"] = np.repeat(weight["signs"][[BUY_SIGN]], PAGE_VIEW_BUCKETS, axis=0)
     bias["buy_by"] = bias["signs"][BUY_SIGN] + p["signs_by_page_view"][:, BUY_SIGN]
-    order = ("dwell", "exposure", "click", "click_by", "page_view", "signs", "buy_by", "leave")
+    order = ["dwell", "exposure", "click", "click_by", "page_view", "signs", "buy_by", "leave"]
+    order += ["responses"] if network.n_responses else []
     return np.concatenate([weight[h] for h in order]).T, np.concatenate([bias[h] for h in order])

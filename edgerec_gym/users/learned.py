@@ -91,6 +91,8 @@ class Simulator:
             else:
                 self._weights.setdefault(member, {})[parameter] = np.ascontiguousarray(values)
         self.members = len(self._weights)
+        # Users whose feed has no named responses lack their weights.
+        apart.setdefault("responses_by_answer", [np.zeros((0, N_ANSWER), np.float32)] * self.members)
         try:
             self.networks = Networks(**{name: np.stack(values) for name, values in apart.items()})
         except TypeError:
@@ -121,6 +123,8 @@ class Simulator:
         n = self.networks
         users, width, pairs = self.features.shape[1], n.card_scale.shape[-1], n.pair.shape[1]
         kinds, codes, queries = n.decay.shape[-1], n.context_bias.shape[-1], n.query_bias.shape[-1]
+        responses = n.responses_by_answer.shape[1] if n.responses_by_answer.ndim == 3 else 0
+        answer = N_ANSWER + responses
         wanted = dict(
             card_scale=(WINDOW, width),
             context=(CONTEXT_SIZE, codes),
@@ -129,12 +133,13 @@ class Simulator:
             query_bias=(queries,),
             pair=(pairs, width),
             decay=(kinds,),
-            strength=(kinds, N_ANSWER),
+            strength=(kinds, answer),
             strength_bias=(kinds,),
             exposure_by_dwell=(DWELL_BUCKETS, CLICK_AT - EXPOSURE_AT),
             click_by_dwell=(DWELL_BUCKETS,),
             signs_by_page_view=(PAGE_VIEW_BUCKETS, N_SIGNS),
-            leave_by_answer=(N_ANSWER,),
+            leave_by_answer=(answer,),
+            responses_by_answer=(responses, N_ANSWER),
         )
         for name, shape in wanted.items():
             found = getattr(n, name)
@@ -160,7 +165,7 @@ class Simulator:
             sizes[node.name] = columns[0]
         memory = sizes.get("memory", 0)
         inputs = {"past": None, "memory": None, "seen": None, "user_query": queries, "focused": queries}
-        outputs = {"new_memory": memory, "logits": N_LOGITS}
+        outputs = {"new_memory": memory, "logits": N_LOGITS + self.networks.responses_by_answer.shape[1]}
         if "page_memory" in sizes:
             inputs |= {"page_memory": memory, "page_starts": 1, "page": len(PAGE_SUMMARY)}
             outputs |= {"new_page_memory": memory}
@@ -286,17 +291,19 @@ class LearnedUsers:
         n_code = CONTEXT_SIZE + networks.context.shape[2]
         n_compared = WINDOW * networks.pair.shape[1] + 3 * networks.decay.shape[1]
         n_seen = WINDOW * width + n_user + WINDOW + n_code + n_compared
-        n_last = width + WINDOW + n_code + N_ANSWER
+        n_responses = networks.responses_by_answer.shape[1]
+        n_last = width + WINDOW + n_code + N_ANSWER + n_responses
         if (
             simulator.features.shape[1] != n_user
             or width != config.n_item_features + config.n_types
             or sizes["past"] != n_last + sizes["memory"]
             or sizes["seen"] != n_seen
             or networks.query_bias.shape[1] % d
+            or n_responses != config.n_responses
         ):
             raise InputError(
-                "embedding_size, profile_size and card_types cannot be changed: the users of this scenario "
-                "were fitted with others"
+                "embedding_size, profile_size, card_types and responses cannot be changed: the users of this "
+                "scenario were fitted with others"
             )
         followed = (simulator.members if self._follow_all else 1) * num_envs
         n_kinds = networks.decay.shape[1]
@@ -323,7 +330,7 @@ class LearnedUsers:
             order=np.zeros(num_envs, np.int64),
         )
         self.uncertainty = floats(num_envs) if self._follow_all else None
-        self._n_seen, self._workers = n_seen, workers
+        self._n_seen, self._n_responses, self._workers = n_seen, n_responses, workers
         self._link()
 
     def _link(self) -> None:
@@ -345,7 +352,7 @@ class LearnedUsers:
                 page=floats(rows, len(PAGE_SUMMARY)),
                 new_memory=floats(rows, sizes["memory"]),
                 new_page_memory=floats(rows, sizes["memory"]),
-                logits=floats(rows, N_LOGITS),
+                logits=floats(rows, sizes["logits"]),
                 probability=floats(rows, DWELL_BUCKETS),
             )
             for _ in range(len(self._workers))
@@ -401,10 +408,9 @@ class LearnedUsers:
         if focus is not self._focus:
             self._check_focus(focus)
             self._focus, self._focus_table = focus, AddressTable(focus)
-        if response.shape != (memory.n_sessions, RESPONSE_SIZE):
-            raise InputError(
-                f"response must have shape {(memory.n_sessions, RESPONSE_SIZE)}, got {response.shape}"
-            )
+        wanted = (memory.n_sessions, RESPONSE_SIZE + self._n_responses)
+        if response.shape != wanted:
+            raise InputError(f"response must have shape {wanted}, got {response.shape}")
         sort_sessions(self._focus_table.address, self._memory_table.address)
         first = memory.first.tolist()
         if self.uncertainty is None:

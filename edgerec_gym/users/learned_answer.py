@@ -14,6 +14,7 @@ from edgerec_gym.answers import (
     PAGE_VIEW,
     PAGE_VIEW_BUCKETS,
     PURCHASE_PROBABILITY,
+    RESPONSE_SIZE,
     SLOT,
 )
 from edgerec_gym.compiled.jit import kernel, sigmoid
@@ -30,8 +31,10 @@ from edgerec_gym.users.learned_layout import (
     MOST_LEVELS,
     N_ACTIONS,
     N_ANSWER,
+    N_LOGITS,
     N_SIGNS,
     OPENED,
+    RESPONSE_DRAW,
     SIGNS_AT,
     VIEW_AT,
 )
@@ -92,6 +95,18 @@ def _draw_page_view(net, m, logits, p, key, slot, item, response):
 
 
 @kernel
+def _draw_responses(net, m, logits, last, answer_at, key, slot, item, response):
+    """Draw the named responses, given the rest of the answer in `last`, and add them to it."""
+    for r in range(net.responses_by_answer.shape[1]):
+        chance = logits[N_LOGITS + r]
+        for k in range(N_ANSWER):
+            chance += net.responses_by_answer[m, r, k] * last[answer_at + k]
+        drawn = 1.0 if _draw(key, slot, item, RESPONSE_DRAW + r) < sigmoid(chance) else 0.0
+        response[RESPONSE_SIZE + r] = drawn
+        last[answer_at + N_ANSWER + r] = drawn
+
+
+@kernel
 def _expect(logits, at, by, n, p):
     """Softmax of n logits into p; returns the expectation of the sigmoids of the n logits from `by` on."""
     _softmax(logits, at, n, p)
@@ -128,7 +143,8 @@ def give_answer(net, focus, memory, block, j, session, follower, responses):
         length = _draw_page_view(net, m, logits, p, key, slot, item, response)
     response[CLICK_PROBABILITY] = p_click
     response[PURCHASE_PROBABILITY] = p_click * p_buy
-    last, answer_at = memory.next_last[session], memory.last.shape[1] - N_ANSWER
+    n_responses = net.responses_by_answer.shape[1]
+    last, answer_at = memory.next_last[session], memory.last.shape[1] - n_responses - N_ANSWER
     for k in range(N_ANSWER):
         last[answer_at + k] = 0.0
     last[answer_at + dwell] = 1.0
@@ -136,8 +152,11 @@ def give_answer(net, focus, memory, block, j, session, follower, responses):
         last[answer_at + DWELL_BUCKETS + k] = response[k]
     if click:
         last[answer_at + OPENED + length] = 1.0
+    _draw_responses(net, m, logits, last, answer_at, key, slot, item, response)
     leave = logits[LEAVE_AT]
     for k in range(N_ANSWER):
+        leave += net.leave_by_answer[m, k] * last[answer_at + k]
+    for k in range(N_ANSWER, N_ANSWER + n_responses):
         leave += net.leave_by_answer[m, k] * last[answer_at + k]
     response[LEAVE] = 1.0 if _draw(key, slot, item, LEAVE) < sigmoid(leave) else 0.0
     if follower < 0:

@@ -35,10 +35,13 @@ def _logit(ctr):
 def _gather_evidence(net, memory, session, at, m):
     """Add the last card to the decayed evidence, weighted by its answer."""
     n_kinds, d = memory.evidence.shape[1], memory.evidence.shape[2]
-    answer_at = memory.last.shape[1] - N_ANSWER
+    n_responses = net.responses_by_answer.shape[1]
+    answer_at = memory.last.shape[1] - n_responses - N_ANSWER
     for k in range(n_kinds):
         strength = net.strength_bias[m, k]
         for a in range(N_ANSWER):
+            strength += net.strength[m, k, a] * memory.last[session, answer_at + a]
+        for a in range(N_ANSWER, N_ANSWER + n_responses):
             strength += net.strength[m, k, a] * memory.last[session, answer_at + a]
         decay = net.decay[m, k]
         for c in range(d):

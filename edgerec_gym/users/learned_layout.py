@@ -1,14 +1,14 @@
 """Arrays of the learned users: columns, weights, memory, and the blocks of rows of a graph call.
 
 Layouts (d embedding size, W = F + T features of a card, U user features, K kinds of evidence, P pairs, Q
-queries, H memory):
+queries, R named responses, H memory):
 
 - seen: window of cards (5 W), user (U), logits of base ctr (5), context code, pairs (5 P), matches (K), sizes
   (K), cosines (K)
 - last: focused card (W), logits of base ctr (5), context code, answer
-- answer: one-hot dwell (8), actions (18), one-hot page-view duration if clicked (8)
+- answer: one-hot dwell (8), actions (18), one-hot page-view duration if clicked (8), named responses (R)
 - logits: dwell (8), e2..e6 (25), click (1), click by dwell (8), page-view duration (8), d2..d11 (10), buy by
-  page-view duration (8), leave (1)
+  page-view duration (8), leave (1), named responses (R)
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from edgerec_gym.compiled.arrays import Float32Cube, Float32Matrix, Float32Vecto
 
 # Purposes of the random stream, above those of the synthetic users.
 START_DRAW, MEMBER_DRAW, ANSWER_DRAW = 128, 129, 130
+RESPONSE_DRAW = LEAVE + 1  # of the first named response, counted from ANSWER_DRAW like the actions
 
 N_ACTIONS = LEAVE  # e1..e6, click, d1..d11: a response row up to `leave`
 N_SIGNS = N_PAGE_VIEW_ACTIONS - 1  # binary page-view actions d2..d11
-N_ANSWER = DWELL_BUCKETS + N_ACTIONS + PAGE_VIEW_BUCKETS
+N_ANSWER = DWELL_BUCKETS + N_ACTIONS + PAGE_VIEW_BUCKETS  # without the named responses, which follow
 OPENED = DWELL_BUCKETS + N_ACTIONS  # first column of the one-hot page-view duration in an answer
 LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
 MOST_LEVELS = max(LEVELS)
@@ -46,7 +47,7 @@ VIEW_AT = CLICK_BY_AT + DWELL_BUCKETS
 SIGNS_AT = VIEW_AT + PAGE_VIEW_BUCKETS
 BUY_BY_AT = SIGNS_AT + N_SIGNS
 LEAVE_AT = BUY_BY_AT + PAGE_VIEW_BUCKETS
-N_LOGITS = LEAVE_AT + 1
+N_LOGITS = LEAVE_AT + 1  # without those of the named responses, which follow
 
 
 class Networks(NamedTuple):
@@ -65,6 +66,7 @@ class Networks(NamedTuple):
     click_by_dwell: Float32Matrix  # (M, 8)
     signs_by_page_view: Float32Cube  # (M, 8, 10)
     leave_by_answer: Float32Matrix  # (M, answer)
+    responses_by_answer: Float32Cube  # (M, R, answer without responses)
 
 
 class SessionMemory(NamedTuple):
@@ -99,5 +101,5 @@ class Block(NamedTuple):
     page: Float32Matrix  # (C, 5), summary of the focused card's page
     new_memory: Float32Matrix  # (C, H)
     new_page_memory: Float32Matrix  # (C, H)
-    logits: Float32Matrix  # (C, N_LOGITS)
+    logits: Float32Matrix  # (C, N_LOGITS + R)
     probability: Float32Matrix  # (C, 8), workspace

@@ -162,7 +162,7 @@ _start, _respond, _foresee, _foresee_places, _moved = _entry_points(SOURCE_DIGES
 
 
 class SyntheticUsers:
-    """The ground truth behind the UserModel protocol.
+    """The ground truth behind the UserModel protocol. These users never give named responses.
 
     Args:
         config: the users.

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import small_table as small
 from command_line import fails_with, run, run_well
 from small_table import Place
 
+from edgerec_gym.answers import DELETE_REASON, DISLIKED
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs import table as import_module
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.logs.table_items import PRIOR_RATE, PRIOR_SHARE
+from edgerec_gym.logs.table_source import SourceTable
 
 FORMATS = (".csv", ".parquet")
 DAY = 86400
@@ -322,3 +326,65 @@ def test_a_log_of_clicks_only_fits_with_figures_left_empty(place):
     small_fit = ("--ensemble", 1, "--epochs", 1, "--json")
     figures = json.loads(run_well("fit", place.out, "--out", place.folder / "scenario", *small_fit))
     assert figures["click_rate"] == 1.0 and figures["click_auc"] is figures["impression_auc"] is None
+
+
+class WithResponses(SourceTable):
+    """A table whose columns tell of likes and hates; an order is a purchase without a click."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        like = pl.when(pl.col("item") == 1000).then(None).otherwise(pl.col("position") / 10)
+        hate = (pl.col("position") == 1).cast(pl.Float64)
+        bought = (pl.col("position") == 2) | pl.col("click")
+        self.scan = self.scan.with_columns(like.alias("response:like"), hate.alias("response:hate"))
+        if "purchase" in self.columns:
+            self.scan = self.scan.with_columns(purchase=bought)
+        self.columns = self.scan.collect_schema().names()
+
+
+@pytest.mark.parametrize("orders", [False, True])
+def test_named_responses_are_imported(place, monkeypatch, orders):
+    monkeypatch.setattr(import_module, "SourceTable", WithResponses)
+    frame, more = small.table(), {}
+    if orders:
+        frame, more = (
+            frame.with_columns(buy="clicked", dwell="rank"),
+            {
+                "purchase": "buy",
+                "dwell_seconds": "dwell",
+                "feed": {"reward": {"purchase": 7.0}},
+            },
+        )
+    notes = place.run(frame, **more)["notes"]
+    reader = LogReader(place.out)
+    names = ("like", "hate", "order") if orders else ("like", "hate")
+    assert reader.config.responses == names
+    assert dict(reader.config.reward.responses) == ({"order": 7.0} if orders else {})
+    rank, empty = frame["rank"].to_numpy(), frame["sku"] == 1000
+    rows = pl.from_arrow(pa.concat_tables(reader.batches()))
+    given = np.stack(rows["responses"].to_numpy())
+    assert given[:, 1].sum() == (rank == 1).sum()
+    assert given[:, 0].sum() == pytest.approx((rank / 10)[~empty].sum(), rel=1e-5)
+    assert f"{int(empty.sum())} empty values of responses count as 0" in notes
+    if orders:
+        apart = int(((rank == 2) & (frame["clicked"] == 0).to_numpy()).sum())
+        assert given[:, 2].sum() == apart
+        assert (
+            f"{apart} purchases without a click are the response 'order', with the weight of a purchase"
+            in notes
+        )
+        deleted = np.stack(rows["exposure_actions"].to_numpy())[:, DELETE_REASON]
+        np.testing.assert_array_equal(deleted, DISLIKED * given[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("feed", "message"),
+    [
+        ({"responses": ["like"]}, "the mapped columns determine it"),
+        ({"reward": {"responses": {"likes": 1}}}, "weights 'likes'"),
+    ],
+)
+def test_responses_of_the_feed_are_those_of_the_columns(place, monkeypatch, feed, message):
+    monkeypatch.setattr(import_module, "SourceTable", WithResponses)
+    with pytest.raises(InputError, match=message):
+        place.run(small.table(), feed=feed)

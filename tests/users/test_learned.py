@@ -228,7 +228,9 @@ def trusted(folder: Path) -> Scenario:
 
 def test_broken_files_are_named(fitted, tmp_path):
     scenario = Scenario.load(fitted)
-    with pytest.raises(InputError, match="embedding_size, profile_size and card_types cannot be changed"):
+    with pytest.raises(
+        InputError, match="embedding_size, profile_size, card_types and responses cannot be changed"
+    ):
         LearnedUsers(scenario).allocate(2, scenario.config.replace(profile_size=9), Workers(2, 1))
     weights = load_file(fitted / "simulator.safetensors")["member1.heads"]
     bad = weights.copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from small_responses import Responding
 
 from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, track_actions, with_last
 from edgerec_gym.config import RewardConfig, preset
@@ -25,8 +26,8 @@ TRACKS = {
 
 
 def make_batch(track, config):
-    users = SyntheticUsers(preset("lite")[1], config)
-    catalog = users.world.catalog
+    synthetic = SyntheticUsers(preset("lite")[1], config)
+    catalog, users = synthetic.world.catalog, Responding() if config.responses else synthetic
     columns = np.random.default_rng(0).uniform(-1, 1, (len(catalog), len(config.item_columns)))
     catalog = catalog.with_table(columns)
     return FeedBatch(SESSIONS, track, config, catalog, users, split="log"), catalog
@@ -39,10 +40,15 @@ def make_batch(track, config):
         {},
         {"item_columns": ("click_lift", "exposures")},
         {"rules": "penalty", "lookahead": 0, "request_budget": 2, "n_cards": 6},
+        {
+            "responses": ("like", "hate"),
+            "reward": REWARD.replace(responses={"like": 0.5, "hate": -1.0}),
+            "page_size": 4,
+        },
     ],
 )
 def test_a_log_is_the_environment_step_by_step(track, changes):
-    config = preset("lite")[0].replace(reward=REWARD, **changes)
+    config = preset("lite")[0].replace(**({"reward": REWARD} | changes))
     batch, catalog = make_batch("joint", config)
     plain = log_batch(batch, 0, 0, SESSIONS, RandomisedPolicy(TRACKS[track]), None)
     table = with_last(plain)
