@@ -86,7 +86,12 @@ def daily_sums(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.group_by("item", (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")).agg(
         views=seen.sum().cast(pl.Float64),
         clicks=total("click"),
-        purchases=total("purchase"),
+        purchases=(
+            # per click, so that purchases without one do not count here
+            (pl.col("purchase") & pl.col("click")).filter(seen).sum().cast(pl.Float64)
+            if "purchase" in rows.columns
+            else pl.lit(0.0)
+        ),
         price=pl.col("price").sum() if price else pl.lit(0.0),
         prices=pl.len().cast(pl.Float64) if price else pl.lit(0.0),
         ctr=total("base_ctr"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from edgerec_gym.logs.table_checks import Watch
 from edgerec_gym.logs.table_items import DAY, SUMS, ItemDays, check_fixed, daily_sums, fixed_values
 from edgerec_gym.logs.table_sessions import cut_sessions
 from edgerec_gym.logs.table_source import SourceTable
@@ -53,9 +54,11 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     """
     counts: Counter[str] = Counter(rows=table.rows)
     sums, items, clicks, days, sessions, pages = [], [], [], [], [], []
+    watch = Watch(table)
     for k, chunk in enumerate(table.read(ranges)):
         rows, changes = cut_sessions(chunk, table)
         counts.update(changes)
+        watch.add(rows)
         sums.append(daily_sums(rows))
         items.append(fixed_values(rows))
         day = (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")
@@ -74,6 +77,7 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         )
         if progress:
             progress(k + 1, 2 * len(ranges))
+    watch.finish()
     every = check_fixed(pl.concat(items), table)
     place = every.select("item", place=pl.int_range(pl.len(), dtype=pl.Int64))
     total = pl.concat(sums).group_by("item", "day").agg(pl.col(SUMS[:-1]).sum(), pl.col(SUMS[-1]).max())
