@@ -105,11 +105,12 @@ class Watch:
             )  # fmt: skip
 
 
-def join_clicks(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
     """Join rows that are an answer of their own to the last row before that showed the user the item.
 
     Args:
         rows: rows of whole users, columns of :attr:`~edgerec_gym.logs.table_source.SourceTable.scan`.
+        gap: seconds after which a row belongs to what was shown no more.
 
     Returns:
         The rows of what was shown, with the answers (the highest value of each), in the order of the file; and
@@ -117,8 +118,8 @@ def join_clicks(rows: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """
     same = ["user", "item"]
     rows = rows.with_columns(answer=is_answer(rows)).sort(*same, "seconds", "row")
-    first = pl.struct(same) != pl.struct(same).shift(1)
-    rows = rows.with_columns(shown=(first.fill_null(True) | ~pl.col("answer")).cum_sum())
+    soon = ((pl.col("seconds") - pl.col("seconds").shift(1).over(same)) <= gap).fill_null(False)
+    rows = rows.with_columns(shown=(~soon | ~pl.col("answer")).cum_sum())
     highest = [
         name
         for name in rows.columns

@@ -90,7 +90,8 @@ class Mapping(Document):
     Attributes:
         user, item, time, click: who was shown what, when, and whether it was opened. Times are dates, or numbers
             in `time_unit` since 1970 (UTC), or [date, hour of the day].
-        list: id of the page that a row belongs to, unique per user (or per session, if there are sessions).
+        list: id of the page that a row belongs to, unique per user (or per session, if there are sessions);
+            "row number" makes every row a page of its own.
         position: place in that page, increasing; without `list`, a page begins where it does not increase.
         session: id of the visit; without it, a visit ends after `session_gap_minutes` of inactivity.
         seen: whether the user looked at the row; without it, every row counts as seen.

@@ -28,7 +28,9 @@ def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, 
     """
     counts: Counter[str] = Counter()
     if table.mapping.columns.join_clicks:
-        rows, counts["rows_of_clicks_joined"] = join_clicks(rows)
+        rows, counts["rows_of_clicks_joined"] = join_clicks(
+            rows, table.mapping.columns.session_gap_minutes * 60
+        )
     compared = [name for name in rows.columns if name not in ("row", "history")]
     kept = rows.unique(compared, keep="first", maintain_order=True)
     counts["duplicate_rows_dropped"] = rows.height - kept.height
@@ -98,7 +100,7 @@ def _check_once(rows: pl.DataFrame, key: list[str], table: SourceTable) -> None:
         )
         table.fail(
             other[1, "row"],
-            f"{what} is the same place as in row {other[0, 'row']}, but the rows differ; allowed: one row "
+            f"{what} is the same place as in row {table.row_of(other[0, 'row'])}, but the rows differ; allowed: one row "
             'for each card shown, with its click ("join_clicks": true joins clicks that are rows of their own)',
         )
 

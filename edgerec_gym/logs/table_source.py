@@ -41,6 +41,7 @@ from edgerec_gym.logs.table_mapping import (
 from edgerec_gym.logs.table_time import literal, read_time
 
 LARGEST = 1e30  # larger numbers must be mistakes
+MOST_ITEMS = 2**20  # of a list
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
 RANGES = {  # meaning -> (lowest, highest, allowed)
     "position": (-LARGEST, LARGEST, "a number"),
@@ -133,7 +134,14 @@ class SourceTable:
             unreadable(self.path, error)
 
     def fail(self, row: int, message: str) -> NoReturn:
-        """Raise InputError about a row."""
+        """Raise InputError about a row of :attr:`scan`."""
+        self._refuse(self.row_of(row), message)
+
+    def row_of(self, row: int) -> int:
+        """Return the row of the file that a row of :attr:`scan` comes from."""
+        return row // MOST_ITEMS if self.mapping.columns.list_column is not None else row
+
+    def _refuse(self, row: int, message: str) -> NoReturn:
         raise InputError(f"{self.path}: row {row}: {message}")
 
     def digest(self) -> str:
@@ -211,8 +219,9 @@ class SourceTable:
         names = dict.fromkeys(self.files.names)
         for files, _, _ in self.sides.values():
             names |= dict.fromkeys(files.names)
+        names |= {ROW: None}
         if self.mapping.columns.list_column is not None:
-            names |= dict.fromkeys((LIST_ITEM, LIST_CLICK, LIST_PLACE, ROW))
+            names |= dict.fromkeys((LIST_ITEM, LIST_CLICK, LIST_PLACE))
         return list(names)
 
     def _condition(self, flag: Flag, names: list[str]) -> _Condition:
@@ -283,7 +292,7 @@ class SourceTable:
             whole = {lists.items, lists.clicked, lists.clicks, columns.history}
             also = [n for n in kinds if n in wanted - whole and isinstance(kinds[n], pl.List)]
             before = raw
-            raw = explode(raw, lists, also, self.fail, ROW, str(self.path))
+            raw = explode(raw, lists, also, self._refuse, ROW, str(self.path))
             empty = self.collect(before.select((tokens(lists.items, kinds[lists.items]).list.len().fill_null(0) == 0).sum())).item()
             if empty:
                 self.notes.append(f"{empty} lists are empty; left out")
@@ -353,7 +362,10 @@ class SourceTable:
         """Return what to check, and the columns of the scan."""
         columns = self.mapping.columns
         checks: list[_Check] = []
-        out: list[pl.Expr] = [pl.col(ROW).alias("row")]
+        row = pl.col(ROW)
+        if columns.list_column is not None:  # in the order of the lists
+            row = row * MOST_ITEMS + pl.col(LIST_PLACE)
+        out: list[pl.Expr] = [row.alias("row")]
         for meaning, name in columns.columns.items():
             if meaning in IDS:
                 value = self._id(meaning, types)
@@ -533,10 +545,10 @@ class SourceTable:
             value = first.to_series()[0]
             value = value.to_list() if isinstance(value, pl.Series) else value
             text = "empty" if value is None or value == "" else shown(value)
-            self.fail(row, f"column {check.name!r} is {text}; allowed: {check.allowed}")
+            self._refuse(row, f"column {check.name!r} is {text}; allowed: {check.allowed}")
         self._check_durations(found)
         if found["unseen"] is not None:
-            self.fail(found["unseen"], "clicked, but not seen; allowed: a click on what was seen")
+            self._refuse(found["unseen"], "clicked, but not seen; allowed: a click on what was seen")
         if found["unopened"]:
             self.notes.append(f"{found['unopened']} purchases are in rows without a click; kept")
         if not found["clicked"]:

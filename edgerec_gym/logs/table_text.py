@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -321,9 +322,10 @@ def sniff(line: str) -> str:
 
 def split(line: str, separator: str) -> list[str]:
     """Split one line into its values."""
-    if len(separator) > 1:
-        return line.split(separator)
-    return next(csv.reader([line], delimiter=separator))
+    if len(separator) == 1:
+        with suppress(csv.Error):  # a quotation mark that quotes nothing
+            return next(csv.reader([line], delimiter=separator, strict=True))
+    return line.split(separator)
 
 
 def _per_line(hits: np.ndarray, ends: np.ndarray) -> np.ndarray:
