@@ -39,9 +39,7 @@ class Watch:
 
     def add(self, rows: pl.DataFrame) -> None:
         """Take in one chunk: whole sessions, as :func:`~edgerec_gym.logs.table_sessions.cut_sessions` returns them."""
-        page = ["session", "page"]
-        self.pages += rows.select(pl.struct(page).n_unique()).item()
-        again = rows.group_by(*page, "item").len().filter(pl.col("len") > 1)
+        again = rows.group_by("session", "page", "item").len().filter(pl.col("len") > 1)
         self.twice += int((again["len"] - 1).sum())
         for item, n in again["item"].value_counts().iter_rows():
             self.twice_by_item[item] = self.twice_by_item.get(item, 0) + n
@@ -52,8 +50,7 @@ class Watch:
         """Count rows before which the same user was shown the same item, and did nothing."""
         same = ["user", "item"]
         rows = rows.select(*same, "seconds", "row", "click", answer=is_answer(rows)).sort(*same, "seconds", "row")
-        before = pl.col("seconds") - pl.col("seconds").shift(1).over(same)
-        after = ((before <= SOON) & ~pl.col("answer").shift(1).over(same)).fill_null(False)
+        after = _again_within(same, SOON) & ~pl.col("answer").shift(1, fill_value=False)
         found = rows.select(
             clicked=pl.col("click").sum(), clicked_after=(pl.col("click") & after).sum(),
             other=(~pl.col("answer")).sum(), other_after=(~pl.col("answer") & after).sum(),
@@ -65,12 +62,13 @@ class Watch:
 
     def _file_order(self, rows: pl.DataFrame) -> None:
         """Add up the ranks of clicked rows in their pages, in the order of the file."""
-        page, size = ["session", "page"], pl.len().over(["session", "page"])
-        rank = pl.col("row").rank("ordinal").over(page)
-        rows = rows.filter("seen").select(*page, "click", rank=rank, size=size)
-        pages = rows.group_by(page).agg(
-            n=pl.col("size").first(), c=pl.col("click").sum(), s=pl.col("rank").filter("click").sum()
+        rank = pl.col("row").rank("ordinal")
+        pages = (
+            rows.filter("seen")
+            .group_by("session", "page")
+            .agg(n=pl.len(), c=pl.col("click").sum(), s=rank.filter("click").sum())
         )
+        self.pages += pages.height
         n, c, s = (pages[name].to_numpy().astype(np.float64) for name in "ncs")
         self.rank_sum += float(s.sum())
         self.rank_mean += float((c * (n + 1) / 2).sum())
@@ -118,8 +116,7 @@ def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
     """
     same = ["user", "item"]
     rows = rows.with_columns(answer=is_answer(rows)).sort(*same, "seconds", "row")
-    soon = ((pl.col("seconds") - pl.col("seconds").shift(1).over(same)) <= gap).fill_null(False)
-    rows = rows.with_columns(shown=(~soon | ~pl.col("answer")).cum_sum())
+    rows = rows.with_columns(shown=(~_again_within(same, gap) | ~pl.col("answer")).cum_sum())
     highest = [
         name
         for name in rows.columns
@@ -129,3 +126,10 @@ def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
     joined = rows.group_by("shown", maintain_order=True).agg(pl.col(others).first(), pl.col(highest).max())
     columns = [name for name in rows.columns if name not in ("shown", "answer")]
     return joined.select(columns).sort("row"), rows.height - joined.height
+
+
+def _again_within(same: list[str], gap: float) -> pl.Expr:
+    """Rows, sorted by `same` and time, that equal the row before in `same` and come at most `gap` seconds later."""
+    equal = [pl.col(name) == pl.col(name).shift(1) for name in same]
+    soon = pl.col("seconds") - pl.col("seconds").shift(1) <= gap
+    return pl.all_horizontal(*equal, soon).fill_null(False)

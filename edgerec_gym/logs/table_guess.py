@@ -184,6 +184,7 @@ def _understood(content: dict[str, Any], table: Path, scratch: Path, original: P
     except InputError as error:
         raise InputError(str(error).replace(str(table), str(original))) from None
     rows = source.collect(source.scan.head(SHOWN_ROWS).sort("row"))
+    rows = rows.with_columns(pl.col("row").map_elements(source.row_of, pl.Int64))
     return rows.with_columns(pl.from_epoch((pl.col("seconds") * 1e6).cast(pl.Int64), "us").alias("time (UTC)")).drop("seconds")
 
 
