@@ -74,7 +74,9 @@ def write_table(path: Path, rows: int) -> None:
 def timed(*command: object) -> tuple[float, str]:
     """Run a child process; returns seconds and what it printed."""
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", *map(str, command)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", *map(str, command)], capture_output=True, text=True, check=True
+    )
     return time.perf_counter() - begin, done.stdout.strip()
 
 
@@ -89,7 +91,9 @@ def interrupted(table: Path, mapping: Path, out: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--kind", action="append", choices=("parquet", "csv"))
     parser.add_argument("--folder", type=Path, help="where the tables are written; removed at the end")
@@ -104,7 +108,9 @@ def main() -> None:
             write_table(table, arguments.rows)
             print(f"{kind}: {table.stat().st_size / 1e6:,.0f} MB")
             seconds, _ = timed(SCAN, table)
-            print(f"  bare scan    {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s (with the start of Python)")
+            print(
+                f"  bare scan    {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s (with the start of Python)"
+            )
             seconds, text = timed(IMPORT, table, mapping, folder / f"{kind}-logs")
             rows, sessions, peak = text.split()
             print(
@@ -117,7 +123,9 @@ def main() -> None:
                 path.read_bytes() == (folder / f"{kind}-again" / path.name).read_bytes()
                 for path in (folder / f"{kind}-logs").glob("part-*.parquet")
             )
-            print(f"  interrupted after {left} parts, resumed in {seconds:.1f} s: {'the same log' if same else 'ANOTHER LOG'}")
+            print(
+                f"  interrupted after {left} parts, resumed in {seconds:.1f} s: {'the same log' if same else 'ANOTHER LOG'}"
+            )
             table.unlink()
 
 

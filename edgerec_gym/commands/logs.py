@@ -98,7 +98,8 @@ def import_logs(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Log folder; an interrupted import is resumed. Needed without --guess.")
+        Path | None,
+        typer.Option(help="Log folder; an interrupted import is resumed. Needed without --guess."),
     ] = None,
     mapping: Annotated[
         Path | None,
@@ -106,7 +107,9 @@ def import_logs(
     ] = None,
     guess: Annotated[
         bool,
-        typer.Option("--guess", help="Propose a mapping and show ten rows as understood; with --out, import with it."),
+        typer.Option(
+            "--guess", help="Propose a mapping and show ten rows as understood; with --out, import with it."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -160,14 +163,20 @@ def import_guessed(source: Path, out: Path | None, as_json: bool) -> None:
             path.unlink()
             repair(guess, error)
     if as_json:
-        found = {"mapping": guess.content, "doubts": guess.doubts, "rows": [{k: str(v) for k, v in r.items()} for r in rows]}
+        found = {
+            "mapping": guess.content,
+            "doubts": guess.doubts,
+            "rows": [{k: str(v) for k, v in r.items()} for r in rows],
+        }
         console.print_json(found | ({} if result is None else result | {"out": str(out)}))
         return
     for text in guess.doubts:
         console.note(f"check: {text}")
     print(as_text(guess.content))
     if guess.rows is not None:
-        names = [name for name in guess.rows.columns if not name.startswith(("number:", "user_", "e0", "e1"))][:12]
+        names = [
+            name for name in guess.rows.columns if not name.startswith(("number:", "user_", "e0", "e1"))
+        ][:12]
         body = [[_cell(row[name]) for name in names] for row in rows]
         console.print_table("first rows, as understood", names, body)
     if result is not None and out is not None:

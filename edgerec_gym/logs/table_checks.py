@@ -49,7 +49,9 @@ class Watch:
     def _clicks_after(self, rows: pl.DataFrame) -> None:
         """Count rows before which the same user was shown the same item, and did nothing."""
         same = ["user", "item"]
-        rows = rows.select(*same, "seconds", "row", "click", answer=is_answer(rows)).sort(*same, "seconds", "row")
+        rows = rows.select(*same, "seconds", "row", "click", answer=is_answer(rows)).sort(
+            *same, "seconds", "row"
+        )
         after = _again_within(same, SOON) & ~pl.col("answer").shift(1, fill_value=False)
         found = rows.select(
             clicked=pl.col("click").sum(), clicked_after=(pl.col("click") & after).sum(),
@@ -82,9 +84,11 @@ class Watch:
             if self.pages >= LEAST and self.twice_by_item[item] > PADDED_SHARE * self.pages:
                 raise InputError(
                     f"{self.table.path}: item {item!r} stands twice or more in {self.twice_by_item[item]} of "
-                    f"{self.pages} pages: it pads lists; leave it out with \"rows\": [\"{columns.columns['item']} != {item}\"]"
+                    f'{self.pages} pages: it pads lists; leave it out with "rows": ["{columns.columns["item"]} != {item}"]'
                 )
-            notes.append(f"{self.twice} rows show an item that their page already holds (the same item twice); kept")
+            notes.append(
+                f"{self.twice} rows show an item that their page already holds (the same item twice); kept"
+            )
         share, usual = self.clicked_after / max(self.clicked, 1), self.other_after / max(self.other, 1)
         if self.clicked_after >= LEAST and share > 0.5 and usual < share / 4:
             raise InputError(
@@ -120,7 +124,8 @@ def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
     highest = [
         name
         for name in rows.columns
-        if name in ("click", "purchase", "dwell_seconds", "page_view_seconds", "leave") or name.startswith("response:")
+        if name in ("click", "purchase", "dwell_seconds", "page_view_seconds", "leave")
+        or name.startswith("response:")
     ]
     others = [name for name in rows.columns if name not in (*highest, "shown", "answer")]
     joined = rows.group_by("shown", maintain_order=True).agg(pl.col(others).first(), pl.col(highest).max())

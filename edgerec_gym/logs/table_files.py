@@ -133,7 +133,9 @@ def open_table(path: str | Path, separator: str = "", header: Sequence[str] = ()
         for file in files[:8]:
             names |= dict.fromkeys(TextFile(file, [], "", False).keys())
         return TableFiles(path, files, list(names), text=True)
-    found = [TextFile.open(file, separator or ("\t" if kind == ".tsv" else ""), tuple(header)) for file in files]
+    found = [
+        TextFile.open(file, separator or ("\t" if kind == ".tsv" else ""), tuple(header)) for file in files
+    ]
     for other in found[1:]:
         if other.names != found[0].names:
             raise InputError(

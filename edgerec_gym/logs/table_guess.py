@@ -127,7 +127,9 @@ def repair(guess: Guess, error: InputError) -> None:
     said = re.sub(r"^(\S*?(/|\\))?\S+?: ", "", text)
     if "clicks seem to be rows of their own" in text and not content.get("join_clicks"):
         content["join_clicks"] = True
-        guess.doubts.append(f"clicks are taken as rows of their own, and joined to what was shown: {said[:120]}")
+        guess.doubts.append(
+            f"clicks are taken as rows of their own, and joined to what was shown: {said[:120]}"
+        )
         return
     if found := re.search(r"leave it out with \"rows\": \[\"(.*)\"\]", text):
         content["rows"] = [*content.get("rows", []), found[1]]
@@ -137,7 +139,9 @@ def repair(guess: Guess, error: InputError) -> None:
         if f'"{name}": {{' in text and isinstance(content.get(name), str):
             long = "above" in text
             content[name] = {"column": content[name], "unit": "ms" if long else "s"}
-            guess.doubts.append(f"{name} is taken to count {'milliseconds' if long else 'seconds'}: {said[:120]}")
+            guess.doubts.append(
+                f"{name} is taken to count {'milliseconds' if long else 'seconds'}: {said[:120]}"
+            )
             return
     if "began more than" in text and "list" in content and content["list"] != content["time"]:
         content["list"] = list(dict.fromkeys([*_all(content["list"]), *_all(content["time"])]))
@@ -185,7 +189,9 @@ def _understood(content: dict[str, Any], table: Path, scratch: Path, original: P
         raise InputError(str(error).replace(str(table), str(original))) from None
     rows = source.collect(source.scan.head(SHOWN_ROWS).sort("row"))
     rows = rows.with_columns(pl.col("row").map_elements(source.row_of, pl.Int64))
-    return rows.with_columns(pl.from_epoch((pl.col("seconds") * 1e6).cast(pl.Int64), "us").alias("time (UTC)")).drop("seconds")
+    return rows.with_columns(
+        pl.from_epoch((pl.col("seconds") * 1e6).cast(pl.Int64), "us").alias("time (UTC)")
+    ).drop("seconds")
 
 
 def _open(path: str | Path) -> tuple[TableFiles, list[str]]:
@@ -194,7 +200,11 @@ def _open(path: str | Path) -> tuple[TableFiles, list[str]]:
     if not files.text or not files.separator:
         return files, []
     names = files.names
-    plain = [n for n in names if re.fullmatch(r"[+-]?\d+(\.\d+)?|", n) or _is_time(n) or re.search(r"\S-[01]( |$)", n)]
+    plain = [
+        n
+        for n in names
+        if re.fullmatch(r"[+-]?\d+(\.\d+)?|", n) or _is_time(n) or re.search(r"\S-[01]( |$)", n)
+    ]
     if len(plain) * 2 < len(names) or any(re.fullmatch(p, _key(n)) for n in names for p in NAMES["user"]):
         return files, []
     header = [f"column {k + 1}" for k in range(len(names))]
@@ -221,7 +231,9 @@ class _Guesser:
             text for text in ("NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N", "-")
             if any((sample[n] == text).any() for n in sample.columns if sample[n].dtype == pl.String)
         ]  # fmt: skip
-        self.numbers = {name: number for name in sample.columns if (number := self._number(sample[name])) is not None}
+        self.numbers = {
+            name: number for name in sample.columns if (number := self._number(sample[name])) is not None
+        }
 
     def _number(self, column: pl.Series) -> pl.Series | None:
         """Return a column as numbers, if it holds numbers only."""
@@ -260,7 +272,13 @@ class _Guesser:
             content["history"] = self._use(history)
         self._rest(content)
         order = [*REQUIRED, "list_column", "list", "session", "position"]
-        return Guess({k: content[k] for k in [*[n for n in order if n in content], *[n for n in content if n not in order]]}, self.doubts)
+        return Guess(
+            {
+                k: content[k]
+                for k in [*[n for n in order if n in content], *[n for n in content if n not in order]]
+            },
+            self.doubts,
+        )
 
     # Helpers
 
@@ -285,9 +303,16 @@ class _Guesser:
 
     def _is_flag(self, name: str) -> bool:
         if name in self.numbers:
-            return self.numbers[name].drop_nulls().is_in([0.0, 1.0]).all() and not self.numbers[name].null_count()
+            return (
+                self.numbers[name].drop_nulls().is_in([0.0, 1.0]).all()
+                and not self.numbers[name].null_count()
+            )
         text = self.sample[name]
-        return text.dtype == pl.String and not text.null_count() and text.str.to_lowercase().is_in([*TRUE, *FALSE]).all()
+        return (
+            text.dtype == pl.String
+            and not text.null_count()
+            and text.str.to_lowercase().is_in([*TRUE, *FALSE]).all()
+        )
 
     def _is_tokens(self, name: str) -> bool:
         """Whether a column holds lists, also as text."""
@@ -309,20 +334,41 @@ class _Guesser:
         names = [name for name in self._left() if self._is_tokens(name)]
         for name in names:
             text = self.sample[name]
-            if text.dtype == pl.String and text.drop_nulls().head(1000).str.contains(r"^(\S+-[01])( \S+-[01])*$").all():
+            if (
+                text.dtype == pl.String
+                and text.drop_nulls().head(1000).str.contains(r"^(\S+-[01])( \S+-[01])*$").all()
+            ):
                 content["list_column"] = {"items": self._use(name), "form": "item-click"}
-                self.doubts.append("list_column: nothing tells whether the order of a list is that on the screen: no position")
+                self.doubts.append(
+                    "list_column: nothing tells whether the order of a list is that on the screen: no position"
+                )
                 return content["list_column"]
-        clicked = [n for n in names if re.search(r"click", _key(n)) and not re.search(r"hist|before", _key(n))]
-        shown = [n for n in names if re.search(r"in_?view|impress|shown|items|candidates|slate|list|expos|displayed|articles|products|videos", _key(n)) and n not in clicked]
+        clicked = [
+            n for n in names if re.search(r"click", _key(n)) and not re.search(r"hist|before", _key(n))
+        ]
+        shown = [
+            n
+            for n in names
+            if re.search(
+                r"in_?view|impress|shown|items|candidates|slate|list|expos|displayed|articles|products|videos",
+                _key(n),
+            )
+            and n not in clicked
+        ]
         if clicked and shown:
             content["list_column"] = {"items": self._use(shown[0]), "clicked": self._use(clicked[0])}
             if isinstance(self.sample[clicked[0]].dtype, pl.List):
                 flags = self.sample[clicked[0]].explode().drop_nulls()
-                same = (self.sample[clicked[0]].list.len() == self.sample[shown[0]].list.len()).all() if isinstance(self.sample[shown[0]].dtype, pl.List) else False
+                same = (
+                    (self.sample[clicked[0]].list.len() == self.sample[shown[0]].list.len()).all()
+                    if isinstance(self.sample[shown[0]].dtype, pl.List)
+                    else False
+                )
                 if same and flags.cast(pl.String).is_in([*TRUE, *FALSE]).all():
                     content["list_column"] = {"items": shown[0], "clicks": clicked[0]}
-            self.doubts.append("list_column: nothing tells whether the order of a list is that on the screen: no position")
+            self.doubts.append(
+                "list_column: nothing tells whether the order of a list is that on the screen: no position"
+            )
             return content["list_column"]
         return None
 
@@ -339,15 +385,28 @@ class _Guesser:
                 f"{self.files.path}: no column looks like a time; columns are {', '.join(self.sample.columns)[:300]}"
             )
         _, name, how = found[0]
-        clock = next((n for n in self._left() if n != name and re.fullmatch(r"hour(_?min(ute)?)?|hh(mm)?|clock|time(_of_day)?|hourmin", _key(n)) and n in self.numbers), None)
+        clock = next(
+            (
+                n
+                for n in self._left()
+                if n != name
+                and re.fullmatch(r"hour(_?min(ute)?)?|hh(mm)?|clock|time(_of_day)?|hourmin", _key(n))
+                and n in self.numbers
+            ),
+            None,
+        )
         if how.get("time_format") == "%Y%m%d" and clock is not None and self.numbers[clock].max() <= 2400:  # type: ignore[operator]
             content["time"] = [self._use(name), self._use(clock)]
-            self.doubts.append(f"time: {name!r} and {clock!r} are taken as UTC; name 'time_zone' if they are not")
+            self.doubts.append(
+                f"time: {name!r} and {clock!r} are taken as UTC; name 'time_zone' if they are not"
+            )
             return content["time"]
         content |= {"time": self._use(name)} | how
         self.used |= {n for _, n, _ in found}
         if "time_unit" not in how and name not in self.numbers:
-            self.doubts.append(f"time: {name!r} is taken as UTC unless it says otherwise; name 'time_zone' if it is not")
+            self.doubts.append(
+                f"time: {name!r} is taken as UTC unless it says otherwise; name 'time_zone' if it is not"
+            )
         return [name]
 
     def _as_time(self, name: str) -> dict[str, Any] | None:
@@ -381,7 +440,9 @@ class _Guesser:
                 day_first = mark is not None and mark[0] == "." or not re.search("%p", rest)
                 order = "%d{0}%m" if day_first else "%m{0}%d"
                 assert mark is not None
-                self.doubts.append(f"time: {name!r} ({text}): no row tells whether the day or the month comes first; taken as {order.format('/')}")
+                self.doubts.append(
+                    f"time: {name!r} ({text}): no row tells whether the day or the month comes first; taken as {order.format('/')}"
+                )
                 return {"time_format": order.format(mark[0]) + mark[0] + rest}
         return {}
 
@@ -389,7 +450,14 @@ class _Guesser:
         by_values = [n for n in self._left() if self.header and not self._is_tokens(n)]
         user = next((n for _, n in self._candidates("user") if self._is_id(n)), None)
         if user is None and self.header:
-            user = next((n for n in by_values if self.sample[n].n_unique() < self.sample.height * (0.9 if not lists else 1.0)), None)
+            user = next(
+                (
+                    n
+                    for n in by_values
+                    if self.sample[n].n_unique() < self.sample.height * (0.9 if not lists else 1.0)
+                ),
+                None,
+            )
             self.doubts.append(f"user: {user!r}, by its place; check it")
         if not lists:
             found = [n for _, n in self._candidates("item") if self._is_id(n) and n != user]
@@ -405,14 +473,24 @@ class _Guesser:
             if len(found) > 1:
                 self.doubts.append(f"item: {item!r}; {', '.join(map(repr, found[1:4]))} could be it, too")
             content["item"] = self._use(item)
-            campaign = next((n for n in self._left() if _key(n) in ("campaign", "campaign_id", "market", "site")), None)
-            if campaign and 1 < self.sample[campaign].n_unique() <= 50 and not self.sample[campaign].null_count():
+            campaign = next(
+                (n for n in self._left() if _key(n) in ("campaign", "campaign_id", "market", "site")), None
+            )
+            if (
+                campaign
+                and 1 < self.sample[campaign].n_unique() <= 50
+                and not self.sample[campaign].null_count()
+            ):
                 pairs = self.sample.select(pl.struct(campaign, item).n_unique()).item()
                 if pairs > 1.5 * self.sample[item].n_unique():
                     content["item"] = [self._use(campaign), item]
-                    self.doubts.append(f"item: its ids come again in every {campaign!r}, so that both make the id")
+                    self.doubts.append(
+                        f"item: its ids come again in every {campaign!r}, so that both make the id"
+                    )
         if user is None:
-            user = next((n for _, n in self._candidates("session")), None) or next((n for _, n in self._candidates("list")), None)
+            user = next((n for _, n in self._candidates("session")), None) or next(
+                (n for _, n in self._candidates("list")), None
+            )
             if user is not None:
                 content["user"] = user
                 self.doubts.append(f"user: no column of users; every {user!r} counts as a user of its own")
@@ -424,7 +502,11 @@ class _Guesser:
 
     def _is_id(self, name: str) -> bool:
         kind = self.sample[name].dtype
-        return (kind == pl.String or kind.is_integer() or kind in (pl.Categorical, pl.Enum)) and self.sample[name].n_unique() > 1 and not self.sample[name].null_count()
+        return (
+            (kind == pl.String or kind.is_integer() or kind in (pl.Categorical, pl.Enum))
+            and self.sample[name].n_unique() > 1
+            and not self.sample[name].null_count()
+        )
 
     def _click(self, content: dict[str, Any]) -> None:
         for sure, name in self._candidates("click"):
@@ -439,9 +521,13 @@ class _Guesser:
             shown = [v for v in values if re.fullmatch(SHOWN, _key(v)) and v not in hits]
             if len(values) <= 50 and hits and len(values) > len(hits):
                 content["click"] = {"column": self._use(name), "values": sorted(hits)}
-                self.doubts.append(f"click: {name!r} is {' or '.join(sorted(hits))}; other values are {', '.join(sorted(set(values) - set(hits)))}")
+                self.doubts.append(
+                    f"click: {name!r} is {' or '.join(sorted(hits))}; other values are {', '.join(sorted(set(values) - set(hits)))}"
+                )
                 if not shown:
-                    self.doubts.append("no value says that an item was only shown: the click rate may mean nothing")
+                    self.doubts.append(
+                        "no value says that an item was only shown: the click rate may mean nothing"
+                    )
                 self._events(content, name, values)
                 return
         for name in [*(n for _, n in self._candidates("rating")), *(n for n in self._left() if self.header)]:
@@ -452,7 +538,9 @@ class _Guesser:
             values = number.unique().sort()
             limit = float(values.filter(values >= low + 0.75 * (high - low)).first())  # type: ignore[arg-type]
             content["click"] = f"{self._use(name)} >= {limit:g}"
-            self.doubts.append(f"click: {name!r} ({low:g} to {high:g}) of at least {limit:g} counts as a click")
+            self.doubts.append(
+                f"click: {name!r} ({low:g} to {high:g}) of at least {limit:g} counts as a click"
+            )
             return
         flags = [n for n in self._left() if self._is_flag(n) and self._both(n)]
         if not flags:
@@ -475,25 +563,45 @@ class _Guesser:
 
     def _pages(self, content: dict[str, Any], time: list[str], lists: dict[str, Any] | None) -> None:
         for meaning in ("list", "session"):
-            name = next((n for _, n in self._candidates(meaning) if self._is_id(n) or n == content["user"]), None)
+            name = next(
+                (n for _, n in self._candidates(meaning) if self._is_id(n) or n == content["user"]), None
+            )
             if name is None and meaning == "list" and content["user"] in self.sample.columns:
                 same = any(re.fullmatch(p, _key(content["user"])) for p in NAMES["list"])
                 name = content["user"] if same else None
             if name is not None and not (meaning == "session" and name == content["user"]):
                 content[meaning] = self._use(name)
         if lists is None:
-            position = next((n for _, n in self._candidates("position") if n in self.numbers and not self.numbers[n].null_count()), None)
+            position = next(
+                (
+                    n
+                    for _, n in self._candidates("position")
+                    if n in self.numbers and not self.numbers[n].null_count()
+                ),
+                None,
+            )
             if position is not None:
                 content["position"] = self._use(position)
         if "list" not in content and "position" not in content and lists is None:
             content["list"] = time if len(time) > 1 else time[0]
-            self.doubts.append("list: nothing tells pages apart; rows of a user at one moment count as one page")
+            self.doubts.append(
+                "list: nothing tells pages apart; rows of a user at one moment count as one page"
+            )
 
     def _rest(self, content: dict[str, Any]) -> None:
         if "list_column" in content:  # what stands beside a list is not of one item
             self._features(content)
             return
-        for meaning in ("purchase", "category", "price", "base_ctr", "propensity", "query", "dwell_seconds", "page_view_seconds"):
+        for meaning in (
+            "purchase",
+            "category",
+            "price",
+            "base_ctr",
+            "propensity",
+            "query",
+            "dwell_seconds",
+            "page_view_seconds",
+        ):
             if meaning in content:
                 continue
             name = self._named(meaning)
@@ -509,12 +617,23 @@ class _Guesser:
             if meaning == "category" and self._is_tokens(name):
                 continue
             content[meaning] = self._use(name)
-            if number is not None and meaning.endswith("_seconds") and (re.search(r"ms$|milli", _key(name)) or (number.median() or 0) > 1000):  # type: ignore[operator]
+            if (
+                number is not None
+                and meaning.endswith("_seconds")
+                and (re.search(r"ms$|milli", _key(name)) or (number.median() or 0) > 1000)
+            ):  # type: ignore[operator]
                 content[meaning] = {"column": name, "unit": "ms"}
                 self.doubts.append(f"{meaning}: {name!r} is taken to count milliseconds")
         responses = content.setdefault("responses", {})
         for response, pattern in RESPONSES.items():
-            name = next((n for n in self._left() if re.fullmatch(pattern, _key(n)) and self._is_flag(n) and self._both(n)), None)
+            name = next(
+                (
+                    n
+                    for n in self._left()
+                    if re.fullmatch(pattern, _key(n)) and self._is_flag(n) and self._both(n)
+                ),
+                None,
+            )
             if name is not None and response not in responses:
                 responses[response] = self._use(name)
         if not responses:
@@ -525,12 +644,28 @@ class _Guesser:
         """Map what else is known of users and items, but nothing that comes after the click."""
         outcome = [n for n in self._left() if re.search(OUTCOME, _key(n))]
         self.used |= set(outcome)
-        texts = [n for n in self._left() if re.fullmatch(TEXT, _key(n)) and n not in self.numbers and self.sample[n].dtype == pl.String]
+        texts = [
+            n
+            for n in self._left()
+            if re.fullmatch(TEXT, _key(n)) and n not in self.numbers and self.sample[n].dtype == pl.String
+        ]
         if texts:
             content["text"] = [self._use(n) for n in texts[:2]]
-        categories = [n for n in self._left() if re.fullmatch(USER_CATEGORY, _key(n)) and not self.sample[n].dtype.is_nested()]
+        categories = [
+            n
+            for n in self._left()
+            if re.fullmatch(USER_CATEGORY, _key(n)) and not self.sample[n].dtype.is_nested()
+        ]
         ages = [n for n in self._left() if re.fullmatch(USER_NUMBER, _key(n)) and n in self.numbers]
-        numbers = [] if self.header else [n for n in self._left() if n in self.numbers and n not in categories + ages and self.numbers[n].n_unique() > 2][:MOST_NUMBERS]
+        numbers = (
+            []
+            if self.header
+            else [
+                n
+                for n in self._left()
+                if n in self.numbers and n not in categories + ages and self.numbers[n].n_unique() > 2
+            ][:MOST_NUMBERS]
+        )
         for meaning, names in (("user_categories", categories), ("user_numbers", ages), ("numbers", numbers)):
             if names:
                 content[meaning] = [self._use(n) for n in names]
@@ -547,14 +682,25 @@ class _Guesser:
             header: list[str] = []
             if meaning == "item" and self.header and "list_column" in content:
                 beside = self.files.path.with_name("news.tsv")
-                header = ["id", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities"]
+                header = [
+                    "id",
+                    "category",
+                    "subcategory",
+                    "title",
+                    "abstract",
+                    "url",
+                    "title_entities",
+                    "abstract_entities",
+                ]
             elif self.files.path.suffix != ".inter":
                 continue
             if not beside.is_file():
                 continue
             with suppress(InputError):
                 side = open_table(beside, "\t", header)
-                content[f"{meaning}s"] = {"file": beside.name, "key": side.names[0]} | ({"separator": "\t", "header": header} if header else {})
+                content[f"{meaning}s"] = {"file": beside.name, "key": side.names[0]} | (
+                    {"separator": "\t", "header": header} if header else {}
+                )
                 rows = side.sample(SAMPLE)
                 for name in side.names[1:]:
                     if name in self.sample.columns or key is None and not header:
@@ -562,7 +708,9 @@ class _Guesser:
                     number = rows[name].cast(pl.Float64, strict=False).null_count() == rows[name].null_count()
                     if meaning == "user":
                         if not re.search(r"zip|post_?code", name):
-                            kind = "user_numbers" if number and rows[name].n_unique() > 20 else "user_categories"
+                            kind = (
+                                "user_numbers" if number and rows[name].n_unique() > 20 else "user_categories"
+                            )
                             content.setdefault(kind, []).append(name)
                     elif re.fullmatch(TEXT, _key(name)) and "text" not in content:
                         content["text"] = [name]

@@ -22,7 +22,12 @@ def tokens(name: str, kind: pl.DataType) -> pl.Expr:
 
 
 def explode(
-    raw: pl.LazyFrame, lists: ListColumn, also: list[str], fail: Callable[[int, str], None], row: str, where: str
+    raw: pl.LazyFrame,
+    lists: ListColumn,
+    also: list[str],
+    fail: Callable[[int, str], None],
+    row: str,
+    where: str,
 ) -> pl.LazyFrame:
     """Return one row per item, with the columns :data:`LIST_ITEM`, :data:`LIST_CLICK` and :data:`LIST_PLACE`.
 
@@ -54,7 +59,10 @@ def explode(
         first = raw.select(pl.col(row).filter(uneven).min()).collect(engine="streaming").item()
         if first is not None:
             shown = lists.clicks if name == LIST_CLICK else name
-            fail(int(first), f"the lists {lists.items!r} and {shown!r} have different lengths; allowed: equal ones")
+            fail(
+                int(first),
+                f"the lists {lists.items!r} and {shown!r} have different lengths; allowed: equal ones",
+            )
     if lists.clicked:
         kind = kinds[lists.clicked]
         raw = raw.with_columns(tokens(lists.clicked, kind).fill_null([]).alias(LIST_CLICK))

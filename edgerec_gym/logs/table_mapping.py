@@ -168,7 +168,9 @@ class Mapping(Document):
     @property
     def columns(self) -> dict[str, str]:
         """What names the column of each meaning, for messages; without missing ones and the embedding."""
-        return {name: described(getattr(self, name)) for name in (*REQUIRED, *OPTIONAL) if getattr(self, name)}
+        return {
+            name: described(getattr(self, name)) for name in (*REQUIRED, *OPTIONAL) if getattr(self, name)
+        }
 
     @property
     def unidentified(self) -> tuple[str, ...]:
@@ -259,7 +261,12 @@ def described(value: Any) -> str:
     return value.column if isinstance(value, Values | Duration) else value
 
 
-LIST_ITEM, LIST_CLICK, LIST_PLACE, ROW = "item of the list", "click in the list", "place in the list", "row number"
+LIST_ITEM, LIST_CLICK, LIST_PLACE, ROW = (
+    "item of the list",
+    "click in the list",
+    "place in the list",
+    "row number",
+)
 
 
 def _with_list_column(columns: Mapping) -> Mapping:

@@ -109,7 +109,9 @@ class SourceTable:
         names = self._names()
         self.embedding = self._embedding(names)
         self.embedding_size = len(self.embedding)
-        self.flags = {name: self._condition(getattr(columns, name), names) for name in FLAGS if getattr(columns, name)}
+        self.flags = {
+            name: self._condition(getattr(columns, name), names) for name in FLAGS if getattr(columns, name)
+        }
         self.responses = {name: self._condition(flag, names) for name, flag in columns.responses.items()}
         self.kept = [self._condition(flag, names) for flag in columns.rows]
         wanted = self._wanted()
@@ -123,7 +125,11 @@ class SourceTable:
         self.columns = self.scan.collect_schema().names()
         self.users = self.collect(self.scan.group_by("user").agg(rows=pl.len()).sort("user"))
         self.rows = int(self.users["rows"].sum())
-        self.notes = [*self.files.notes, *(n for side in self.sides.values() for n in side[0].notes), *self.notes]
+        self.notes = [
+            *self.files.notes,
+            *(n for side in self.sides.values() for n in side[0].notes),
+            *self.notes,
+        ]
         self._parts: dict[Any, Path | None] = {}
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
@@ -197,7 +203,9 @@ class SourceTable:
                     continue
                 side = SideTable(str(beside.absolute()))
             if not isinstance(here, str):
-                raise InputError(f"{meaning}s.key: the {meaning} is made of several columns; a side table needs one")
+                raise InputError(
+                    f"{meaning}s.key: the {meaning} is made of several columns; a side table needs one"
+                )
             files = open_table(self._beside(side.file), side.separator, side.header)
             key = side.key or here
             if key not in files.names:
@@ -247,13 +255,19 @@ class SourceTable:
             if meaning in FLAGS:
                 pairs.append((meaning, self.flags[meaning].column))
             else:
-                pairs += [(meaning, name) for name in (value if isinstance(value, tuple) else (described(value),))]
+                pairs += [
+                    (meaning, name) for name in (value if isinstance(value, tuple) else (described(value),))
+                ]
         pairs += [(f"responses.{name}", flag.column) for name, flag in self.responses.items()]
         pairs += [("rows", flag.column) for flag in self.kept]
         for meaning in ("numbers", "user_numbers", "user_categories"):
             pairs += [(meaning, name) for name in getattr(columns, meaning)]
         pairs += [("text", name) for name in _texts(columns.text)]
-        pairs += [(meaning, getattr(columns, meaning)) for meaning in ("query", "history") if getattr(columns, meaning)]
+        pairs += [
+            (meaning, getattr(columns, meaning))
+            for meaning in ("query", "history")
+            if getattr(columns, meaning)
+        ]
         if columns.list_column is not None:
             lists = columns.list_column
             pairs += [("list_column", name) for name in (lists.items, lists.clicked, lists.clicks) if name]
@@ -264,7 +278,9 @@ class SourceTable:
         for meaning, name in wanted:
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(names), 200)}"
+                hint = (
+                    f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(names), 200)}"
+                )
                 raise InputError(f"{self.path}: no column {shown(name)} for {meaning!r}; {hint}")
 
     def _embedding(self, names: list[str]) -> list[str]:
@@ -293,7 +309,9 @@ class SourceTable:
             also = [n for n in kinds if n in wanted - whole and isinstance(kinds[n], pl.List)]
             before = raw
             raw = explode(raw, lists, also, self._refuse, ROW, str(self.path))
-            empty = self.collect(before.select((tokens(lists.items, kinds[lists.items]).list.len().fill_null(0) == 0).sum())).item()
+            empty = self.collect(
+                before.select((tokens(lists.items, kinds[lists.items]).list.len().fill_null(0) == 0).sum())
+            ).item()
             if empty:
                 self.notes.append(f"{empty} lists are empty; left out")
         known = set(collect_schema(raw, self.path))
@@ -314,7 +332,9 @@ class SourceTable:
     def _with_missing(self, raw: pl.LazyFrame) -> pl.LazyFrame:
         """Make the texts that stand for a missing value null."""
         missing = list(self.mapping.columns.missing)
-        names = [n for n, kind in collect_schema(raw, self.path).items() if kind == pl.String] if missing else []
+        names = (
+            [n for n, kind in collect_schema(raw, self.path).items() if kind == pl.String] if missing else []
+        )
         none = pl.lit(None, pl.String)
         return raw.with_columns(
             pl.when(literal(n).is_in(missing)).then(none).otherwise(literal(n)).alias(n) for n in names
@@ -370,13 +390,18 @@ class SourceTable:
             if meaning in IDS:
                 value = self._id(meaning, types)
                 text = value.cast(pl.String)
-                checks.append(_Check(name, text.is_null() | (text == ""), "anything but empty", self._shown(meaning)))
+                checks.append(
+                    _Check(name, text.is_null() | (text == ""), "anything but empty", self._shown(meaning))
+                )
                 out.append((text if meaning in ("list", "session") else value).alias(meaning))
             elif meaning in TEXTS:
                 text, known = literal(name).cast(pl.String), list(self.mapping.card_types)
                 wrong, allowed = text.is_null() | (text.str.strip_chars() == ""), "anything but empty"
                 if meaning == "card_type":
-                    wrong, allowed = wrong | ~text.is_in(known), f"{', '.join(known)} (card_types of the mapping)"
+                    wrong, allowed = (
+                        wrong | ~text.is_in(known),
+                        f"{', '.join(known)} (card_types of the mapping)",
+                    )
                 checks.append(_Check(name, wrong, allowed, literal(name)))
                 out.append(text.alias(meaning))
             elif meaning in FLAGS:
@@ -416,7 +441,13 @@ class SourceTable:
                 number = value.cast(pl.Float64, strict=False)
                 if kind == pl.String:
                     text = value.str.to_lowercase()
-                    number = pl.when(text.is_in(TRUE)).then(1.0).when(text.is_in(FALSE)).then(0.0).otherwise(number)
+                    number = (
+                        pl.when(text.is_in(TRUE))
+                        .then(1.0)
+                        .when(text.is_in(FALSE))
+                        .then(0.0)
+                        .otherwise(number)
+                    )
                 wrong = value.is_not_null() & ~number.is_between(0, 1).fill_null(False)
                 allowed = 'empty, 0, 1, false, true, or a number between 0 and 1; or a comparison such as "rating >= 4"'
                 checks.append(_Check(flag.column, wrong, allowed, value))
@@ -424,8 +455,12 @@ class SourceTable:
         for meaning, prefix in (("numbers", "number"), ("user_numbers", "user_number")):
             for name in getattr(columns, meaning):
                 value, number = literal(name), literal(name).cast(pl.Float64, strict=False)
-                wrong = value.is_not_null() & ~(number.is_between(-LARGEST, LARGEST) | number.is_nan()).fill_null(False)
-                checks.append(_Check(name, wrong, 'empty or a number ("missing" names texts that mean empty)', value))
+                wrong = value.is_not_null() & ~(
+                    number.is_between(-LARGEST, LARGEST) | number.is_nan()
+                ).fill_null(False)
+                checks.append(
+                    _Check(name, wrong, 'empty or a number ("missing" names texts that mean empty)', value)
+                )
                 out.append(number.fill_nan(None).alias(f"{prefix}:{name}"))
         out += [literal(n).cast(pl.String).alias(f"user_category:{n}") for n in columns.user_categories]
         if columns.text:
@@ -457,7 +492,9 @@ class SourceTable:
             return text
         bare = text.str.strip_chars()
         found = self.collect(
-            self.raw.select(blank=(text != bare).sum(), whole=(bare != "").sum(), zero=bare.str.ends_with(".0").sum())
+            self.raw.select(
+                blank=(text != bare).sum(), whole=(bare != "").sum(), zero=bare.str.ends_with(".0").sum()
+            )
         )
         if found["blank"][0] and found["blank"][0] != found["whole"][0]:
             self.notes.append(f"column {name!r}: {found['blank'][0]} ids have blanks around them; left out")
@@ -486,7 +523,9 @@ class SourceTable:
             return (hit if flag.operator == "in" else ~hit), value.is_null(), "anything but empty"
         if flag.operator:
             number, limit = value.cast(pl.Float64, strict=False), flag.values[0]
-            hit = {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[flag.operator]
+            hit = {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[
+                flag.operator
+            ]
             return hit, number.is_null() | number.is_nan(), "a number"
         if kind == pl.Boolean:
             return value, value.is_null(), "false, true"
@@ -521,7 +560,9 @@ class SourceTable:
     def _check_values(self, checks: list[_Check], types: dict[str, pl.DataType]) -> None:
         """Raise InputError about the first offending row."""
         number = pl.col(ROW)
-        firsts = [number.filter(check.wrong.fill_null(True)).min().alias(str(k)) for k, check in enumerate(checks)]
+        firsts = [
+            number.filter(check.wrong.fill_null(True)).min().alias(str(k)) for k, check in enumerate(checks)
+        ]
         click, seen, purchase = (self._true(meaning, types) for meaning in ("click", "seen", "purchase"))
         bought = purchase & ~click if self.mapping.columns.purchase else pl.lit(False)
         durations = [
@@ -537,11 +578,15 @@ class SourceTable:
             )
         ).to_dicts()[0]  # fmt: skip
         if not found["rows"]:
-            raise InputError(f"{self.path} has no rows" + (" that fulfil 'rows' of the mapping" if self.kept else ""))
+            raise InputError(
+                f"{self.path} has no rows" + (" that fulfil 'rows' of the mapping" if self.kept else "")
+            )
         rows = [(found[str(k)], check) for k, check in enumerate(checks) if found[str(k)] is not None]
         if rows:
             row, check = min(rows, key=lambda pair: pair[0])
-            first = self.collect(self.raw.filter((number == row) & check.wrong.fill_null(True)).select(check.value))
+            first = self.collect(
+                self.raw.filter((number == row) & check.wrong.fill_null(True)).select(check.value)
+            )
             value = first.to_series()[0]
             value = value.to_list() if isinstance(value, pl.Series) else value
             text = "empty" if value is None or value == "" else shown(value)
@@ -567,7 +612,7 @@ class SourceTable:
                 unit = "ms" if long > short else "s"
                 raise InputError(
                     f"{self.path}: column {name!r}: {100 * max(long, short):.1f} % of the values are {what} seconds; "
-                    f"is it another unit? Write \"{meaning}\": {{\"column\": {name!r}, \"unit\": \"ms\"}} for "
+                    f'is it another unit? Write "{meaning}": {{"column": {name!r}, "unit": "ms"}} for '
                     f'milliseconds ("us", "ns"), or "unit": "s" if they are seconds'.replace("'", '"')
                     if unit == "ms"
                     else f"{self.path}: column {name!r}: {100 * short:.1f} % of the values are {what} seconds; "

@@ -233,9 +233,7 @@ class TextFile:
                                 new_columns=codes, columns=sorted(places))  # fmt: skip
         except pl.exceptions.PolarsError as error:
             self._not_utf8(data)
-            raise InputError(
-                f"{self.path} is not a readable table: {str(error).splitlines()[0]}"
-            ) from None
+            raise InputError(f"{self.path} is not a readable table: {str(error).splitlines()[0]}") from None
         if frame.height != rows:  # rather than lose one
             raise InputError(f"{self.path} is not a readable table: {rows} lines gave {frame.height} rows")
         found = sorted(places)
@@ -305,7 +303,9 @@ def blocks(path: Path) -> Iterator[bytes]:
                     rest = []
                 rest.append(piece[cut:])
                 if sum(map(len, rest)) > LONGEST_LINE:
-                    raise InputError(f"{path} is not a readable table: a line has over {LONGEST_LINE:,} bytes")
+                    raise InputError(
+                        f"{path} is not a readable table: a line has over {LONGEST_LINE:,} bytes"
+                    )
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} is not a readable table: {str(error).splitlines()[0]}") from None
     if any(rest):

@@ -32,7 +32,12 @@ SHAPES: tuple[tuple[str, str], ...] = (
     (r"\d{1,2}[/.-]\d{1,2}[/.-]\d{4} \d{1,2}:\d{2} [AaPp][Mm]", "D/M/%Y %I:%M %p"),
     (r"\d{1,2}[/.-]\d{1,2}[/.-]\d{4} \d{1,2}:\d{2}:\d{2} [AaPp][Mm]", "D/M/%Y %I:%M:%S %p"),
 )  # fmt: skip
-_YEAR, _MONTH, _DAY, _HOUR = r"(?:19[7-9]\d|20\d\d)", r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12]\d|3[01])", r"(?:[01]\d|2[0-3])"
+_YEAR, _MONTH, _DAY, _HOUR = (
+    r"(?:19[7-9]\d|20\d\d)",
+    r"(?:0[1-9]|1[0-2])",
+    r"(?:0[1-9]|[12]\d|3[01])",
+    r"(?:[01]\d|2[0-3])",
+)
 DATE_NUMBERS = (  # numbers that are dates in all rows
     (rf"{_YEAR}{_MONTH}{_DAY}", "%Y%m%d"),
     (rf"{_YEAR}{_MONTH}{_DAY}{_HOUR}", "%Y%m%d%H"),
@@ -150,7 +155,9 @@ class _Reader:
             dates = dates.cast(pl.Datetime("us")).dt.replace_time_zone(
                 self.mapping.time_zone, ambiguous="earliest", non_existent="null"
             )
-        return (dates if aware else dates.cast(pl.Datetime("us", self.mapping.time_zone or None))).dt.epoch("us") / 1e6
+        return (dates if aware else dates.cast(pl.Datetime("us", self.mapping.time_zone or None))).dt.epoch(
+            "us"
+        ) / 1e6
 
     def _formatted(self, name: str, text: pl.Expr) -> Time:
         form = self.mapping.time_format
@@ -168,7 +175,9 @@ class _Reader:
         try:
             pl.Series(["x"]).str.to_datetime(form, strict=False, time_unit="us", time_zone=zone)
         except pl.exceptions.PolarsError as error:
-            raise InputError(f"{self.where}: time_format {shown(form)} is wrong: {str(error).splitlines()[0]}") from None
+            raise InputError(
+                f"{self.where}: time_format {shown(form)} is wrong: {str(error).splitlines()[0]}"
+            ) from None
         return text.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone)
 
     def _text(self, name: str, text: pl.Expr, first: str) -> Time:
@@ -185,7 +194,9 @@ class _Reader:
                 if self.mapping.time_zone:
                     self.fail(name, f"already names its time zone, {shown(first)}; leave out 'time_zone'")
                 text = text.str.replace(rf"{ZONE}$", "")
-            text = text.str.replace(r"^(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:T| +)?", "${1}-${2}-${3} ").str.strip_chars()
+            text = text.str.replace(
+                r"^(\d{4})[/-](\d{1,2})[/-](\d{1,2})(?:T| +)?", "${1}-${2}-${3} "
+            ).str.strip_chars()
             text = text.str.replace(",", ".", literal=True).str.replace(r" ([+-]\d\d:?\d*)$", "${1}")
         if "z" in form and self.mapping.time_zone:
             self.fail(name, f"already names its time zone, {shown(first)}; leave out 'time_zone'")
@@ -220,8 +231,12 @@ class _Reader:
         if clock_kind == pl.Time:
             seconds = literal(clock).cast(pl.Int64) / 1e9
         else:
-            seconds = self._clock(clock, literal(clock).cast(pl.String).str.strip_chars().str.strip_suffix(".0"))
-        whole = days.cast(pl.Datetime("us")) + pl.duration(microseconds=(seconds * 1e6).round().cast(pl.Int64))
+            seconds = self._clock(
+                clock, literal(clock).cast(pl.String).str.strip_chars().str.strip_suffix(".0")
+            )
+        whole = days.cast(pl.Datetime("us")) + pl.duration(
+            microseconds=(seconds * 1e6).round().cast(pl.Int64)
+        )
         return Time(self._epoch(whole, False), "a date such as 2024-01-31 or 20240131, and an hour of the day: 18, 1830 or 18:30")  # fmt: skip
 
     def _clock(self, name: str, text: pl.Expr) -> pl.Expr:
