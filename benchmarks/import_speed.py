@@ -1,7 +1,7 @@
 """How fast is `edgerec import` beside a bare scan of the same file, and how much memory does it need?
 
-Writes a made-up table, imports it in a child process whose peak memory is taken, interrupts a second import and
-resumes it. Prints only.
+Writes a made-up table, imports it in a child process whose peak memory is taken, interrupts a second import
+and resumes it. Prints only.
 
     python -m benchmarks.import_speed [--rows 10000000] [--kind parquet --kind csv] [--folder DIR]
 """
@@ -27,9 +27,15 @@ import pyarrow.parquet as pq
 CHUNK = 1_000_000  # rows written at a time
 PAGE, VISITS = 10, 10  # rows of a page, pages of a user
 MAPPING = {
-    "user": "user_id", "item": "item_id", "time": "ts", "click": "clicked", "list": "page_id", "position": "rank",
-    "category": "category", "price": "price",
-}  # fmt: skip
+    "user": "user_id",
+    "item": "item_id",
+    "time": "ts",
+    "click": "clicked",
+    "list": "page_id",
+    "position": "rank",
+    "category": "category",
+    "price": "price",
+}
 SCAN = (
     "import polars as pl, sys; p = sys.argv[1]; "
     "f = pl.scan_parquet(p) if p.endswith('.parquet') else pl.scan_csv(p); "
@@ -43,7 +49,8 @@ IMPORT = (
 
 
 def write_table(path: Path, rows: int) -> None:
-    """Write pages of ten rows, ten pages per user over two weeks, 50,000 items; sorted by time within a user."""
+    """Write pages of ten rows, ten pages per user over two weeks, 50,000 items; sorted by time within a "
+    "user."""
     writer = None
     for begin in range(0, rows, CHUNK):
         rng = np.random.default_rng(begin)
@@ -109,7 +116,8 @@ def main() -> None:
             print(f"{kind}: {table.stat().st_size / 1e6:,.0f} MB")
             seconds, _ = timed(SCAN, table)
             print(
-                f"  bare scan    {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s (with the start of Python)"
+                f"  bare scan    {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s (with the "
+                f"start of Python)"
             )
             seconds, text = timed(IMPORT, table, mapping, folder / f"{kind}-logs")
             rows, sessions, peak = text.split()
@@ -124,7 +132,8 @@ def main() -> None:
                 for path in (folder / f"{kind}-logs").glob("part-*.parquet")
             )
             print(
-                f"  interrupted after {left} parts, resumed in {seconds:.1f} s: {'the same log' if same else 'ANOTHER LOG'}"
+                f"  interrupted after {left} parts, resumed in {seconds:.1f} s: "
+                f"{'the same log' if same else 'ANOTHER LOG'}"
             )
             table.unlink()
 

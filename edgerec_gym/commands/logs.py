@@ -93,8 +93,8 @@ def import_logs(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A table of shown items (Parquet, CSV, JSON lines and others, also compressed, a folder of parts "
-            "or a glob), or an EB-NeRD bundle."
+            help="A table of shown items (Parquet, CSV, JSON lines and others, also compressed, a folder of "
+            "parts or a glob), or an EB-NeRD bundle."
         ),
     ],
     out: Annotated[

@@ -1,4 +1,4 @@
-"""What only all rows together tell: padded lists, clicks that are rows of their own, and file order that knows clicks."""
+"""What only all rows together tell: padded lists, clicks in rows of their own, telling file order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Watch:
         self.rank_sum = self.rank_mean = self.rank_variance = 0.0
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take in one chunk: whole sessions, as :func:`~edgerec_gym.logs.table_sessions.cut_sessions` returns them."""
+        """Take in one chunk of whole sessions, a result of `cut_sessions`."""
         again = rows.group_by("session", "page", "item").len().filter(pl.col("len") > 1)
         self.twice += int((again["len"] - 1).sum())
         for item, n in again["item"].value_counts().iter_rows():
@@ -84,7 +84,8 @@ class Watch:
             if self.pages >= LEAST and self.twice_by_item[item] > PADDED_SHARE * self.pages:
                 raise InputError(
                     f"{self.table.path}: item {item!r} stands twice or more in {self.twice_by_item[item]} of "
-                    f'{self.pages} pages: it pads lists; leave it out with "rows": ["{columns.columns["item"]} != {item}"]'
+                    f'{self.pages} pages: it pads lists; leave it out with "rows": '
+                    f'["{columns.columns["item"]} != {item}"]'
                 )
             notes.append(
                 f"{self.twice} rows show an item that their page already holds (the same item twice); kept"
@@ -92,7 +93,8 @@ class Watch:
         share, usual = self.clicked_after / max(self.clicked, 1), self.other_after / max(self.other, 1)
         if self.clicked_after >= LEAST and share > 0.5 and usual < share / 4:
             raise InputError(
-                f"{self.table.path}: {100 * share:.0f} % of the clicked rows come within {SOON / 60:g} minutes after a row "
+                f"{self.table.path}: {100 * share:.0f} % of the clicked rows come within {SOON / 60:g} "
+                f"minutes after a row "
                 "without a click of the same user and item: clicks seem to be rows of their own; write "
                 '"join_clicks": true to join them to what was shown'
             )
@@ -100,11 +102,13 @@ class Watch:
         from_file = not columns.position or columns.list_column is not None
         if from_file and abs(z) > Z_LIMIT:
             where = "before" if z < 0 else "after"
+            unused = "it is not used as a position; map 'position' if you have it"
+            used = "unless it is the order on the screen, leave out list_column.order"
             notes.append(
-                f"the order of rows within a page tells what was clicked (clicked rows stand {where} the others, z = "
-                f"{z:.0f}): " + ("unless it is the order on the screen, leave out list_column.order"
-                                 if columns.position else "it is not used as a position; map 'position' if you have it")
-            )  # fmt: skip
+                f"the order of rows within a page tells what was clicked (clicked rows stand {where} the "
+                f"others, "
+                f"z = {z:.0f}): {used if columns.position else unused}"
+            )
 
 
 def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
@@ -115,8 +119,8 @@ def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
         gap: seconds after which a row belongs to what was shown no more.
 
     Returns:
-        The rows of what was shown, with the answers (the highest value of each), in the order of the file; and
-        the number of rows that were joined. An answer without a row before it stays as it is.
+        The rows of what was shown, with the answers (the highest value of each), in the order of the
+        file; and the number of rows that were joined. An answer without a row before it stays as it is.
     """
     same = ["user", "item"]
     rows = rows.with_columns(answer=is_answer(rows)).sort(*same, "seconds", "row")
@@ -134,7 +138,7 @@ def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
 
 
 def _again_within(same: list[str], gap: float) -> pl.Expr:
-    """Rows, sorted by `same` and time, that equal the row before in `same` and come at most `gap` seconds later."""
+    """Rows, sorted by `same` and time, that equal the row before in `same`, at most `gap` seconds later."""
     equal = [pl.col(name) == pl.col(name).shift(1) for name in same]
     soon = pl.col("seconds") - pl.col("seconds").shift(1) <= gap
     return pl.all_horizontal(*equal, soon).fill_null(False)

@@ -1,7 +1,7 @@
 """Finds and opens the files of a table: Parquet, text or JSON lines, one file, a folder of parts or a glob.
 
-Parquet is scanned as it is. Text and JSON lines (also compressed) are first converted, block by block, to Parquet
-files of text columns (:mod:`~edgerec_gym.logs.table_text`), since a table is read several times.
+Parquet is scanned as it is. Text and JSON lines (also compressed) are first converted, block by block, to
+Parquet files of text columns (:mod:`~edgerec_gym.logs.table_text`), since a table is read several times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ATOMIC = (".inter", ".user", ".item")  # RecBole: tabs, and headers such as user
 TEXT = (".csv", ".tsv", ".txt", ".dat", ".data", *ATOMIC)
 COMPRESSED = (".gz", ".zst")
 KINDS = (
-    ".parquet, .csv, .tsv, .jsonl, RecBole's .inter, text in any of these compressed as .gz or .zst, a folder of "
+    ".parquet, .csv, .tsv, .jsonl, RecBole's .inter, text in any of these compressed as .gz or .zst, a "
+    "folder of "
     "such parts; or any text file whose 'separator' the mapping names"
 )
 
@@ -100,8 +101,8 @@ def open_table(path: str | Path, separator: str = "", header: Sequence[str] = ()
     """Find the files of a table and read the names of its columns.
 
     Args:
-        path: a file, a folder of parts (files that begin with _ or . are no parts) or a glob. A file of exactly
-            this name comes before the glob.
+        path: a file, a folder of parts (files that begin with _ or . are no parts) or a glob. A file of
+            exactly this name comes before the glob.
         separator: between the values of a text file; "" = found in its first line.
         header: names of the columns of a text file without a header line.
 

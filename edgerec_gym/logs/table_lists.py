@@ -46,8 +46,9 @@ def explode(
     for name in (lists.items, lists.clicked, lists.clicks):
         if name and kinds[name].is_nested() and not isinstance(kinds[name], pl.List):
             raise InputError(f"{where}: column {name!r} must hold lists, not {kinds[name]}")
-    integers = isinstance(kinds[lists.items], pl.List) and kinds[lists.items].inner.is_integer()  # type: ignore[union-attr]
-    items = literal(lists.items) if integers else tokens(lists.items, kinds[lists.items])
+    kind = kinds[lists.items]
+    integers = isinstance(kind, pl.List) and kind.inner.is_integer()
+    items = literal(lists.items) if integers else tokens(lists.items, kind)
     raw = raw.with_columns(items.alias(LIST_ITEM)).filter(pl.col(LIST_ITEM).list.len() > 0)
     raw = raw.with_columns(pl.int_ranges(pl.col(LIST_ITEM).list.len()).alias(LIST_PLACE))
     together = [LIST_ITEM, LIST_PLACE, *also]
@@ -64,8 +65,7 @@ def explode(
                 f"the lists {lists.items!r} and {shown!r} have different lengths; allowed: equal ones",
             )
     if lists.clicked:
-        kind = kinds[lists.clicked]
-        raw = raw.with_columns(tokens(lists.clicked, kind).fill_null([]).alias(LIST_CLICK))
+        raw = raw.with_columns(tokens(lists.clicked, kinds[lists.clicked]).fill_null([]).alias(LIST_CLICK))
     raw = raw.explode(together, empty_as_null=False)
     if lists.clicked:
         return raw.with_columns(pl.col(LIST_ITEM).cast(pl.String).is_in(pl.col(LIST_CLICK)).alias(LIST_CLICK))

@@ -30,21 +30,21 @@ COMPARISON = re.compile(r"^\s*(\S.*?)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*$")
 Names = tuple[str, ...]
 
 
-class Values(Document, frozen=True):
+class Values(Document):
     """A flag: true where the column has one of these values."""
 
     column: str
     values: tuple[str | int | float | bool, ...]
 
 
-class Duration(Document, frozen=True):
+class Duration(Document):
     """A column of durations that says its unit: s, ms, us or ns."""
 
     column: str
     unit: str
 
 
-class SideTable(Document, frozen=True):
+class SideTable(Document):
     """A table with one row per item or user, beside the mapping file or the table.
 
     Attributes:
@@ -59,7 +59,7 @@ class SideTable(Document, frozen=True):
     header: Names = ()
 
 
-class ListColumn(Document, frozen=True):
+class ListColumn(Document):
     """A table with one row per list: a column holds the items, the first shown first.
 
     Attributes:
@@ -88,8 +88,8 @@ class Mapping(Document):
     {"column": "event", "values": ["click", "open"]}.
 
     Attributes:
-        user, item, time, click: who was shown what, when, and whether it was opened. Times are dates, or numbers
-            in `time_unit` since 1970 (UTC), or [date, hour of the day].
+        user, item, time, click: who was shown what, when, and whether it was opened. Times are dates, or
+            numbers in `time_unit` since 1970 (UTC), or [date, hour of the day].
         list: id of the page that a row belongs to, unique per user (or per session, if there are sessions);
             "row number" makes every row a page of its own.
         position: place in that page, increasing; without `list`, a page begins where it does not increase.
@@ -291,7 +291,8 @@ def _check(columns: Mapping) -> None:
             raise InputError(f"{name}: the unit must be one of {', '.join(allowed)}, got {shown(value)}")
     if not 0.1 <= columns.session_gap_minutes <= 24 * 60:
         raise InputError(
-            f"session_gap_minutes = {columns.session_gap_minutes:g} is out of range; allowed: 0.1 to {24 * 60}"
+            f"session_gap_minutes = {columns.session_gap_minutes:g} is out of range; allowed: 0.1 to "
+            f"{24 * 60}"
         )
     if columns.time_zone:
         try:
@@ -305,7 +306,8 @@ def _check(columns: Mapping) -> None:
     for name, side in (("", columns), ("items.", columns.items), ("users.", columns.users)):
         if side is not None and side.separator and not _is_separator(side.separator):
             raise InputError(
-                f"{name}separator {shown(side.separator)} must be one character that is no letter, digit, quote "
+                f"{name}separator {shown(side.separator)} must be one character that is no letter, digit, "
+                f"quote "
                 "or line end; or several, such as '::'"
             )
     lists = columns.list_column
@@ -317,13 +319,15 @@ def _check(columns: Mapping) -> None:
         told = bool(lists.clicked) + bool(lists.clicks) + (lists.form == "item-click")
         if told != 1:
             raise InputError(
-                "list_column needs one of 'clicked', 'clicks' and \"form\": \"item-click\", which say what was "
+                "list_column needs one of 'clicked', 'clicks' and \"form\": \"item-click\", which say what "
+                "was "
                 f"clicked; it has {told}"
             )
     for name in columns.responses:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name in (*FLAGS, *DURATIONS):
             raise InputError(
-                f"responses: {shown(name)} is no name of a response; allowed: up to 40 small letters, digits and "
+                f"responses: {shown(name)} is no name of a response; allowed: up to 40 small letters, "
+                f"digits and "
                 f"_, other than {', '.join((*FLAGS, *DURATIONS))}"
             )
 

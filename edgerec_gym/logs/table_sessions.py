@@ -100,8 +100,10 @@ def _check_once(rows: pl.DataFrame, key: list[str], table: SourceTable) -> None:
         )
         table.fail(
             other[1, "row"],
-            f"{what} is the same place as in row {table.row_of(other[0, 'row'])}, but the rows differ; allowed: one row "
-            'for each card shown, with its click ("join_clicks": true joins clicks that are rows of their own)',
+            f"{what} is the same place as in row {table.row_of(other[0, 'row'])}, but the rows differ; "
+            f"allowed: one row "
+            'for each card shown, with its click ("join_clicks": true joins clicks that are rows of their '
+            "own)",
         )
 
 

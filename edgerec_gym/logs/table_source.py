@@ -1,7 +1,7 @@
 """Reads a table by a column mapping, and finds the first wrong value.
 
-Rows are counted from 0, in a text file after its header. The table is never held in memory: one pass checks every
-value, one writes the rows in parts by user, and :meth:`SourceTable.read` reads these.
+Rows are counted from 0, in a text file after its header. The table is never held in memory: one pass checks
+every value, one writes the rows in parts by user, and :meth:`SourceTable.read` reads these.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ RANGES = {  # meaning -> (lowest, highest, allowed)
     "action": (0.0, 2.0**53, "a whole number of at least 0"),
 }
 TOP = {"dwell_seconds": DWELL_EDGES[-1], "page_view_seconds": PAGE_VIEW_EDGES[-1]}  # seconds
-# Of a feed in seconds some rows are short. Where nine in ten are beyond the last bucket, or nearly nothing, the
-# unit is another one, unless the mapping says it.
+# Of a feed in seconds some rows are short. Where nine in ten are beyond the last bucket, or nearly nothing,
+# the unit is another one, unless the mapping says it.
 UNLIKELY_SHARE, NOTHING = 0.9, 0.05
 
 
@@ -90,8 +90,8 @@ class SourceTable:
         embedding_size: number of columns of the item embedding; 0 without one.
         columns: column names of :attr:`scan`: row, user, item, seconds (since 1970), click, seen, what else
             the mapping names, then e0, e1, ... Responses are `response:NAME` (float64, 0 to 1), numbers
-            `number:NAME` and `user_number:NAME` (float64), `user_category:NAME`, `text` and `query` (text), and
-            `history` (lists of text); all of these may be null.
+            `number:NAME` and `user_number:NAME` (float64), `user_category:NAME`, `text` and `query` (text),
+            and `history` (lists of text); all of these may be null.
         users: users and their number of rows, sorted by user.
         notes: what a reader of the log should know, in words.
 
@@ -157,7 +157,9 @@ class SourceTable:
 
     def chunks(self, rows: int) -> list[tuple[Any, Any]]:
         """Split the sorted users into ranges (first, last) of at least `rows` rows, except the last."""
-        ranges, begin, total, chunk = [], 0, 0, []
+        ranges: list[tuple[Any, Any]] = []
+        chunk: list[int] = []
+        begin = total = 0
         for k, n in enumerate(self.users["rows"].to_list()):
             total += n
             chunk.append(len(ranges))
@@ -349,7 +351,8 @@ class SourceTable:
         twice = self.collect(side.group_by("side key").len().filter(pl.col("len") > 1).head(1))
         if twice.height:
             raise InputError(
-                f"{files.path}: {twice['len'][0]} rows have the {key} {shown(twice['side key'][0])}; allowed: one"
+                f"{files.path}: {twice['len'][0]} rows have the {key} {shown(twice['side key'][0])}; "
+                f"allowed: one"
             )
         raw = raw.with_columns(_plain_id(literal(name)).alias("side key"))
         return raw.join(side, on="side key", how="left").drop("side key")
@@ -449,7 +452,7 @@ class SourceTable:
                         .otherwise(number)
                     )
                 wrong = value.is_not_null() & ~number.is_between(0, 1).fill_null(False)
-                allowed = 'empty, 0, 1, false, true, or a number between 0 and 1; or a comparison such as "rating >= 4"'
+                allowed = 'empty, 0 to 1, false, true (or map a comparison, such as "rating >= 4")'
                 checks.append(_Check(flag.column, wrong, allowed, value))
             out.append(number.alias(f"response:{name}"))
         for meaning, prefix in (("numbers", "number"), ("user_numbers", "user_number")):
@@ -514,7 +517,8 @@ class SourceTable:
                     hit = value.cast(pl.Float64).is_in([float(v) for v in flag.values])
                 except ValueError:
                     raise InputError(
-                        f"{self.path}: column {flag.column!r} holds numbers; allowed: numbers to compare with, not "
+                        f"{self.path}: column {flag.column!r} holds numbers; allowed: numbers to compare "
+                        f"with, not "
                         f"{shown(list(flag.values))}"
                     ) from None
             else:
@@ -598,7 +602,8 @@ class SourceTable:
             self.notes.append(f"{found['unopened']} purchases are in rows without a click; kept")
         if not found["clicked"]:
             raise InputError(
-                f"{self.path}: column {described(self.mapping.columns.click)!r}: no row is clicked; nothing to learn"
+                f"{self.path}: column {described(self.mapping.columns.click)!r}: no row is clicked; "
+                f"nothing to learn"
             )
 
     def _check_durations(self, found: dict[str, Any]) -> None:
@@ -607,17 +612,15 @@ class SourceTable:
                 continue
             name = getattr(self.mapping.columns, meaning)
             long, short = found[f"{meaning} long"] / n, found[f"{meaning} short"] / n
-            if n >= 20 and max(long, short) > UNLIKELY_SHARE:
-                what = f"above {TOP[meaning]:g}" if long > short else f"below {NOTHING}"
-                unit = "ms" if long > short else "s"
-                raise InputError(
-                    f"{self.path}: column {name!r}: {100 * max(long, short):.1f} % of the values are {what} seconds; "
-                    f'is it another unit? Write "{meaning}": {{"column": {name!r}, "unit": "ms"}} for '
-                    f'milliseconds ("us", "ns"), or "unit": "s" if they are seconds'.replace("'", '"')
-                    if unit == "ms"
-                    else f"{self.path}: column {name!r}: {100 * short:.1f} % of the values are {what} seconds; "
-                    f'write "{meaning}": {{"column": "{name}", "unit": "s"}} if they are seconds'
-                )
+            if n < 20 or max(long, short) <= UNLIKELY_SHARE:
+                continue
+            what = f"above {TOP[meaning]:g}" if long > short else f"below {NOTHING}"
+            other = '"ms" if they are milliseconds ("us", "ns"), or ' if long > short else ""
+            raise InputError(
+                f"{self.path}: column {name!r}: {100 * max(long, short):.1f} % of the values are {what} "
+                f"seconds; "
+                f'write "{meaning}": {{"column": "{name}", "unit": ...}}, with {other}"s" if they are seconds'
+            )
 
 
 def _duration_questions(meaning: str, number: pl.Expr) -> list[pl.Expr]:

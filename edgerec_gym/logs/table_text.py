@@ -42,7 +42,9 @@ def convert(files: list[TextFile], folder: Path, names: Sequence[str]) -> tuple[
         InputError: the text is not readable; names the row and the line.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts, notes, rows = [], [], 0
+    parts: list[Path] = []
+    notes: list[str] = []
+    rows = 0
     for file in files:
         file.first_row = rows
         for frame in file.frames(names):
@@ -96,7 +98,8 @@ class TextFile:
         if header:
             if len(names) != len(header):
                 raise InputError(
-                    f"{path}: row 0 has {len(names)} values; 'header' of the mapping names {len(header)} columns"
+                    f"{path}: row 0 has {len(names)} values; 'header' of the mapping names {len(header)} "
+                    f"columns"
                 )
             names = list(header)
         elif all(map(TYPED.match, names)):
@@ -213,7 +216,8 @@ class TextFile:
                         return joined, until, literal, k
                     if not fits:
                         raise InputError(
-                            f"{self.path}: line {line + k}: a quotation mark opens a value that does not end; "
+                            f"{self.path}: line {line + k}: a quotation mark opens a value that does not "
+                            f"end; "
                             'allowed: values in quotes, with "" for a quotation mark inside'
                         )
                     literal.append(k)

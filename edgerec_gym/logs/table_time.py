@@ -17,14 +17,15 @@ from edgerec_gym.logs.table_mapping import UNITS, Mapping
 
 FIRST, LAST = 631_152_000.0, 4_102_444_800.0  # seconds since 1970 at the beginning of 1990 and of 2100
 ZONE = r"(?: ?(?:UTC|GMT|Z))"
+YEAR_FIRST = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}"
 CLOCK = r"[ T]\d{1,2}:\d{2}"
 # Shapes of the first value, and the format of all once "T" is a blank, "/" in a year-first date "-", and a
 # UTC suffix cut off.
 SHAPES: tuple[tuple[str, str], ...] = (
-    (rf"\d{{4}}[-/]\d{{1,2}}[-/]\d{{1,2}}{CLOCK}:\d{{2}}(?:[.,]\d+)?{ZONE}?", "%Y-%m-%d %H:%M:%S%.f"),
-    (rf"\d{{4}}[-/]\d{{1,2}}[-/]\d{{1,2}}{CLOCK}:\d{{2}}(?:[.,]\d+)? ?[+-]\d\d:?(?:\d\d)?", "%Y-%m-%d %H:%M:%S%.f%#z"),
-    (rf"\d{{4}}[-/]\d{{1,2}}[-/]\d{{1,2}}{CLOCK}{ZONE}?", "%Y-%m-%d %H:%M"),
-    (rf"\d{{4}}[-/]\d{{1,2}}[-/]\d{{1,2}}{ZONE}?", "%Y-%m-%d"),
+    (rf"{YEAR_FIRST}{CLOCK}:\d{{2}}(?:[.,]\d+)?{ZONE}?", "%Y-%m-%d %H:%M:%S%.f"),
+    (rf"{YEAR_FIRST}{CLOCK}:\d{{2}}(?:[.,]\d+)? ?[+-]\d\d:?(?:\d\d)?", "%Y-%m-%d %H:%M:%S%.f%#z"),
+    (rf"{YEAR_FIRST}{CLOCK}{ZONE}?", "%Y-%m-%d %H:%M"),
+    (rf"{YEAR_FIRST}{ZONE}?", "%Y-%m-%d"),
     (r"[A-Z][a-z]{2} [A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d [+-]\d{4} \d{4}", "%a %b %d %H:%M:%S %z %Y"),
     (r"\d{1,2}[/.-]\d{1,2}[/.-]\d{4}", "D/M/%Y"),
     (r"\d{1,2}[/.-]\d{1,2}[/.-]\d{4} \d{1,2}:\d{2}", "D/M/%Y %H:%M"),
@@ -103,7 +104,10 @@ class _Reader:
         if isinstance(kind, pl.Date | pl.Datetime):
             return self._dates(name, kind)
         if kind == pl.Float32:
-            self.fail(name, "holds times as float32, in steps of 128 seconds; allowed: whole numbers, float64, or dates")  # fmt: skip
+            self.fail(
+                name,
+                "holds times as float32, in steps of 128 seconds; allowed: whole numbers, float64, or dates",
+            )
         if kind.is_numeric():
             text = column.cast(pl.Int64, strict=False).cast(pl.String)
             return self._formatted(name, text) if self.mapping.time_format else self._numbers(name, text)
@@ -133,7 +137,10 @@ class _Reader:
                 )
         if self.mapping.time_zone:
             self.fail(name, "holds numbers since 1970, which are in UTC; leave out 'time_zone'")
-        allowed = 'times from 1990 on, before 2100; numbers count seconds, or with "time_unit": "ms" milliseconds (also "us", "ns")'  # fmt: skip
+        allowed = (
+            'times from 1990 on, before 2100; numbers count seconds, or with "time_unit": "ms" milliseconds '
+            '(also "us", "ns")'
+        )
         low = found["low"]
         if isinstance(low, float) and not FIRST <= low * UNITS[unit] <= LAST:
             right = next((u for u, s in UNITS.items() if FIRST <= low * s <= LAST), None)
@@ -162,13 +169,20 @@ class _Reader:
     def _formatted(self, name: str, text: pl.Expr) -> Time:
         form = self.mapping.time_format
         if not re.search(r"%[YysDFc]", form):
-            self.fail(name, f"is read by time_format {shown(form)}, which has no year; allowed: such as '%Y-%m-%d %H:%M'")  # fmt: skip
+            self.fail(
+                name,
+                f"is read by time_format {shown(form)}, which has no year; allowed: such as '%Y-%m-%d %H:%M'",
+            )
         text, note = text.str.strip_suffix(".0"), ""
         if re.search(r"%[HI]", form) and "%M" not in form:  # polars wants minutes beside hours
             text, form = text + " 00", form + " %M"
         elif not re.search(r"%[HIsTRcX]", form):
             note = _days_only(name)
-        return Time(self._epoch(self._strptime(text, form), "z" in form), f"times as {shown(self.mapping.time_format)}", note)  # fmt: skip
+        return Time(
+            self._epoch(self._strptime(text, form), "z" in form),
+            f"times as {shown(self.mapping.time_format)}",
+            note,
+        )
 
     def _strptime(self, text: pl.Expr, form: str) -> pl.Expr:
         zone = "UTC" if "z" in form else None
@@ -183,7 +197,11 @@ class _Reader:
     def _text(self, name: str, text: pl.Expr, first: str) -> Time:
         form = next((form for shape, form in SHAPES if re.fullmatch(shape, first)), None)
         if form is None:
-            self.fail(name, f"begins with {shown(first)}; allowed: times such as 2024-01-31 18:30:00, numbers since 1970, or any with \"time_format\", such as \"%d.%m.%y %H:%M\"")  # fmt: skip
+            self.fail(
+                name,
+                f"begins with {shown(first)}; allowed: times such as 2024-01-31 18:30:00, numbers since "
+                f'1970, or any with "time_format", such as "%d.%m.%y %H:%M"',
+            )
         note = "" if ":" in form else _days_only(name)
         if form.startswith("D/M"):
             text = text.str.replace_all(r"^(\d+)[/.-](\d+)[/.-](\d{4})", "${1}/${2}/${3}")
@@ -211,7 +229,11 @@ class _Reader:
         one, two = int(str(found["one"] or 0)), int(str(found["two"] or 0))
         if (one > 12) == (two > 12):
             rest = form.removeprefix("D/M/").replace("%.f", "")
-            self.fail(name, f"holds dates such as {first}, whose day may come first or second; write \"time_format\": \"%d/%m/{rest}\" or \"%m/%d/{rest}\" ")  # fmt: skip
+            self.fail(
+                name,
+                f'holds dates such as {first}, whose day may come first or second; write "time_format": '
+                f'"%d/%m/{rest}" or "%m/%d/{rest}" ',
+            )
         return form.replace("D/M", "%d/%m" if one > 12 else "%m/%d")
 
     def pair(self, date: str, date_kind: pl.DataType, clock: str, clock_kind: pl.DataType) -> Time:
@@ -237,7 +259,10 @@ class _Reader:
         whole = days.cast(pl.Datetime("us")) + pl.duration(
             microseconds=(seconds * 1e6).round().cast(pl.Int64)
         )
-        return Time(self._epoch(whole, False), "a date such as 2024-01-31 or 20240131, and an hour of the day: 18, 1830 or 18:30")  # fmt: skip
+        return Time(
+            self._epoch(whole, False),
+            "a date such as 2024-01-31 or 20240131, and an hour of the day: 18, 1830 or 18:30",
+        )
 
     def _clock(self, name: str, text: pl.Expr) -> pl.Expr:
         first = self.ask(first=text.drop_nulls().first())["first"]
@@ -271,4 +296,4 @@ def _parsed(number: str, form: str) -> str:
 
 
 def _days_only(name: str) -> str:
-    return f"column {name!r} tells the day only: the hour of the day is not known, and rows of a day are one moment"
+    return f"column {name!r} tells the day only, not the hour: rows of a day are one moment"

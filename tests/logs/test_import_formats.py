@@ -52,7 +52,18 @@ def write(frame: pl.DataFrame, path: Path) -> None:
     path.write_bytes(text)
 
 
-FILES = ("a.csv", "semi.csv", "bar.txt", "a.tsv", "a.csv.gz", "a.csv.zst", "a.tsv.gz", "a.jsonl", "a.ndjson.gz".replace("ndjson", "jsonl"), "a.parquet")  # fmt: skip
+FILES = (
+    "a.csv",
+    "semi.csv",
+    "bar.txt",
+    "a.tsv",
+    "a.csv.gz",
+    "a.csv.zst",
+    "a.tsv.gz",
+    "a.jsonl",
+    "a.ndjson.gz".replace("ndjson", "jsonl"),
+    "a.parquet",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -133,7 +144,10 @@ def test_quoted_text_is_read_as_python_reads_it(tmp_path, monkeypatch):
     for seed in range(60):
         rng = random.Random(seed)
         monkeypatch.setattr(table_text, "BLOCK", rng.choice([7, 40, 2**20]))
-        rows = [["".join(rng.choice('ab",\n ') for _ in range(rng.randrange(6))) or "z" for _ in "xyw"] for _ in range(30)]  # fmt: skip
+        rows = [
+            ["".join(rng.choice('ab",\n ') for _ in range(rng.randrange(6))) or "z" for _ in "xyw"]
+            for _ in range(30)
+        ]
         text = io.StringIO()
         csv.writer(text, lineterminator=rng.choice(["\n", "\r\n"])).writerows([["x", "y", "w"], *rows])
         (tmp_path / "a.csv").write_bytes(text.getvalue().encode())
@@ -179,21 +193,19 @@ def test_broken_text_is_refused_with_its_place(tmp_path, name, text, message):
 
 def lists(kind: str) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The small table with one row per page, in one of the ways that lists are written."""
-    frame = small.table().group_by("uid", "page_id", maintain_order=True).agg(
-        pl.col("ts").first(), pl.col("sku"), pl.col("clicked")
-    )  # fmt: skip
-    bought = pl.col("sku").list.gather(pl.col("clicked").list.eval(pl.element().arg_true()))
+    pages = small.table().group_by("uid", "page_id", maintain_order=True)
+    frame = pages.agg(pl.col("ts").first(), pl.col("sku"), pl.col("clicked"))
+    rows = [list(zip(*row, strict=True)) for row in frame.select("sku", "clicked").rows()]
     if kind == "item-click":
-        pairs = pl.Series([" ".join(f"{i}-{c}" for i, c in zip(*row, strict=True)) for row in frame.select("sku", "clicked").rows()])  # fmt: skip
+        pairs = pl.Series([" ".join(f"{item}-{click}" for item, click in row) for row in rows])
         return frame.select("uid", "page_id", "ts", items=pairs), {"items": "items", "form": "item-click"}
     if kind == "clicks":
         return frame, {"items": "sku", "clicks": "clicked"}
-    frame = frame.with_columns(bought=bought) if False else frame.with_columns(
-        bought=pl.Series([[i for i, c in zip(*row, strict=True) if c] for row in frame.select("sku", "clicked").rows()], dtype=pl.List(pl.Int64))
-    )  # fmt: skip
+    clicked = [[item for item, click in row if click] for row in rows]
+    frame = frame.drop("clicked").with_columns(taken=pl.Series(clicked, dtype=pl.List(pl.Int64)))
     if kind == "text":
-        frame = frame.with_columns(pl.col("sku", "bought").cast(pl.List(pl.String)).list.join(","))
-    return frame.drop("clicked"), {"items": "sku", "clicked": "bought"}
+        frame = frame.with_columns(pl.col("sku", "taken").cast(pl.List(pl.String)).list.join(","))
+    return frame, {"items": "sku", "clicked": "taken"}
 
 
 @pytest.mark.parametrize("kind", ["item-click", "clicks", "clicked", "text"])
