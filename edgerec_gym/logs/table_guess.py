@@ -1,7 +1,7 @@
 """Proposes a mapping for a table by the names, types and values of its columns, and tries it on a sample.
 
-What fails the checks is repaired (a unit, clicks in rows of their own) or left out, and said. What no check can
-tell, such as which of two columns is the click, is said too.
+What fails the checks is repaired (a unit, clicks in rows of their own) or left out, and said. What no check
+can tell, such as which of two columns is the click, is said too.
 """
 
 from __future__ import annotations

@@ -322,9 +322,9 @@ class SourceTable:
             if names:
                 raw = self._joined(raw, meaning, files, key, name, names)
                 known |= set(names)
+        before = raw
         for condition in self.kept:
             kind = collect_schema(raw, self.path)[condition.column]
-            before = raw
             raw = raw.filter(self._flag(condition, kind)[0])
         if self.kept:
             out = self.collect(before.select(pl.len())).item() - self.collect(raw.select(pl.len())).item()
@@ -524,6 +524,9 @@ class SourceTable:
             else:
                 known = [str(v).lower() if isinstance(v, bool) else str(v) for v in flag.values]
                 hit = value.cast(pl.String).str.strip_chars().is_in(known)
+                numbers = [float(v) for v in flag.values if isinstance(v, int | float)]
+                if numbers and kind == pl.String:  # 1 also means 1.0
+                    hit = hit | value.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
             return (hit if flag.operator == "in" else ~hit), value.is_null(), "anything but empty"
         if flag.operator:
             number, limit = value.cast(pl.Float64, strict=False), flag.values[0]

@@ -175,7 +175,7 @@ def test_stray_quotes_and_blank_lines_lose_no_row(tmp_path, text, rows):
     [
         ("a.csv", "a,b\n1,2\n3,4,\n", r"row 1 \(line 3\) has 3 values; the header names 2 columns"),
         ("a.csv", "a,b\n1,2\n\n3\n", r"row 1 \(line 4\) has 1 value; the header names 2 columns"),
-        ("a.csv", 'a,b,c\n1,"2,3\n', "line 2: a quotation mark opens a value that does not end"),
+        ("a.csv", 'a,b\n1,"2,3\n', "line 2: a quotation mark opens a value that does not end"),
         ("a.csv", "a,a\n1,2\n", "two columns are named 'a'"),
         ("a.csv", b"a,b\n1,\xe9\n", r"is not UTF-8: b'1,\\xe9'"),
         ("a.csv", "", "is empty"),
