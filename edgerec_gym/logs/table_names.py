@@ -59,12 +59,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "base_ctr": (r"(base_?|p|pred(icted)?_?|model_?)ctr(_?score)?|ctr",),
     "propensity": (
-        r"propensity(_?score)?|p_?score|(action|logging|(behaviour|behavior))_?prob(ability)?|prob(ability)?",
+        r"propensity(_?score)?|p_?score|(action|logging|behaviour|behavior)_?prob(ability)?|prob(ability)?",
     ),
     "query": (r"(search_?)?(query|keywords?|search_?term|phrase)(_?text)?",),
     "history": (r"(.*_)?(history|hist|clicked_(news|items|articles|before))(_?(ids|list))?",),
     "rating": (r"rating|stars|score|review_?(score|rating)|user_?rating",),
-    "event": (r"(event|action|(behaviour|behavior)|interaction|activity|feedback)(_?(type|name|kind|code))?|type",),
+    "event": (
+        r"(event|action|behaviour|behavior|interaction|activity|feedback)(_?(type|name|kind|code))?|type",
+    ),
 }
 RESPONSES: dict[str, str] = {
     "like": r"(is_?)?(like[ds]?|thumbs?_?up|upvote[ds]?|heart)",
