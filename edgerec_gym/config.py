@@ -86,9 +86,16 @@ class Config:
         return values
 
     def replace(self: ConfigT, **changes: Any) -> ConfigT:
-        """Return a copy with some fields changed; unknown fields raise InputError."""
+        """Return a copy with some fields changed; unknown fields raise InputError.
+
+        A dict given for a nested config changes only the fields that it names.
+        """
         current = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return type(self).from_dict({**current, **changes})
+        for name, value in changes.items():
+            if isinstance(value, dict) and isinstance(current.get(name), Config):
+                value = current[name].replace(**value)
+            current[name] = value
+        return type(self).from_dict(current)
 
 
 def _unknown(owner: str, name: str, names: set[str]) -> str:

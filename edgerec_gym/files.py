@@ -82,6 +82,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _remove_old(path, old)
 
 
+@contextmanager
+def scratch_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder for temporary files inside an output folder; it is removed at the end.
+
+    A killed process leaves it to :func:`remove_leftovers`. Errors are those of :func:`atomic_path`.
+    """
+    scratch = _temporary(Path(folder) / "scratch")
+    try:
+        with _named_errors(Path(folder), scratch):
+            scratch.mkdir(parents=True)
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _remove_old(path: Path, old: Path) -> None:
     """Remove what a folder was before it was replaced; put it back if it was not."""
     if old.exists() and not path.exists():

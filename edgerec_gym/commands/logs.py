@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -92,19 +92,37 @@ def items(
 def import_logs(
     source: Annotated[
         Path,
-        typer.Argument(help="A .parquet or .csv file with one row per item shown, or an EB-NeRD bundle."),
+        typer.Argument(
+            help="A table of shown items (Parquet, CSV, JSON lines and others, also compressed, a folder of "
+            "parts or a glob), or an EB-NeRD bundle."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Log folder; an interrupted import is resumed.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Log folder; an interrupted import is resumed. Needed without --guess."),
+    ] = None,
     mapping: Annotated[
         Path | None,
-        typer.Option(help="JSON file that names the table's columns; an EB-NeRD bundle needs none."),
+        typer.Option(help="JSON or TOML file that names the table's columns; an EB-NeRD bundle needs none."),
     ] = None,
+    guess: Annotated[
+        bool,
+        typer.Option(
+            "--guess", help="Propose a mapping and show ten rows as understood; with --out, import with it."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a table of shown items, or an EB-NeRD bundle, to a log folder for `edgerec fit`."""
     from edgerec_gym.logs.ebnerd import is_ebnerd
-    from edgerec_gym.logs.table import import_table
 
+    if guess:
+        if mapping is not None:
+            raise InputError("--guess proposes a mapping; omit --mapping, or --guess")
+        import_guessed(source, out, as_json)
+        return
+    if out is None:
+        raise InputError("--out is missing: the log folder to write")
     if is_ebnerd(source):
         if mapping is not None:
             raise InputError(f"{source} is an EB-NeRD bundle, whose columns are known; omit --mapping")
@@ -116,15 +134,73 @@ def import_logs(
         print(f"logs: {out}")
         return
     if mapping is None:
-        raise InputError(f"{source} needs --mapping, a JSON file that names its columns")
+        raise InputError(f"{source} needs --mapping, a file that names its columns; --guess proposes one")
+    result = import_with(source, mapping, out)
+    if as_json:
+        console.print_json(result | {"out": str(out)})
+        return
+    print_import(result, out)
+
+
+def import_guessed(source: Path, out: Path | None, as_json: bool) -> None:
+    """Propose a mapping; with `out` also import with it, and keep the mapping beside the logs."""
+    from edgerec_gym.files import write_json
+    from edgerec_gym.logs.table_guess import as_json as as_text
+    from edgerec_gym.logs.table_guess import guess_mapping, repair
+
+    guess, result, said = guess_mapping(source), None, 0
+    rows = [] if guess.rows is None else guess.rows.to_dicts()
+    while out is not None and result is None:
+        path = out / "mapping.json"
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, guess.content)
+        try:
+            result = import_with(source, path, out)
+        except InputError as error:  # what the sample did not show
+            said += 1
+            if said > 30:
+                raise
+            path.unlink()
+            repair(guess, error)
+    if as_json:
+        found = {
+            "mapping": guess.content,
+            "doubts": guess.doubts,
+            "rows": [{k: str(v) for k, v in r.items()} for r in rows],
+        }
+        console.print_json(found | ({} if result is None else result | {"out": str(out)}))
+        return
+    for text in guess.doubts:
+        console.note(f"check: {text}")
+    print(as_text(guess.content))
+    if guess.rows is not None:
+        names = [
+            name for name in guess.rows.columns if not name.startswith(("number:", "user_", "e0", "e1"))
+        ][:12]
+        body = [[_cell(row[name]) for name in names] for row in rows]
+        console.print_table("first rows, as understood", names, body)
+    if result is not None and out is not None:
+        print_import(result, out)
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def import_with(source: Path, mapping: Path, out: Path) -> dict[str, Any]:
+    """Import a table by a mapping file, with a progress bar."""
+    from edgerec_gym.logs.table import import_table
+
     with (
         console.interruptible(f"the complete parts in {out} are kept; the same command resumes"),
         console.progress_bar("import") as progress,
     ):
-        result = import_table(source, mapping, out, progress=progress)
-    if as_json:
-        console.print_json(result | {"out": str(out)})
-        return
+        return import_table(source, mapping, out, progress=progress)
+
+
+def print_import(result: dict[str, Any], out: Path) -> None:
+    """Print the notes and counts of an import."""
     for text in result["notes"]:
         console.note(f"note: {text}")
     console.print_nested(result["counts"])

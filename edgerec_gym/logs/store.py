@@ -108,7 +108,8 @@ class LogWriter:
         self.complete = False
         self._last_session: int | None = None
         for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink()
+            if leftover.is_file():  # a folder is the scratch of the command that is running
+                leftover.unlink()
         if (self.folder / "logs.json").exists():
             self._resume()
         elif _part_paths(self.folder):

@@ -35,7 +35,7 @@ from edgerec_gym.answers import (
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import atomic_path, one_writer
+from edgerec_gym.files import atomic_path, one_writer, scratch_folder
 from edgerec_gym.logs.ebnerd_features import MIN_READERS, unit_length
 from edgerec_gym.logs.looking_back import HOUR
 from edgerec_gym.logs.schema import list_column
@@ -71,8 +71,8 @@ def import_table(
     """Write a table as a log folder; continues an unfinished log and keeps a finished one.
 
     Args:
-        table_path: a .parquet or .csv file with one row per item shown.
-        mapping_path: JSON file, see :class:`~edgerec_gym.logs.table_mapping.Mapping`.
+        table_path: a table with one row per item shown, or per list (:mod:`~edgerec_gym.logs.table_files`).
+        mapping_path: JSON or TOML file, see :class:`~edgerec_gym.logs.table_mapping.Mapping`.
         out_folder: log folder, which also gets `items.parquet`: the item id of each name in the catalogue.
         progress: called with (parts read or written, total).
         rows_per_part: minimum number of rows of the table in memory at a time.
@@ -86,7 +86,14 @@ def import_table(
         MissingExtraError: embeddings must be derived and scikit-learn is not installed.
     """
     mapping = read_mapping(mapping_path)
-    table = SourceTable(table_path, mapping)
+    with scratch_folder(out_folder) as scratch:
+        table = SourceTable(table_path, mapping, scratch)
+        return _import(table, mapping, Path(out_folder), progress, rows_per_part)
+
+
+def _import(
+    table: SourceTable, mapping: TableMapping, out: Path, progress: Progress | None, rows_per_part: int
+) -> dict[str, Any]:
     provenance: dict[str, Any] = {
         "source": "table",
         "file": table.path.name,
@@ -94,7 +101,7 @@ def import_table(
         "mapping": mapping.content,
         "rows_per_part": rows_per_part,
     }
-    out, ranges = Path(out_folder), table.chunks(rows_per_part)
+    ranges = table.chunks(rows_per_part)
     if (out / "logs.json").exists():
         found = LogReader(out, allow_empty=True)
         if found.complete and all(found.provenance.get(name) == value for name, value in provenance.items()):
@@ -266,7 +273,7 @@ def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> li
         ),
         f"{empty} empty values of responses count as 0": empty,
     }
-    return [text for text, applies in notes.items() if applies]
+    return [*table.notes, *(text for text, applies in notes.items() if applies)]
 
 
 def _coded(rows: pl.DataFrame, table: SourceTable, items: pl.DataFrame) -> pl.DataFrame:

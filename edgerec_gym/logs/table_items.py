@@ -125,7 +125,8 @@ def check_fixed(items: pl.DataFrame, table: SourceTable) -> pl.DataFrame:
             column = table.mapping.columns.columns.get(name) or table.embedding[int(name[1:])]
             table.fail(
                 other["row"][0],
-                f"column {column!r} is {other[name][0]!r}, in row {rows['row'][0]} {rows[name][0]!r}; "
+                f"column {column!r} is {other[name][0]!r}, in row {table.row_of(rows['row'][0])} "
+                f"{rows[name][0]!r}; "
                 f"allowed: one value for each item, here {item!r}",
             )
     return items.select("item", *(pl.col(f"{name} low").alias(name) for name in names))

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import polars as pl
 
+from edgerec_gym.logs.table_checks import join_clicks
 from edgerec_gym.logs.table_source import SourceTable
 
 
@@ -26,7 +27,12 @@ def cut_sessions(rows: pl.DataFrame, table: SourceTable) -> tuple[pl.DataFrame, 
         InputError: two rows contradict each other; the message names them.
     """
     counts: Counter[str] = Counter()
-    kept = rows.unique([name for name in rows.columns if name != "row"], keep="first", maintain_order=True)
+    if table.mapping.columns.join_clicks:
+        rows, counts["rows_of_clicks_joined"] = join_clicks(
+            rows, table.mapping.columns.session_gap_minutes * 60
+        )
+    compared = [name for name in rows.columns if name not in ("row", "history")]
+    kept = rows.unique(compared, keep="first", maintain_order=True)
     counts["duplicate_rows_dropped"] = rows.height - kept.height
     late = kept.select((pl.col("seconds") < pl.col("seconds").shift(1).over("user")).sum()).item()
     counts["rows_out_of_time_order_sorted"] = int(late)
@@ -94,8 +100,10 @@ def _check_once(rows: pl.DataFrame, key: list[str], table: SourceTable) -> None:
         )
         table.fail(
             other[1, "row"],
-            f"{what} is the same place as in row {other[0, 'row']}, but the rows differ; allowed: one row "
-            "for each card shown, with its click",
+            f"{what} is the same place as in row {table.row_of(other[0, 'row'])}, but the rows differ; "
+            f"allowed: one row "
+            'for each card shown, with its click ("join_clicks": true joins clicks that are rows of their '
+            "own)",
         )
 
 

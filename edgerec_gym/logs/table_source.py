@@ -1,7 +1,7 @@
-"""Reads a Parquet or CSV table by a column mapping, and finds the first wrong value.
+"""Reads a table by a column mapping, and finds the first wrong value.
 
-Rows are counted from 0, in a CSV file after its header. The file is never held in memory: one pass checks
-every value, and :meth:`SourceTable.read` reads the rows of some users.
+Rows are counted from 0, in a text file after its header. The table is never held in memory: one pass checks
+every value, one writes the rows in parts by user, and :meth:`SourceTable.read` reads these.
 """
 
 from __future__ import annotations
@@ -10,121 +10,280 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import polars as pl
 
+from edgerec_gym.answers import DWELL_EDGES, PAGE_VIEW_EDGES
 from edgerec_gym.errors import InputError, shown
-from edgerec_gym.files import check_file
-from edgerec_gym.logs.table_mapping import TableMapping
-from edgerec_gym.parquet import check_parquet
+from edgerec_gym.logs.table_files import TableFiles, collect_schema, kind_of, open_table, unreadable
+from edgerec_gym.logs.table_lists import explode, tokens
+from edgerec_gym.logs.table_mapping import (
+    COMPARISON,
+    DURATIONS,
+    FLAGS,
+    IDS,
+    LIST_CLICK,
+    LIST_ITEM,
+    LIST_PLACE,
+    ROW,
+    TEXTS,
+    UNITS,
+    Duration,
+    Flag,
+    SideTable,
+    TableMapping,
+    Values,
+    described,
+)
+from edgerec_gym.logs.table_time import literal, read_time
 
-SECONDS = {"s": 1.0, "ms": 1e-3}
-LATEST = 1e11  # seconds since 1970; larger numbers must be milliseconds
 LARGEST = 1e30  # larger numbers must be mistakes
+MOST_ITEMS = 2**20  # of a list
 TRUE, FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
-FLAGS = ("click", "seen", "leave", "purchase")
-IDS = ("user", "item", "session", "list")
-TEXTS = ("card_type", "category")
-NUMBERS = {  # meaning -> (lowest, highest)
-    "position": (-LARGEST, LARGEST),
-    "dwell_seconds": (0.0, LARGEST),
-    "page_view_seconds": (0.0, LARGEST),
-    "price": (0.0, LARGEST),
-    "base_ctr": (0.0, 1.0),
+RANGES = {  # meaning -> (lowest, highest, allowed)
+    "position": (-LARGEST, LARGEST, "a number"),
+    "dwell_seconds": (0.0, LARGEST, "a number of at least 0"),
+    "page_view_seconds": (0.0, LARGEST, "a number of at least 0"),
+    "price": (0.0, LARGEST, "a number of at least 0"),
+    "base_ctr": (0.0, 1.0, "0 to 1"),
+    "propensity": (5e-324, 1.0, "a probability above 0, up to 1"),
+    "action": (0.0, 2.0**53, "a whole number of at least 0"),
 }
+TOP = {"dwell_seconds": DWELL_EDGES[-1], "page_view_seconds": PAGE_VIEW_EDGES[-1]}  # seconds
+# Of a feed in seconds some rows are short. Where nine in ten are beyond the last bucket, or nearly nothing,
+# the unit is another one, unless the mapping says it.
+UNLIKELY_SHARE, NOTHING = 0.9, 0.05
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """A flag as it is computed: `column` compared by `operator` ("" = the column itself) with `values`."""
+
+    column: str
+    operator: str = ""
+    values: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What a column must fulfil: the wrong rows, what is allowed, and the value to show."""
+
+    name: str
+    wrong: pl.Expr
+    allowed: str
+    value: pl.Expr
 
 
 class SourceTable:
-    """A checked table.
+    """A checked table. Use it as a context manager, or give `scratch` to someone who removes it.
 
     Args:
-        path: a .parquet or .csv file (UTF-8, comma separated, with a header).
+        path: a file, a folder of parts, or a glob (:mod:`~edgerec_gym.logs.table_files`).
         mapping: what its columns mean.
+        scratch: an existing folder for temporary files.
 
     Attributes:
-        rows: number of rows in the file.
+        rows: number of rows.
         embedding_size: number of columns of the item embedding; 0 without one.
         columns: column names of :attr:`scan`: row, user, item, seconds (since 1970), click, seen, what else
-            the mapping names, then e0, e1, ...
+            the mapping names, then e0, e1, ... Responses are `response:NAME` (float64, 0 to 1), numbers
+            `number:NAME` and `user_number:NAME` (float64), `user_category:NAME`, `text` and `query` (text),
+            and `history` (lists of text); all of these may be null.
         users: users and their number of rows, sorted by user.
+        notes: what a reader of the log should know, in words.
 
     Raises:
         InputError: the table is wrong; the message names the file and the column, or the first offending row,
             its value and what is allowed.
     """
 
-    def __init__(self, path: str | Path, mapping: TableMapping) -> None:
-        self.path, self.mapping = Path(path), mapping
-        if not self.path.is_file():
-            raise InputError(f"{path} does not exist")
-        raw = self._open()
-        types = self._collect_schema(raw)
-        self.raw = raw.with_row_index("row number")
-        self.embedding = self._embedding(list(types))
+    def __init__(self, path: str | Path, mapping: TableMapping, scratch: str | Path) -> None:
+        self.path, self.mapping, self.scratch = Path(path), mapping, Path(scratch)
+        columns = mapping.columns
+        self.files = open_table(path, columns.separator, columns.header)
+        self.sides = self._side_tables()
+        self.notes: list[str] = []
+        names = self._names()
+        self.embedding = self._embedding(names)
         self.embedding_size = len(self.embedding)
-        self._check_columns(types)
-        expressions, wrong = self._expressions(types)
-        self._check_values(wrong)
-        self.scan = self.raw.select(pl.col("row number").cast(pl.Int64).alias("row"), *expressions)
+        self.flags = {
+            name: self._condition(getattr(columns, name), names) for name in FLAGS if getattr(columns, name)
+        }
+        self.responses = {name: self._condition(flag, names) for name, flag in columns.responses.items()}
+        self.kept = [self._condition(flag, names) for flag in columns.rows]
+        wanted = self._wanted()
+        self._check_names(wanted, names)
+        self.raw = self._raw({name for _, name in wanted})
+        types = collect_schema(self.raw, self.path)
+        self._check_types(wanted, types)
+        checks, expressions = self._expressions(types)
+        self._check_values(checks, types)
+        self.scan = self.raw.select(*expressions)
         self.columns = self.scan.collect_schema().names()
         self.users = self.collect(self.scan.group_by("user").agg(rows=pl.len()).sort("user"))
         self.rows = int(self.users["rows"].sum())
-
-    def _open(self) -> pl.LazyFrame:
-        check_file(self.path)
-        if self.path.suffix == ".parquet":
-            try:
-                check_parquet(self.path, whole=False)
-            except InputError as error:
-                raise InputError(str(error).replace("readable Parquet file", "readable table")) from None
-            return pl.scan_parquet(self.path)
-        if self.path.suffix == ".csv":  # as text: types from the mapping are stricter than inferred ones
-            return pl.scan_csv(self.path, infer_schema=False)
-        raise InputError(f"{self.path}: unknown kind of table; allowed: .parquet, .csv")
-
-    def _collect_schema(self, raw: pl.LazyFrame) -> dict[str, pl.DataType]:
-        try:
-            return dict(raw.collect_schema())
-        except (pl.exceptions.PolarsError, OSError) as error:
-            self._unreadable(error)
-
-    def _unreadable(self, error: Exception) -> NoReturn:
-        raise InputError(f"{self.path} is not a readable table: {str(error).splitlines()[0]}") from None
+        self.notes = [
+            *self.files.notes,
+            *(n for side in self.sides.values() for n in side[0].notes),
+            *self.notes,
+        ]
+        self._parts: dict[Any, Path | None] = {}
 
     def collect(self, frame: pl.LazyFrame) -> pl.DataFrame:
         """Run a query in batches of rows; InputError if the file turns out to be broken."""
         try:
             return frame.collect(engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
-            self._unreadable(error)
+            unreadable(self.path, error)
 
     def fail(self, row: int, message: str) -> NoReturn:
-        """Raise InputError about a row."""
+        """Raise InputError about a row of :attr:`scan`."""
+        self._refuse(self.row_of(row), message)
+
+    def row_of(self, row: int) -> int:
+        """Return the row of the file that a row of :attr:`scan` comes from."""
+        return row // MOST_ITEMS if self.mapping.columns.list_column is not None else row
+
+    def _refuse(self, row: int, message: str) -> NoReturn:
         raise InputError(f"{self.path}: row {row}: {message}")
 
     def digest(self) -> str:
-        """Return the SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Return the SHA-256 of the file, or of the digests of its parts and side tables."""
+        found = [self.files.digest(), *(side[0].digest() for side in self.sides.values())]
+        return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
     def chunks(self, rows: int) -> list[tuple[Any, Any]]:
         """Split the sorted users into ranges (first, last) of at least `rows` rows, except the last."""
-        ranges, begin, total = [], 0, 0
+        ranges: list[tuple[Any, Any]] = []
+        chunk: list[int] = []
+        begin = total = 0
         for k, n in enumerate(self.users["rows"].to_list()):
             total += n
+            chunk.append(len(ranges))
             if total >= rows or k == len(self.users) - 1:
                 ranges.append((self.users["user"][begin], self.users["user"][k]))
                 begin, total = k + 1, 0
+        self._part(ranges, pl.Series("chunk", chunk, pl.UInt32))
         return ranges
 
+    def _part(self, ranges: list[tuple[Any, Any]], chunk: pl.Series) -> None:
+        """Write the rows of each range to a file, so that reading one does not read the whole table."""
+        if len(ranges) == 1:
+            self._parts = {ranges[0][0]: None}
+            return
+        folder = self.scratch / "parts"
+        of_user = self.users.select("user", chunk).lazy()
+        try:
+            self.scan.join(of_user, on="user", how="left").sink_parquet(
+                pl.PartitionBy(folder, key="chunk", include_key=False, approximate_bytes_per_file=None),
+                compression="lz4", statistics=False, mkdir=True, maintain_order=False, engine="streaming",
+            )  # fmt: skip
+        except (pl.exceptions.PolarsError, OSError) as error:
+            unreadable(self.path, error)
+        self._parts = {first: folder / f"chunk={k}" for k, (first, _) in enumerate(ranges)}
+
     def read(self, ranges: list[tuple[Any, Any]]) -> Iterator[pl.DataFrame]:
-        """Yield the rows of each range of users, in the order of the file."""
-        for first, last in ranges:
-            yield self.collect(self.scan.filter(pl.col("user").is_between(pl.lit(first), pl.lit(last)))).sort(
-                "row"
-            )
+        """Yield the rows of each range of users that :meth:`chunks` returned, in the order of the file."""
+        for first, _ in ranges:
+            part = self._parts[first]
+            rows = self.scan if part is None else pl.scan_parquet(sorted(part.glob("*.parquet")), glob=False)
+            yield self.collect(rows).sort("row")
+
+    # The columns, and where they are
+
+    def _side_tables(self) -> dict[str, tuple[TableFiles, str, str]]:
+        """Open the tables beside this one: by the meaning of their key, files, key column and column here."""
+        columns, found = self.mapping.columns, {}
+        for meaning, side in (("item", columns.items), ("user", columns.users)):
+            here = getattr(columns, meaning)
+            if side is None:
+                beside = self.path.with_suffix(f".{meaning}")
+                if kind_of(self.path, self.path) != ".inter" or not beside.is_file():
+                    continue
+                side = SideTable(str(beside.absolute()))
+            if not isinstance(here, str):
+                raise InputError(
+                    f"{meaning}s.key: the {meaning} is made of several columns; a side table needs one"
+                )
+            files = open_table(self._beside(side.file), side.separator, side.header)
+            key = side.key or here
+            if key not in files.names:
+                if columns.items is None and columns.users is None:
+                    continue  # found by its name only
+                raise InputError(
+                    f"{files.path}: no column {shown(key)}; name the {meaning}'s id as 'key'; "
+                    f"columns are {shown(', '.join(files.names), 200)}"
+                )
+            found[meaning] = (files, key, here)
+        return found
+
+    def _beside(self, name: str) -> Path:
+        places = [folder / name for folder in (self.mapping.folder, self.path.parent)]
+        return next((place for place in places if place.exists()), places[0])
+
+    def _names(self) -> list[str]:
+        """Return the names of all columns, also of side tables and of exploded lists."""
+        names = dict.fromkeys(self.files.names)
+        for files, _, _ in self.sides.values():
+            names |= dict.fromkeys(files.names)
+        names |= {ROW: None}
+        if self.mapping.columns.list_column is not None:
+            names |= dict.fromkeys((LIST_ITEM, LIST_CLICK, LIST_PLACE))
+        return list(names)
+
+    def _condition(self, flag: Flag, names: list[str]) -> _Condition:
+        if isinstance(flag, Values):
+            return _Condition(flag.column, "in", flag.values)
+        found = COMPARISON.match(flag) if flag not in names else None
+        if found is None:
+            return _Condition(flag)
+        name, operator, value = found.groups()
+        value = value.strip("'\"") if value[:1] in "'\"" else value
+        if operator in ("=", "==", "!="):
+            return _Condition(name, "not in" if operator == "!=" else "in", (value,))
+        try:
+            return _Condition(name, operator, (float(value),))
+        except ValueError:
+            raise InputError(f"{shown(flag)} compares with {shown(value)}; allowed: a number") from None
+
+    def _wanted(self) -> list[tuple[str, str]]:
+        """Return the (meaning, column) pairs that the mapping names."""
+        columns, pairs = self.mapping.columns, []
+        for meaning in columns.columns:
+            value = getattr(columns, meaning)
+            if meaning in FLAGS:
+                pairs.append((meaning, self.flags[meaning].column))
+            else:
+                pairs += [
+                    (meaning, name) for name in (value if isinstance(value, tuple) else (described(value),))
+                ]
+        pairs += [(f"responses.{name}", flag.column) for name, flag in self.responses.items()]
+        pairs += [("rows", flag.column) for flag in self.kept]
+        for meaning in ("numbers", "user_numbers", "user_categories"):
+            pairs += [(meaning, name) for name in getattr(columns, meaning)]
+        pairs += [("text", name) for name in _texts(columns.text)]
+        pairs += [
+            (meaning, getattr(columns, meaning))
+            for meaning in ("query", "history")
+            if getattr(columns, meaning)
+        ]
+        if columns.list_column is not None:
+            lists = columns.list_column
+            pairs += [("list_column", name) for name in (lists.items, lists.clicked, lists.clicks) if name]
+        pairs += [("embedding_prefix", name) for name in self.embedding]
+        return pairs
+
+    def _check_names(self, wanted: list[tuple[str, str]], names: list[str]) -> None:
+        for meaning, name in wanted:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = (
+                    f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(names), 200)}"
+                )
+                raise InputError(f"{self.path}: no column {shown(name)} for {meaning!r}; {hint}")
 
     def _embedding(self, names: list[str]) -> list[str]:
         prefix = self.mapping.columns.embedding_prefix
@@ -138,134 +297,348 @@ class SourceTable:
             )
         return [name for _, name in found]
 
-    def _check_columns(self, types: dict[str, pl.DataType]) -> None:
-        for meaning, name in self.mapping.columns.columns.items():
-            if name not in types:
-                close = difflib.get_close_matches(name, types, n=1)
-                hint = (
-                    f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(types), 200)}"
-                )
-                raise InputError(f"{self.path}: no column {shown(name)} for {meaning!r}; {hint}")
-            kind, text = types[name], types[name] == pl.String
-            if meaning in IDS or meaning in TEXTS:
-                right, allowed = (
-                    kind.is_integer() or kind in (pl.Categorical, pl.Enum),
-                    "text or whole numbers",
-                )
-            elif meaning in FLAGS:
-                right, allowed = kind == pl.Boolean or kind.is_numeric(), "true or false, or 0 and 1"
+    # The rows, before they are checked
+
+    def _raw(self, wanted: set[str]) -> pl.LazyFrame:
+        """Return the wanted columns of all rows, lists exploded, side tables joined, conditions applied."""
+        columns = self.mapping.columns
+        here = wanted | {key for _, _, key in self.sides.values()}
+        raw = self._with_missing(self.files.scan(self.scratch / "table", here))
+        raw = raw.with_row_index(ROW).with_columns(pl.col(ROW).cast(pl.Int64))
+        if columns.list_column is not None:
+            lists, kinds = columns.list_column, collect_schema(raw, self.path)
+            whole = {lists.items, lists.clicked, lists.clicks, columns.history}
+            also = [n for n in kinds if n in wanted - whole and isinstance(kinds[n], pl.List)]
+            before = raw
+            raw = explode(raw, lists, also, self._refuse, ROW, str(self.path))
+            empty = self.collect(
+                before.select((tokens(lists.items, kinds[lists.items]).list.len().fill_null(0) == 0).sum())
+            ).item()
+            if empty:
+                self.notes.append(f"{empty} lists are empty; left out")
+        known = set(collect_schema(raw, self.path))
+        for meaning, (files, key, name) in self.sides.items():
+            names = [n for n in files.names if n in wanted - known and n != key]
+            if names:
+                raw = self._joined(raw, meaning, files, key, name, names)
+                known |= set(names)
+        before = raw
+        for condition in self.kept:
+            kind = collect_schema(raw, self.path)[condition.column]
+            raw = raw.filter(self._flag(condition, kind)[0])
+        if self.kept:
+            out = self.collect(before.select(pl.len())).item() - self.collect(raw.select(pl.len())).item()
+            self.notes.append(f"{out} rows do not fulfil 'rows' of the mapping; left out")
+        return raw
+
+    def _with_missing(self, raw: pl.LazyFrame) -> pl.LazyFrame:
+        """Make the texts that stand for a missing value null."""
+        missing = list(self.mapping.columns.missing)
+        names = (
+            [n for n, kind in collect_schema(raw, self.path).items() if kind == pl.String] if missing else []
+        )
+        none = pl.lit(None, pl.String)
+        return raw.with_columns(
+            pl.when(literal(n).is_in(missing)).then(none).otherwise(literal(n)).alias(n) for n in names
+        )
+
+    def _joined(
+        self, raw: pl.LazyFrame, meaning: str, files: TableFiles, key: str, name: str, names: list[str]
+    ) -> pl.LazyFrame:
+        """Join columns of a side table."""
+        side = self._with_missing(files.scan(self.scratch / f"{meaning}s", {key, *names}))
+        side = side.select(_plain_id(literal(key)).alias("side key"), *(literal(n) for n in names))
+        twice = self.collect(side.group_by("side key").len().filter(pl.col("len") > 1).head(1))
+        if twice.height:
+            raise InputError(
+                f"{files.path}: {twice['len'][0]} rows have the {key} {shown(twice['side key'][0])}; "
+                f"allowed: one"
+            )
+        raw = raw.with_columns(_plain_id(literal(name)).alias("side key"))
+        return raw.join(side, on="side key", how="left").drop("side key")
+
+    # The checks
+
+    def _check_types(self, wanted: list[tuple[str, str]], types: dict[str, pl.DataType]) -> None:
+        for meaning, name in wanted:
+            kind = types[name] if name in types else pl.String()
+            if kind == pl.String or meaning in ("list_column", "history", "rows"):
+                continue
+            if meaning in IDS or meaning in TEXTS or meaning in ("user_categories", "text", "query"):
+                whole = kind.is_integer() or (isinstance(kind, pl.Decimal) and not kind.scale)
+                right, allowed = whole or kind in (pl.Categorical, pl.Enum), "text or whole numbers"
+                if meaning in ("user_categories", "text", "query"):
+                    right = not kind.is_nested()
+            elif meaning in FLAGS or meaning.startswith("responses."):
+                flag = self.flags.get(meaning) or self.responses.get(meaning.removeprefix("responses."))
+                right = kind == pl.Boolean or kind.is_numeric() or bool(flag and flag.operator)
+                allowed = "true or false, or 0 and 1"
             elif meaning == "time":
-                right = kind in (pl.Datetime, pl.Date) or kind.is_numeric()
+                right = isinstance(kind, pl.Datetime | pl.Date | pl.Time) or kind.is_numeric()
                 allowed = "times, or seconds or milliseconds since 1970"
             else:
                 right, allowed = kind.is_numeric(), "numbers"
-            if not right and not text:
+            if not right:
                 raise InputError(f"{self.path}: column {name!r} must hold {allowed}, not {kind}")
-        for name in self.embedding:
-            if not types[name].is_numeric() and types[name] != pl.String:
-                raise InputError(f"{self.path}: column {name!r} must hold numbers, not {types[name]}")
 
-    def _expressions(self, types: dict[str, pl.DataType]) -> tuple[list[pl.Expr], dict[str, tuple[Any, str]]]:
-        """Return the scan's columns and, by table column, which rows are wrong and what is allowed."""
-        wrong: dict[str, tuple[Any, str]] = {}
-        out: list[pl.Expr] = []
-        mapped = self.mapping.columns.columns
-        for meaning, name in mapped.items():
-            value = pl.col(name)
-            if meaning in IDS or meaning in TEXTS:
-                if not types[name].is_integer():
-                    value = value.cast(pl.String)
+    def _expressions(self, types: dict[str, pl.DataType]) -> tuple[list[_Check], list[pl.Expr]]:
+        """Return what to check, and the columns of the scan."""
+        columns = self.mapping.columns
+        checks: list[_Check] = []
+        row = pl.col(ROW)
+        if columns.list_column is not None:  # in the order of the lists
+            row = row * MOST_ITEMS + pl.col(LIST_PLACE)
+        out: list[pl.Expr] = [row.alias("row")]
+        for meaning, name in columns.columns.items():
+            if meaning in IDS:
+                value = self._id(meaning, types)
                 text = value.cast(pl.String)
-                bad, allowed = text.is_null() | (text.str.strip_chars() == ""), "anything but empty"
-                if meaning in ("list", "session", *TEXTS):
-                    value = text
+                checks.append(
+                    _Check(name, text.is_null() | (text == ""), "anything but empty", self._shown(meaning))
+                )
+                out.append((text if meaning in ("list", "session") else value).alias(meaning))
+            elif meaning in TEXTS:
+                text, known = literal(name).cast(pl.String), list(self.mapping.card_types)
+                wrong, allowed = text.is_null() | (text.str.strip_chars() == ""), "anything but empty"
                 if meaning == "card_type":
-                    values = list(self.mapping.card_types)
-                    bad, allowed = (
-                        bad | ~text.is_in(values),
-                        f"{', '.join(values)} (card_types of the mapping)",
+                    wrong, allowed = (
+                        wrong | ~text.is_in(known),
+                        f"{', '.join(known)} (card_types of the mapping)",
                     )
-                out.append(value.alias(meaning))
+                checks.append(_Check(name, wrong, allowed, literal(name)))
+                out.append(text.alias(meaning))
             elif meaning in FLAGS:
-                text = value.cast(pl.String).str.to_lowercase()
-                bad, allowed = text.is_null() | ~text.is_in([*TRUE, *FALSE]), "0, 1, false, true"
-                out.append(text.is_in(TRUE).alias(meaning))
+                flag = self.flags[meaning]
+                true, wrong, allowed = self._flag(flag, types[flag.column])
+                checks.append(_Check(flag.column, wrong, allowed, literal(flag.column)))
+                out.append(true.alias(meaning))
             elif meaning == "time":
-                seconds = self._seconds(name, types[name])
-                bad, allowed = ~seconds.is_between(0, LATEST).fill_null(False), f"times from 1970 on{_UNIT}"
-                out.append(seconds.alias("seconds"))
+                time = read_time(self.raw, _texts(columns.time), columns, str(self.path))
+                checks.append(_Check(name, time.wrong, time.allowed, self._shown("time")))
+                out.append(time.seconds.alias("seconds"))
+                self.notes += [time.note] if time.note else []
+            else:
+                check, value = self._number(meaning, name, types)
+                checks.append(check)
+                out.append(value.alias(meaning))
+        for k, name in enumerate(self.embedding):
+            number = literal(name).cast(pl.Float64, strict=False)
+            wrong = ~number.is_between(-LARGEST, LARGEST).fill_null(False)
+            checks.append(_Check(name, wrong, "a number", literal(name)))
+            out.append(number.alias(f"e{k}"))
+        if not columns.seen:
+            out.append(pl.lit(True).alias("seen"))
+        return self._optional(types, checks, out)
+
+    def _optional(
+        self, types: dict[str, pl.DataType], checks: list[_Check], out: list[pl.Expr]
+    ) -> tuple[list[_Check], list[pl.Expr]]:
+        """Add the columns that may be empty."""
+        columns = self.mapping.columns
+        for name, flag in self.responses.items():
+            kind = types[flag.column]
+            value = literal(flag.column)
+            if flag.operator or kind == pl.Boolean:
+                number = self._flag(flag, kind)[0].cast(pl.Float64)
             else:
                 number = value.cast(pl.Float64, strict=False)
-                low, high = NUMBERS[meaning]
-                bad = ~number.is_between(low, high).fill_null(False)
-                allowed = {"base_ctr": "0 to 1", "position": "a number"}.get(
-                    meaning, "a number of at least 0"
-                )
-                if meaning in ("dwell_seconds", "page_view_seconds"):
-                    # may be empty where nothing was seen or nothing was opened
-                    needed = self._flag("seen" if meaning == "dwell_seconds" else "click")
-                    bad = bad & (needed | value.is_not_null())
-                    allowed += (
-                        f", or empty where {'not seen' if meaning == 'dwell_seconds' else 'not clicked'}"
+                if kind == pl.String:
+                    text = value.str.to_lowercase()
+                    number = (
+                        pl.when(text.is_in(TRUE))
+                        .then(1.0)
+                        .when(text.is_in(FALSE))
+                        .then(0.0)
+                        .otherwise(number)
                     )
-                out.append(number.alias(meaning))
-            wrong[name] = (bad, allowed) if name not in wrong else (wrong[name][0] | bad, wrong[name][1])
-        for k, name in enumerate(self.embedding):
-            number = pl.col(name).cast(pl.Float64, strict=False)
-            wrong[name] = (~number.is_between(-LARGEST, LARGEST).fill_null(False), "a number")
-            out.append(number.alias(f"e{k}"))
-        if "seen" not in mapped:
-            out.append(pl.lit(True).alias("seen"))
-        return out, wrong
+                wrong = value.is_not_null() & ~number.is_between(0, 1).fill_null(False)
+                allowed = 'empty, 0 to 1, false, true (or map a comparison, such as "rating >= 4")'
+                checks.append(_Check(flag.column, wrong, allowed, value))
+            out.append(number.alias(f"response:{name}"))
+        for meaning, prefix in (("numbers", "number"), ("user_numbers", "user_number")):
+            for name in getattr(columns, meaning):
+                value, number = literal(name), literal(name).cast(pl.Float64, strict=False)
+                wrong = value.is_not_null() & ~(
+                    number.is_between(-LARGEST, LARGEST) | number.is_nan()
+                ).fill_null(False)
+                checks.append(
+                    _Check(name, wrong, 'empty or a number ("missing" names texts that mean empty)', value)
+                )
+                out.append(number.fill_nan(None).alias(f"{prefix}:{name}"))
+        out += [literal(n).cast(pl.String).alias(f"user_category:{n}") for n in columns.user_categories]
+        if columns.text:
+            parts = [literal(n).cast(pl.String) for n in _texts(columns.text)]
+            out.append(pl.concat_str(parts, separator=" ", ignore_nulls=True).alias("text"))
+        if columns.query:
+            out.append(literal(columns.query).cast(pl.String).alias("query"))
+        if columns.history:
+            out.append(tokens(columns.history, types[columns.history]).alias("history"))
+        return checks, out
 
-    def _flag(self, meaning: str) -> pl.Expr:
-        name = self.mapping.columns.columns.get(meaning)
-        return pl.lit(True) if name is None else pl.col(name).cast(pl.String).str.to_lowercase().is_in(TRUE)
+    def _shown(self, meaning: str) -> pl.Expr:
+        names = _texts(getattr(self.mapping.columns, meaning))
+        if len(names) == 1:
+            return literal(names[0])
+        return pl.concat_list([literal(n).cast(pl.String) for n in names])
 
-    def _seconds(self, name: str, kind: pl.DataType) -> pl.Expr:
-        unit = SECONDS[self.mapping.columns.time_unit]
-        column = pl.col(name)
-        if kind.is_numeric():
-            return column.cast(pl.Float64) * unit
-        if kind == pl.String:
-            first = self.collect(self.raw.select(name).drop_nulls().head(1))[name]
-            if first.cast(pl.Float64, strict=False).is_not_null().all():
-                return column.cast(pl.Float64, strict=False) * unit
-            column = column.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-        return column.cast(pl.Datetime("us", getattr(kind, "time_zone", None))).dt.epoch("us") / 1e6
+    def _id(self, meaning: str, types: dict[str, pl.DataType]) -> pl.Expr:
+        """Return an id: text, or whole numbers as they are; the same id has the same spelling."""
+        names = _texts(getattr(self.mapping.columns, meaning))
+        if len(names) == 1 and types[names[0]].is_integer():
+            return literal(names[0])
+        parts = [self._spelled(name, types[name]) for name in names]
+        return parts[0] if len(parts) == 1 else pl.concat_str(parts, separator="|")
 
-    def _check_values(self, wrong: dict[str, tuple[Any, str]]) -> None:
-        """Raise InputError about the first offending row."""
-        names = list(wrong)
-        firsts = [pl.col("row number").filter(wrong[n][0]).min().alias(str(k)) for k, n in enumerate(names)]
-        found = self.collect(self.raw.select(pl.len().alias("rows"), *firsts))
-        if not found["rows"][0]:
-            raise InputError(f"{self.path} has no rows")
-        rows = {n: found[str(k)][0] for k, n in enumerate(names) if found[str(k)][0] is not None}
-        if rows:
-            name = min(rows, key=lambda n: rows[n])
-            row = rows[name]
-            value = self.collect(self.raw.filter(pl.col("row number") == row).select(name))[name][0]
-            shown = "empty" if value is None or value == "" else repr(value)
-            self.fail(row, f"column {name!r} is {shown}; allowed: {wrong[name][1]}")
-        click, seen, purchase = (self._flag(meaning) for meaning in ("click", "seen", "purchase"))
-        bought = purchase & ~click if "purchase" in self.mapping.columns.columns else pl.lit(False)
-        number = pl.col("row number")
-        flags = self.collect(
+    def _spelled(self, name: str, kind: pl.DataType) -> pl.Expr:
+        text = literal(name).cast(pl.String)
+        if kind != pl.String:
+            return text
+        bare = text.str.strip_chars()
+        found = self.collect(
             self.raw.select(
-                clicked=click.any(),
-                unseen=number.filter(click & ~seen).min(),
-                unopened=number.filter(bought).min(),
+                blank=(text != bare).sum(), whole=(bare != "").sum(), zero=bare.str.ends_with(".0").sum()
             )
         )
-        if flags["unseen"][0] is not None:
-            self.fail(flags["unseen"][0], "clicked, but not seen; allowed: a click on what was seen")
-        if flags["unopened"][0] is not None:
-            self.fail(flags["unopened"][0], "bought, but not clicked; allowed: a purchase after a click")
-        if not flags["clicked"][0]:
+        if found["blank"][0] and found["blank"][0] != found["whole"][0]:
+            self.notes.append(f"column {name!r}: {found['blank'][0]} ids have blanks around them; left out")
+        if found["zero"][0]:  # 12.0 beside 12: one column of whole numbers, written as two types
+            numbers = self.collect(self.raw.select(bare.str.contains(r"^-?\d+(\.0)?$").all())).item()
+            if numbers:
+                self.notes.append(f"column {name!r}: {found['zero'][0]} ids end in .0; read as whole numbers")
+                return bare.str.strip_suffix(".0")
+        return bare
+
+    def _flag(self, flag: _Condition, kind: pl.DataType) -> tuple[pl.Expr, pl.Expr, str]:
+        """Return where a flag is true, where it is wrong, and what is allowed."""
+        value = literal(flag.column)
+        if flag.operator in ("in", "not in"):
+            if kind.is_numeric():
+                try:
+                    hit = value.cast(pl.Float64).is_in([float(v) for v in flag.values])
+                except ValueError:
+                    raise InputError(
+                        f"{self.path}: column {flag.column!r} holds numbers; allowed: numbers to compare "
+                        f"with, not "
+                        f"{shown(list(flag.values))}"
+                    ) from None
+            else:
+                known = [str(v).lower() if isinstance(v, bool) else str(v) for v in flag.values]
+                hit = value.cast(pl.String).str.strip_chars().is_in(known)
+                numbers = [float(v) for v in flag.values if isinstance(v, int | float)]
+                if numbers and kind == pl.String:  # 1 also means 1.0
+                    hit = hit | value.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
+            return (hit if flag.operator == "in" else ~hit), value.is_null(), "anything but empty"
+        if flag.operator:
+            number, limit = value.cast(pl.Float64, strict=False), flag.values[0]
+            hit = {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[
+                flag.operator
+            ]
+            return hit, number.is_null() | number.is_nan(), "a number"
+        if kind == pl.Boolean:
+            return value, value.is_null(), "false, true"
+        allowed = '0, 1, false, true (or map a comparison, such as "rating >= 4")'
+        if kind.is_numeric():
+            return value == 1, ~((value == 0) | (value == 1)).fill_null(False), allowed
+        text = value.cast(pl.String).str.to_lowercase()
+        return text.is_in(TRUE), ~text.is_in([*TRUE, *FALSE]).fill_null(False), allowed
+
+    def _number(self, meaning: str, name: str, types: dict[str, pl.DataType]) -> tuple[_Check, pl.Expr]:
+        value = literal(name)
+        number = value.cast(pl.Float64, strict=False)
+        low, high, allowed = RANGES[meaning]
+        wrong = ~number.is_between(low, high).fill_null(False)
+        if meaning == "action":
+            wrong = wrong | (number != number.round())
+        if meaning in DURATIONS:
+            needed = self._true("seen" if meaning == "dwell_seconds" else "click", types)
+            # may be empty where nothing was seen or nothing was opened
+            wrong = wrong & (needed | value.is_not_null())
+            allowed += f", or empty where {'not seen' if meaning == 'dwell_seconds' else 'not clicked'}"
+            given = getattr(self.mapping.columns, meaning)
+            number = number * UNITS[given.unit if isinstance(given, Duration) else "s"]
+        if meaning == "action":
+            number = number.cast(pl.Int64, strict=False)
+        return _Check(name, wrong, allowed, value), number
+
+    def _true(self, meaning: str, types: dict[str, pl.DataType]) -> pl.Expr:
+        flag = self.flags.get(meaning)
+        return pl.lit(True) if flag is None else self._flag(flag, types[flag.column])[0].fill_null(False)
+
+    def _check_values(self, checks: list[_Check], types: dict[str, pl.DataType]) -> None:
+        """Raise InputError about the first offending row."""
+        number = pl.col(ROW)
+        firsts = [
+            number.filter(check.wrong.fill_null(True)).min().alias(str(k)) for k, check in enumerate(checks)
+        ]
+        click, seen, purchase = (self._true(meaning, types) for meaning in ("click", "seen", "purchase"))
+        bought = purchase & ~click if self.mapping.columns.purchase else pl.lit(False)
+        durations = [
+            question
+            for meaning in DURATIONS
+            if isinstance(name := getattr(self.mapping.columns, meaning), str) and name
+            for question in _duration_questions(meaning, literal(name).cast(pl.Float64, strict=False))
+        ]
+        found = self.collect(
+            self.raw.select(
+                pl.len().alias("rows"), *firsts, *durations, clicked=click.any(),
+                unseen=number.filter(click & ~seen).min(), unopened=number.filter(bought).len(),
+            )
+        ).to_dicts()[0]  # fmt: skip
+        if not found["rows"]:
             raise InputError(
-                f"{self.path}: column {self.mapping.columns.click!r}: no row is clicked; nothing to learn"
+                f"{self.path} has no rows" + (" that fulfil 'rows' of the mapping" if self.kept else "")
+            )
+        rows = [(found[str(k)], check) for k, check in enumerate(checks) if found[str(k)] is not None]
+        if rows:
+            row, check = min(rows, key=lambda pair: pair[0])
+            first = self.collect(
+                self.raw.filter((number == row) & check.wrong.fill_null(True)).select(check.value)
+            )
+            value = first.to_series()[0]
+            value = value.to_list() if isinstance(value, pl.Series) else value
+            text = "empty" if value is None or value == "" else shown(value)
+            self._refuse(row, f"column {check.name!r} is {text}; allowed: {check.allowed}")
+        self._check_durations(found)
+        if found["unseen"] is not None:
+            self._refuse(found["unseen"], "clicked, but not seen; allowed: a click on what was seen")
+        if found["unopened"]:
+            self.notes.append(f"{found['unopened']} purchases are in rows without a click; kept")
+        if not found["clicked"]:
+            raise InputError(
+                f"{self.path}: column {described(self.mapping.columns.click)!r}: no row is clicked; "
+                f"nothing to learn"
+            )
+
+    def _check_durations(self, found: dict[str, Any]) -> None:
+        for meaning in DURATIONS:
+            if not (n := found.get(f"{meaning} given")):
+                continue
+            name = getattr(self.mapping.columns, meaning)
+            long, short = found[f"{meaning} long"] / n, found[f"{meaning} short"] / n
+            if n < 20 or max(long, short) <= UNLIKELY_SHARE:
+                continue
+            what = f"above {TOP[meaning]:g}" if long > short else f"below {NOTHING}"
+            other = '"ms" if they are milliseconds ("us", "ns"), or ' if long > short else ""
+            raise InputError(
+                f"{self.path}: column {name!r}: {100 * max(long, short):.1f} % of the values are {what} "
+                f"seconds; "
+                f'write "{meaning}": {{"column": "{name}", "unit": ...}}, with {other}"s" if they are seconds'
             )
 
 
-_UNIT = '; numbers count seconds, or with "time_unit": "ms" milliseconds'
+def _duration_questions(meaning: str, number: pl.Expr) -> list[pl.Expr]:
+    given = number > 0
+    return [
+        given.sum().alias(f"{meaning} given"),
+        (number > TOP[meaning]).sum().alias(f"{meaning} long"),
+        (given & (number < NOTHING)).sum().alias(f"{meaning} short"),
+    ]
+
+
+def _plain_id(value: pl.Expr) -> pl.Expr:
+    """Return an id as text, in one spelling."""
+    return value.cast(pl.String).str.strip_chars().str.strip_suffix(".0")
+
+
+def _texts(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else (value,) if value else ()

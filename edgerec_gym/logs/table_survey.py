@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.logs.looking_back import HourlySums, hourly_sums
+from edgerec_gym.logs.table_checks import Watch
 from edgerec_gym.logs.table_items import DAY, SUMS, ItemDays, check_fixed, daily_sums, fixed_values
 from edgerec_gym.logs.table_sessions import cut_sessions
 from edgerec_gym.logs.table_source import SourceTable
@@ -93,9 +94,11 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     responses = [n for n in table.columns if n == "purchase" or n.startswith("response:")]
     grouped = [name for name in table.columns if name.startswith("user_category:")]
     numbers, rates, levels = [], [], {name: Counter[str]() for name in grouped}
+    watch = Watch(table)
     for k, chunk in enumerate(table.read(ranges)):
         rows, changes = cut_sessions(chunk, table)
         counts.update(changes)
+        watch.add(rows)
         sums.append(daily_sums(rows))
         hours.append(hourly_sums(rows))
         numbers.append(_number_sums(rows, numeric))
@@ -125,6 +128,7 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         )
         if progress:
             progress(k + 1, 2 * len(ranges))
+    watch.finish()
     every = check_fixed(pl.concat(items), table)
     place = every.select("item", place=pl.int_range(pl.len(), dtype=pl.Int64))
     total = pl.concat(sums).group_by("item", "day").agg(pl.col(SUMS[:-1]).sum(), pl.col(SUMS[-1]).max())
