@@ -134,6 +134,8 @@ def streaming_slots(slots: PlacedSlots) -> StreamingSlots:
     def told(name: str, sums: np.ndarray, half_lives: dict[str, float]) -> Columns:
         found: Columns = {}
         for (views, clicks), span in zip(sums.transpose(1, 0, 2), half_lives, strict=True):
+            if not views.any():  # the rate would be the average of all items
+                continue
             found[f"{name}_views_{span}"] = np.log1p(views)
             found[f"{name}_clicks_{span}"] = np.log1p(clicks)
             found[f"{name}_rate_{span}"] = smoothed(clicks, views, average)
