@@ -36,6 +36,7 @@ from edgerec_gym.commands.console import note, progress_bar
 from edgerec_gym.documents import read_json
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import interval_text
+from edgerec_gym.evaluation.ranking import auc_by_group
 from edgerec_gym.fidelity.expected import replay
 from edgerec_gym.fidelity.report import MOST_SESSIONS, fidelity_report
 from edgerec_gym.fidelity.rollouts import held_out, simulate
@@ -167,6 +168,10 @@ def study(log: RealLog, given: argparse.Namespace) -> dict[str, Any]:
         "held_out": {
             "sessions": int(truth.session.max()) + 1,
             "pages": len(np.unique(truth.page)),
+            "pages_with_click_and_miss": len(
+                auc_by_group(np.zeros(len(truth.page)), truth.happened["click"], truth.page)[0]
+            ),
+            "clicks": int(truth.happened["click"].sum()),
             "click_rate": float(truth.happened["click"].mean()),
         },
         "seeds": given.seeds,
