@@ -171,11 +171,11 @@ class ClickBaseline(NamedTuple):
     needs_order: bool = False
 
 
-TREES = "LightGBM"
+TREES, ABOVE = "LightGBM", "LightGBM, answers above"
 CLICK_BASELINES = {
     "item popularity": ClickBaseline(item_popularity),
     "hourly popularity": ClickBaseline(hourly_popularity),
     "logistic regression": ClickBaseline(logistic_regression),
     TREES: ClickBaseline(boosted_trees, random=True),
-    "LightGBM, answers above": ClickBaseline(boosted_trees_answers_above, random=True, needs_order=True),
+    ABOVE: ClickBaseline(boosted_trees_answers_above, random=True, needs_order=True),
 }

@@ -27,7 +27,7 @@ from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 import edgerec_gym
-from benchmarks.click_baselines import CLICK_BASELINES, TREES, ClickTask, trees_on
+from benchmarks.click_baselines import ABOVE, CLICK_BASELINES, TREES, ClickTask, trees_on
 from benchmarks.real_log_sources import SOURCES
 from benchmarks.user_scores import Predictions, Truth, auc_differences, figures, held_out_truth, over_seeds
 from benchmarks.user_study import MOST_SLOTS, gather
@@ -197,10 +197,13 @@ def study(log: RealLog, given: argparse.Namespace) -> dict[str, Any]:
             fits.append(log.users_predictions(scenario, seed))
             result["fidelity"].append(log.fidelity(scenario, seed))
         add(USERS, fits)
-        pair = {name: models[name] for name in (USERS, TREES)}
+        # Where a log tells the order of answers, users know those above on the page: so must their opponent.
+        trees = ABOVE if ABOVE in models else TREES
+        pair = {name: models[name] for name in (USERS, trees)}
         result["users_minus_trees"] = {
-            "click_auc_within_page": auc_differences(pair, TREES, truth, within_page=True)[USERS],
-            "click_auc": auc_differences(pair, TREES, truth)[USERS],
+            "trees": trees,
+            "click_auc_within_page": auc_differences(pair, trees, truth, within_page=True)[USERS],
+            "click_auc": auc_differences(pair, trees, truth)[USERS],
         }
     if given.ablate:
         note(f"{log.name}: ablation")
@@ -230,7 +233,12 @@ def show(results: dict[str, dict[str, Any]]) -> None:
     """Print the tables."""
     console = Console(width=150)
     names = list(dict.fromkeys(entry["model"] for result in results.values() for entry in result["rows"]))
-    table = Table("log", *names, f"{USERS} - {TREES}", title="click AUC within a page / over all slots")
+    table = Table(
+        "log",
+        *names,
+        f"{USERS} - {TREES}\n(with answers above\nwhere there are)",
+        title="click AUC within a page / over all slots",
+    )
     for log, result in results.items():
         by = {entry["model"]: entry for entry in result["rows"]}
         gap = result.get("users_minus_trees", {})

@@ -95,11 +95,11 @@ def replay(scenario: Scenario, sessions: LoggedSessions) -> dict[str, np.ndarray
         turn, averaged over the members. Clicks, purchases (click and buy) and long looks are predicted before
         anything of the slot is known, leaving given the slot's answer, a long page view given a click.
     """
-    users = _Followers(scenario)
     parts = []
     for first in range(0, len(sessions), BLOCK):
         index = np.arange(first, min(first + BLOCK, len(sessions)))
-        parts.append(_replay_block(users, scenario, sessions, index))
+        # Users serve one block each: they are allocated once.
+        parts.append(_replay_block(_Followers(scenario), scenario, sessions, index))
     return {event: np.concatenate([part[event] for part in parts]) for event in EVENTS}
 
 
