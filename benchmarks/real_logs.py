@@ -158,6 +158,15 @@ def row(name: str, fits: list[Predictions], truth: Truth) -> dict[str, Any]:
     return {"model": name, **{key: over_seeds([score[key] for score in scores]) for key in FIGURES}}
 
 
+def users_minus(trees: str, models: dict[str, list[Predictions]], truth: Truth) -> dict[str, Any]:
+    """Figures of learned users minus those of trees, with intervals over sessions."""
+    pair = {name: models[name] for name in (USERS, trees)}
+    return {
+        "click_auc_within_page": auc_differences(pair, trees, truth, within_page=True)[USERS],
+        "click_auc": auc_differences(pair, trees, truth)[USERS],
+    }
+
+
 def study(log: RealLog, given: argparse.Namespace) -> dict[str, Any]:
     """Compute everything about a log, and write it after every step."""
     task, truth = log.task, log.truth
@@ -197,13 +206,10 @@ def study(log: RealLog, given: argparse.Namespace) -> dict[str, Any]:
             fits.append(log.users_predictions(scenario, seed))
             result["fidelity"].append(log.fidelity(scenario, seed))
         add(USERS, fits)
-        # Where a log tells the order of answers, users know those above on the page: so must their opponent.
-        trees = ABOVE if ABOVE in models else TREES
-        pair = {name: models[name] for name in (USERS, trees)}
+        # Where a log tells the order of answers, users know those above on the page: only the trees that know
+        # them, too, have the same inputs.
         result["users_minus_trees"] = {
-            "trees": trees,
-            "click_auc_within_page": auc_differences(pair, trees, truth, within_page=True)[USERS],
-            "click_auc": auc_differences(pair, trees, truth)[USERS],
+            trees: users_minus(trees, models, truth) for trees in (TREES, ABOVE) if trees in models
         }
     if given.ablate:
         note(f"{log.name}: ablation")
@@ -236,16 +242,16 @@ def show(results: dict[str, dict[str, Any]]) -> None:
     table = Table(
         "log",
         *names,
-        f"{USERS} - {TREES}\n(with answers above\nwhere there are)",
+        f"{USERS} - {TREES}\n(then - {ABOVE})",
         title="click AUC within a page / over all slots",
     )
     for log, result in results.items():
         by = {entry["model"]: entry for entry in result["rows"]}
-        gap = result.get("users_minus_trees", {})
+        differences = result.get("users_minus_trees", {})
         table.add_row(
             log,
             *(_pair(by.get(name)) for name in names),
-            "\n".join(_interval(gap[key]) for key in FIGURES[:2] if key in gap),
+            "\n".join(_interval(gap[key]) for gap in differences.values() for key in FIGURES[:2]),
         )
     console.print(table)
     table = Table(
