@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import lightgbm
 import numpy as np
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -59,6 +60,10 @@ class Slots(NamedTuple):
         """Inputs available when the event is predicted; for leaving, these include the slot's own answer."""
         return np.concatenate([self.features, self.answers], 1) if event == "leave" else self.features
 
+    def rows(self, event: str) -> Rows:
+        """Inputs and outcomes of an event."""
+        return Rows(self.inputs(event), self.happened[event])
+
 
 class Parts(NamedTuple):
     """Slots to fit, to tune and to judge models on."""
@@ -100,39 +105,73 @@ def position_rates(parts: Parts, event: str, seed: int) -> np.ndarray:
     return np.clip(predicted, 1e-6, 1 - 1e-6)
 
 
-def logistic_regression(parts: Parts, event: str, seed: int) -> np.ndarray:
-    """L2-penalised, on standardised features; penalty tuned on the stopping sessions; ignores `seed`."""
+class Rows(NamedTuple):
+    """Inputs (N, k) float32 (NaN where unknown), and whether the event happened, (N,) bool."""
 
-    def fit(penalty: float) -> tuple[float, np.ndarray]:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
-        model.fit(parts.train.inputs(event), parts.train.happened[event])
-        expected, predicted = (
-            model.predict_proba(slots.inputs(event))[:, 1] for slots in (parts.stop, parts.held_out)
-        )
-        return log_loss(parts.stop.happened[event], expected, labels=[False, True]), predicted
+    inputs: np.ndarray
+    happened: np.ndarray
 
+
+def fit_logistic(train: Rows, penalty: float) -> Pipeline:
+    """L2-penalised logistic regression, on standardised inputs; `penalty` is C, its inverse strength."""
+    model = make_pipeline(
+        SimpleImputer(add_indicator=True), StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)
+    )
     with threadpool_limits(1):  # on a busy machine, the threads of small products wait for each other
-        return min((fit(penalty) for penalty in PENALTIES), key=lambda found: found[0])[1]
+        return model.fit(*train)
+
+
+def tuned_logistic(train: Rows, stop: Rows) -> tuple[Pipeline, float]:
+    """Fit with each of :data:`PENALTIES`; returns the best model on `stop`, and its penalty."""
+
+    def loss(model: Pipeline) -> float:
+        return log_loss(stop.happened, model.predict_proba(stop.inputs)[:, 1], labels=[False, True])
+
+    fits = [(fit_logistic(train, penalty), penalty) for penalty in PENALTIES]
+    return min(fits, key=lambda fit: loss(fit[0]))
+
+
+def fit_trees(train: Rows, settings: dict[str, Any], rounds: int) -> lightgbm.Booster:
+    """LightGBM with `settings` beside :data:`TREES`."""
+    settings = {**TREES, **settings}
+    return lightgbm.train(settings, lightgbm.Dataset(*train, params=settings), rounds)
+
+
+def tuned_trees(
+    train: Rows, stop: Rows, grid: Sequence[dict[str, Any]], seed: int
+) -> tuple[lightgbm.Booster, dict[str, Any]]:
+    """LightGBM; the number of rounds and the settings of the grid are tuned on `stop`.
+
+    Returns:
+        The best model, and its settings of the grid; its `best_iteration` is the number of rounds.
+    """
+
+    def fit(chosen: dict[str, Any]) -> tuple[lightgbm.Booster, dict[str, Any]]:
+        settings = {**TREES, "seed": seed, **chosen}
+        data = lightgbm.Dataset(*train, params=settings)
+        model = lightgbm.train(
+            settings,
+            data,
+            ROUNDS,
+            valid_sets=[lightgbm.Dataset(*stop, reference=data)],
+            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+        )
+        return model, chosen
+
+    return min(map(fit, grid), key=lambda found: found[0].best_score["valid_0"]["binary_logloss"])
+
+
+def logistic_regression(parts: Parts, event: str, seed: int) -> np.ndarray:
+    """Logistic regression, tuned on the stopping sessions; ignores `seed`."""
+    model, _ = tuned_logistic(parts.train.rows(event), parts.stop.rows(event))
+    return model.predict_proba(parts.held_out.inputs(event))[:, 1]
 
 
 def boosted_trees(parts: Parts, event: str, seed: int) -> np.ndarray:
     """LightGBM; leaves per tree and number of rounds are tuned on the stopping sessions."""
-    settings = {**TREES, "seed": seed}
-    train = lightgbm.Dataset(parts.train.inputs(event), parts.train.happened[event], params=settings)
-    stop = lightgbm.Dataset(parts.stop.inputs(event), parts.stop.happened[event], reference=train)
-
-    def fit(leaves: int) -> tuple[float, lightgbm.Booster]:
-        model = lightgbm.train(
-            {**settings, "num_leaves": leaves},
-            train,
-            ROUNDS,
-            valid_sets=[stop],
-            callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-        )
-        return model.best_score["valid_0"]["binary_logloss"], model
-
-    _, best = min((fit(leaves) for leaves in LEAVES), key=lambda found: found[0])
-    return np.asarray(best.predict(parts.held_out.inputs(event), num_threads=1))
+    grid = [{"num_leaves": leaves} for leaves in LEAVES]
+    model, _ = tuned_trees(parts.train.rows(event), parts.stop.rows(event), grid, seed)
+    return np.asarray(model.predict(parts.held_out.inputs(event), num_threads=1))
 
 
 class Baseline(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.stats import t as student
 from sklearn.metrics import log_loss
 
-from edgerec_gym.evaluation.intervals import CHUNK, LEVEL, RESAMPLES
-from edgerec_gym.evaluation.ranking import auc, grouped_auc
+from edgerec_gym.evaluation.intervals import CHUNK, LEVEL, RESAMPLES, percentile_interval, resampled_means
+from edgerec_gym.evaluation.ranking import auc, auc_by_group, grouped_auc
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.simulator.losses import calibration_error, reliability
 
@@ -89,25 +89,47 @@ def resampled_auc(score: np.ndarray, truth: Truth, seed: int = 0) -> np.ndarray:
     return np.concatenate(found)
 
 
-def auc_differences(models: dict[str, list[Predictions]], reference: str, truth: Truth) -> dict[str, Any]:
+def resampled_page_auc(score: np.ndarray, truth: Truth, seed: int = 0) -> np.ndarray:
+    """Mean click AUC within a page of resampled sessions, (RESAMPLES,); the resamples of resampled_auc."""
+    found, page = auc_by_group(score, truth.happened["click"], truth.page)
+    sessions = int(truth.session.max()) + 1
+    of_page = np.zeros(int(truth.page.max()) + 1, np.int64)
+    of_page[truth.page] = truth.session
+    sums = [np.bincount(of_page[page], weight, sessions) for weight in (found, np.ones_like(found))]
+    with np.errstate(invalid="ignore"):  # resamples without such a page
+        total, pages = resampled_means(np.stack(sums, 1), np.random.default_rng(seed)).T
+        return total / pages
+
+
+def auc_differences(
+    models: dict[str, list[Predictions]], reference: str, truth: Truth, within_page: bool = False
+) -> dict[str, Any]:
     """Click AUC minus that of the reference, mean over seeds, with 95 % bootstrap intervals over sessions.
 
     Args:
         models: predictions of each model by training seed; a single one stands for all seeds.
         reference: name of one of them.
         truth: truth of the held-out slots.
+        within_page: compare the mean AUC within a page, not that over all slots.
 
     Returns:
         By model {"mean", "low", "high"}; seeds are fixed, and sessions resampled alike for all models.
     """
+
+    def exact(predicted: Predictions) -> float:
+        click = truth.happened["click"]
+        if within_page:
+            return grouped_auc(predicted["click"], click, truth.page)
+        return auc(predicted["click"], click)
+
+    resampled = resampled_page_auc if within_page else resampled_auc
     seeds = len(models[reference])
-    exact = {name: [auc(p["click"], truth.happened["click"]) for p in fits] for name, fits in models.items()}
-    drawn = {name: [resampled_auc(p["click"], truth) for p in fits] for name, fits in models.items()}
+    scores = {name: [exact(p) for p in fits] for name, fits in models.items()}
+    drawn = {name: [resampled(p["click"], truth) for p in fits] for name, fits in models.items()}
     found = {}
     for name in [name for name in models if name != reference]:
         pairs = [(min(k, len(models[name]) - 1), k) for k in range(seeds)]
-        mean = np.mean([exact[name][a] - exact[reference][b] for a, b in pairs])
+        mean = np.mean([scores[name][a] - scores[reference][b] for a, b in pairs])
         draws = np.mean([drawn[name][a] - drawn[reference][b] for a, b in pairs], axis=0)
-        low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        found[name] = {"mean": float(mean), "low": float(low), "high": float(high)}
+        found[name] = percentile_interval(float(mean), draws)
     return found

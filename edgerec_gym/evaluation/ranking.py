@@ -50,6 +50,15 @@ def gauc(score: np.ndarray, click: np.ndarray, shown: np.ndarray) -> float:
 def grouped_auc(score: np.ndarray, click: np.ndarray, group: np.ndarray) -> float:
     """Average the AUC over the groups with both a click and a miss; NaN if there is none.
 
+    Args and ties are those of :func:`auc_by_group`.
+    """
+    auc, _ = auc_by_group(score, click, group)
+    return float(auc.mean()) if len(auc) else float("nan")
+
+
+def auc_by_group(score: np.ndarray, click: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUC of each group with both a click and a miss, (g,) float64, and these groups, (g,).
+
     Ties count half.
 
     Args:
@@ -58,7 +67,7 @@ def grouped_auc(score: np.ndarray, click: np.ndarray, group: np.ndarray) -> floa
         group: (n,) ids, such as those of impressions.
     """
     hits, misses = pl.col("hits"), pl.col("size") - pl.col("hits")
-    auc = (
+    found = (
         pl.DataFrame({"score": score, "click": click, "group": group})
         .with_columns(rank=pl.col("score").rank().over("group"))
         .group_by("group", maintain_order=True)
@@ -68,10 +77,9 @@ def grouped_auc(score: np.ndarray, click: np.ndarray, group: np.ndarray) -> floa
             ranks=pl.col("rank").filter("click").sum(),
         )
         .filter((hits > 0) & (misses > 0))
-        .select((pl.col("ranks") - hits * (hits + 1) / 2) / (hits * misses))
-        .to_series()
+        .select("group", auc=(pl.col("ranks") - hits * (hits + 1) / 2) / (hits * misses))
     )
-    return float(auc.to_numpy().mean()) if len(auc) else float("nan")
+    return found["auc"].to_numpy(), found["group"].to_numpy()
 
 
 def auc(score: np.ndarray, happened: np.ndarray) -> float:

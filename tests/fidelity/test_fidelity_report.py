@@ -16,7 +16,8 @@ from edgerec_gym.answers import CLICK, DWELL_BUCKETS
 from edgerec_gym.bench.weak_to_strong import weak_to_strong
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.fidelity.expected import event_figures
+from edgerec_gym.fidelity import expected
+from edgerec_gym.fidelity.expected import event_figures, replay
 from edgerec_gym.fidelity.interventions import arms, interventions, keep_rows
 from edgerec_gym.fidelity.report import fidelity_report, rank_policies
 from edgerec_gym.fidelity.rollouts import LogSample, compare, held_out, simulate
@@ -82,6 +83,13 @@ def test_replay_expects_what_the_networks_did(folder, scenario):
     assert click["auc"] == pytest.approx(scenario.fidelity["click_auc"], abs=1e-3)
     assert click["ece"] == pytest.approx(scenario.fidelity["click_ece"], abs=1e-3)
     assert click["rate_predicted"] == pytest.approx(scenario.fidelity["click_rate_predicted"], abs=1e-5)
+
+
+def test_replay_in_blocks_is_the_same(log, scenario, monkeypatch):
+    whole = replay(scenario, log.sessions)
+    monkeypatch.setattr(expected, "BLOCK", 40)  # 90 sessions: three blocks, the last one smaller
+    for event, probability in replay(scenario, log.sessions).items():
+        np.testing.assert_allclose(probability, whole[event], rtol=1e-5, err_msg=event)
 
 
 def test_distances_are_those_of_scipy(log, scenario):
