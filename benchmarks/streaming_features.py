@@ -14,6 +14,7 @@ import polars as pl
 
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.ebnerd_features import decayed_before
+from edgerec_gym.logs.schema import OPTIONAL
 from edgerec_gym.logs.sessions import SCALAR_COLUMNS
 from edgerec_gym.logs.store import LogReader
 
@@ -62,7 +63,7 @@ class PlacedSlots:
 
     def __init__(self, reader: LogReader) -> None:
         self.reader = reader
-        rows = pl.concat(pl.DataFrame(table) for table in reader.batches(COLUMNS))
+        rows = pl.concat(pl.DataFrame(table) for table in reader.batches([*COLUMNS, *OPTIONAL]))
         if rows["time"].null_count():
             raise InputError(f"{reader.folder}: column 'time' is null; streaming features need times")
         begun = (pl.col("day").first().cast(pl.Int64) * 24 + pl.col("hour").first()).over("session") * HOUR
@@ -164,6 +165,7 @@ def streaming_slots(slots: PlacedSlots) -> StreamingSlots:
     groups |= {
         "profile and match": _profile_and_match(reader, slots),
         "numbers": {name: slots[name] for name in SCALAR_COLUMNS},
+        "item columns": _item_columns(reader, slots),
         "hour": {"hour": slots["hour"]},
     }
     own = {name: values for group in groups.values() for name, values in group.items()}
@@ -254,11 +256,21 @@ def _item_age(slots: PlacedSlots) -> np.ndarray:
     return np.where(first <= moment, age, np.nan)
 
 
+def _item_columns(reader: LogReader, slots: PlacedSlots) -> Columns:
+    """What the log shipped of items with each page, as learned users read it."""
+    shipped = slots.rows["item_columns"]
+    if shipped.null_count() == len(shipped):
+        return {}
+    values = shipped.explode().to_numpy().reshape(len(shipped), -1)
+    return {f"shipped_{name}": values[:, k] for k, name in enumerate(reader.config.item_columns)}
+
+
 def _profile_and_match(reader: LogReader, slots: PlacedSlots) -> Columns:
     """User features besides the long-term estimate, and products of embeddings."""
     features, _ = reader.session_starts()
     d = reader.config.embedding_size
-    item = reader.catalog.embeddings[slots.item].astype(np.float64)
+    known = slots.rows["embedding_known"].fill_null(True).to_numpy()
+    item = reader.catalog.embeddings[slots.item].astype(np.float64) * known[:, None]
     found: Columns = {f"profile_{k}": features[slots.session, k] for k in range(d, features.shape[1])}
     found["match_long_term"] = (features[slots.session, :d] * item).sum(1)
     page = slots["page"].astype(np.int64)
