@@ -35,6 +35,16 @@ from edgerec_gym.files import one_writer
 from edgerec_gym.logs import ebnerd_features as features
 from edgerec_gym.logs.ebnerd_reference import ebnerd_reference, write_reference
 from edgerec_gym.logs.ebnerd_source import FILES, SPLITS, Bundle, read_bundle
+from edgerec_gym.logs.looking_back import (
+    HOUR,
+    ITEM_COLUMNS,
+    PAGE_COLUMNS,
+    USER_ITEM_COLUMNS,
+    HourlySums,
+    item_columns,
+    page_columns,
+    user_item_columns,
+)
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
 
@@ -73,6 +83,7 @@ FEED = FeedConfig(
     page_view_history=10,
     max_slots=100,
     profile_size=len(PROFILE),
+    item_columns=(*ITEM_COLUMNS, *PAGE_COLUMNS, *USER_ITEM_COLUMNS),
     cloud=CloudConfig(
         supply="logged",
         long_term_weight=0.0,
@@ -137,6 +148,8 @@ def convert_ebnerd(
         "scalars": SCALARS,
         "profile": list(PROFILE),
     }
+    shipped, at_validation = _item_columns(bundle, len(catalog))
+    catalog = catalog.with_table(at_validation[np.argsort(place)])
     writer = LogWriter(out_folder, FEED, catalog, provenance, UNIDENTIFIED)
     write_reference(out_folder, bundle, rows)
     users = _user_features(bundle, articles, embeddings)
@@ -146,7 +159,7 @@ def convert_ebnerd(
     scalars[:, 1] = 1 / (1 + np.exp(-scalars[:, 1]))
     for first in range(writer.parts * SESSIONS_PER_PART, sessions, SESSIONS_PER_PART):
         last = min(first + SESSIONS_PER_PART, sessions)
-        writer.write(_part(bundle, slice(bounds[first], bounds[last]), item, scalars, users))
+        writer.write(_part(bundle, slice(bounds[first], bounds[last]), item, scalars, shipped, users))
         if progress:
             progress(last, sessions)
     writer.finish()
@@ -188,6 +201,25 @@ def _catalog(
     return catalog, place
 
 
+def _item_columns(bundle: Bundle, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the item columns of every slot, and of every article when the validation week begins."""
+    seconds, item, click = bundle.column("seconds"), bundle.item, bundle.click
+    hour = seconds.astype(np.int64) // HOUR
+    sums = HourlySums.of(item, hour, np.column_stack([np.ones(len(item)), click]))
+    values = item_columns(sums, item, hour)
+    user = np.unique(bundle.column("user"), return_inverse=True)[1]
+    begun = bundle.column("start")
+    columns = (
+        values,
+        page_columns(values, bundle.page_row),
+        user_item_columns(user, item, seconds, click, seconds, begun),
+    )
+    cut = np.full(n_items, int(seconds[bundle.column("validation")].min()) // HOUR)
+    later = item_columns(sums, np.arange(n_items), cut)
+    unknown = np.zeros((n_items, len(PAGE_COLUMNS) + len(USER_ITEM_COLUMNS)), np.float32)
+    return np.concatenate(columns, axis=1), np.concatenate([later, unknown], axis=1)
+
+
 def _user_features(bundle: Bundle, articles: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
     """Return the user features of each impression, (impressions, U) float32."""
     pages = bundle.impressions
@@ -210,7 +242,12 @@ def _user_features(bundle: Bundle, articles: np.ndarray, embeddings: np.ndarray)
 
 
 def _part(
-    bundle: Bundle, part: slice, item: np.ndarray, scalars: np.ndarray, users: np.ndarray
+    bundle: Bundle,
+    part: slice,
+    item: np.ndarray,
+    scalars: np.ndarray,
+    shipped: np.ndarray,
+    users: np.ndarray,
 ) -> dict[str, object]:
     """Return columns of the log schema for some rows of the bundle."""
     page = bundle.impressions[bundle.page_row[part]]
@@ -240,6 +277,7 @@ def _part(
         "base_ctr": scalars[part, 1],
         "base_cvr": scalars[part, 2],
         "freshness": scalars[part, 3],
+        "item_columns": list_column(shipped[part], ~no),
         "action": nothing,
         "propensity": nothing,
         "randomised": no,

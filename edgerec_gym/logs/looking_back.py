@@ -27,6 +27,14 @@ ITEM_COLUMNS = (
     *(f"{kind}_{window}" for window in WINDOWS for kind in ("views", "lift")),
 )
 CATEGORY_COLUMNS = ("category_lift", "category_lift_day")
+# Beside the means of the page, which is known as a whole when it is shipped.
+IN_PAGE = ("age", "recency", "lift", "lift_hour", "lift_six_hours", "lift_day", "views_six_hours")
+PAGE_COLUMNS = tuple(f"{name}_in_page" for name in IN_PAGE)
+USER_ITEM_COLUMNS = (
+    "shown_before",  # log of how often the user was shown the item on earlier pages
+    "clicked_before",  # log of how often the user clicked it on earlier visits
+)
+MOST_SHOWN = 20.0  # times that are stored as 1
 USER_COLUMNS = (
     "views",  # log of the user's views on earlier visits
     "lift",  # log of the user's click rate over that of all users, shrunk
@@ -95,6 +103,50 @@ def item_columns(sums: HourlySums, item: np.ndarray, hour: np.ndarray) -> np.nda
         found = sums.before(item, hour, window)
         columns += [log_share(found[:, 0], MOST_VIEWS), lift(found, rate)]
     return np.column_stack(columns).astype(np.float32)
+
+
+def page_columns(columns: np.ndarray, page: np.ndarray) -> np.ndarray:
+    """Return :data:`PAGE_COLUMNS`: item columns minus their means over the page, (m, 7) float32 in -1..1.
+
+    Args:
+        columns: (m, C) result of :func:`item_columns`.
+        page: (m,) int64, the page of each row.
+    """
+    values = columns[:, [ITEM_COLUMNS.index(name) for name in IN_PAGE]].astype(np.float64)
+    _, page, size = np.unique(page, return_inverse=True, return_counts=True)
+    means = np.stack([np.bincount(page, column) for column in values.T], axis=1) / size[:, None]
+    return np.clip(values - means[page], -1, 1).astype(np.float32)
+
+
+def user_item_columns(
+    user: np.ndarray,
+    item: np.ndarray,
+    seconds: np.ndarray,
+    click: np.ndarray,
+    page_start: np.ndarray,
+    start: np.ndarray,
+) -> np.ndarray:
+    """Return :data:`USER_ITEM_COLUMNS` of all rows of some users, (m, 2) float32 in 0..1.
+
+    Args:
+        user: (m,) int64.
+        item: (m,) int64.
+        seconds: (m,) time of each row.
+        click: (m,) bool.
+        page_start: (m,) seconds at which the page of each row began.
+        start: (m,) seconds at which its visit began.
+    """
+    whole = np.floor(seconds).astype(np.int64)
+    low, width = int(whole.min()), int(whole.max() - whole.min()) + 1
+    pair = np.unique(user * (int(item.max()) + 1) + item, return_inverse=True)[1]
+    key = pair * width + whole - low
+    order = np.argsort(key, kind="stable")
+    counted = np.column_stack([np.ones(len(key)), click]).astype(np.float64)[order]
+    begun = [np.maximum(np.floor(time).astype(np.int64) - low, 0) for time in (page_start, start)]
+    found = [
+        sums_before(key[order], counted[:, [k]], pair * width, offset)[:, 0] for k, offset in enumerate(begun)
+    ]
+    return np.column_stack([log_share(count, MOST_SHOWN) for count in found]).astype(np.float32)
 
 
 def category_columns(sums: HourlySums, category: np.ndarray, hour: np.ndarray) -> np.ndarray:

@@ -12,11 +12,15 @@ from edgerec_gym.logs.looking_back import (
     CATEGORY_COLUMNS,
     HOUR,
     ITEM_COLUMNS,
+    PAGE_COLUMNS,
     USER_COLUMNS,
+    USER_ITEM_COLUMNS,
     HourlySums,
     category_columns,
     item_columns,
+    page_columns,
     user_columns,
+    user_item_columns,
 )
 from edgerec_gym.logs.table_items import DAY
 from edgerec_gym.logs.table_source import SourceTable
@@ -42,6 +46,8 @@ class DerivedColumns:
 
     def __init__(self, survey: Survey, category: np.ndarray | None, cut: int, table: SourceTable) -> None:
         self.survey, self.category = survey, category
+        # What depends on the rest of the page and on the user holds for logged pages alone.
+        self.logged_pages = table.mapping.feed.get("cloud", {}).get("supply", "logged") == "logged"
         self.items = survey.items["item"]
         self.by_category: HourlySums | None = None
         if category is not None:
@@ -59,6 +65,7 @@ class DerivedColumns:
         self.item_names = (
             *ITEM_COLUMNS,
             *(CATEGORY_COLUMNS if category is not None else ()),
+            *((*PAGE_COLUMNS, *USER_ITEM_COLUMNS) if self.logged_pages else ()),
             *(name.removeprefix(NUMBER) for name in self.numbers),
         )
         self.user_names = (
@@ -75,13 +82,21 @@ class DerivedColumns:
     def of_rows(self, rows: pl.DataFrame, item: np.ndarray, hour: np.ndarray) -> np.ndarray:
         """Return the item columns of rows whose pages began in `hour` (n,), (n, C) float32 in -1..1."""
         parts = [*self._looking_back(item, hour)]
+        if self.logged_pages:
+            user, seconds, click, began, start = (
+                rows[name].to_numpy() for name in ("user", "seconds", "click", "page_start", "start")
+            )
+            page = rows["session"].to_numpy().astype(np.int64) * len(rows) + rows["page"].to_numpy()
+            parts.append(page_columns(parts[0], page))
+            parts.append(user_item_columns(user.astype(np.int64), item, seconds, click, began, start))
         parts += [self._in_units(rows[name], name)[:, None] for name in self.numbers]
         return np.concatenate(parts, axis=1)
 
     def of_catalogue(self, item: np.ndarray, cut: int) -> np.ndarray:
-        """Return the item columns of items (n,) when day `cut` began; numbers are those of an average row."""
+        """Return the item columns of items (n,) when day `cut` began; what rows tell is that of an average."""
         parts = [*self._looking_back(item, np.full(len(item), cut * DAY // HOUR))]
-        return np.concatenate([*parts, np.zeros((len(item), len(self.numbers)), np.float32)], axis=1)
+        unknown = len(self.item_names) - sum(part.shape[1] for part in parts)
+        return np.concatenate([*parts, np.zeros((len(item), unknown), np.float32)], axis=1)
 
     def _looking_back(self, item: np.ndarray, hour: np.ndarray) -> list[np.ndarray]:
         parts = [item_columns(self.survey.hours, item, hour)]

@@ -115,7 +115,12 @@ VALUES: list[tuple[str, Change, dict[str, Any], str]] = [
         {},
         "row .*: list '.' of user 'u0' began",
     ),
-    ("few items", lambda f: f.filter(pl.col("sku") < 1008), {}, "8 goods are too few"),
+    (
+        "few items",
+        lambda f: f.filter(pl.col("sku") < 1008),
+        {"feed": {"cloud": {"supply": "catalogue"}}},
+        "8 goods are too few",
+    ),
     (
         "missing",
         lambda f: f.rename({"clicked": "click_ed"}),
