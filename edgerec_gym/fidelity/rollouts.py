@@ -72,11 +72,13 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
         first_day = scenario.provenance.get("fit", {}).get("held_out_from")
         stream = split_sessions(reader, first_day)[2]
         days, keep = stream.days, stream.keep
+    chosen = _spread(reader, days, keep, most) if scenario.catalog.supply is not None else None
     tables, found = [], 0
     for table in reader.batches(days=days):
         session = table["session"].to_numpy()
         kept = np.ones(len(session), np.bool_) if keep is None else keep(session)
-        ids = np.unique(session[kept])[: most - found]
+        ids = np.unique(session[kept])
+        ids = ids[: most - found] if chosen is None else ids[np.isin(ids, chosen)]
         tables.append(table.filter(pa.array(np.isin(session, ids))))
         found += len(ids)
         if found >= most:
@@ -86,6 +88,15 @@ def held_out(reader: LogReader, scenario: Scenario, most: int, whole: bool = Fal
             f"{reader.folder} has {found} held-out sessions; at least {LEAST_SESSIONS} are needed to compare"
         )
     return _played(pa.concat_tables(tables).combine_chunks(), scenario)
+
+
+def _spread(
+    reader: LogReader, days: list[int] | None, keep: Callable[[np.ndarray], np.ndarray] | None, most: int
+) -> np.ndarray:
+    """Return ids of up to `most` sessions, evenly spread, since rollouts draw visits of the whole period."""
+    ids = [np.unique(table["session"].to_numpy()) for table in reader.batches(["session"], days)]
+    every = np.concatenate([part if keep is None else part[keep(part)] for part in ids])
+    return every[np.unique(np.linspace(0, len(every) - 1, most).astype(np.int64))]
 
 
 def _played(table: pa.Table, scenario: Scenario) -> LogSample:

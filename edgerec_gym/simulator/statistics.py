@@ -78,8 +78,16 @@ class LogStatistics:
             _tensor(card),
             _tensor(logit),
             _tensor(self._spread("context")[2]),
-            _tensor(self._spread("user")[2]),
+            _tensor(self._user_factors()),
         )
+
+    def _user_factors(self) -> np.ndarray:
+        """Return 1 for the embedding, and 1 over the spread of the profile; 0 where nothing varies."""
+        _, deviation, varied = self._spread("user")
+        factors = varied.astype(np.float64)
+        profile = slice(self.config.embedding_size, None)
+        factors[profile] /= np.maximum(deviation[profile], 0.05)
+        return factors
 
     @property
     def hazard(self) -> float:

@@ -118,7 +118,7 @@ VALUES: list[tuple[str, Change, dict[str, Any], str]] = [
     (
         "few items",
         lambda f: f.filter(pl.col("sku") < 1008),
-        {"feed": {"cloud": {"supply": "catalogue"}}},
+        {"feed": {"page_size": 5, "cloud": {"supply": "catalogue"}}},
         "8 goods are too few",
     ),
     (
@@ -201,7 +201,7 @@ def test_milliseconds(place):
         ({"card_type": "k", "card_types": {"a": "goods"}}, "names no mix-in type"),
         ({"card_type": "k", "card_types": {"a": "goods", "b": 3}}, "3 must be 'goods' or the name"),
         ({"feed": {"page_sise": 3}}, "FeedConfig has no field 'page_sise'; did you mean 'page_size'"),
-        ({"feed": {"profile_size": 3}}, "a table has no profile"),
+        ({"feed": {"profile_size": 3}}, "the table determines it"),
         ({"feed": {"embedding_size": 3}, "embedding_prefix": "v"}, "embedding_prefix already determines it"),
     ],
 )
