@@ -21,8 +21,10 @@ from edgerec_gym.logs.looking_back import (
 from edgerec_gym.logs.table_items import DAY
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Survey
+from edgerec_gym.logs.text import ItemText
 
 NUMBER, USER_NUMBER, USER_CATEGORY, RESPONSE = "number:", "user_number:", "user_category:", "response:"
+QUERY_MATCH = "query_match"
 SPREADS = 3.0  # standard deviations that are stored as 1
 
 
@@ -32,6 +34,7 @@ class DerivedColumns:
     Args:
         survey: one pass over the table.
         category: (n,) int32 category of each item, by its place in the sorted ids; None without categories.
+        text: what the texts of the items tell, if there are any.
         cut: first day (since 1970) that the units of numbers must not use.
         table: the checked table.
 
@@ -40,7 +43,14 @@ class DerivedColumns:
         user_names: names of the user features after the embedding.
     """
 
-    def __init__(self, survey: Survey, category: np.ndarray | None, cut: int, table: SourceTable) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        category: np.ndarray | None,
+        text: ItemText | None,
+        cut: int,
+        table: SourceTable,
+    ) -> None:
         self.survey, self.category = survey, category
         self.items = survey.items["item"]
         self.by_category: HourlySums | None = None
@@ -51,6 +61,7 @@ class DerivedColumns:
         self.numbers = [name for name in names if name.startswith(NUMBER)]
         self.user_numbers = [name for name in names if name.startswith(USER_NUMBER)]
         self.responses = [name for name in names if name in ("purchase",) or name.startswith(RESPONSE)]
+        self.query_text = text if "query" in names else None
         self.units = survey.numbers.units(cut)
         self.levels = survey.levels
         early = survey.responses.filter(pl.col("day") < cut)
@@ -60,6 +71,7 @@ class DerivedColumns:
             *ITEM_COLUMNS,
             *(CATEGORY_COLUMNS if category is not None else ()),
             *(name.removeprefix(NUMBER) for name in self.numbers),
+            *((QUERY_MATCH,) if self.query_text is not None else ()),
         )
         self.user_names = (
             *USER_COLUMNS,
@@ -76,12 +88,18 @@ class DerivedColumns:
         """Return the item columns of rows whose pages began in `hour` (n,), (n, C) float32 in -1..1."""
         parts = [*self._looking_back(item, hour)]
         parts += [self._in_units(rows[name], name)[:, None] for name in self.numbers]
+        if self.query_text is not None:
+            parts.append(self.query_text.match(item, rows["query"])[:, None])
         return np.concatenate(parts, axis=1)
 
     def of_catalogue(self, item: np.ndarray, cut: int) -> np.ndarray:
-        """Return the item columns of items (n,) when day `cut` began; numbers are those of an average row."""
+        """Return the item columns of items (n,) when day `cut` began.
+
+        Numbers are those of an average row, without a query.
+        """
         parts = [*self._looking_back(item, np.full(len(item), cut * DAY // HOUR))]
-        return np.concatenate([*parts, np.zeros((len(item), len(self.numbers)), np.float32)], axis=1)
+        width = len(self.numbers) + (self.query_text is not None)
+        return np.concatenate([*parts, np.zeros((len(item), width), np.float32)], axis=1)
 
     def _looking_back(self, item: np.ndarray, hour: np.ndarray) -> list[np.ndarray]:
         parts = [item_columns(self.survey.hours, item, hour)]
