@@ -113,7 +113,8 @@ def _import(
     cut = int(survey.days[n_fit])
     size = table.embedding_size or int(mapping.feed.get("embedding_size", FeedConfig().embedding_size))
     early = np.unique(survey.sums.item[survey.sums.day < cut])
-    text = item_text(survey.texts, early)
+    wanted = mapping.columns.query or not table.embedding_size
+    text = item_text(survey.texts, early) if wanted else None
     catalog, place, highest = make_catalog(survey.items, survey.sums, survey.clicks, text, cut, size, table)
     derived = DerivedColumns(
         survey, catalog.category[place] if mapping.columns.category else None, text, cut, table
@@ -236,6 +237,7 @@ def _notes(
     columns = table.mapping.columns
     early = counts["days"] > 1
     apart, empty = (counts.get(name, 0) for name in ("purchases_without_a_click", "empty_responses"))
+    several = counts.get("items_with_several_texts", 0)
     vectors = "" if text is None else text.description
     from_clicks = not table.embedding_size and text is None
     notes = {
@@ -271,11 +273,9 @@ def _notes(
         "text of the items: not used, since there are columns for their embeddings, and no queries": (
             columns.text and table.embedding_size and not columns.query
         ),
-        "text of the items: every one is empty; not used": columns.text and text is None,
+        "text of the items: every one is empty; not used": columns.text and not counts["items_with_text"],
         "query: not used, since the items have no text to match it with": columns.query and text is None,
-        f"{counts['items_with_several_texts']} items have several texts; the first one counts": (
-            counts["items_with_several_texts"]
-        ),
+        f"{several} items have several texts; the first one counts": several,
         "item embeddings were scaled to length 1": table.embedding_size,
         "base_ctr is the item's smoothed click rate of the days before": not columns.base_ctr,
         "price_level is 0: no column 'price'": not columns.price,

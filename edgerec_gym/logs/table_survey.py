@@ -135,7 +135,10 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     watch.finish()
     every = check_fixed(pl.concat(items), table)
     place = every.select("item", place=pl.int_range(pl.len(), dtype=pl.Int64))
-    text, counts["items_with_several_texts"] = _item_texts(texts, every["item"])
+    text, several = _item_texts(texts, every["item"])
+    if texts:
+        counts["items_with_text"] = len(text) - text.null_count()
+        counts["items_with_several_texts"] = several
     total = pl.concat(sums).group_by("item", "day").agg(pl.col(SUMS[:-1]).sum(), pl.col(SUMS[-1]).max())
     total = total.join(place, on="item").sort("place", "day")
     by_hour = pl.concat(hours).join(place, on="item")

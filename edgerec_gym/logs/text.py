@@ -89,7 +89,7 @@ class ItemText:
         places = pl.DataFrame({"query": different, "place": np.arange(1, len(different) + 1)})
         place = query.to_frame("query").join(places, on="query", how="left", maintain_order="left")["place"]
         vectors = np.concatenate([np.zeros((1, SIZE), np.float32), self.model.embed(different.to_list())])
-        found = np.einsum("nd,nd->n", self.vectors[item], vectors[place.fill_null(0).to_numpy()])
+        found = np.einsum("ik,ik->i", self.vectors[item], vectors[place.fill_null(0).to_numpy()])
         return np.clip(found, -1, 1).astype(np.float32)
 
 
