@@ -5,9 +5,10 @@ The table is read in batches of rows: to check every value, then by users to cou
 One chunk of users, the items and the distinct clicks are held in memory.
 
 Derived values only look back: base_ctr, base_cvr and user features use the days before the session's day.
-Item embeddings (a truncated SVD of user x item clicks, unless there are columns for them) and the scale of
-prices use the first 70 % of the days, which `edgerec fit` never holds out by itself. Within these days an
-embedding also depends on the clicks of the same and later days. Days are in UTC.
+Item embeddings come from columns, else from texts (text.py), else from a truncated SVD of user x item clicks.
+What is fitted for them, and the scale of prices, use the first 70 % of the days, which `edgerec fit` never
+holds out by itself. Within these days an embedding from clicks also depends on the clicks of the same and
+later days. Days are in UTC.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from edgerec_gym.logs.table_mapping import TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
+from edgerec_gym.logs.text import ItemText, item_text
 
 ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it holds whole users
 SCAN_LIMIT = 256
@@ -110,9 +112,12 @@ def _import(
     n_fit = int(FIT_SHARE * len(survey.days))
     cut = int(survey.days[n_fit])
     size = table.embedding_size or int(mapping.feed.get("embedding_size", FeedConfig().embedding_size))
-    catalog, place, highest = make_catalog(survey.items, survey.sums, survey.clicks, cut, size, table)
+    early = np.unique(survey.sums.item[survey.sums.day < cut])
+    wanted = mapping.columns.query or not table.embedding_size
+    text = item_text(survey.texts, early) if wanted else None
+    catalog, place, highest = make_catalog(survey.items, survey.sums, survey.clicks, text, cut, size, table)
     derived = DerivedColumns(
-        survey, catalog.category[place] if mapping.columns.category else None, cut, table
+        survey, catalog.category[place] if mapping.columns.category else None, text, cut, table
     )
     catalog = catalog.with_table(derived.of_catalogue(np.argsort(place), cut))
     config = _config(mapping, survey, catalog, size, derived, table)
@@ -129,7 +134,7 @@ def _import(
     provenance |= {
         "counts": counts,
         "first_day": str(datetime.date(1970, 1, 1) + datetime.timedelta(days=int(survey.days[0]))),
-        "notes": _notes(table, counts, config),
+        "notes": _notes(table, counts, config, text),
     }
     unidentified = mapping.columns.unidentified
     writer = LogWriter(out, config, catalog, provenance, unidentified)
@@ -139,7 +144,7 @@ def _import(
     done = writer.parts
     for k, rows in enumerate(table.read(ranges[done:]), start=done):
         rows = split_long(_coded(cut_sessions(rows, table)[0], table, survey.items), config.max_slots)
-        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, derived, table))
+        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, derived, text, table))
         if progress:
             progress(len(ranges) + k + 1, 2 * len(ranges))
     writer.finish()
@@ -225,11 +230,16 @@ def _response_names(counts: Mapping[str, int], table: SourceTable) -> tuple[str,
     return tuple(names)
 
 
-def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> list[str]:
+def _notes(
+    table: SourceTable, counts: dict[str, int], config: FeedConfig, text: ItemText | None
+) -> list[str]:
     """Return what a reader of the log should know, in words."""
     columns = table.mapping.columns
     early = counts["days"] > 1
     apart, empty = (counts.get(name, 0) for name in ("purchases_without_a_click", "empty_responses"))
+    several = counts.get("items_with_several_texts", 0)
+    vectors = "" if text is None else text.description
+    from_clicks = not table.embedding_size and text is None
     notes = {
         f"{counts['duplicate_rows_dropped']} rows equal an earlier one in every mapped column; dropped": (
             counts["duplicate_rows_dropped"]
@@ -255,8 +265,17 @@ def _notes(table: SourceTable, counts: dict[str, int], config: FeedConfig) -> li
             not counts["items_with_embedding"]
         ),
         "item embeddings are an SVD of the clicks of the first 70 % of the days": (
-            not table.embedding_size and counts["items_with_embedding"]
+            from_clicks and counts["items_with_embedding"]
         ),
+        f"item embeddings come from texts: {vectors}": not table.embedding_size and text is not None,
+        f"the query's match with the items' texts is an item column: {vectors}": columns.query
+        and text is not None,
+        "text of the items: not used, since there are columns for their embeddings, and no queries": (
+            columns.text and table.embedding_size and not columns.query
+        ),
+        "text of the items: every one is empty; not used": columns.text and not counts["items_with_text"],
+        "query: not used, since the items have no text to match it with": columns.query and text is None,
+        f"{several} items have several texts; the first one counts": several,
         "item embeddings were scaled to length 1": table.embedding_size,
         "base_ctr is the item's smoothed click rate of the days before": not columns.base_ctr,
         "price_level is 0: no column 'price'": not columns.price,
@@ -292,6 +311,7 @@ def _part(
     place: np.ndarray,
     highest: float,
     derived: DerivedColumns,
+    text: ItemText | None,
     table: SourceTable,
 ) -> dict[str, Any]:
     """Return columns of the log schema for coded rows."""
@@ -326,7 +346,7 @@ def _part(
     shipped = derived.of_rows(rows, item, first_hour)
     # An embedding derived from clicks exists because of them, so it is hidden until enough were made.
     clicks = survey.sums.before(("clicks",), item, day)[:, 0]
-    known = np.full(n, True) if table.embedding_size else clicks >= MIN_READERS
+    known = np.full(n, True) if table.embedding_size or text is not None else clicks >= MIN_READERS
     ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else survey.sums.click_rate(item, day)
     return answers | {
         "session": first_session + rows["session"].to_numpy(),

@@ -25,8 +25,10 @@ from edgerec_gym.logs.looking_back import (
 from edgerec_gym.logs.table_items import DAY
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Survey
+from edgerec_gym.logs.text import ItemText
 
 NUMBER, USER_NUMBER, USER_CATEGORY, RESPONSE = "number:", "user_number:", "user_category:", "response:"
+QUERY_MATCH = "query_match"
 SPREADS = 3.0  # standard deviations that are stored as 1
 
 
@@ -36,6 +38,7 @@ class DerivedColumns:
     Args:
         survey: one pass over the table.
         category: (n,) int32 category of each item, by its place in the sorted ids; None without categories.
+        text: what the texts of the items tell, if there are any.
         cut: first day (since 1970) that the units of numbers must not use.
         table: the checked table.
 
@@ -44,7 +47,14 @@ class DerivedColumns:
         user_names: names of the user features after the embedding.
     """
 
-    def __init__(self, survey: Survey, category: np.ndarray | None, cut: int, table: SourceTable) -> None:
+    def __init__(
+        self,
+        survey: Survey,
+        category: np.ndarray | None,
+        text: ItemText | None,
+        cut: int,
+        table: SourceTable,
+    ) -> None:
         self.survey, self.category = survey, category
         # What depends on the rest of the page and on the user holds for logged pages alone.
         self.logged_pages = table.mapping.feed.get("cloud", {}).get("supply", "logged") == "logged"
@@ -57,6 +67,7 @@ class DerivedColumns:
         self.numbers = [name for name in names if name.startswith(NUMBER)]
         self.user_numbers = [name for name in names if name.startswith(USER_NUMBER)]
         self.responses = [name for name in names if name in ("purchase",) or name.startswith(RESPONSE)]
+        self.query_text = text if "query" in names else None
         self.units = survey.numbers.units(cut)
         self.levels = survey.levels
         early = survey.responses.filter(pl.col("day") < cut)
@@ -67,6 +78,7 @@ class DerivedColumns:
             *(CATEGORY_COLUMNS if category is not None else ()),
             *((*PAGE_COLUMNS, *USER_ITEM_COLUMNS) if self.logged_pages else ()),
             *(name.removeprefix(NUMBER) for name in self.numbers),
+            *((QUERY_MATCH,) if self.query_text is not None else ()),
         )
         self.user_names = (
             *USER_COLUMNS,
@@ -90,10 +102,12 @@ class DerivedColumns:
             parts.append(page_columns(parts[0], page))
             parts.append(user_item_columns(user.astype(np.int64), item, seconds, click, began, start))
         parts += [self._in_units(rows[name], name)[:, None] for name in self.numbers]
+        if self.query_text is not None:
+            parts.append(self.query_text.match(item, rows["query"])[:, None])
         return np.concatenate(parts, axis=1)
 
     def of_catalogue(self, item: np.ndarray, cut: int) -> np.ndarray:
-        """Return the item columns of items (n,) when day `cut` began, (n, C) float32; numbers are 0."""
+        """Return the item columns of items (n,) when day `cut` began, (n, C) float32; numbers and matches are 0."""
         parts = [*self._looking_back(item, np.full(len(item), cut * DAY // HOUR))]
         unknown = len(self.item_names) - sum(part.shape[1] for part in parts)
         return np.concatenate([*parts, np.zeros((len(item), unknown), np.float32)], axis=1)

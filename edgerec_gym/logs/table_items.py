@@ -10,6 +10,7 @@ import polars as pl
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.logs.ebnerd_features import MIN_READERS, article_embeddings, unit_length
 from edgerec_gym.logs.table_source import SourceTable
+from edgerec_gym.logs.text import ItemText
 
 DAY = 24 * 3600
 FIT_SHARE = 0.7  # share of the days, the first ones, that values shared by all rows are derived from
@@ -138,7 +139,13 @@ def price_level(price: np.ndarray, highest: float) -> np.ndarray:
 
 
 def make_catalog(
-    items: pl.DataFrame, sums: ItemDays, clicks: pl.DataFrame, cut: int, size: int, table: SourceTable
+    items: pl.DataFrame,
+    sums: ItemDays,
+    clicks: pl.DataFrame,
+    text: ItemText | None,
+    cut: int,
+    size: int,
+    table: SourceTable,
 ) -> tuple[Catalog, np.ndarray, float]:
     """Make the catalogue as it was when day `cut` began.
 
@@ -146,6 +153,7 @@ def make_catalog(
         items: result of :func:`check_fixed`.
         sums: sums of the whole table.
         clicks: distinct (user, item, day) rows of clicks; item is the place in `items`.
+        text: what the texts of the items tell, if there are any.
         cut: first day (since 1970) that derived values must not use.
         size: embedding size.
         table: the table they come from.
@@ -159,6 +167,8 @@ def make_catalog(
     n, columns = items.height, table.mapping.columns
     if table.embedding_size:
         vectors = unit_length(items.select(f"e{k}" for k in range(size)).to_numpy().astype(np.float64))
+    elif text is not None:
+        vectors = text.embeddings(size)
     else:
         vectors = np.zeros((n, size), np.float32)
         early = clicks.filter(pl.col("day") < cut).select("user", pl.col("item").alias("article")).unique()

@@ -107,8 +107,8 @@ class Mapping(Document):
         responses: further responses by name, each a flag or a column of numbers in 0..1; empty = not known.
         numbers: numeric columns of the item at that time; may be empty.
         user_numbers, user_categories: columns of the user at that time, numeric and text; may be empty.
-        text: text of the item, one or more columns; may be empty.
-        query: what the user searched for, as text; may be empty.
+        text: text of the item, one or more columns, which its embedding comes from; may be empty.
+        query: what the user searched for, as text, which is matched with that of the item; may be empty.
         history: ids of the items that the user had clicked before, as a list column.
         items, users: tables beside this one that may hold any column of the item or of the user.
         embedding_prefix: prefix of the columns prefix0, prefix1, ... that hold the item's embedding.

@@ -52,6 +52,7 @@ class Survey:
 
     Attributes:
         items: item, then the values shared by all its rows; sorted by item.
+        texts: (items,) text of each item at its first row that has one, else null; of length 0 if not mapped.
         sums: sums by item and day.
         hours: views and clicks by item (place in `items`) and hour.
         numbers: sums of the numbers of items and users.
@@ -65,6 +66,7 @@ class Survey:
     """
 
     items: pl.DataFrame
+    texts: pl.Series
     sums: ItemDays
     hours: HourlySums
     numbers: NumberSums
@@ -89,7 +91,7 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         InputError: two rows contradict each other; the message names them.
     """
     counts: Counter[str] = Counter(rows=table.rows)
-    sums, hours, items, clicks, days, sessions, pages = [], [], [], [], [], [], []
+    sums, hours, items, texts, clicks, days, sessions, pages = [], [], [], [], [], [], [], []
     numeric = tuple(name for name in table.columns if name.startswith(("number:", "user_number:")))
     responses = [n for n in table.columns if n == "purchase" or n.startswith("response:")]
     grouped = [name for name in table.columns if name.startswith("user_category:")]
@@ -106,6 +108,8 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         for name in grouped:
             levels[name].update(rows.select("user", name).unique()[name].drop_nulls().to_list())
         items.append(fixed_values(rows))
+        if "text" in rows.columns:
+            texts.append(_first_texts(rows))
         day = (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")
         clicks.append(rows.filter("click").select("user", "item", day).unique())
         days.append(rows.select((pl.col("start") // DAY).cast(pl.Int64).unique()).to_series().to_numpy())
@@ -131,6 +135,10 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     watch.finish()
     every = check_fixed(pl.concat(items), table)
     place = every.select("item", place=pl.int_range(pl.len(), dtype=pl.Int64))
+    text, several = _item_texts(texts, every["item"])
+    if texts:
+        counts["items_with_text"] = len(text) - text.null_count()
+        counts["items_with_several_texts"] = several
     total = pl.concat(sums).group_by("item", "day").agg(pl.col(SUMS[:-1]).sum(), pl.col(SUMS[-1]).max())
     total = total.join(place, on="item").sort("place", "day")
     by_hour = pl.concat(hours).join(place, on="item")
@@ -138,6 +146,7 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     clicked = pl.concat(clicks).join(table.users.with_row_index("code"), on="user").join(place, on="item")
     return Survey(
         every,
+        text,
         ItemDays(total["place"].to_numpy(), total["day"].to_numpy(), total.select(SUMS).to_numpy()),
         HourlySums.of(
             by_hour["place"].to_numpy(),
@@ -153,6 +162,22 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         np.concatenate(pages),
         counts,
     )
+
+
+def _first_texts(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return when each item first had each of its texts: columns item, text, seconds."""
+    given = rows.filter(pl.col("text").str.strip_chars() != "")
+    return given.group_by("item", "text").agg(pl.col("seconds").min())
+
+
+def _item_texts(found: list[pl.DataFrame], items: pl.Series) -> tuple[pl.Series, int]:
+    """Return the first text of each item, and the number of items that have several."""
+    if not found:
+        return pl.Series(dtype=pl.String), 0
+    every = pl.concat(found).group_by("item", "text").agg(pl.col("seconds").min()).sort("seconds", "text")
+    first = every.group_by("item").agg(pl.col("text").first(), pl.len())
+    texts = items.to_frame("item").join(first, on="item", how="left", maintain_order="left")["text"]
+    return texts, int((first["len"] > 1).sum())
 
 
 def _number_sums(rows: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
