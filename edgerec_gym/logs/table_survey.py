@@ -146,13 +146,18 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         ),
         NumberSums(by_day["day"].to_numpy(), numeric, by_day.drop("day").to_numpy()),
         pl.concat(rates).group_by("day").sum(),
-        {name: [value for value, _ in found.most_common(MOST_LEVELS)] for name, found in levels.items()},
+        {name: _most_frequent(found) for name, found in levels.items()},
         clicked.select(pl.col("code").cast(pl.Int64).alias("user"), pl.col("place").alias("item"), "day"),
         np.unique(np.concatenate(days)),
         np.concatenate(sessions),
         np.concatenate(pages),
         counts,
     )
+
+
+def _most_frequent(found: Counter[str]) -> list[str]:
+    """Return the MOST_LEVELS most frequent values; ties in order of the values, as rows come in any order."""
+    return sorted(found, key=lambda value: (-found[value], value))[:MOST_LEVELS]
 
 
 def _number_sums(rows: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
