@@ -83,7 +83,12 @@ class Supply:
             bounds = getattr(self, name)
             groups = len(bounds) - 1 if groups is None else groups
             end = len(self.first_entry) - 1 if end is None else end
-            if len(bounds) != groups + 1 or bounds[0] or bounds[-1] != end or (bounds[1:] <= bounds[:-1]).any():
+            if (
+                len(bounds) != groups + 1
+                or bounds[0]
+                or bounds[-1] != end
+                or (bounds[1:] <= bounds[:-1]).any()
+            ):
                 raise InputError(f"supply: {name} must rise from 0 to {end}")
         if not 1 <= self.held_out < visits:
             raise InputError(f"supply: held_out = {self.held_out} leaves no visits on one side of {visits}")
