@@ -161,7 +161,7 @@ def draw_visit(key, split, held_out, n_visits):
 
 @kernel
 def logged_page(cloud, visit, page):
-    """Return the logged page that a visit shows as its page 0, 1, ...; its period's first follows the last."""
+    """Return a visit's logged page 0, 1, ...; after the last of its period, the first."""
     first, end = 0, cloud.visit_pages[cloud.held_out]
     if visit >= cloud.held_out:
         first, end = end, cloud.page_entries.shape[0] - 1

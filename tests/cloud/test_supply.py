@@ -403,7 +403,7 @@ BROKEN = [
     (lambda tensors: tensors.update(values=tensors["values"][:, :0].copy()), r"values must have at least 4"),
     (
         lambda tensors: tensors.update(values=tensors["values"][:, :6].copy()),
-        r"values has 6 columns; it needs",
+        r"values has 6 columns",
     ),
     (lambda tensors: tensors.update(hour=tensors["hour"].astype(np.int64)), r"'hour' does not fit"),
     (lambda tensors: tensors.update(first_entry=np.zeros(0, np.int64)), r"first_page must rise"),
