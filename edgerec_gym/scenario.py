@@ -191,7 +191,11 @@ def _load(folder: Path, stamp: int) -> Scenario:
     if SUPPLY_FILE in described.sha256:
         check_file(folder / SUPPLY_FILE, MOST_BYTES)
         _check_recorded(folder / SUPPLY_FILE, described.sha256)
-        catalog = catalog.with_supply(Supply.load(folder / SUPPLY_FILE, len(catalog)))
+        supply = Supply.load(folder / SUPPLY_FILE)
+        try:
+            catalog = catalog.with_supply(supply)
+        except InputError as error:
+            raise InputError(f"{folder / SUPPLY_FILE}: {error}") from None
     try:
         return Scenario(
             name=described.name,

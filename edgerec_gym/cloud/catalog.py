@@ -108,6 +108,13 @@ class Catalog:
         wanted = VALUES + self.columns.shape[1]
         if supply.values.shape[1] != wanted:
             raise InputError(f"supply: values has {supply.values.shape[1]} columns; it needs {wanted}")
+        if supply.item.max() >= len(self):
+            raise InputError(
+                f"supply: item {supply.item.max()} is not one of the catalogue's {len(self)} items"
+            )
+        goods = np.logical_or.reduceat(self.card_type[supply.item] == 0, supply.first_entry[:-1])
+        if not goods.all():  # kernels rely on a candidate to place
+            raise InputError(f"supply: page {goods.argmin()} holds no goods; each must hold some")
         return replace(self, supply=supply)
 
     def columns_of(self, item: np.ndarray, session: np.ndarray) -> np.ndarray:

@@ -148,10 +148,11 @@ def _draw_page(feed, cloud, row):
         e = draw_entry(cloud, feed.visit[row], key, slot, j)
         if not _on_page(feed, row, cloud.entry_items[e]):
             _offer(feed, cloud, row, e)
-    j = 0
-    while feed.pool_left[row] == 0:  # all were shown in this session before
-        _offer(feed, cloud, row, cloud.day_entries[feed.visit[row], 0] + j)
-        j += 1
+    e = cloud.day_entries[feed.visit[row], 0]
+    while feed.pool_left[row] == 0:  # all were shown in this session before; each day has goods
+        if cloud.entry_items[e] < cloud.type_bounds[1]:
+            _offer(feed, cloud, row, e)
+        e += 1
     at, n = feed.pool_at + feed.n_embedding, min(feed.pool_left[row], feed.page_size)
     for k in range(N_MEANS):
         total = 0.0

@@ -72,7 +72,7 @@ class Supply:
             ("values", entries, -1, 1),
         ):
             found = getattr(self, name)
-            if len(found) != size or not size or (not found.size and name != "features"):
+            if len(found) != size or not size:
                 raise InputError(f"supply: {name} has {len(found)} rows, not {size}")
             margin = 1e-3 if name in ("features", "values") else 0  # rounding
             if not ((found >= low - margin) & (found <= high + margin)).all():  # false for NaN
@@ -83,7 +83,12 @@ class Supply:
             bounds = getattr(self, name)
             groups = len(bounds) - 1 if groups is None else groups
             end = len(self.first_entry) - 1 if end is None else end
-            if len(bounds) != groups + 1 or bounds[0] or bounds[-1] != end or (np.diff(bounds) < 1).any():
+            if (
+                len(bounds) != groups + 1
+                or bounds[0]
+                or bounds[-1] != end
+                or (bounds[1:] <= bounds[:-1]).any()
+            ):
                 raise InputError(f"supply: {name} must rise from 0 to {end}")
         if not 1 <= self.held_out < visits:
             raise InputError(f"supply: held_out = {self.held_out} leaves no visits on one side of {visits}")
@@ -119,14 +124,12 @@ class Supply:
             temporary.write_bytes(save(arrays | {"held_out": np.array([self.held_out], np.int64)}))
 
     @classmethod
-    def load(cls, path: str | Path, n_items: int) -> Supply:
+    def load(cls, path: str | Path) -> Supply:
         """Read and check the file; InputError names it and what is wrong."""
         tensors = read_tensors(path, KINDS)
         held_out = int(tensors.pop("held_out")[0])
         try:
             found = cls(**tensors, held_out=held_out)
-            if found.item.max() >= n_items:
-                raise InputError(f"supply: item {found.item.max()} is not one of the catalogue's {n_items}")
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         for values in tensors.values():
@@ -158,8 +161,11 @@ def draw_visit(key, split, held_out, n_visits):
 
 @kernel
 def logged_page(cloud, visit, page):
-    """Return the logged page that a visit shows as its page 0, 1, ...; after the last, the first again."""
-    return (cloud.visit_pages[visit] + page) % (cloud.page_entries.shape[0] - 1)
+    """Return a visit's logged page 0, 1, ...; after the last of its period, the first."""
+    first, end = 0, cloud.visit_pages[cloud.held_out]
+    if visit >= cloud.held_out:
+        first, end = end, cloud.page_entries.shape[0] - 1
+    return first + (cloud.visit_pages[visit] - first + page) % (end - first)
 
 
 @kernel

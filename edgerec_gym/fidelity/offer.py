@@ -47,11 +47,9 @@ def offer_figures(log: LoggedSessions, simulated: LoggedSessions, seed: int = 0)
     draws = [_resampled(totals, rng) for totals in (ours, theirs)]
     for name, (over, under) in {"click_rate": (1, 0), "length": (0, 2)}.items():
         found = [totals[:, over].sum() / totals[:, under].sum() for totals in (ours, theirs)]
-        change = (
-            draws[1][:, over] / draws[1][:, under] / np.maximum(draws[0][:, over] / draws[0][:, under], 1e-12)
-        )
-        low, high = np.quantile(change - 1, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        difference = found[1] / max(found[0], 1e-12) - 1
+        change = _relative(*(sums[:, over] / sums[:, under] for sums in draws))
+        low, high = np.quantile(change, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        difference = _relative(*found)
         figures[name] = {
             "log": float(found[0]),
             "simulated": float(found[1]),
@@ -62,6 +60,11 @@ def offer_figures(log: LoggedSessions, simulated: LoggedSessions, seed: int = 0)
         }
     figures["items"] = _items(log, simulated, rng)
     return figures
+
+
+def _relative(log: np.ndarray, simulated: np.ndarray) -> np.ndarray:
+    """Return the relative difference; 0 if both are 0."""
+    return (simulated - log) / np.maximum(log, 1e-12)
 
 
 def _totals(sessions: LoggedSessions) -> np.ndarray:

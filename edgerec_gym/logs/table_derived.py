@@ -107,7 +107,7 @@ class DerivedColumns:
         return np.concatenate(parts, axis=1)
 
     def of_catalogue(self, item: np.ndarray, cut: int) -> np.ndarray:
-        """Return the item columns of items (n,) when day `cut` began, (n, C) float32; numbers and matches are 0."""
+        """Return the item columns of items (n,) when day `cut` began; what rows tell is 0."""
         parts = [*self._looking_back(item, np.full(len(item), cut * DAY // HOUR))]
         unknown = len(self.item_names) - sum(part.shape[1] for part in parts)
         return np.concatenate([*parts, np.zeros((len(item), unknown), np.float32)], axis=1)

@@ -155,7 +155,7 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         ),
         NumberSums(by_day["day"].to_numpy(), numeric, by_day.drop("day").to_numpy()),
         pl.concat(rates).group_by("day").sum(),
-        {name: [value for value, _ in found.most_common(MOST_LEVELS)] for name, found in levels.items()},
+        {name: _most_frequent(found) for name, found in levels.items()},
         clicked.select(pl.col("code").cast(pl.Int64).alias("user"), pl.col("place").alias("item"), "day"),
         np.unique(np.concatenate(days)),
         np.concatenate(sessions),
@@ -178,6 +178,11 @@ def _item_texts(found: list[pl.DataFrame], items: pl.Series) -> tuple[pl.Series,
     first = every.group_by("item").agg(pl.col("text").first(), pl.len())
     texts = items.to_frame("item").join(first, on="item", how="left", maintain_order="left")["text"]
     return texts, int((first["len"] > 1).sum())
+
+
+def _most_frequent(found: Counter[str]) -> list[str]:
+    """Return the MOST_LEVELS most frequent values; ties in order of the values, as rows come in any order."""
+    return sorted(found, key=lambda value: (-found[value], value))[:MOST_LEVELS]
 
 
 def _number_sums(rows: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:

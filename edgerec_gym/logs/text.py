@@ -123,9 +123,8 @@ def fit_text(texts: list[str]) -> TextModel:
     glove = _glove()
     known = 0.0
     if glove is not None and counts.height:
-        known = (
-            counts.filter(pl.col("word").is_in(glove[0]["word"].implode()))["len"].sum() / counts["len"].sum()
-        )
+        found = counts.filter(pl.col("word").is_in(glove[0]["word"].implode()))["len"].sum()
+        known = float(found) / float(counts["len"].sum())
     if glove is not None and known >= KNOWN_SHARE:
         kind, raw = WORDS_KIND, _of_words(texts, *glove)
     else:
