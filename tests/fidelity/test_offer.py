@@ -159,7 +159,7 @@ def test_commands_note_weak_users_in_one_line(weak_users, tmp_path, command):
     out = ("--out", tmp_path / "run") if command[0] == "train" else ()
     found = run(*arguments, *out, "--json")
     assert found.exit_code == 0, found.output
-    assert found.stderr.splitlines().count(NOTE) == 1 and "92" not in found.stdout
+    assert found.stderr.splitlines().count(NOTE) == 1 and "click rate 92" not in found.stdout
     json.loads(found.stdout)
     other = ("--out", tmp_path / "other") if out else ()
     quiet = run(*(part for part in arguments if part not in ("--users", "learned")), "--users", "synthetic",
