@@ -17,13 +17,17 @@ from edgerec_gym.logs.ebnerd_features import MIN_READERS
 from edgerec_gym.logs.looking_back import (
     CATEGORY_COLUMNS,
     HOUR,
+    IN_PAGE,
     ITEM_COLUMNS,
     LIFT_UNIT,
     MOST_HOURS,
+    MOST_SHOWN,
     MOST_VIEWS,
+    PAGE_COLUMNS,
     PRIOR_RATE,
     PRIOR_VIEWS,
     USER_COLUMNS,
+    USER_ITEM_COLUMNS,
     WINDOWS,
     HourlySums,
     category_columns,
@@ -289,7 +293,7 @@ def test_the_log_holds_what_plain_python_derives(original):
     """Item columns, freshness, base_ctr and user columns of every row of one day."""
     folder, frame, rows = original
     config = LogReader(folder / "logs").config
-    assert config.item_columns == (*ITEM_COLUMNS, *CATEGORY_COLUMNS)
+    assert config.item_columns == (*ITEM_COLUMNS, *CATEGORY_COLUMNS, *PAGE_COLUMNS, *USER_ITEM_COLUMNS)
     assert config.profile_size == len(USER_COLUMNS) + 1  # and the lift of likes
     seconds, sku, clicked = (frame[name].to_list() for name in ("ts", "sku", "clicked"))
     events = [(s, t // HOUR, True, bool(c)) for s, t, c in zip(sku, seconds, clicked, strict=True)]
@@ -301,6 +305,16 @@ def test_the_log_holds_what_plain_python_derives(original):
         topics = [(s % 4, h, seen, click) for s, h, seen, click in events]
         topic = reference_item(topics, row["name"] % 4, hour)
         expected += [topic[ITEM_COLUMNS.index("lift")], topic[ITEM_COLUMNS.index("lift_day")]]
+        of_page = rows.filter(*(pl.col(key) == row[key] for key in ("user", "day", "hour")))["item_columns"]
+        means = np.mean([values[: len(ITEM_COLUMNS)] for values in of_page.to_list()], axis=0)
+        expected += [expected[at] - means[at] for at in map(ITEM_COLUMNS.index, IN_PAGE)]
+        page_start = hour * HOUR + int(users[row["user"]][1:]) * 60  # its visit begins with it
+        shown = [
+            c
+            for u, s, t, c in zip(frame["uid"].to_list(), sku, seconds, clicked, strict=True)
+            if (u, s) == (users[row["user"]], row["name"]) and t < page_start
+        ]
+        expected += [reference_share(count, MOST_SHOWN) for count in (len(shown), sum(shown))]
         assert np.allclose(row["item_columns"], expected, atol=1e-5)
         age = hour - min(h for s, h, *_ in events if s == row["name"])
         assert row["freshness"] == pytest.approx(1 / (1 + age / 24), abs=1e-6)
