@@ -31,15 +31,13 @@ from benchmarks.click_baselines import ABOVE, CLICK_BASELINES, TREES, ClickTask,
 from benchmarks.real_log_sources import SOURCES
 from benchmarks.user_scores import Predictions, Truth, auc_differences, figures, held_out_truth, over_seeds
 from benchmarks.user_study import MOST_SLOTS, gather
-from edgerec_gym.answers import CLICK
 from edgerec_gym.commands.console import note, progress_bar
 from edgerec_gym.documents import read_json
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.intervals import interval_text
 from edgerec_gym.evaluation.ranking import auc_by_group
 from edgerec_gym.fidelity.expected import replay
-from edgerec_gym.fidelity.report import MOST_SESSIONS, fidelity_report
-from edgerec_gym.fidelity.rollouts import held_out, simulate
+from edgerec_gym.fidelity.report import fidelity_report
 from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.logs.sessions import LoggedSessions, split_sessions
 from edgerec_gym.logs.store import LogReader
@@ -118,19 +116,9 @@ class RealLog:
         path = self.work / f"fidelity-seed{seed}.json"
         if not path.exists():
             report = fidelity_report(scenario, self.reader.folder, seed=seed)
-            log = held_out(self.reader, scenario, MOST_SESSIONS)
-            played = simulate(scenario, len(log.sessions), [], seed)
-            told = {"log": _shape(log.sessions), "rollouts": _shape(played.sessions)}
-            write_json(path, {**told, **{key: report[key] for key in ("two_sample", "weak")}})
+            write_json(path, {key: report[key] for key in ("offer", "two_sample", "weak")})
         found: dict[str, Any] = read_json(path)
         return found
-
-
-def _shape(sessions: LoggedSessions) -> dict[str, float]:
-    """Click rate and mean length of sessions, in answered slots."""
-    rows = sessions.answered_rows(np.arange(len(sessions)))
-    clicks = float((sessions.actions[rows, CLICK] > 0).sum())
-    return {"click_rate": clicks / len(rows), "session_length": len(rows) / len(sessions)}
 
 
 def ablation(log: RealLog) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -255,7 +243,8 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         )
     console.print(table)
     table = Table(
-        "log", "click rate\nlog", "\nrollouts", "length\nlog", "\nrollouts", "two-sample\nAUC",
+        "log", "click rate\nlog", "\nrollouts", "length\nlog", "\nrollouts", "items, of\nchance",
+        "two-sample\nAUC",
         "most telling", "weak", title="rollouts of the log's policy, by seed",
     )  # fmt: skip
     for log, result in results.items():
@@ -263,8 +252,9 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             telling = found["two_sample"]["most_telling"]
             table.add_row(
                 f"{log}, {seed}",
-                *(f"{found[side]['click_rate']:.3f}" for side in ("log", "rollouts")),
-                *(f"{found[side]['session_length']:.1f}" for side in ("log", "rollouts")),
+                *(f"{found['offer']['click_rate'][side]:.4f}" for side in ("log", "simulated")),
+                *(f"{found['offer']['length'][side]:.2f}" for side in ("log", "simulated")),
+                f"{found['offer']['items']['distance'] / found['offer']['items']['floor']:.2f}",
                 f"{found['two_sample']['auc']:.3f}",
                 ", ".join(f"{name} {value:.2f}" for name, value in telling.items()),
                 ", ".join(found["weak"]),

@@ -197,8 +197,8 @@ def test_command_fits_judges_and_resumes(
     assert second["rows"][-1]["model"] == real_logs.USERS
     assert set(second["users_minus_trees"]) == {click_baselines.TREES, click_baselines.ABOVE}
     [fidelity] = second["fidelity"]
-    assert fidelity["log"]["session_length"] == 2 * small_table.PAGE
-    assert 0 < fidelity["rollouts"]["click_rate"] < 1
+    assert fidelity["offer"]["length"]["log"] == small_table.PAGE * 2
+    assert 0 < fidelity["offer"]["click_rate"]["simulated"] < 1
     assert "learned users" in capsys.readouterr().out
 
 
