@@ -23,6 +23,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Learn users from logs and write a scenario."""
+    from edgerec_gym.fidelity.offer import check_offer
     from edgerec_gym.logs.ebnerd import is_ebnerd
     from edgerec_gym.simulator.fit import fit
 
@@ -35,7 +36,14 @@ def fit(
         console.progress_bar("fit") as progress,
     ):
         metrics = fit(
-            logs, out, seed=seed, ensemble=ensemble, epochs=epochs, threads=threads, progress=progress
+            logs,
+            out,
+            seed=seed,
+            ensemble=ensemble,
+            epochs=epochs,
+            threads=threads,
+            check=check_offer,
+            progress=progress,
         )
     if as_json:
         console.print_json(metrics | ({"reference": reference} if reference else {}) | {"out": str(out)})

@@ -29,6 +29,7 @@ _KERNELS = {"kernel", "product_kernel", "entry_point"}
 _SOURCES = (
     "answers.py",
     "cloud/retrieval.py",
+    "cloud/supply.py",
     "cloud/wire.py",
     "compiled/arrays.py",
     "compiled/jit.py",

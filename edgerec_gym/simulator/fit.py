@@ -39,6 +39,7 @@ NO_HAZARD = 1e-9  # probability of leaving, where something else ends sessions
 STOPPING_SESSIONS = 3000  # maximum number
 
 Report = Callable[[int, int, str], None]
+Check = Callable[[Scenario, Path, int], dict[str, Any]]
 
 
 @one_writer("out_folder")
@@ -53,6 +54,7 @@ def fit(
     held_out_from: int | None = None,
     threads: int = 2,
     resume: bool = True,
+    check: Check | None = None,
     progress: Report | None = None,
 ) -> dict[str, Any]:
     """Fit users on a log and write a scenario folder.
@@ -72,6 +74,8 @@ def fit(
             validation week), else the last seventh of the days, or of a one-day log every seventh session.
         threads: members trained at a time.
         resume: continue from what is in `out_folder`; False starts over.
+        check: judges rollouts where sessions play logged visits, given the scenario, the log and the seed, such as
+            :func:`edgerec_gym.fidelity.offer.check_offer`; its figures are kept under "rollouts".
         progress: called with (epochs done, maximum number of epochs, text).
 
     Returns:
@@ -153,19 +157,17 @@ def fit(
         fidelity=figures,
     )
     fitted.save(out)
-    if fitted.catalog.supply is not None:
-        figures["rollouts"] = check_rollouts(out, reader, seed)
+    if check is not None and fitted.catalog.supply is not None:
+        figures["rollouts"] = _checked(check, out, reader, seed)
         replace(fitted, fidelity=figures).save(out)
     remove_folder(work)
     return figures
 
 
-def check_rollouts(out: Path, reader: LogReader, seed: int) -> dict[str, Any]:
-    """Return what rollouts of the logging policy say of fitted users; a short log gives a reason instead."""
-    from edgerec_gym.fidelity.offer import check_offer
-
+def _checked(check: Check, out: Path, reader: LogReader, seed: int) -> dict[str, Any]:
+    """Return what a check says of fitted users; a log that is too short gives the reason instead."""
     try:
-        return check_offer(Scenario.load(out), reader.folder, seed)
+        return check(Scenario.load(out), reader.folder, seed)
     except InputError as error:
         return {"weak": [], "not_checked": str(error)}
 

@@ -121,7 +121,7 @@ def test_each_unknown_leaves_out_features_of_its_own(log, unknown):
 
 
 def test_a_fit_checks_its_rollouts_and_the_check_repeats(folder):
-    figures = fit(folder / "logs", folder / "users", ensemble=1, epochs=1, hidden=8)
+    figures = fit(folder / "logs", folder / "users", ensemble=1, epochs=1, hidden=8, check=check_offer)
     rollouts = figures["rollouts"]
     assert {"click_rate", "length", "items", "two_sample", "weak"} <= set(rollouts)
     assert rollouts["length"]["simulated"] == rollouts["length"]["log"] == 10  # as long as logged visits
