@@ -1,4 +1,7 @@
-"""Pair the randomised page requests of a log with another policy's choices, for off-policy estimates."""
+"""Pair the random decisions of a log with another policy's choices, for off-policy estimates.
+
+A decision is a page request, or in an imported log with propensities the item of a slot.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from edgerec_gym.agents.data.daily_items import DailyItems, DailyLog, has_item_propensities
 from edgerec_gym.agents.data.log_stream import log_tables
-from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards
+from edgerec_gym.agents.data.logged_observations import TrackLog, answer_rewards, step_rewards
 from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -19,7 +23,7 @@ from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy
 
-TRACK = "request"
+TRACK, ITEM_TRACK = "request", "rerank"
 BLOCK = 4096  # observations per call of a stateless policy
 ROWS = 256  # sessions per call of a stateful policy, whose first call fixes the batch size
 COLUMNS = [name for name in (*SCHEMA.names, *OPTIONAL) if name != "time"]
@@ -64,12 +68,18 @@ def read_decisions(
     at_moments: bool = False,
     progress: Progress | None = None,
 ) -> LoggedDecisions:
-    """Read the randomised requests of a log and what a policy of EdgeFeedRequest-v0 would have done.
+    """Read the random decisions of a log and what a policy would have done.
+
+    These are the requests of a log of this package (policies of EdgeFeedRequest-v0), or the items of an
+    imported log with propensities (policies of EdgeFeedRerank-v0). Of items, only the probability of the
+    logged one is known, so there are two actions: 0 = that item, 1 = any other one. The candidates of a page
+    are the items of its day (:class:`~edgerec_gym.agents.data.daily_items.DailyItems`).
 
     The policy sees every session slot by slot, as the device saw it. Memory is bounded by a chunk of the log.
 
     Args:
-        reader: a log in which only requests were randomised (`edgerec collect --randomise request`).
+        reader: a log in which only requests were randomised (`edgerec collect --randomise request`), or an
+            imported one with propensities.
         policy: the policy to evaluate; one with `stateless` is called in any order.
         at_moments: evaluate the policy only at the log's random decisions; elsewhere, keep the logged action.
         progress: called with (sessions read, total).
@@ -78,11 +88,12 @@ def read_decisions(
         InputError: if propensities are missing, order or cards were randomised too, the policy acts where the
             log never does, or :class:`~edgerec_gym.evaluation.off_policy.LoggedDecisions` rejects the data.
     """
+    items = DailyItems.of(reader) if has_item_propensities(reader) else None
     parts: list[dict[str, np.ndarray]] = []
     done = 0
     for table in log_tables(reader, None, lambda ids: np.ones(len(ids), np.bool_), COLUMNS):
-        part = _chunk(reader, table, policy, at_moments)
-        _check_support(LoggedDecisions(**part), policy)
+        part = _chunk(reader, table, policy, at_moments, items)
+        _check_support(LoggedDecisions(**part), policy, items is not None)
         part["session"] = part["session"] + done
         done += len(part["before"])
         parts.append(part)
@@ -92,40 +103,56 @@ def read_decisions(
     return LoggedDecisions(**joined)
 
 
-def _check_support(decisions: LoggedDecisions, policy: Policy) -> None:
+def _check_support(decisions: LoggedDecisions, policy: Policy, of_items: bool) -> None:
     bad = decisions.unsupported()
     if bad is not None:
-        does = "requests a page" if decisions.target[bad, 1] > decisions.logging[bad, 1] else "keeps"
+        more = decisions.target[bad, 1] > decisions.logging[bad, 1]
+        does = "shows another item" if of_items else "requests a page" if more else "keeps"
         raise InputError(
             f"{decisions.name(bad)}: policy {policy.name!r} {does} where the log never does (propensity 0), "
             "so the log cannot judge it; --at-moments judges it at the log's random decisions only"
         )
 
 
-def _chunk(reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool) -> dict[str, np.ndarray]:
+def _chunk(
+    reader: LogReader, table: pa.Table, policy: Policy, at_moments: bool, items: DailyItems | None
+) -> dict[str, np.ndarray]:
     """Return the fields of LoggedDecisions for some sessions."""
     config = reader.config
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
-    log = TrackLog(table, sessions, config, TRACK)
-    logging = _logging(reader, table)
+    log: TrackLog
+    if items is None:
+        log, logging = TrackLog(table, sessions, config, TRACK), _logging(reader, table)
+        action, reward = table["request"].to_numpy().astype(np.int64), step_rewards(table, sessions, config)
+        logged = None
+    else:
+        log, logging = DailyLog(table, sessions, config, ITEM_TRACK, items), _item_logging(reader, table)
+        action, reward = np.zeros(len(logging), np.int64), answer_rewards(sessions, config)
+        logged = log.pages.pool_row
+
+    def probabilities(rows: np.ndarray, slot: np.ndarray) -> np.ndarray:
+        found = action_probabilities(policy, log.observations(session[rows], slot))
+        if logged is None:
+            return found
+        same = found[np.arange(len(rows)), logged[rows]]
+        return np.column_stack([same, 1 - same])
+
     length = np.diff(sessions.starts)
     session = np.repeat(np.arange(len(length)), length)
     slot = np.arange(len(session)) - sessions.starts[session]
-    action = table["request"].to_numpy().astype(np.int64)
     drawn = (logging > 0).all(axis=1)
     target = logging.copy()
     if getattr(policy, "stateless", False):
         rows = np.flatnonzero(drawn) if at_moments else np.arange(len(session))
         for at in range(0, len(rows), BLOCK):
             some = rows[at : at + BLOCK]
-            target[some] = action_probabilities(policy, log.observations(session[some], slot[some]))
+            target[some] = probabilities(some, slot[some])
     else:
-        _ask_slot_by_slot(log, policy, target)
+        _ask_slot_by_slot(sessions.starts, policy, probabilities, target)
     if at_moments:
         target[~drawn] = logging[~drawn]
     # A deterministic decision is uninformative, unless the policy disagrees: then it lacks support.
     rows = np.flatnonzero(drawn | (np.abs(target - logging).max(axis=1) > 0))
-    reward = step_rewards(table, sessions, config)
     total = np.concatenate([[0.0], np.cumsum(reward)])
     following = np.append(rows[1:], len(session))
     end = np.minimum(following, sessions.starts[session[rows] + 1])
@@ -174,15 +201,33 @@ def _logging(reader: LogReader, table: pa.Table) -> np.ndarray:
     return logging
 
 
-def _ask_slot_by_slot(log: TrackLog, policy: Policy, target: np.ndarray) -> None:
+def _item_logging(reader: LogReader, table: pa.Table) -> np.ndarray:
+    """Return the probabilities of the logged item and of any other one, (P, 2) float64."""
+    probability = table["propensity"].fill_null(np.nan).to_numpy()
+    wrong = np.flatnonzero(~((probability > 0) & (probability <= 1)))
+    if len(wrong):
+        session, slot = (table[name][int(wrong[0])].as_py() for name in ("session", "slot"))
+        raise InputError(
+            f"{reader.folder}: session {session}, slot {slot}: propensity is {probability[wrong[0]]}; "
+            "allowed: above 0, up to 1"
+        )
+    return np.column_stack([probability, 1 - probability])
+
+
+def _ask_slot_by_slot(
+    starts: np.ndarray,
+    policy: Policy,
+    probabilities: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    target: np.ndarray,
+) -> None:
     """Fill in the probabilities (P, 2) of a stateful policy; ended sessions repeat their last slot."""
-    length, starts = np.diff(log.sessions.starts), log.sessions.starts[:-1]
+    length = np.diff(starts)
     for first in range(0, len(length), ROWS):
         row = np.arange(first, first + ROWS)
         session = np.minimum(row, len(length) - 1)  # surplus rows repeat the last session
         policy.reset(np.ones(ROWS, np.bool_))
         for slot in range(length[session].max()):
             at = np.minimum(slot, length[session] - 1)
-            found = action_probabilities(policy, log.observations(session, at))
+            found = probabilities(starts[session] + at, at)
             live = (row < len(length)) & (length[session] > slot)
             target[starts[session[live]] + slot] = found[live]

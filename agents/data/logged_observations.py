@@ -134,20 +134,26 @@ def step_rewards(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) 
 
     Terms that a log does not record count 0: illegal actions and the disagreement of learned users.
     """
+    answer = answer_rewards(sessions, config)
+    rows, begin = np.arange(len(answer)), np.repeat(sessions.starts[:-1], np.diff(sessions.starts))
+    shown = rows - config.lookahead
+    earned = np.where(shown >= begin, answer[np.maximum(shown, 0)], 0.0)
+    return earned + config.reward.cost(table["request"].to_numpy())
+
+
+def answer_rewards(sessions: LoggedSessions, config: FeedConfig) -> np.ndarray:
+    """Return the reward of the answer to each slot, (P,) float64."""
     reward, actions = config.reward, sessions.actions
     is_card = sessions.catalog.card_type[sessions.item] > 0
     click = actions[:, CLICK].astype(np.float64)
-    answer = reward.value(
+    value: np.ndarray = reward.value(
         click,
         actions[:, BUY],
         card=is_card,
         leave=actions[:, LEAVE],
         responses=config.response_value(sessions.responses) if config.responses else 0.0,
     )
-    rows, begin = np.arange(len(is_card)), np.repeat(sessions.starts[:-1], np.diff(sessions.starts))
-    shown = rows - config.lookahead
-    earned = np.where(shown >= begin, answer[np.maximum(shown, 0)], 0.0)
-    return earned + reward.cost(table["request"].to_numpy())
+    return value
 
 
 def track_actions(log: TrackLog, table: pa.Table, observation: Observation, rows: np.ndarray) -> np.ndarray:

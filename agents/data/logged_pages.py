@@ -54,7 +54,7 @@ class LoggedPages:
         of_slot = np.cumsum(start) - 1
         candidates, logged = _candidates(table, sessions, first, of_slot, config)
         goods = sessions.catalog.card_type[sessions.item] == 0
-        pool_row = _pool_rows(sessions.item, goods, candidates[of_slot])
+        pool_row = pool_rows(sessions.item, goods, candidates[of_slot])
         base_ctr = np.zeros(candidates.shape, np.float32)
         if logged.any():
             base_ctr[logged] = cloud_scores(sessions, candidates, first, of_slot, config)[logged]
@@ -88,7 +88,7 @@ def _candidates(
     return candidates, logged
 
 
-def _pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Return the row of each placed item (P,) among its page's candidates (P, N), -1 if it is not there."""
     found = candidates == item[:, None]
     return np.where(goods & found.any(axis=1), found.argmax(axis=1), NOT_IN_POOL)

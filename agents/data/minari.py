@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym import __version__
+from edgerec_gym.agents.data.daily_items import DailyItems, DailyLog, has_item_propensities
 from edgerec_gym.agents.data.log_stream import log_tables
 from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, track_actions, with_last
 from edgerec_gym.answers import LEAVE
@@ -153,11 +154,12 @@ def _about(name: str, reader: LogReader) -> dict[str, Any]:
 def _episodes(
     reader: LogReader, track: str, wanted: int, file: Path, progress: Progress | None
 ) -> Iterator[Any]:
+    items = DailyItems.of(reader) if has_item_propensities(reader) else None
     done = 0
     for table in log_tables(
         reader, None, lambda ids: np.ones(len(ids), np.bool_), [*SCHEMA.names, *OPTIONAL]
     ):
-        for episode in _chunk(reader, table, track, file):
+        for episode in _chunk(reader, table, track, file, items):
             yield episode
             done += 1
             if progress and (done % 50 == 0 or done == wanted):
@@ -166,11 +168,18 @@ def _episodes(
                 return
 
 
-def _chunk(reader: LogReader, plain: pa.Table, track: str, file: Path) -> Iterator[Any]:
+def _chunk(
+    reader: LogReader, plain: pa.Table, track: str, file: Path, items: DailyItems | None
+) -> Iterator[Any]:
     """Yield the episodes of some sessions in log order."""
     config, table = reader.config, with_last(plain)
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
-    log = TrackLog(table, sessions, config, track)
+    log: TrackLog
+    if items is None:
+        log = TrackLog(table, sessions, config, track)
+    else:
+        log = DailyLog(table, sessions, config, track, items)
+        table = log.with_actions(table)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts)  # includes the row after the last slot
     infos = {

@@ -97,7 +97,7 @@ class ObservedLog:
         }
 
     def _pool(self, now: np.ndarray) -> np.ndarray:
-        pages, d = self.pages, self.config.embedding_size
+        pages = self.pages
         page = pages.of_slot[now]
         candidates = pages.candidates[page]
         placed = now - pages.first[page]  # slots filled from this page, including cards
@@ -106,9 +106,14 @@ class ObservedLog:
         used = pages.pool_row[rows]
         left = candidates >= 0
         left[request[used >= 0], used[used >= 0]] = False
-        pool = self.sessions.candidates(candidates, self.sessions.session_of(now))
-        pool[:, :, d + 1] = pages.base_ctr[page]
-        return pool * left[:, :, None]
+        return self._features(now) * left[:, :, None]
+
+    def _features(self, now: np.ndarray) -> np.ndarray:
+        """Return features of all candidates of the pages of slots (R,), (R, N, F) float32."""
+        page = self.pages.of_slot[now]
+        features = self.sessions.candidates(self.pages.candidates[page], self.sessions.session_of(now))
+        features[:, :, self.config.embedding_size + 1] = self.pages.base_ctr[page]
+        return features
 
     def _exposures(self, begin: np.ndarray, count: np.ndarray) -> np.ndarray:
         size = self.config.exposure_history

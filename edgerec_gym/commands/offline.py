@@ -57,16 +57,29 @@ def off_policy(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the value of policies of EdgeFeedRequest-v0 from a log of random requests alone."""
+    """Estimate the value of policies from a log alone.
+
+    From a log of random requests, policies of EdgeFeedRequest-v0; from an imported log with propensities, of
+    EdgeFeedRerank-v0.
+    """
+    from edgerec_gym.agents.data.daily_items import has_item_propensities
     from edgerec_gym.agents.data.logged_decisions import read_decisions
     from edgerec_gym.agents.data.minari import environment_spec
     from edgerec_gym.agents.find_policy import find_policies
     from edgerec_gym.evaluation.off_policy import off_policy_estimates
     from edgerec_gym.logs.store import LogReader
+    from edgerec_gym.registration import IDS
+    from edgerec_gym.scenario import Scenario
 
     reader = LogReader(logs)
-    place = environment_spec(reader, "request", scenario).kwargs
-    found = find_policies(policy, "EdgeFeedRequest-v0", place["scenario"], place["users"], seed)
+    track = "rerank" if has_item_propensities(reader) else "request"
+    env_id = next(name for name in IDS if IDS[name] == track)
+    if track == "rerank" and scenario is None and not any(Path(name).is_dir() for name in policy):
+        sizes = Scenario("log", reader.config, reader.catalog)  # policies without weights need no users
+        found = find_policies(policy, env_id, sizes, "learned", seed)
+    else:
+        place = environment_spec(reader, track, scenario).kwargs
+        found = find_policies(policy, env_id, place["scenario"], place["users"], seed)
     rows: list[dict[str, Any]] = []
     with console.interruptible("nothing is kept"), console.progress_bar("estimate") as progress:
         for index, one in enumerate(found):

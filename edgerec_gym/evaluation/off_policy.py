@@ -262,6 +262,8 @@ def _ridge(
     left = outcome - x @ common
     predicted = np.repeat((at @ common)[:, None], n_actions, axis=1)
     penalty[0] = PENALTY
+    if decisions.action.max() == decisions.action.min():  # actions cannot be told apart
+        return predicted
     for action in range(n_actions):
         own = decisions.action[train] == action
         if own.any():

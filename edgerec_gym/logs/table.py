@@ -187,7 +187,11 @@ def _config(
     latency = int(feed.get("request_latency", min(FeedConfig().request_latency, page - 1)))
     # Twice the longest session, since a session that reaches max_slots counts as truncated.
     slots = int(feed.get("max_slots", np.clip(2 * survey.session_slots.max(), 4 + lookahead, 200)))
-    pool = int(feed.get("pool_size", max(3, int(survey.page_slots.max()), page + latency)))
+    least = max(3, int(survey.page_slots.max()), page + latency)
+    if mapping.columns.propensity:  # off-policy estimates need all items of a day as candidates
+        daily = int(np.unique(survey.sums.day, return_counts=True)[1].max())
+        least = max(least, daily) if daily <= MOST_POOL else least
+    pool = int(feed.get("pool_size", least))
     if cloud.supply != "logged":
         least = page + latency
         slots = int(feed.get("max_slots", min(slots, reachable - least)))
@@ -370,8 +374,8 @@ def _part(
         "base_cvr": survey.sums.purchase_rate(item, day) if columns.purchase else np.zeros(n),
         "freshness": derived.freshness(item, first_hour),
         "action": nothing,
-        "propensity": nothing,
-        "randomised": no,
+        "propensity": rows["propensity"].to_numpy() if columns.propensity else nothing,
+        "randomised": rows["propensity"].to_numpy() < 1 if columns.propensity else no,
         "request": no,
         "request_propensity": nothing,
         "answered": seen,
