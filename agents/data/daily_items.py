@@ -78,7 +78,7 @@ class DailyItems:
         if "embedding_known" in found.columns:
             known = found["embedding_known"].fill_null(True).to_numpy()
         parts = [catalog.embeddings[item] * known[:, None], found.select(SCALAR_COLUMNS).to_numpy()]
-        if "item_columns" in found.columns and not found["item_columns"].null_count:
+        if "item_columns" in found.columns and found["item_columns"].null_count() == 0:
             values = found["item_columns"].explode(empty_as_null=False).to_numpy()
             parts.append(values.reshape(len(item), -1))
         return cls(day, item, np.concatenate(parts, axis=1).astype(np.float32))

@@ -74,8 +74,8 @@ def fit(
             validation week), else the last seventh of the days, or of a one-day log every seventh session.
         threads: members trained at a time.
         resume: continue from what is in `out_folder`; False starts over.
-        check: judges rollouts where sessions play logged visits, given the scenario, the log and the seed, such as
-            :func:`edgerec_gym.fidelity.offer.check_offer`; its figures are kept under "rollouts".
+        check: judges rollouts where sessions play logged visits, given scenario, log and seed; see
+            :func:`edgerec_gym.fidelity.offer.check_offer`. Its figures are kept under "rollouts".
         progress: called with (epochs done, maximum number of epochs, text).
 
     Returns:
