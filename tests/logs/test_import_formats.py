@@ -181,7 +181,7 @@ def test_stray_quotes_and_blank_lines_lose_no_row(tmp_path, text, rows):
         ("a.csv", "", "is empty"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not a JSON object"),
         ("a.jsonl", '{"a": 1}\n[1]\n', "line 2 is not a JSON object"),
-        ("a.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 999, mtime=0)[:-9], "not a readable table: Truncated"),
+        ("a.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 99, mtime=0)[:-9], "not a readable .*: Truncated"),
         ("a.csv.gz", "a,b\n", "is not a readable table"),
     ],
 )
