@@ -144,21 +144,20 @@ def import_logs(
 
 def import_guessed(source: Path, out: Path | None, as_json: bool) -> None:
     """Propose a mapping; with `out` also import with it, and keep the mapping beside the logs."""
-    from edgerec_gym.files import write_json
+    from edgerec_gym.files import make_folder, write_json
+    from edgerec_gym.logs.table_guess import TRIES, guess_mapping, repair
     from edgerec_gym.logs.table_guess import as_json as as_text
-    from edgerec_gym.logs.table_guess import guess_mapping, repair
 
     guess, result, said = guess_mapping(source), None, 0
     rows = [] if guess.rows is None else guess.rows.to_dicts()
     while out is not None and result is None:
-        path = out / "mapping.json"
-        out.mkdir(parents=True, exist_ok=True)
+        path = make_folder(out) / "mapping.json"
         write_json(path, guess.content)
         try:
             result = import_with(source, path, out)
         except InputError as error:  # what the sample did not show
             said += 1
-            if said > 30:
+            if said > TRIES:
                 raise
             path.unlink()
             repair(guess, error)

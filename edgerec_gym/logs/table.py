@@ -41,7 +41,7 @@ from edgerec_gym.logs.ebnerd_features import MIN_READERS, unit_length
 from edgerec_gym.logs.looking_back import HOUR
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
-from edgerec_gym.logs.table_derived import RESPONSE, DerivedColumns
+from edgerec_gym.logs.table_derived import DerivedColumns
 from edgerec_gym.logs.table_items import (
     DAY,
     FIT_SHARE,
@@ -50,7 +50,7 @@ from edgerec_gym.logs.table_items import (
     price_level,
     sums_before,
 )
-from edgerec_gym.logs.table_mapping import TableMapping, read_mapping
+from edgerec_gym.logs.table_mapping import RESPONSE, TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
@@ -103,11 +103,11 @@ def _import(
         "mapping": mapping.content,
         "rows_per_part": rows_per_part,
     }
-    ranges = table.chunks(rows_per_part)
     if (out / "logs.json").exists():
         found = LogReader(out, allow_empty=True)
         if found.complete and all(found.provenance.get(name) == value for name, value in provenance.items()):
             return _result(found.provenance, found.unidentified)
+    ranges = table.chunks(rows_per_part)
     survey = take_survey(table, ranges, progress)
     n_fit = int(FIT_SHARE * len(survey.days))
     cut = int(survey.days[n_fit])

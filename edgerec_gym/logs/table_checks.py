@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.errors import InputError
+from edgerec_gym.logs.table_mapping import DURATIONS, RESPONSE, response_columns
 from edgerec_gym.logs.table_source import SourceTable
 
 SOON = 600.0  # seconds in which a click that is a row of its own follows what was shown
@@ -19,7 +20,7 @@ PADDED_SHARE = 0.2  # of the pages in which one item stands twice
 def is_answer(rows: pl.DataFrame) -> pl.Expr:
     """Rows in which the user did something."""
     done = [pl.col("click"), *([pl.col("purchase")] if "purchase" in rows.columns else [])]
-    done += [pl.col(name).fill_null(0) > 0 for name in rows.columns if name.startswith("response:")]
+    done += [pl.col(name).fill_null(0) > 0 for name in rows.columns if name.startswith(RESPONSE)]
     return pl.any_horizontal(done)
 
 
@@ -125,12 +126,8 @@ def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
     same = ["user", "item"]
     rows = rows.with_columns(answer=is_answer(rows)).sort(*same, "seconds", "row")
     rows = rows.with_columns(shown=(~_again_within(same, gap) | ~pl.col("answer")).cum_sum())
-    highest = [
-        name
-        for name in rows.columns
-        if name in ("click", "purchase", "dwell_seconds", "page_view_seconds", "leave")
-        or name.startswith("response:")
-    ]
+    answers = {"click", *DURATIONS, "leave", *response_columns(rows.columns)}
+    highest = [name for name in rows.columns if name in answers]
     others = [name for name in rows.columns if name not in (*highest, "shown", "answer")]
     joined = rows.group_by("shown", maintain_order=True).agg(pl.col(others).first(), pl.col(highest).max())
     columns = [name for name in rows.columns if name not in ("shown", "answer")]

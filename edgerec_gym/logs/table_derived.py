@@ -23,11 +23,11 @@ from edgerec_gym.logs.looking_back import (
     user_item_columns,
 )
 from edgerec_gym.logs.table_items import DAY
+from edgerec_gym.logs.table_mapping import NUMBER, RESPONSE, USER_CATEGORY, USER_NUMBER, response_columns
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Survey
 from edgerec_gym.logs.text import ItemText
 
-NUMBER, USER_NUMBER, USER_CATEGORY, RESPONSE = "number:", "user_number:", "user_category:", "response:"
 QUERY_MATCH = "query_match"
 SPREADS = 3.0  # standard deviations that are stored as 1
 
@@ -66,7 +66,7 @@ class DerivedColumns:
         names = table.columns
         self.numbers = [name for name in names if name.startswith(NUMBER)]
         self.user_numbers = [name for name in names if name.startswith(USER_NUMBER)]
-        self.responses = [name for name in names if name in ("purchase",) or name.startswith(RESPONSE)]
+        self.responses = response_columns(names)
         self.query_text = text if "query" in names else None
         self.units = survey.numbers.units(cut)
         self.levels = survey.levels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zoneinfo
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ OPTIONAL = (
     "card_type", "category", "price", "base_ctr", "propensity", "action",
 )  # fmt: skip
 GOODS = "goods"
+# What the names of the scan's optional columns begin with; then the name in the mapping.
+NUMBER, USER_NUMBER, USER_CATEGORY, RESPONSE = "number:", "user_number:", "user_category:", "response:"
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 COMPARISON = re.compile(r"^\s*(\S.*?)\s*(>=|<=|!=|==|=|>|<)\s*(\S.*?)\s*$")
 Names = tuple[str, ...]
@@ -253,6 +256,11 @@ def mapping_from(content: dict[str, Any], path: str | Path) -> TableMapping:
             f"{path}: name a column for 'list' or for 'position'; nothing else tells pages apart"
         )
     return TableMapping(columns, types, feed, content, Path(path).parent)
+
+
+def response_columns(columns: Iterable[str]) -> list[str]:
+    """Return the scan's columns that hold responses besides the click."""
+    return [name for name in columns if name == "purchase" or name.startswith(RESPONSE)]
 
 
 def described(value: Any) -> str:

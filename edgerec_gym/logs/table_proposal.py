@@ -11,6 +11,7 @@ import polars as pl
 
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.table_files import TableFiles, open_table
+from edgerec_gym.logs.table_flags import FALSE, TRUE
 from edgerec_gym.logs.table_lists import TOKEN
 from edgerec_gym.logs.table_mapping import FLAGS, REQUIRED, UNITS
 from edgerec_gym.logs.table_names import (
@@ -23,7 +24,6 @@ from edgerec_gym.logs.table_names import (
     USER_CATEGORY,
     USER_NUMBER,
 )
-from edgerec_gym.logs.table_source import FALSE, TRUE
 from edgerec_gym.logs.table_time import DATE_NUMBERS, FIRST, LAST, SHAPES
 
 SIDE_ROWS = 100_000  # rows of a side table that are looked at

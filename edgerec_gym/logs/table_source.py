@@ -16,33 +16,33 @@ from typing import Any, NoReturn
 
 import polars as pl
 
-from edgerec_gym.answers import DWELL_EDGES, PAGE_VIEW_EDGES
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.logs.table_files import TableFiles, collect_schema, kind_of, open_table, unreadable
+from edgerec_gym.logs.table_flags import FALSE, TRUE, Condition
 from edgerec_gym.logs.table_lists import explode, tokens
 from edgerec_gym.logs.table_mapping import (
-    COMPARISON,
     DURATIONS,
     FLAGS,
     IDS,
     LIST_CLICK,
     LIST_ITEM,
     LIST_PLACE,
+    NUMBER,
+    RESPONSE,
     ROW,
     TEXTS,
     UNITS,
+    USER_CATEGORY,
+    USER_NUMBER,
     Duration,
-    Flag,
     SideTable,
     TableMapping,
-    Values,
     described,
 )
-from edgerec_gym.logs.table_time import literal, read_time
+from edgerec_gym.logs.table_time import check_durations, duration_questions, literal, read_time
 
 LARGEST = 1e30  # larger numbers must be mistakes
 MOST_ITEMS = 2**20  # of a list
-TRUE, FALSE = ("1", "1.0", "true", "t", "yes"), ("0", "0.0", "false", "f", "no")
 RANGES = {  # meaning -> (lowest, highest, allowed)
     "position": (-LARGEST, LARGEST, "a number"),
     "dwell_seconds": (0.0, LARGEST, "a number of at least 0"),
@@ -52,19 +52,6 @@ RANGES = {  # meaning -> (lowest, highest, allowed)
     "propensity": (5e-324, 1.0, "a probability above 0, up to 1"),
     "action": (0.0, 2.0**53, "a whole number of at least 0"),
 }
-TOP = {"dwell_seconds": DWELL_EDGES[-1], "page_view_seconds": PAGE_VIEW_EDGES[-1]}  # seconds
-# Of a feed in seconds some rows are short. Where nine in ten are beyond the last bucket, or nearly nothing,
-# the unit is another one, unless the mapping says it.
-UNLIKELY_SHARE, NOTHING = 0.9, 0.05
-
-
-@dataclass(frozen=True)
-class _Condition:
-    """A flag as it is computed: `column` compared by `operator` ("" = the column itself) with `values`."""
-
-    column: str
-    operator: str = ""
-    values: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,12 +65,12 @@ class _Check:
 
 
 class SourceTable:
-    """A checked table. Use it as a context manager, or give `scratch` to someone who removes it.
+    """A checked table.
 
     Args:
         path: a file, a folder of parts, or a glob (:mod:`~edgerec_gym.logs.table_files`).
         mapping: what its columns mean.
-        scratch: an existing folder for temporary files.
+        scratch: an existing folder for temporary files, which the caller removes.
 
     Attributes:
         rows: number of rows.
@@ -110,10 +97,10 @@ class SourceTable:
         self.embedding = self._embedding(names)
         self.embedding_size = len(self.embedding)
         self.flags = {
-            name: self._condition(getattr(columns, name), names) for name in FLAGS if getattr(columns, name)
+            name: Condition.of(getattr(columns, name), names) for name in FLAGS if getattr(columns, name)
         }
-        self.responses = {name: self._condition(flag, names) for name, flag in columns.responses.items()}
-        self.kept = [self._condition(flag, names) for flag in columns.rows]
+        self.responses = {name: Condition.of(flag, names) for name, flag in columns.responses.items()}
+        self.kept = [Condition.of(flag, names) for flag in columns.rows]
         wanted = self._wanted()
         self._check_names(wanted, names)
         self.raw = self._raw({name for _, name in wanted})
@@ -234,21 +221,6 @@ class SourceTable:
             names |= dict.fromkeys((LIST_ITEM, LIST_CLICK, LIST_PLACE))
         return list(names)
 
-    def _condition(self, flag: Flag, names: list[str]) -> _Condition:
-        if isinstance(flag, Values):
-            return _Condition(flag.column, "in", flag.values)
-        found = COMPARISON.match(flag) if flag not in names else None
-        if found is None:
-            return _Condition(flag)
-        name, operator, value = found.groups()
-        value = value.strip("'\"") if value[:1] in "'\"" else value
-        if operator in ("=", "==", "!="):
-            return _Condition(name, "not in" if operator == "!=" else "in", (value,))
-        try:
-            return _Condition(name, operator, (float(value),))
-        except ValueError:
-            raise InputError(f"{shown(flag)} compares with {shown(value)}; allowed: a number") from None
-
     def _wanted(self) -> list[tuple[str, str]]:
         """Return the (meaning, column) pairs that the mapping names."""
         columns, pairs = self.mapping.columns, []
@@ -325,7 +297,7 @@ class SourceTable:
         before = raw
         for condition in self.kept:
             kind = collect_schema(raw, self.path)[condition.column]
-            raw = raw.filter(self._flag(condition, kind)[0])
+            raw = raw.filter(condition.read(kind, str(self.path)).true)
         if self.kept:
             out = self.collect(before.select(pl.len())).item() - self.collect(raw.select(pl.len())).item()
             self.notes.append(f"{out} rows do not fulfil 'rows' of the mapping; left out")
@@ -409,7 +381,7 @@ class SourceTable:
                 out.append(text.alias(meaning))
             elif meaning in FLAGS:
                 flag = self.flags[meaning]
-                true, wrong, allowed = self._flag(flag, types[flag.column])
+                true, wrong, allowed = flag.read(types[flag.column], str(self.path))
                 checks.append(_Check(flag.column, wrong, allowed, literal(flag.column)))
                 out.append(true.alias(meaning))
             elif meaning == "time":
@@ -439,7 +411,7 @@ class SourceTable:
             kind = types[flag.column]
             value = literal(flag.column)
             if flag.operator or kind == pl.Boolean:
-                number = self._flag(flag, kind)[0].cast(pl.Float64)
+                number = flag.read(kind, str(self.path)).true.cast(pl.Float64)
             else:
                 number = value.cast(pl.Float64, strict=False)
                 if kind == pl.String:
@@ -454,8 +426,8 @@ class SourceTable:
                 wrong = value.is_not_null() & ~number.is_between(0, 1).fill_null(False)
                 allowed = 'empty, 0 to 1, false, true (or map a comparison, such as "rating >= 4")'
                 checks.append(_Check(flag.column, wrong, allowed, value))
-            out.append(number.alias(f"response:{name}"))
-        for meaning, prefix in (("numbers", "number"), ("user_numbers", "user_number")):
+            out.append(number.alias(RESPONSE + name))
+        for meaning, prefix in (("numbers", NUMBER), ("user_numbers", USER_NUMBER)):
             for name in getattr(columns, meaning):
                 value, number = literal(name), literal(name).cast(pl.Float64, strict=False)
                 wrong = value.is_not_null() & ~(
@@ -464,8 +436,8 @@ class SourceTable:
                 checks.append(
                     _Check(name, wrong, 'empty or a number ("missing" names texts that mean empty)', value)
                 )
-                out.append(number.fill_nan(None).alias(f"{prefix}:{name}"))
-        out += [literal(n).cast(pl.String).alias(f"user_category:{n}") for n in columns.user_categories]
+                out.append(number.fill_nan(None).alias(prefix + name))
+        out += [literal(n).cast(pl.String).alias(USER_CATEGORY + n) for n in columns.user_categories]
         if columns.text:
             parts = [literal(n).cast(pl.String) for n in _texts(columns.text)]
             out.append(pl.concat_str(parts, separator=" ", ignore_nulls=True).alias("text"))
@@ -508,40 +480,6 @@ class SourceTable:
                 return bare.str.strip_suffix(".0")
         return bare
 
-    def _flag(self, flag: _Condition, kind: pl.DataType) -> tuple[pl.Expr, pl.Expr, str]:
-        """Return where a flag is true, where it is wrong, and what is allowed."""
-        value = literal(flag.column)
-        if flag.operator in ("in", "not in"):
-            if kind.is_numeric():
-                try:
-                    hit = value.cast(pl.Float64).is_in([float(v) for v in flag.values])
-                except ValueError:
-                    raise InputError(
-                        f"{self.path}: column {flag.column!r} holds numbers; allowed: numbers to compare "
-                        f"with, not "
-                        f"{shown(list(flag.values))}"
-                    ) from None
-            else:
-                known = [str(v).lower() if isinstance(v, bool) else str(v) for v in flag.values]
-                hit = value.cast(pl.String).str.strip_chars().is_in(known)
-                numbers = [float(v) for v in flag.values if isinstance(v, int | float)]
-                if numbers and kind == pl.String:  # 1 also means 1.0
-                    hit = hit | value.cast(pl.Float64, strict=False).is_in(numbers).fill_null(False)
-            return (hit if flag.operator == "in" else ~hit), value.is_null(), "anything but empty"
-        if flag.operator:
-            number, limit = value.cast(pl.Float64, strict=False), flag.values[0]
-            hit = {">=": number >= limit, "<=": number <= limit, ">": number > limit, "<": number < limit}[
-                flag.operator
-            ]
-            return hit, number.is_null() | number.is_nan(), "a number"
-        if kind == pl.Boolean:
-            return value, value.is_null(), "false, true"
-        allowed = '0, 1, false, true (or map a comparison, such as "rating >= 4")'
-        if kind.is_numeric():
-            return value == 1, ~((value == 0) | (value == 1)).fill_null(False), allowed
-        text = value.cast(pl.String).str.to_lowercase()
-        return text.is_in(TRUE), ~text.is_in([*TRUE, *FALSE]).fill_null(False), allowed
-
     def _number(self, meaning: str, name: str, types: dict[str, pl.DataType]) -> tuple[_Check, pl.Expr]:
         value = literal(name)
         number = value.cast(pl.Float64, strict=False)
@@ -562,7 +500,9 @@ class SourceTable:
 
     def _true(self, meaning: str, types: dict[str, pl.DataType]) -> pl.Expr:
         flag = self.flags.get(meaning)
-        return pl.lit(True) if flag is None else self._flag(flag, types[flag.column])[0].fill_null(False)
+        if flag is None:
+            return pl.lit(True)
+        return flag.read(types[flag.column], str(self.path)).true.fill_null(False)
 
     def _check_values(self, checks: list[_Check], types: dict[str, pl.DataType]) -> None:
         """Raise InputError about the first offending row."""
@@ -572,16 +512,11 @@ class SourceTable:
         ]
         click, seen, purchase = (self._true(meaning, types) for meaning in ("click", "seen", "purchase"))
         bought = purchase & ~click if self.mapping.columns.purchase else pl.lit(False)
-        durations = [
-            question
-            for meaning in DURATIONS
-            if isinstance(name := getattr(self.mapping.columns, meaning), str) and name
-            for question in _duration_questions(meaning, literal(name).cast(pl.Float64, strict=False))
-        ]
         found = self.collect(
             self.raw.select(
-                pl.len().alias("rows"), *firsts, *durations, clicked=click.any(),
-                unseen=number.filter(click & ~seen).min(), unopened=number.filter(bought).len(),
+                pl.len().alias("rows"), *firsts, *duration_questions(self.mapping.columns),
+                clicked=click.any(), unseen=number.filter(click & ~seen).min(),
+                unopened=number.filter(bought).len(),
             )
         ).to_dicts()[0]  # fmt: skip
         if not found["rows"]:
@@ -598,7 +533,7 @@ class SourceTable:
             value = value.to_list() if isinstance(value, pl.Series) else value
             text = "empty" if value is None or value == "" else shown(value)
             self._refuse(row, f"column {check.name!r} is {text}; allowed: {check.allowed}")
-        self._check_durations(found)
+        check_durations(found, self.mapping.columns, str(self.path))
         if found["unseen"] is not None:
             self._refuse(found["unseen"], "clicked, but not seen; allowed: a click on what was seen")
         if found["unopened"]:
@@ -608,31 +543,6 @@ class SourceTable:
                 f"{self.path}: column {described(self.mapping.columns.click)!r}: no row is clicked; "
                 f"nothing to learn"
             )
-
-    def _check_durations(self, found: dict[str, Any]) -> None:
-        for meaning in DURATIONS:
-            if not (n := found.get(f"{meaning} given")):
-                continue
-            name = getattr(self.mapping.columns, meaning)
-            long, short = found[f"{meaning} long"] / n, found[f"{meaning} short"] / n
-            if n < 20 or max(long, short) <= UNLIKELY_SHARE:
-                continue
-            what = f"above {TOP[meaning]:g}" if long > short else f"below {NOTHING}"
-            other = '"ms" if they are milliseconds ("us", "ns"), or ' if long > short else ""
-            raise InputError(
-                f"{self.path}: column {name!r}: {100 * max(long, short):.1f} % of the values are {what} "
-                f"seconds; "
-                f'write "{meaning}": {{"column": "{name}", "unit": ...}}, with {other}"s" if they are seconds'
-            )
-
-
-def _duration_questions(meaning: str, number: pl.Expr) -> list[pl.Expr]:
-    given = number > 0
-    return [
-        given.sum().alias(f"{meaning} given"),
-        (number > TOP[meaning]).sum().alias(f"{meaning} long"),
-        (given & (number < NOTHING)).sum().alias(f"{meaning} short"),
-    ]
 
 
 def _plain_id(value: pl.Expr) -> pl.Expr:

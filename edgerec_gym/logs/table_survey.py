@@ -13,6 +13,7 @@ import polars as pl
 from edgerec_gym.logs.looking_back import HourlySums, hourly_sums
 from edgerec_gym.logs.table_checks import Watch
 from edgerec_gym.logs.table_items import DAY, SUMS, ItemDays, check_fixed, daily_sums, fixed_values
+from edgerec_gym.logs.table_mapping import NUMBER, USER_CATEGORY, USER_NUMBER, response_columns
 from edgerec_gym.logs.table_sessions import cut_sessions
 from edgerec_gym.logs.table_source import SourceTable
 
@@ -92,9 +93,9 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     """
     counts: Counter[str] = Counter(rows=table.rows)
     sums, hours, items, texts, clicks, days, sessions, pages = [], [], [], [], [], [], [], []
-    numeric = tuple(name for name in table.columns if name.startswith(("number:", "user_number:")))
-    responses = [n for n in table.columns if n == "purchase" or n.startswith("response:")]
-    grouped = [name for name in table.columns if name.startswith("user_category:")]
+    numeric = tuple(name for name in table.columns if name.startswith((NUMBER, USER_NUMBER)))
+    responses = response_columns(table.columns)
+    grouped = [name for name in table.columns if name.startswith(USER_CATEGORY)]
     numbers, rates, levels = [], [], {name: Counter[str]() for name in grouped}
     watch = Watch(table)
     for k, chunk in enumerate(table.read(ranges)):

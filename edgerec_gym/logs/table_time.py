@@ -8,12 +8,13 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import polars as pl
 
+from edgerec_gym.answers import DWELL_EDGES, PAGE_VIEW_EDGES
 from edgerec_gym.errors import InputError, shown
-from edgerec_gym.logs.table_mapping import UNITS, Mapping
+from edgerec_gym.logs.table_mapping import DURATIONS, UNITS, Mapping
 
 FIRST, LAST = 631_152_000.0, 4_102_444_800.0  # seconds since 1970 at the beginning of 1990 and of 2100
 ZONE = r"(?: ?(?:UTC|GMT|Z))"
@@ -47,6 +48,13 @@ DATE_NUMBERS = (  # numbers that are dates in all rows
     (rf"\d\d{_MONTH}{_DAY}{_HOUR}", "%y%m%d%H"),
     (rf"\d\d{_MONTH}{_DAY}{_HOUR}[0-5]\d", "%y%m%d%H%M"),
 )
+
+
+TOP = {"dwell_seconds": DWELL_EDGES[-1], "page_view_seconds": PAGE_VIEW_EDGES[-1]}  # seconds
+# Of a feed in seconds some rows are short. Where nine in ten are beyond the last bucket, or nearly nothing,
+# the unit is another one, unless the mapping says it.
+UNLIKELY_SHARE, NOTHING = 0.9, 0.05
+LEAST_DURATIONS = 20  # of which a unit can be told
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,46 @@ class _Reader:
             hour, minute, second = number // 10_000, number // 100 % 100, (number % 100).cast(pl.Float64)
         right = hour.is_between(0, 23) & minute.is_between(0, 59) & (second < 60)
         return pl.when(right).then(hour * 3600 + minute * 60 + second)
+
+
+def duration_questions(columns: Mapping) -> list[pl.Expr]:
+    """Return what :func:`check_durations` needs of durations whose unit the mapping leaves open."""
+    questions = []
+    for meaning in DURATIONS:
+        name = getattr(columns, meaning)
+        if not isinstance(name, str) or not name:
+            continue
+        number = literal(name).cast(pl.Float64, strict=False)
+        questions += [
+            (number > 0).sum().alias(f"{meaning} given"),
+            (number > TOP[meaning]).sum().alias(f"{meaning} long"),
+            ((number > 0) & (number < NOTHING)).sum().alias(f"{meaning} short"),
+        ]
+    return questions
+
+
+def check_durations(found: dict[str, Any], columns: Mapping, where: str) -> None:
+    """Raise InputError if durations cannot be seconds.
+
+    Args:
+        found: answers to :func:`duration_questions` by their names.
+        columns: the mapping.
+        where: the file, for messages.
+    """
+    for meaning in DURATIONS:
+        n = found.get(f"{meaning} given", 0)
+        if n < LEAST_DURATIONS:
+            continue
+        long, short = found[f"{meaning} long"] / n, found[f"{meaning} short"] / n
+        if max(long, short) <= UNLIKELY_SHARE:
+            continue
+        name = getattr(columns, meaning)
+        what = f"above {TOP[meaning]:g}" if long > short else f"below {NOTHING}"
+        other = '"ms" if they are milliseconds ("us", "ns"), or ' if long > short else ""
+        raise InputError(
+            f"{where}: column {name!r}: {100 * max(long, short):.1f} % of the values are {what} seconds; "
+            f'write "{meaning}": {{"column": "{name}", "unit": ...}}, with {other}"s" if they are seconds'
+        )
 
 
 def literal(name: str) -> pl.Expr:
