@@ -39,6 +39,13 @@ MOST_LOGIT = math.log(1 / LEAST_CTR - 1)
 
 
 @kernel
+def ctr_logit(ctr):
+    """Return the logit of a base ctr, clipped."""
+    ctr = min(max(ctr, LEAST_CTR), 1.0 - LEAST_CTR)
+    return math.log(ctr / (1.0 - ctr))
+
+
+@kernel
 def was_shown(shown, row, item):
     """Whether an item is in a session's hash set of placed items (open addressing)."""
     mask = shown.shape[1] - 1
@@ -132,10 +139,7 @@ def _summarise(feed, cloud, row, first, end):
         total = 0.0
         for e in range(first, end):
             value = cloud.entry_values[e, k]
-            if k == BASE_LOGIT:
-                value = min(max(value, LEAST_CTR), 1.0 - LEAST_CTR)
-                value = math.log(value / (1.0 - value))
-            total += value
+            total += ctr_logit(value) if k == BASE_LOGIT else value
         feed.page_summary[row, k] = total / n
     feed.page_summary[row, N_MEANS] = math.log(n / feed.page_size)
 
@@ -158,10 +162,7 @@ def _draw_page(feed, cloud, row):
         total = 0.0
         for r in range(n):
             value = feed.observation[row, at + r * feed.n_features + k]
-            if k == BASE_LOGIT:
-                value = min(max(value, LEAST_CTR), 1.0 - LEAST_CTR)
-                value = math.log(value / (1.0 - value))
-            total += value
+            total += ctr_logit(value) if k == BASE_LOGIT else value
         feed.page_summary[row, k] = total / max(n, 1)
     feed.page_summary[row, N_MEANS] = 0.0
 

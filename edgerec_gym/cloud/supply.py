@@ -19,14 +19,15 @@ import numpy as np
 from safetensors.numpy import save
 
 from edgerec_gym.compiled.jit import kernel
-from edgerec_gym.compiled.random_stream import PAGE_OFFSET, VISIT_PICK, below
+from edgerec_gym.compiled.random_stream import PAGE_OFFSET, SPLITS, VISIT_PICK, below
+from edgerec_gym.config import SUPPLIES
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.tensors import read_tensors
 
 SUPPLY_FILE = "supply.safetensors"
-SUPPLY_CATALOGUE, SUPPLY_DAILY, SUPPLY_LOGGED = range(3)
-EVAL_SPLIT = 2  # in random_stream.SPLITS
+SUPPLY_CATALOGUE, SUPPLY_DAILY, SUPPLY_LOGGED = range(len(SUPPLIES))
+EVAL_SPLIT = SPLITS.index("eval")
 TRIES = 4  # draws for each place of a page's pool, since items repeat
 VALUES = 4  # price level, base ctr, base cvr, freshness; then the item columns
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.answers import CLICK
+from edgerec_gym.evaluation.intervals import percentile_interval, resampled_means
 from edgerec_gym.fidelity.rollouts import held_out, simulate
 from edgerec_gym.fidelity.two_sample import two_sample
 from edgerec_gym.logs.sessions import LoggedSessions
@@ -19,8 +20,6 @@ from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.simulator.losses import FLOOR_LEVEL
 
-RESAMPLES = 1000
-LEVEL = 0.95
 ALLOWED = {"click_rate": 0.05, "length": 0.10}  # relative difference that is not called weak
 MOST_SESSIONS = 2000
 LEAST_ROLLOUTS = 1000  # more than a short log has sessions, so that chance is not taken for a difference
@@ -44,19 +43,19 @@ def offer_figures(log: LoggedSessions, simulated: LoggedSessions, seed: int = 0)
     rng = np.random.default_rng([seed, 17])
     ours, theirs = _totals(log), _totals(simulated)
     figures: dict[str, dict[str, Any]] = {}
-    draws = [_resampled(totals, rng) for totals in (ours, theirs)]
+    draws = [resampled_means(totals, rng) for totals in (ours, theirs)]
     for name, (over, under) in {"click_rate": (1, 0), "length": (0, 2)}.items():
         found = [totals[:, over].sum() / totals[:, under].sum() for totals in (ours, theirs)]
-        change = _relative(*(sums[:, over] / sums[:, under] for sums in draws))
-        low, high = np.quantile(change, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        difference = _relative(*found)
+        change = _relative(*(means[:, over] / means[:, under] for means in draws))
+        difference = percentile_interval(float(_relative(*found)), change)
         figures[name] = {
             "log": float(found[0]),
             "simulated": float(found[1]),
-            "difference": float(difference),
-            "low": float(low),
-            "high": float(high),
-            "weak": bool(abs(difference) > ALLOWED[name] and (low > 0 or high < 0)),
+            "difference": difference["mean"],
+            "low": difference["low"],
+            "high": difference["high"],
+            "weak": abs(difference["mean"]) > ALLOWED[name]
+            and (difference["low"] > 0 or difference["high"] < 0),
         }
     figures["items"] = _items(log, simulated, rng)
     return figures
@@ -74,12 +73,6 @@ def _totals(sessions: LoggedSessions) -> np.ndarray:
     owner = np.repeat(index, sessions.answered)
     clicks = np.bincount(owner, sessions.actions[rows, CLICK], len(index))
     return np.column_stack([sessions.answered, clicks, np.ones(len(index))]).astype(np.float64)
-
-
-def _resampled(totals: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return sums over sessions drawn with replacement, (RESAMPLES, 3)."""
-    n = len(totals)
-    return np.stack([totals[rng.integers(0, n, n)].sum(0) for _ in range(RESAMPLES)])
 
 
 def _items(log: LoggedSessions, simulated: LoggedSessions, rng: np.random.Generator) -> dict[str, Any]:

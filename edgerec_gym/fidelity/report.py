@@ -103,7 +103,8 @@ def fidelity_report(
     randomise = list(reader.provenance.get("randomise", [])) if drawn else []
     n = len(log.sessions)
     simulated = simulate(loaded, n, randomise, seed)
-    many = simulated if randomise else simulate(loaded, max(n, LEAST_ROLLOUTS), [], seed)
+    enough = randomise or n >= LEAST_ROLLOUTS
+    many = simulated if enough else simulate(loaded, LEAST_ROLLOUTS, [], seed)
     tell(2, "distributions")
     offer = offer_figures(log.sessions, many.sessions, seed)
     distributions = compare(log, simulated, loaded, unidentified, seed)

@@ -154,9 +154,7 @@ def give_answer(net, focus, memory, block, j, session, follower, responses):
         last[answer_at + OPENED + length] = 1.0
     _draw_responses(net, m, logits, last, answer_at, key, slot, item, response)
     leave = logits[LEAVE_AT]
-    for k in range(N_ANSWER):
-        leave += net.leave_by_answer[m, k] * last[answer_at + k]
-    for k in range(N_ANSWER, N_ANSWER + n_responses):
+    for k in range(N_ANSWER + n_responses):
         leave += net.leave_by_answer[m, k] * last[answer_at + k]
     response[LEAVE] = 1.0 if _draw(key, slot, item, LEAVE) < sigmoid(leave) else 0.0
     if follower < 0:

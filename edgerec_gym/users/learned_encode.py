@@ -17,18 +17,12 @@ from edgerec_gym.answers import (
     SLOT,
     WINDOW,
 )
+from edgerec_gym.cloud.retrieval import ctr_logit
 from edgerec_gym.compiled.jit import kernel, product_kernel
-from edgerec_gym.spaces import LEAST_CTR
 from edgerec_gym.users.learned_layout import (
     N_ANSWER,
     N_WAVES,
 )
-
-
-@kernel
-def _logit(ctr):
-    ctr = min(max(ctr, LEAST_CTR), 1.0 - LEAST_CTR)
-    return math.log(ctr / (1.0 - ctr))
 
 
 @product_kernel
@@ -39,6 +33,7 @@ def _gather_evidence(net, memory, session, at, m):
     answer_at = memory.last.shape[1] - n_responses - N_ANSWER
     for k in range(n_kinds):
         strength = net.strength_bias[m, k]
+        # Two loops: a sum of constant length is added up in an order of its own, as it was without responses.
         for a in range(N_ANSWER):
             strength += net.strength[m, k, a] * memory.last[session, answer_at + a]
         for a in range(N_ANSWER, N_ANSWER + n_responses):
@@ -132,7 +127,7 @@ def see_slot(net, focus, memory, block, j, session, follower):
         seen[column + c] = memory.user[session, c]
     column += n_user
     for w in range(WINDOW):
-        logit = _logit(focus.cards[session, w, memory.evidence.shape[2] + 1])
+        logit = ctr_logit(focus.cards[session, w, memory.evidence.shape[2] + 1])
         seen[column + w] = logit
         last[width + w] = logit
     column += WINDOW
