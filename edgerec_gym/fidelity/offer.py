@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.answers import CLICK
+from edgerec_gym.errors import MissingExtraError
 from edgerec_gym.evaluation.intervals import percentile_interval, resampled_means
+
+try:
+    import sklearn  # noqa: F401
+    import torch  # noqa: F401
+except ImportError:
+    raise MissingExtraError("judging learned users", "train") from None
+
 from edgerec_gym.fidelity.rollouts import held_out, simulate
 from edgerec_gym.fidelity.two_sample import two_sample
 from edgerec_gym.logs.sessions import LoggedSessions
