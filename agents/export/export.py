@@ -44,7 +44,7 @@ def export(
     """Write the device model of a run.
 
     Args:
-        run: folder of a CRBAN, a generator (pointer, pointer-...) or a sequence search.
+        run: folder of a run of any agent that plays.
         out: folder to write; an earlier export there is replaced.
         scenario: the scenario that the phone serves; its sizes must be those of the run.
         places: K, maximum number of cards in a list; default: the scenario's slate_size.
@@ -66,7 +66,8 @@ def export(
         allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
         why = f": {agent.not_exported}" if agent.not_exported else ""
         raise InputError(
-            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: {allowed}"
+            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: "
+            f"{allowed}"
         )
     load = agent.code("load_whole") or agent.code("load_network")
     network = load(trained, place.config)
