@@ -189,7 +189,7 @@ def test_what_is_wrong_with_settings_is_said(tmp_path: Path, lite: Scenario) -> 
     export_network(source, folder, find_agent("edgerec"), "lite", lite.config)
     written = json.loads((folder / "device.json").read_text())["settings"]["edgerec"]
     for changed, message in (
-        ({}, "settings.edgerec lacks"),
+        ({}, "settings.edgerec: page_views is missing"),
         (written | {"page_views": 3}, "page_views must be true or false"),
         (written | {"prices": [0.0]}, "settings.edgerec needs 8 prices"),
         (written | {"plan": [1.0]}, "a plan_spread of 1 x 1 numbers"),
