@@ -104,7 +104,13 @@ def write_model(out: str | Path, told: Told, graphs: dict[str, bytes], pack: Pac
         raise InputError(f"{out} holds something other than an exported model: choose another folder")
     make_folder(out.parent)
     with atomic_folder(out) as temporary:
-        _write(temporary, told, {name: PackedGraph(g, REFERENCE.name) for name, g in graphs.items()}, graphs, b"-")
+        _write(
+            temporary,
+            told,
+            {name: PackedGraph(g, REFERENCE.name) for name, g in graphs.items()},
+            graphs,
+            b"-",
+        )
         calls = record_calls(DeviceModel(temporary))
         for file in temporary.iterdir():
             file.unlink()
@@ -146,7 +152,10 @@ def _write(
         protocol=PROTOCOL,
         origin=told.origin,
         base=told.base,
-        versions={"edgerec_gym": __version__, **{name: version(name) for name in ("torch", "onnx", *engines)}},
+        versions={
+            "edgerec_gym": __version__,
+            **{name: version(name) for name in ("torch", "onnx", *engines)},
+        },
     )
     content: dict[str, Any] = msgspec.to_builtins(described)
     write_json(folder / DESCRIPTION, content)

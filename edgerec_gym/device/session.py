@@ -209,9 +209,7 @@ class DeviceSession:
                 read[key] = _checked(key, observation[key], sizes[key])
         return read, np.flatnonzero(read["pool"].any(axis=1))
 
-    def _ask(
-        self, network: str, graph: str, observation: Observation, rows: np.ndarray
-    ) -> Arrays:
+    def _ask(self, network: str, graph: str, observation: Observation, rows: np.ndarray) -> Arrays:
         inputs = {
             "candidates": observation["pool"][rows],
             "user": observation["user"][None],
@@ -321,7 +319,9 @@ class DeviceSession:
         return {
             "model": np.frombuffer(bytes.fromhex(self.model.digest), np.uint8),
             **{f"{name}.count": np.array(count) for name, count in self.count.items()},
-            **{f"{key}.{field}": np.array(v) for key, part in both.items() for field, v in vars(part).items()},
+            **{
+                f"{key}.{field}": np.array(v) for key, part in both.items() for field, v in vars(part).items()
+            },
         }
 
 
