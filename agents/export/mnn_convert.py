@@ -34,7 +34,9 @@ def to_mnn(graph: bytes, name: str) -> bytes:
                 process, cwd=folder, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS
             )
         except subprocess.TimeoutExpired:
-            raise InputError(f"{name} cannot be converted for MNN: no answer in {MOST_SECONDS:.0f} s") from None
+            raise InputError(
+                f"{name} cannot be converted for MNN: no answer in {MOST_SECONDS:.0f} s"
+            ) from None
         if done.returncode or not Path(folder, OUTPUT).is_file():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise InputError(f"{name} cannot be converted for MNN: {(lines or ['it says nothing'])[-1]}")
