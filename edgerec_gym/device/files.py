@@ -162,17 +162,16 @@ class DeviceModel:
                 windows = graph.outputs["codes"][0]
                 if windows not in (1, sizes[name][0]):
                     raise InputError(
-                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the rows "
-                        f"of {name}"
+                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the "
+                        f"rows of {name}"
                     )
                 if "hidden" in graph.inputs:
                     states, _, hidden = graph.inputs["hidden"]
                     expected["hidden"] = [states, windows, hidden]
             return expected
         if "candidates" in graph.inputs:
-            expected = {"candidates": ["n", sizes["pool"][1]]} | {
-                k: [1, *sizes[k]] for k in ("user", "context")
-            }
+            expected = {"candidates": ["n", sizes["pool"][1]]}
+            expected |= {key: [1, *sizes[key]] for key in ("user", "context")}
         for key in graph.inputs:
             sequence, _, part = key.partition(".")
             if key in OBSERVED and key in sizes:

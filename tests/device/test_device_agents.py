@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import fails_with, run_well
-from small_device import MAKERS, esan_network, uplift_model
+from small_agents import MAKERS, esan_network, uplift_model
 
 from edgerec_gym.agents.device.policy import DevicePolicy, load_policy
 from edgerec_gym.agents.export.decisions import coded_events
