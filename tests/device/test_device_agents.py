@@ -76,8 +76,10 @@ def gap(reference: Any, device: Any, row: int) -> float:
         assert (a is None) == (b is None), name
         if a is not None:
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            kept = np.isfinite(a) & np.isfinite(b) & (a > -1e6)
-            found.append(float((np.abs(a - b) / (1 + np.abs(a)))[kept].max(initial=0.0)))
+            assert np.array_equal(np.isfinite(a), np.isfinite(b))
+            kept = np.isfinite(a) & (a > -1e6)
+            a, b = a[kept], b[kept]
+            found.append(float((np.abs(a - b) / (1 + np.abs(a))).max(initial=0.0)))
     return max(found)
 
 
