@@ -114,8 +114,8 @@ class DeviceModel:
         """Raise InputError if graphs are missing, or were made for other sizes than those in device.json."""
         for network, graphs in self.graphs.items():
             for name in SEQUENCES:
-                if name in graphs:
-                    self._check_event(graphs[name])
+                for port in (*EVENT_INPUTS, *EVENT_OUTPUTS) if name in graphs else ():
+                    graphs[name].fixed(port)
             read = {key for graph in graphs.values() for key in graph.inputs}
             events = (name for name in SEQUENCES if f"{name}.keys" in read)
             for name in (*NETWORKS[network], *events):
@@ -128,14 +128,6 @@ class DeviceModel:
                             f"{graph.path}: input {key!r} has the shape {graph.inputs.get(key)}; the sizes "
                             f"in {DESCRIPTION} need {found}"
                         )
-
-    def _check_event(self, graph: DeviceGraph) -> None:
-        """Raise InputError unless a graph adds one event, with sizes that memory can be allocated for."""
-        for nodes, needed in ((graph.inputs, EVENT_INPUTS), (graph.outputs, EVENT_OUTPUTS)):
-            for node in needed:
-                shape = nodes.get(node)
-                if not shape or not all(isinstance(size, int) for size in shape):
-                    raise InputError(f"{graph.path}: {node!r} has the shape {shape}; allowed: fixed sizes")
 
     def _expected(self, name: str, graph: DeviceGraph) -> dict[str, list[int | str]]:
         """Input shapes of a graph that follow from the feed's sizes."""
