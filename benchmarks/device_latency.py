@@ -19,7 +19,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -95,7 +95,7 @@ def networks(config: FeedConfig) -> dict[str, Reranker]:
 Calls = Sequence[Callable[[], Any]]
 
 
-def measure(calls: dict[str, Calls], count: int) -> dict[str, dict[str, float]]:
+def measure(calls: Mapping[str, Calls], count: int) -> dict[str, dict[str, float]]:
     """Milliseconds of `count` calls of each engine in turn: quantiles of wall and of processor time."""
     wall, own = ({name: np.empty(count) for name in calls} for _ in range(2))
     for k in range(-WARM_UP, count):
@@ -171,7 +171,7 @@ def rows_of(
     rows = []
     # Events come first, and many of them, so that re-rankings read all the codes that a phone keeps.
     for kind, by_engine in calls.items():
-        for engine, times in measure(dict(by_engine), count).items():
+        for engine, times in measure(by_engine, count).items():
             row = {"model": name, "call": kind, "engine": engine, **times}
             if kind in ("re-rank", "whole decision"):
                 goal = GOALS[name] if kind == "re-rank" else GOAL_DECISION

@@ -131,7 +131,7 @@ def _policy(model: DeviceModel, feed: Any) -> Player:
         raise InputError(
             f"{model.folder} was trained for the track {settings.track!r}; this environment is {feed.track!r}"
         )
-    n_actions = model.graphs[PPO]["logits"].outputs["logits"][1]
+    n_actions = model.graphs[PPO]["logits"].fixed("logits")[1]
     if settings.groups and sum(settings.groups) != n_actions:
         raise InputError(f"{model.folder / DESCRIPTION}: settings.ppo.groups must add up to {n_actions}")
     return lambda session: DeviceLogits(model.agent, session, settings.groups, settings.keys)

@@ -185,7 +185,7 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
             lambda f: of_graph(f, "evaluator.judge", engine="abacus"),
             "engine is 'abacus'; allowed: onnxruntime, mnn",
         ),
-        (lambda f: of_graph(f, "evaluator.judge", bits=3), "graphs.evaluator.judge.bits"),
+        (lambda f: of_graph(f, "evaluator.judge", bits=3), "graphs['evaluator.judge'].bits is wrong"),
         (lambda f: of_graph(f, "evaluator.judge", tolerance=2.0), "tolerance"),
         (
             lambda f: of_graph(f, "evaluator.judge", sha256="0" * 64),
