@@ -120,7 +120,7 @@ class DeviceJudge:
         """Learned values of whole plans; None if they were not learned."""
         if not self.settings.plan:
             return None
-        return PlanValues(np.array(self.settings.plan), self.settings.spread())
+        return PlanValues(np.array(self.settings.plan), np.array(self.settings.plan_spread))
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: a session begins with a phone's own."""

@@ -85,7 +85,8 @@ def _whole(model: DeviceModel, feed: Any) -> Player:
     _plays(model, "takes all three decisions", ("joint",), feed)
     settings = settings_of(model, EDGEREC, EdgeRecSettings)
     config, n_plan = feed.config, len(settings.plan)
-    if len(settings.prices) != config.n_cards or settings.spread().shape != (n_plan, n_plan) and n_plan:
+    sizes = [len(row) for row in settings.plan_spread]
+    if len(settings.prices) != config.n_cards or sizes != [n_plan] * n_plan:
         raise InputError(
             f"{model.folder / DESCRIPTION}: settings.edgerec needs {config.n_cards} prices and a plan_spread "
             f"of {n_plan} x {n_plan} numbers"
