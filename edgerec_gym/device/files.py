@@ -163,8 +163,9 @@ class DeviceModel:
                     expected["hidden"] = [states, windows, hidden]
             return expected
         if "candidates" in graph.inputs:
-            expected = {"candidates": ["n", sizes["pool"][1]]}
-            expected |= {key: [1, *sizes[key]] for key in ("user", "context")}
+            expected["candidates"] = ["n", sizes["pool"][1]]
+            for key in ("user", "context"):
+                expected[key] = [1, *sizes[key]]
         for key in graph.inputs:
             sequence, _, part = key.partition(".")
             if key in OBSERVED and key in sizes:
