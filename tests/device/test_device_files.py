@@ -65,15 +65,24 @@ def device_copy(device: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(device, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("agent", ["crban", "pointer", "search"])
+@pytest.mark.parametrize(
+    ("agent", "engine"),
+    [("crban", "onnxruntime"), ("pointer", "onnxruntime"), ("search", "onnxruntime"), ("crban", "mnn")],
+)
 def test_the_command_exports_what_evaluate_plays(
-    runs: Path, lite: Scenario, tmp_path: Path, agent: str
+    runs: Path, lite: Scenario, tmp_path: Path, agent: str, engine: str
 ) -> None:
+    if engine == "mnn":
+        pytest.importorskip("MNN", exc_type=ImportError)
     out = tmp_path / "device"
-    described = json.loads(run_well("export", runs / agent, "--out", out, "--scenario", "lite", "--json"))
+    command = ("export", runs / agent, "--out", out, "--scenario", "lite", "--engine", engine, "--json")
+    described = json.loads(run_well(*command))
     assert described["places"] == lite.config.slate_size and described["scenario"] == "lite"
     assert described["bytes"] == _files_but(out, "device.json") < 3e6
-    assert sorted(described["graphs"]) == sorted(path.stem for path in out.glob("*.onnx"))
+    assert sorted(described["graphs"]) == sorted(
+        path.stem for path in out.iterdir() if path.suffix in (".onnx", ".mnn")
+    )
+    assert {graph["engine"] for graph in described["graphs"].values()} == {engine}
     played = {}
     for folder in (runs / agent, out):
         policy = find_policy(str(folder), "EdgeFeedSlate-v0", lite, "synthetic")
@@ -139,6 +148,11 @@ def test_a_device_needs_no_torch(device: Path) -> None:
         ),
         ("search", ["--scenario", "default"], "was trained with"),
         ("crban", ["--scenario", "lite", "--places", "2000"], "places = 2000 is out of range"),
+        (
+            "crban",
+            ["--scenario", "lite", "--engine", "abacus"],
+            "unknown engine 'abacus'; allowed: onnxruntime",
+        ),
         ("nothing", [], "holds no trained policy"),
     ],
 )
