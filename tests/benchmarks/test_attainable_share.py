@@ -21,9 +21,7 @@ def test_a_few_sessions_of_a_shipped_run(tmp_path: Path) -> None:
     assert figures["crban"]["gain_over_keep"]["mean"] == pytest.approx(own - keep)
     written = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     assert measure([run, run], "lite", "EdgeFeedRerank-v0", 12, None, 0, tmp_path) == figures
-    assert {
-        file: file.stat().st_mtime_ns for file in tmp_path.iterdir()
-    } == written  # not played again
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == written  # not played again
 
 
 def test_shifted_users_need_no_learned_ones(tmp_path: Path) -> None:
