@@ -5,7 +5,8 @@
 Weights are random, sizes those of the agents' defaults: latency does not depend on what was learned, except
 for how often a plan is made anew. A decision is all that a phone does at a slot: follow the events that are
 new, and act. At most slots the whole agent goes on with its plan, so decisions with a new plan are told
-apart. Wall time stands beside the thread's processor time, since on a busy machine it includes other processes.
+apart. Wall time stands beside the thread's processor time, since on a busy machine it includes other
+processes.
 """
 
 from __future__ import annotations

@@ -83,29 +83,27 @@ def gap(reference: Any, device: Any, row: int) -> float:
     return max(found)
 
 
-@pytest.mark.parametrize(("agent", "track", "settings"), CASES, ids=lambda part: str(part).replace(" ", ""))
-def test_it_acts_as_the_torch_agent(
-    tmp_path: Path, lite: Scenario, agent: str, track: str, settings: dict[str, Any]
-) -> None:
-    """To the end of sessions that are longer than the histories, which hold 20 of 60 events."""
-    env = make_feeds(track, SESSIONS, scenario=lite, users="synthetic", split="eval")
+def same_actions(
+    folder: Path, agent: str, env: Any, most: int = 1000, **settings: Any
+) -> tuple[int, set[Any]]:
+    """Play both forms on the same observations; returns slots, and the different actions among them."""
     source, reference = MAKERS[agent](agent, env, **settings)
-    export_network(source, tmp_path / "device", find_agent(agent), "lite", lite.config)
-    device: Any = load_policy(tmp_path / "device", env)
+    export_network(source, folder / "device", find_agent(agent), "lite", env.config)
+    device: Any = load_policy(folder / "device", env)
     assert isinstance(device, DevicePolicy)
     everything = np.ones(SESSIONS, np.bool_)
     reference.reset(everything)
     device.reset(everything)
     observation, _ = env.reset(seed=list(range(SESSIONS)))
-    live, chosen, slots = everything.copy(), set(), 0
-    while live.any():
+    live, chosen, slots = everything.copy(), set[Any](), 0
+    while live.any() and slots < most:
         expected, found = reference.act(observation), device.act(observation)
         for row in np.flatnonzero(live).tolist():
             if isinstance(expected, dict):
-                orders = (np.argsort(-part["order"][row], kind="stable")[:10] for part in (found, expected))
+                orders = [np.argsort(-part["order"][row], kind="stable")[:10] for part in (found, expected)]
                 assert np.array_equal(*orders)
                 assert np.array_equal(found["insert"][row], expected["insert"][row])
-                chosen.add(tuple(expected["insert"][row]) + tuple(np.argsort(-expected["order"][row])[:3]))
+                chosen.add((*expected["insert"][row].tolist(), *orders[1][:3].tolist()))
             else:
                 assert found[row] == expected[row]
                 chosen.add(int(expected[row]))
@@ -113,8 +111,24 @@ def test_it_acts_as_the_torch_agent(
         slots += int(live.sum())
         observation, _, terminated, truncated, _ = env.step(expected)
         live &= ~(terminated | truncated)
+    return slots, chosen
+
+
+@pytest.mark.parametrize(("agent", "track", "settings"), CASES, ids=lambda part: str(part).replace(" ", ""))
+def test_it_acts_as_the_torch_agent(
+    tmp_path: Path, lite: Scenario, agent: str, track: str, settings: dict[str, Any]
+) -> None:
+    """To the end of sessions that are longer than the histories, which hold 20 of 60 events."""
+    env = make_feeds(track, SESSIONS, scenario=lite, users="synthetic", split="eval")
+    slots, chosen = same_actions(tmp_path, agent, env, **settings)
     assert slots > (5 if track == SLATE else 25) * SESSIONS / 2
     assert len(chosen) > 1, "it decides otherwise at different moments"
+
+
+@pytest.mark.parametrize("agent", ["values-pg", "esan", "pointer-ppo", "edgerec"])
+def test_it_does_so_in_a_feed_without_lookahead(tmp_path: Path, lite: Scenario, agent: str) -> None:
+    env = make_feeds("joint", SESSIONS, scenario=lite, users="synthetic", split="eval", lookahead=0)
+    assert same_actions(tmp_path, agent, env, most=100)[0] >= 100
 
 
 def test_every_agent_that_plays_is_a_case() -> None:
