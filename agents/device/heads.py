@@ -213,8 +213,8 @@ def slot_values(found: Arrays, observation: Observation, goods: np.ndarray, conf
         config: the feed.
     """
     n_slots = len(found["of_goods"])
-    there: np.ndarray = observation["cards"][0].any(1)
-    listed: np.ndarray = goods[0, :n_slots].any(1)
+    there = (observation["cards"][0] != 0).any(axis=1)
+    listed = (goods[0, :n_slots] != 0).any(axis=1)
     of_cards = found["of_cards"] * there[:, None, None]
     of_goods = found["of_goods"] * listed[:, None]
     value = config.reward.value

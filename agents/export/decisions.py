@@ -211,7 +211,8 @@ def coded_events(encoders: Sequence[SequenceEncoder], windows: int) -> bytes:
     starts = [g("Squeeze", part, g.integers([0])) for part in g.split(state, [1] * n_states, axis=0)]
     card, actions = g.split(row, [first.n_card, first.n_action])
     cards = g("Concat", card, base_logit_column(g, card, first.embedding_size), axis=1)
-    codes, lasts = [], []
+    codes: list[str] = []
+    lasts: list[str] = []
     for encoder in encoders:
         grus: list[Any] = [encoder.cards] if encoder.actions is None else [encoder.cards, encoder.actions]
         for gru, x in zip(grus, (cards, actions), strict=False):
