@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import fails_with, run_well
+from command_line import run_well
 from small_agents import MAKERS, esan_network, uplift_model
 
 from edgerec_gym.agents.device.policy import DevicePolicy, load_policy
 from edgerec_gym.agents.export.decisions import coded_events
 from edgerec_gym.agents.export.export import export_network
 from edgerec_gym.agents.perception.perception import SEQUENCES
-from edgerec_gym.agents.registry import AGENTS, find_agent, train_agent
+from edgerec_gym.agents.registry import AGENTS, find_agent
 from edgerec_gym.device.codes import EventCodes
 from edgerec_gym.device.description import Port
 from edgerec_gym.device.engines.onnx_runtime import ports
@@ -26,7 +26,6 @@ from edgerec_gym.device.graph import DeviceGraph
 from edgerec_gym.device.session import DeviceSession
 from edgerec_gym.device.session import load as load_model
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import SLATE, make_feeds
 from edgerec_gym.scenario import SHIPPED_FOLDER, Scenario
 
@@ -290,13 +289,3 @@ def test_shipped_runs_are_exported_by_the_command_and_play_without_torch(tmp_pat
         [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "played", done.stderr
-
-
-def test_an_agent_without_a_form_for_a_phone_says_why(tmp_path: Path) -> None:
-    collect(tmp_path / "logs", preset_name="lite", sessions=60, seed=1)
-    hyper = {"epochs": 1, "hidden": 8}
-    train_agent("evaluator", tmp_path / "run", logs=tmp_path / "logs", hyper=hyper)
-    fails_with(
-        "cannot be exported to a device: it judges lists but does not play; export a sequence-search",
-        "export", tmp_path / "run", "--out", tmp_path / "out", "--scenario", "lite",
-    )  # fmt: skip

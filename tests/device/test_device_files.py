@@ -34,10 +34,10 @@ COMMON: dict[str, Any] = {"seed": 0, "resume": True, "threads": 1}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log, an evaluator, a CRBAN, a generator, a DNN, and a search of the first and third."""
+    """A log, an evaluator, a CRBAN, a generator, and a search of the first and third."""
     folder = tmp_path_factory.mktemp("runs")
     collect(folder / "logs", preset_name="lite", sessions=120, seed=1)
-    for agent in ("evaluator", "pointer", "crban", "dnn"):
+    for agent in ("evaluator", "pointer", "crban"):
         hyper = {"epochs": 1, "hidden": 8}
         train_agent(agent, folder / agent, logs=folder / "logs", hyper=hyper, **COMMON)
     based_on = [folder / "evaluator", folder / "pointer"]
@@ -136,11 +136,11 @@ def test_a_device_needs_no_torch(device: Path) -> None:
     ("agent", "options", "message"),
     [
         (
-            "dnn",
+            "evaluator",
             ["--scenario", "lite"],
-            "holds the agent 'dnn', which cannot be exported to a device; allowed: crban",
+            "holds the agent 'evaluator', which cannot be exported to a device: it judges lists but does not play; "
+            "export a sequence-search based on it; allowed: pointer-ppo",
         ),
-        ("evaluator", ["--scenario", "lite"], "holds the agent 'evaluator', which cannot be exported"),
         (
             "crban",
             ["--scenario", "default"],
@@ -173,7 +173,7 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
         export_network(
             build("dnn", lite.config, RerankerConfig(hidden=8)),
             tmp_path / "out",
-            find_agent("dnn"),
+            find_agent("evaluator"),
             "lite",
             lite.config,
         )
