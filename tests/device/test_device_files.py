@@ -138,8 +138,8 @@ def test_a_device_needs_no_torch(device: Path) -> None:
         (
             "evaluator",
             ["--scenario", "lite"],
-            "holds the agent 'evaluator', which cannot be exported to a device: it judges lists but does not play; "
-            "export a sequence-search based on it; allowed: pointer-ppo",
+            "holds the agent 'evaluator', which cannot be exported to a device: it judges lists but does not "
+            "play; export a sequence-search based on it; allowed: pointer-ppo",
         ),
         (
             "crban",
