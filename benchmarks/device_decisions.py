@@ -5,8 +5,8 @@
 Weights are random, sizes those of the agents' defaults: latency does not depend on what was learned, except
 for how often a plan is made anew. A decision is all that a phone does at a slot: follow the events that are
 new, and act. At most slots the whole agent goes on with its plan, so decisions with a new plan are told
-apart. Wall time stands beside the thread's processor time, since on a busy machine it includes other
-processes.
+apart; so is the order of the pool alone. Wall time stands beside the thread's processor time, since on a busy
+machine it includes other processes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from rich.table import Table
 
 import edgerec_gym
 from benchmarks.device_actions import folder_bytes
-from edgerec_gym.agents.device.policy import DevicePolicy, load_policy
+from edgerec_gym.agents.device.policy import DevicePolicy, Phone, load_policy
 from edgerec_gym.agents.device.settings import ValueSettings
+from edgerec_gym.agents.edgerec.agent import EdgeRec
 from edgerec_gym.agents.edgerec.load import EdgeRecConfig, make_network
 from edgerec_gym.agents.edgerec.rules import Rules
 from edgerec_gym.agents.export.export import export_network
@@ -38,10 +39,12 @@ from edgerec_gym.agents.insertion.train import build as build_esan
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.agents.requests import train as requests
 from edgerec_gym.agents.values.network import ValueConfig
+from edgerec_gym.agents.values.policy import candidates_of
 from edgerec_gym.agents.values.train import make_network as make_values
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.engines.engine import ENGINES
 from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 
@@ -67,10 +70,19 @@ def sources(config: FeedConfig) -> dict[str, Any]:
     }
 
 
+def rerank(phone: Phone, one: Observation) -> None:
+    """Order the pool alone, as a decision does."""
+    policy: Any = phone.policy
+    if isinstance(policy, EdgeRec):
+        policy.judge.scores(one, np.zeros(1, np.int64))
+    else:
+        policy.values(one, candidates_of(one, policy.config.n_types))
+
+
 def measure(
     agent: str, source: Any, engine: str, scenario: Scenario, slots: int, sessions: int
 ) -> list[dict[str, Any]]:
-    """Play sessions on phones; one row for all decisions, and one for those with a new plan."""
+    """Play sessions on phones; rows for all decisions, for those with a new plan, and for the order alone."""
     env = make_feeds("joint", sessions, scenario=scenario, users="synthetic", split="eval")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "device"
@@ -79,25 +91,31 @@ def measure(
     assert isinstance(policy, DevicePolicy)
     policy.reset(np.ones(sessions, np.bool_))
     observation, _ = env.reset(seed=list(range(sessions)))
-    times, planned = [], []
+    times: dict[str, list[tuple[float, float]]] = {"all": [], "with a new plan": [], "the order alone": []}
     actions, live = np.zeros(sessions, np.int64), np.ones(sessions, np.bool_)
     for slot in range(slots):
         for row in np.flatnonzero(live).tolist():
             one = {key: values[row : row + 1] for key, values in observation.items()}
             wall, own = time.perf_counter(), time.thread_time()
             actions[row] = policy.phones[row].act(one)[0]
+            took = (time.perf_counter() - wall, time.thread_time() - own)
+            wall, own = time.perf_counter(), time.thread_time()
+            rerank(policy.phones[row], one)
+            alone = (time.perf_counter() - wall, time.thread_time() - own)
             if slot >= WARM_UP:
-                times.append((time.perf_counter() - wall, time.thread_time() - own))
                 told = policy.explain(row)
-                planned.append(told is not None and told.trigger is not None)
+                times["all"].append(took)
+                times["the order alone"].append(alone)
+                if told is not None and told.trigger is not None:
+                    times["with a new plan"].append(took)
         observation, _, terminated, truncated, _ = env.step(actions)
         live &= ~(terminated | truncated)
-    measured, anew = np.array(times) * 1e3, np.array(planned)
     about = {"agent": agent, "engine": engine, "bytes": size}
-    rows = [{**about, "decisions": "all", **_quantiles(measured)}]
-    if anew.any():
-        rows.append({**about, "decisions": "with a new plan", **_quantiles(measured[anew])})
-    return rows
+    return [
+        {**about, "decisions": name, **_quantiles(np.array(several) * 1e3)}
+        for name, several in times.items()
+        if several
+    ]
 
 
 def _quantiles(measured: np.ndarray) -> dict[str, float]:
