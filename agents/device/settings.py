@@ -66,11 +66,3 @@ class EdgeRecSettings(Document):
     prices: list[Reward]
     plan: list[Reward] = []
     plan_spread: list[list[Reward]] = []
-
-
-SETTINGS: dict[str, type[Document]] = {
-    "values": ValueSettings,
-    "esan": InsertionSettings,
-    "ppo": PolicySettings,
-    "edgerec": EdgeRecSettings,
-}
