@@ -51,7 +51,7 @@ from edgerec_gym.logs.table_items import (
     price_level,
     purchase_rate,
 )
-from edgerec_gym.logs.table_mapping import RESPONSE, TableMapping, read_mapping
+from edgerec_gym.logs.table_mapping import MOST_POOL, RESPONSE, TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
@@ -59,7 +59,6 @@ from edgerec_gym.logs.text import ItemText, item_text
 
 ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it holds whole users
 SCAN_LIMIT = 256
-MOST_POOL = 1000  # FeedConfig.pool_size
 ORDER = "order"  # the named response that purchases without a click become
 
 
@@ -190,7 +189,7 @@ def _config(
     latency = int(feed.get("request_latency", min(FeedConfig().request_latency, page - 1)))
     # Twice the longest session, since a session that reaches max_slots counts as truncated.
     slots = int(feed.get("max_slots", np.clip(2 * survey.session_slots.max(), 4 + lookahead, 200)))
-    least = max(3, int(survey.page_slots.max()), page + latency)
+    least = max(3, int(survey.page_slots.max()), page + latency, survey.highest_action + 1)
     if mapping.columns.propensity:  # off-policy estimates need all items of a day as candidates
         day = distinct(survey.sums.hour * HOUR // DAY, survey.sums.key)[0]
         daily = int(np.bincount(day - day.min()).max())
@@ -379,7 +378,7 @@ def _part(
         "base_ctr": ctr,
         "base_cvr": purchase_rate(survey.sums, item, day) if columns.purchase else np.zeros(n),
         "freshness": derived.freshness(item, first_hour),
-        "action": nothing,
+        "action": rows["action"].to_numpy() if columns.action else nothing,
         "propensity": rows["propensity"].to_numpy() if columns.propensity else nothing,
         "randomised": rows["propensity"].to_numpy() < 1 if columns.propensity else no,
         "request": no,

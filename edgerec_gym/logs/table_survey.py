@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.logs.looking_back import HourlySums, hourly_sums
-from edgerec_gym.logs.table_checks import Watch
+from edgerec_gym.logs.table_checks import Watch, check_actions
 from edgerec_gym.logs.table_items import DAY, check_fixed, fixed_values
 from edgerec_gym.logs.table_mapping import NUMBER, USER_CATEGORY, USER_NUMBER, response_columns
 from edgerec_gym.logs.table_sessions import cut_sessions
@@ -63,6 +63,7 @@ class Survey:
         days: (d,) int64 sorted days since 1970 on which sessions begin.
         session_slots: (sessions,) int64 number of slots of each session.
         page_slots: (pages,) int64 number of slots of each page.
+        highest_action: the highest of the logged actions; -1 without them.
         counts: counts of what was kept, moved and dropped.
     """
 
@@ -77,6 +78,7 @@ class Survey:
     days: np.ndarray
     session_slots: np.ndarray
     page_slots: np.ndarray
+    highest_action: int
     counts: Counter[str]
 
 
@@ -96,12 +98,16 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     numeric = tuple(name for name in table.columns if name.startswith((NUMBER, USER_NUMBER)))
     responses = response_columns(table.columns)
     grouped = [name for name in table.columns if name.startswith(USER_CATEGORY)]
+    highest_action = -1
     numbers, rates, levels = [], [], {name: Counter[str]() for name in grouped}
     watch = Watch(table)
     for k, chunk in enumerate(table.read(ranges)):
         rows, changes = cut_sessions(chunk, table)
         counts.update(changes)
         watch.add(rows)
+        if "action" in rows.columns:
+            check_actions(rows, table)
+            highest_action = max(highest_action, int(rows["action"].max()))  # type: ignore[arg-type]
         sums.append(hourly_sums(rows))
         day = (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")
         if "price" in rows.columns:
@@ -155,6 +161,7 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         np.unique(np.concatenate(days)),
         np.concatenate(sessions),
         np.concatenate(pages),
+        highest_action,
         counts,
     )
 
