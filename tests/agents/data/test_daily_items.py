@@ -175,7 +175,12 @@ def test_open_bandit_values_an_item_at_its_click_rate(tmp_path):
     click = np.concatenate([t["click"].to_numpy() for t in reader.batches(["session", "slot", "click"])])
     rates = np.bincount(logged, click) / np.bincount(logged)
     best = int(rates.argmax())
-    at = {int(day): int(np.flatnonzero(items.item[items.day == day] == best)[0]) for day in set(items.day)}
+    at = {
+        int(day): int(row)
+        for day, item, row in zip(items.day, items.item, items.row, strict=True)
+        if item == best
+    }
+    assert len(set(at.values())) == 1 and len(at) == len(set(items.day))  # the item's number, on each day
     days = np.concatenate([t["day"].to_numpy() for t in reader.batches(["session", "slot", "day"])])
 
     class Always(Dearest):
