@@ -150,7 +150,8 @@ def fit(
     ]
     torch_threads = torch.get_num_threads()
     try:
-        run_trainers(trainers, epochs, batch_slots(seen.slots), threads, progress)
+        slots = batch_slots(seen.slots, bootstrap=not imported)
+        run_trainers(trainers, epochs, slots, threads, progress)
         torch.set_num_threads(1)
         networks = [trainer.network.eval() for trainer in trainers]
         figures = held_out_figures(networks, held_out, heads, reader.config.responses)

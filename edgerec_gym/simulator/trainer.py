@@ -31,6 +31,7 @@ DROPS = 3  # the last one ends the training
 GRADIENT_NORM = 1.0
 AVERAGING = 0.98  # decay per step of averaged weights
 BATCHES_PER_EPOCH = 60  # target, within the limits below
+BOOTSTRAP_SHARE = 0.632  # of the sessions that a bootstrap sees
 BATCH_SLOTS = (300, 4000)  # minimum and maximum number of padded slots in a batch
 
 
@@ -179,10 +180,14 @@ class UserTrainer:
         self.optimizer.load_state_dict(state)
 
 
-def batch_slots(slots: int) -> int:
-    """Return the number of padded slots in a batch, for an epoch of `slots` answered slots."""
+def batch_slots(slots: int, *, bootstrap: bool = True) -> int:
+    """Return the number of padded slots in a batch, for an epoch of `slots` answered slots.
+
+    Without a bootstrap, batches are larger, so that an epoch has as many of them.
+    """
     least, most = BATCH_SLOTS
-    return min(most, max(least, slots // BATCHES_PER_EPOCH))
+    batches = BATCHES_PER_EPOCH if bootstrap else round(BATCHES_PER_EPOCH * BOOTSTRAP_SHARE)
+    return min(most, max(least, slots // batches))
 
 
 def _copy(network: UserNetwork) -> dict[str, torch.Tensor]:

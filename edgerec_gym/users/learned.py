@@ -146,6 +146,7 @@ class Simulator:
             leave_by_answer=(answer,),
             responses_by_answer=(responses, N_ANSWER),
             count_scale=(N_COUNTS,) if n.count_scale.size else (0,),
+            bin_start=n.bin_start.shape[1:] if n.bin_start.ndim == 3 else (0, 0),
             bin_factor=n.bin_start.shape[1:],
         )
         for name, shape in wanted.items():
