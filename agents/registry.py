@@ -47,7 +47,6 @@ class Agent:
             the run. None for agents that do not play.
         network: class of the network, if several agents share `train` and `load`; passed to `train` as
             `network`.
-<<<<<<< HEAD
         graphs: called as `graphs(network, places)`; returns the parts of a device model
             (:class:`~edgerec_gym.agents.export.parts.Parts`). None if the agent cannot be exported.
         load_network: called as `load_network(run, config)`; used by agents that start from this one, and for
@@ -55,14 +54,8 @@ class Agent:
         load_whole: called as `load_whole(run, config)`; returns what :attr:`graphs` takes, if that is more
             than the network.
         not_exported: why there is no `graphs`.
-=======
-        graphs: called as `graphs(network, places)`; returns the network as ONNX graphs. None if the agent
-            cannot be exported to a device.
-        load_network: called as `load_network(run, config)`; used by :attr:`graphs` and by agents that start
-            from this one.
         clicks_alone: whether it learns clicks and purchases, but not the named responses of a feed, whatever
             these weigh in the reward.
->>>>>>> main
     """
 
     name: str
@@ -77,12 +70,9 @@ class Agent:
     network: Code | None = None
     graphs: Code | None = None
     load_network: Code | None = None
-<<<<<<< HEAD
     load_whole: Code | None = None
     not_exported: str = ""
-=======
     clicks_alone: bool = False
->>>>>>> main
 
     def code(self, name: str) -> Any:
         """Return the object that an attribute such as "train" refers to, importing its module if needed."""
@@ -117,11 +107,12 @@ def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
         config=f"{RERANK}.reranker:RerankerConfig",
         load=f"{RERANK}.train:load_policy",
         load_network=f"{RERANK}.train:load_reranker",
-<<<<<<< HEAD
-        **{"family": RERANKER, "graphs": f"{WHOLE_GRAPHS}:scorer_parts", **more},
-=======
-        **{"family": RERANKER, "clicks_alone": True, **more},
->>>>>>> main
+        **{
+            "family": RERANKER,
+            "clicks_alone": True,
+            "graphs": f"{WHOLE_GRAPHS}:scorer_parts",
+            **more,
+        },
     )
 
 
@@ -152,12 +143,9 @@ def _estimator(name: str, summary: str) -> Agent:
         config=f"{REQUESTS}.train:UpliftConfig",
         load=f"{REQUESTS}.load:load_planner",
         load_network=f"{REQUESTS}.train:load_model",
-<<<<<<< HEAD
         load_whole=f"{WHOLE_GRAPHS}:load_uplift",
         graphs=f"{WHOLE_GRAPHS}:uplift_parts",
-=======
         clicks_alone=True,
->>>>>>> main
     )
 
 
@@ -212,11 +200,8 @@ _ALL = (
         train=f"{LISTS}.evaluator_training:train",
         config=f"{LISTS}.evaluator:EvaluatorConfig",
         load_network=f"{LISTS}.evaluator_training:load_evaluator",
-<<<<<<< HEAD
         not_exported="it judges lists but does not play; export a sequence-search based on it",
-=======
         clicks_alone=True,
->>>>>>> main
     ),
     _generator("pointer-evaluator", "pointer, trained by policy gradient on the evaluator"),
     _generator(
@@ -245,12 +230,9 @@ _ALL = (
         config=f"{VALUES}.network:ValueConfig",
         load=f"{VALUES}.train:load_policy",
         load_network=f"{VALUES}.train:load_network",
-<<<<<<< HEAD
         load_whole=f"{WHOLE_GRAPHS}:load_values",
         graphs=f"{WHOLE_GRAPHS}:values_parts",
-=======
         clicks_alone=True,
->>>>>>> main
     ),
     Agent(
         name="values-pg",
@@ -274,12 +256,9 @@ _ALL = (
         config=f"{INSERTION}.esan:ESANConfig",
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
-<<<<<<< HEAD
         load_whole=f"{WHOLE_GRAPHS}:load_insertion",
         graphs=f"{WHOLE_GRAPHS}:insertion_parts",
-=======
         clicks_alone=True,
->>>>>>> main
     ),
     Agent(
         name="esan-pg",
@@ -292,12 +271,9 @@ _ALL = (
         config=f"{INSERTION}.gradient:ESANGradientConfig",
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
-<<<<<<< HEAD
         load_whole=f"{WHOLE_GRAPHS}:load_insertion",
         graphs=f"{WHOLE_GRAPHS}:insertion_parts",
-=======
         clicks_alone=True,
->>>>>>> main
     ),
     _estimator("uplift-t", "gain of a request: one model per treatment arm"),
     _estimator("uplift-x", "gain of a request: X-learner (Künzel et al., 2019)"),
@@ -325,12 +301,9 @@ _ALL = (
         train=f"{EDGEREC}.train:train",
         config=f"{EDGEREC}.load:EdgeRecConfig",
         load=f"{EDGEREC}.load:load_policy",
-<<<<<<< HEAD
         load_whole=f"{WHOLE_GRAPHS}:load_agent",
         graphs=f"{WHOLE_GRAPHS}:agent_parts",
-=======
         clicks_alone=True,
->>>>>>> main
     ),
 )
 AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # the agents of this package
