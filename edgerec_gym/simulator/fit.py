@@ -298,7 +298,7 @@ def run_trainers(
     stop, lock = threading.Event(), threading.Lock()
 
     def total() -> int:
-        return sum(t.progress.epoch if t.progress.done else epochs for t in trainers)
+        return sum(t.progress.epoch if t.done else epochs for t in trainers)
 
     def report() -> None:
         if progress:
@@ -310,7 +310,7 @@ def run_trainers(
     def train(trainer: UserTrainer) -> None:
         torch.set_num_threads(1)  # for this worker; small matrices do not benefit from more
         try:
-            while not (stop.is_set() or trainer.progress.done or trainer.progress.epoch >= epochs):
+            while not (stop.is_set() or trainer.done or trainer.progress.epoch >= epochs):
                 trainer.run_epoch(slots, stop)
                 report()
             trainer.network.load_state_dict(trainer.best)

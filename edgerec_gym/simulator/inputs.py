@@ -248,8 +248,8 @@ class InputEncoder(nn.Module):
             (N, K * bins) how far each of the K numbers has come through each bin, 0..1.
         """
         found = numbers(self.config, card, user, *([page] if self.reads_page else []))
-        code = (found[:, :, None] - self.bin_start) * self.bin_factor
-        return code.clamp(0, 1).flatten(1)
+        code = (found[:, :, None] - self.bin_start).mul_(self.bin_factor)
+        return code.clamp_(0, 1).flatten(1)
 
     def page_factors(self) -> tuple[Tensor, Tensor]:
         """Return factors and offsets (5,) that convert the summary of a page to the units of its cards."""

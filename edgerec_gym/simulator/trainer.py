@@ -27,7 +27,7 @@ LEARNING_RATE = 4e-3
 WARM_UP = 30  # steps
 LEAST_GAIN = 3e-4  # relative; a smaller held-out gain in an epoch lowers the learning rate
 DROP = 0.25  # factor on the learning rate; training then continues from the best weights
-DROPS = 3  # the last one ends the training
+DROPS, DROPS_OF_AVERAGES = 3, 2  # the last one ends the training; averaged weights gain little by it
 GRADIENT_NORM = 1.0
 AVERAGING = 0.98  # decay per step of averaged weights
 BATCHES_PER_EPOCH = 60  # target, within the limits below
@@ -43,11 +43,6 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True):
     drops: Count = 0
     best_loss: float = math.inf
     held_out: list[float] = []  # loss after each epoch
-
-    @property
-    def done(self) -> bool:
-        """Whether training has ended: the learning rate was lowered DROPS times."""
-        return self.drops >= DROPS
 
 
 class UserTrainer:
@@ -85,6 +80,11 @@ class UserTrainer:
         self.progress = Progress()
         if path.exists():
             self._load()
+
+    @property
+    def done(self) -> bool:
+        """Whether training has ended: the learning rate was lowered often enough."""
+        return self.progress.drops >= (DROPS if self.average is None else DROPS_OF_AVERAGES)
 
     def run_epoch(self, batch_slots: int, stop: threading.Event) -> None:
         """Train on every session once and save a checkpoint; saves nothing if `stop` is set meanwhile."""
