@@ -64,6 +64,7 @@ class ScoredList:
     def __init__(self, scorer: Scorer, slate_size: int) -> None:
         self.scorer, self.slate_size, self.name = scorer, slate_size, scorer.name
         self.stateless = getattr(scorer, "stateless", False)
+        self.timed = getattr(scorer, "timed", None)
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the scorer."""
@@ -115,6 +116,7 @@ class EmittedList:
     def __init__(self, emitter: Emitter, slate_size: int) -> None:
         self.emitter, self.slate_size, self.name = emitter, slate_size, emitter.name
         self.stateless = getattr(emitter, "stateless", False)
+        self.timed = getattr(emitter, "timed", None)
 
     def reset(self, mask: np.ndarray) -> None:
         """Reset the emitter."""
@@ -175,6 +177,7 @@ class SlateBySlate:
     def __init__(self, list_policy: ListPolicy) -> None:
         self.list_policy, self.name = list_policy, list_policy.name
         self.stateless = getattr(list_policy, "stateless", False)
+        self.timed = getattr(list_policy, "timed", None)
         if hasattr(list_policy, "bind"):  # it is an oracle
             self.bind = list_policy.bind
 
@@ -215,6 +218,7 @@ class SlotBySlot:
             raise InputError(f"every = {every!r} must be a whole number of exposures, at least 1, or None")
         self.list_policy, self.every, self.mix, self.name = list_policy, every, mix, list_policy.name
         self._stale = np.zeros(0, np.bool_)
+        self.timed = getattr(list_policy, "timed", None)
         if hasattr(list_policy, "bind"):  # it is an oracle
             self.bind = list_policy.bind
 

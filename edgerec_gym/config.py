@@ -253,6 +253,8 @@ class FeedConfig(Config):
     slate_size: int = bounded(10, 1, 100)  # K of EdgeFeedSlate
     # Further binary answers to a card, with or without a click, e.g. ("like", "hate"); see answers.py
     responses: tuple[str, ...] = later(())
+    # Time that a decision on the device may take, milliseconds; None = no limit (device/budget.py)
+    latency_budget_ms: float | None = later(None, range=(0.001, 60_000.0))
     reward: RewardConfig = field(default_factory=RewardConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
 
