@@ -113,9 +113,7 @@ class DevicePolicy:
         return best_legal(score, observation["action_mask"])
 
     def _followed(self, observation: Observation) -> Iterator[tuple[int, DeviceSession, Observation, float]]:
-        """Bring one session after the other up to date; yield its row, itself, its observation, and the time
-        when the observation reached it.
-        """
+        """Bring sessions up to date; yield (row, session, observation, time when the observation came)."""
         check_observation(observation)
         if len(self.sessions) != len(observation["context"]):
             self.reset(np.ones(len(observation["context"]), np.bool_))

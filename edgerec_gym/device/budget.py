@@ -65,8 +65,8 @@ class Miss:
         row: the session's row in the batch.
         slot: slot that was decided, from 0.
         ms: milliseconds until the decision was given up or there.
-        reason: "events" if taking in new events used up the budget, so that nothing was decided; "decision" if
-            the result came too late.
+        reason: "events" if taking in new events used up the budget, so that nothing was decided; "decision"
+            if the result came too late.
     """
 
     row: int
@@ -146,8 +146,15 @@ class StandingOrder:
             self._rows, self._pool = rows.copy(), pool.copy()
 
     def order(self, pool: np.ndarray) -> np.ndarray:
-        """Return all used rows of a pool (N, F), (n,) int64: first what stands, then the others as the cloud
-        ordered them. A row that another page has filled again does not stand.
+        """Return the rows of a pool that hold candidates: first what stands, then the others in cloud order.
+
+        A row that another page has filled again does not stand.
+
+        Args:
+            pool: (N, F); rows of zeros are empty.
+
+        Returns:
+            (n,) int64.
         """
         present = np.flatnonzero(pool.any(axis=1))
         if self._rows is None or self._pool.shape != pool.shape:

@@ -279,8 +279,9 @@ def evaluate(
     Returns:
         One dict for each (policy, users): policy, users, env_id, scenario, sessions, seed, and metrics as
         {"mean", "low", "high"}: reward, value, clicks, click_rate, purchases, exposures, requests,
-        share_<type>, response_<name>, violations, missed_budgets (share of the decisions), gain_over_keep (paired, of value), gap_closed (synthetic
+        share_<type>, response_<name>, violations, gain_over_keep (paired, of value), gap_closed (synthetic
         users), and, on learned users if synthetic users were also scored, bias and exploitation_gap.
+        Policies with a latency budget also have missed_budgets, the share of their decisions that were late.
     """
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     played: dict[tuple[str, str], Sessions] = {} if keep_sessions is None else keep_sessions

@@ -21,7 +21,6 @@ from edgerec_gym.device.session import load
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import evaluate, play
 from edgerec_gym.evaluation.report import tables
-from edgerec_gym.policy import best_legal
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
 from tests.small_pools import stir
