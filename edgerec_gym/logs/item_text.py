@@ -146,9 +146,9 @@ def _numbers(path: Path, frame: pl.DataFrame) -> np.ndarray:
 
 def _components(vectors: np.ndarray, size: int) -> np.ndarray:
     """Return the first principal components of unit vectors (m, v), (m, size) of length 1 or zero."""
-    given = vectors.any(axis=1, keepdims=True)
+    given: np.ndarray = np.abs(vectors).sum(axis=1) > 0
     unit = unit_length(vectors).astype(np.float64)
-    centred = np.where(given, unit - unit[given[:, 0]].mean(axis=0), 0.0) if given.any() else unit
+    centred = np.where(given[:, None], unit - unit[given].mean(axis=0), 0.0) if given.any() else unit
     _, strength, directions = np.linalg.svd(centred.T @ centred)  # of the covariance: small, whatever m is
     directions = directions[:size][strength[:size] > LEAST_STRENGTH * max(1.0, strength.max())]
     signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)])
