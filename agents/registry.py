@@ -51,6 +51,8 @@ class Agent:
             cannot be exported to a device.
         load_network: called as `load_network(run, config)`; used by :attr:`graphs` and by agents that start
             from this one.
+        clicks_alone: whether it learns clicks and purchases, but not the named responses of a feed, whatever
+            these weigh in the reward.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Agent:
     network: Code | None = None
     graphs: Code | None = None
     load_network: Code | None = None
+    clicks_alone: bool = False
 
     def code(self, name: str) -> Any:
         """Return the object that an attribute such as "train" refers to, importing its module if needed."""
@@ -99,7 +102,7 @@ def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
         config=f"{RERANK}.reranker:RerankerConfig",
         load=f"{RERANK}.train:load_policy",
         load_network=f"{RERANK}.train:load_reranker",
-        **{"family": RERANKER, **more},
+        **{"family": RERANKER, "clicks_alone": True, **more},
     )
 
 
@@ -115,6 +118,7 @@ def _generator(name: str, summary: str, **more: Any) -> Agent:
             "load_network": f"{LISTS}.generator:load_network",
             "graphs": f"{GRAPHS}:pointer_parts",
             "starts_from": ("evaluator", "pointer", *GENERATORS),
+            "clicks_alone": True,
             **more,
         },
     )
@@ -129,6 +133,7 @@ def _estimator(name: str, summary: str) -> Agent:
         config=f"{REQUESTS}.train:UpliftConfig",
         load=f"{REQUESTS}.planner:load_planner",
         load_network=f"{REQUESTS}.train:load_model",
+        clicks_alone=True,
     )
 
 
@@ -178,6 +183,7 @@ _ALL = (
         train=f"{LISTS}.evaluator_training:train",
         config=f"{LISTS}.evaluator:EvaluatorConfig",
         load_network=f"{LISTS}.evaluator_training:load_evaluator",
+        clicks_alone=True,
     ),
     _generator("pointer-evaluator", "pointer, trained by policy gradient on the evaluator"),
     _generator(
@@ -206,6 +212,7 @@ _ALL = (
         config=f"{VALUES}.network:ValueConfig",
         load=f"{VALUES}.train:load_policy",
         load_network=f"{VALUES}.train:load_network",
+        clicks_alone=True,
     ),
     Agent(
         name="values-pg",
@@ -227,6 +234,7 @@ _ALL = (
         config=f"{INSERTION}.esan:ESANConfig",
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
+        clicks_alone=True,
     ),
     Agent(
         name="esan-pg",
@@ -239,6 +247,7 @@ _ALL = (
         config=f"{INSERTION}.gradient:ESANGradientConfig",
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
+        clicks_alone=True,
     ),
     _estimator("uplift-t", "gain of a request: one model per treatment arm"),
     _estimator("uplift-x", "gain of a request: X-learner (Künzel et al., 2019)"),
@@ -264,6 +273,7 @@ _ALL = (
         train=f"{EDGEREC}.train:train",
         config=f"{EDGEREC}.load:EdgeRecConfig",
         load=f"{EDGEREC}.load:load_policy",
+        clicks_alone=True,
     ),
 )
 AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # the agents of this package

@@ -1,17 +1,18 @@
 """How much of the attainable gap do agents close? One run for each agent and training seed.
 
     python -m benchmarks.attainable_share RUN ... --scenario SCENARIO [--id ID] [--sessions N] [--shift NAME]
-        [--against AGENT]
+        [--against AGENT] [--cache FOLDER]
 
 Every policy plays the same sessions of the ground truth (split `eval`); without a shift, the runs and keep
 also play learned users, for the exploitation gap. Intervals of 95 % are over training seeds and sessions.
-With --against AGENT, every run is also compared with the run of that agent in the same place.
+With --against AGENT, every run is also compared with the run of that agent in the same place. Sessions that
+were played before are read from --cache.
 """
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.rows import difference, exploitation_gap, gap_closed
 from edgerec_gym.commands.console import progress_bar
 from edgerec_gym.config import SHIFTS
+from edgerec_gym.evaluation.cache import Entry, Place, played
 from edgerec_gym.evaluation.intervals import Interval, interval_text, seeds_interval
-from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import write_json
+from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
@@ -45,6 +47,22 @@ def heuristics_of(env_id: str, scenario: Scenario) -> list[str]:
     return [name for name in known if name in HEURISTICS]
 
 
+def policy_at(place: Place, name: str) -> Policy:
+    """Return the policy of a name or a run's folder, to play in a place."""
+    return find_policy(name, place.env_id, Scenario.load(place.scenario), place.users, place.seed)
+
+
+def entries_of(policy: str, runs: list[Path]) -> list[Entry]:
+    """Return the entries of a policy: one for each run, or one of a policy that is not trained."""
+    if not runs:
+        return [Entry(policy, policy_at, {"name": policy})]
+    entries = []
+    for seed, run in enumerate(runs):
+        parts = sorted(file.parent for file in run.rglob("policy.json") if "checkpoints" not in file.parts)
+        entries.append(Entry(policy, policy_at, {"name": str(run)}, tuple(parts), seed))
+    return entries
+
+
 def measure(
     runs: list[Path],
     scenario: str,
@@ -52,40 +70,33 @@ def measure(
     sessions: int,
     shift: str | None,
     seed: int,
+    cache: Path,
     against: str | None = None,
     learned_sessions: int | None = None,
+    workers: int = 1,
 ) -> dict[str, dict[str, Interval]]:
     """Play everything and return the figures of every policy; the runs of an agent are one policy."""
-    loaded = Scenario.load(scenario)
-    heuristics = heuristics_of(env_id, loaded)
-    agents: dict[str, list[str]] = {}
+    heuristics = heuristics_of(env_id, Scenario.load(scenario))
+    agents: dict[str, list[Path]] = {}
     for run in runs:
-        agents.setdefault(read_run(run).agent, []).append(str(run))
-    names = {KEEP: [KEEP], **{name: [name] for name in heuristics}, **agents}
-    names |= {ATTAINABLE: [ATTAINABLE], ORACLE: [ORACLE]}
+        agents.setdefault(read_run(run).agent, []).append(run)
+    entries = {name: entries_of(name, []) for name in (KEEP, *heuristics)}
+    entries |= {agent: entries_of(agent, own) for agent, own in agents.items()}
+    entries |= {name: entries_of(name, []) for name in (ATTAINABLE, ORACLE)}
+
+    def values(policies: list[str], place: Place) -> dict[str, np.ndarray]:
+        """Value of every session by policy, (seeds, sessions)."""
+        wanted = [entry for policy in policies for entry in entries[policy]]
+        with progress_bar(f"policies on {place.users} users") as progress:
+            told = played(wanted, place, cache, workers=workers, progress=progress)
+        return {
+            policy: np.stack([told[entry.policy, entry.seed]["value"] for entry in entries[policy]])
+            for policy in policies
+        }
 
     fewer = min(sessions, learned_sessions or sessions)
-
-    def values(policy: str, users: str) -> np.ndarray:
-        """Value of every session, (seeds, sessions)."""
-        found = []
-        for name in names[policy]:
-            made = find_policy(name, env_id, loaded, users, seed)
-            with progress_bar(f"{name} on {users} users") as progress:
-                told = play(
-                    made,
-                    env_id=env_id,
-                    scenario=loaded,
-                    users=users,
-                    sessions=sessions if users == "synthetic" else fewer,
-                    seed=seed,
-                    shift=shift if users == "synthetic" else None,
-                    progress=partial(progress, text=""),
-                )
-            found.append(told["value"])
-        return np.stack(found)
-
-    true = {policy: values(policy, "synthetic") for policy in names}
+    place = Place(env_id, scenario, sessions=sessions, seed=seed, shift=shift)
+    true = values(list(entries), place)
     keep, oracle, ceiling = true[KEEP], true[ORACLE], true[ATTAINABLE]
     figures: dict[str, dict[str, Interval]] = {}
     for policy, own in true.items():
@@ -94,12 +105,13 @@ def measure(
             figures[policy]["gain_over_keep"] = difference(own, keep)
             figures[policy]["gap_closed"] = gap_closed(own, keep, oracle)
             figures[policy]["attainable_gap_closed"] = gap_closed(own, keep, ceiling)
-    kept = values(KEEP, "learned") if shift is None else None
+    learned = {}
+    if shift is None:
+        learned = values([KEEP, *agents], replace(place, users="learned", sessions=fewer))
     for agent in agents:
-        if kept is not None:
-            learned = values(agent, "learned")
-            both = true[agent][:, :fewer], kept, keep[:, :fewer]
-            figures[agent]["exploitation_gap"] = exploitation_gap(learned, *both)
+        if learned:
+            both = true[agent][:, :fewer], learned[KEEP], keep[:, :fewer]
+            figures[agent]["exploitation_gap"] = exploitation_gap(learned[agent], *both)
         for policy in heuristics:
             figures[agent][f"gain_over_{policy}"] = difference(true[agent], true[policy])
         if against is not None and agent != against:
@@ -121,6 +133,8 @@ def main() -> None:
     parser.add_argument("--learned-sessions", type=int, help="sessions of learned users; default: as many")
     parser.add_argument("--shift", choices=SHIFTS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path("runs/attainable_share"), help="sessions played")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures = measure(
@@ -130,8 +144,10 @@ def main() -> None:
         arguments.sessions,
         arguments.shift,
         arguments.seed,
+        arguments.cache,
         arguments.against,
         arguments.learned_sessions,
+        arguments.workers,
     )
     table = Table("policy", *FORMATS, title=f"{arguments.scenario}, {arguments.id}, {arguments.shift or ''}")
     for policy, told in figures.items():

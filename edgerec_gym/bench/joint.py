@@ -1,9 +1,10 @@
 """The benchmark's track joint: all three decisions on EdgeFeed-v0, together and alone, and ablations.
 
 A re-ranker, ESAN and an uplift model learn from logs. MaskablePPO, distilled values with the requests of the
-uplift model, and the EdgeRec agent learn by playing the learned users of the scenario. All are scored on
-synthetic users that training never saw (split `eval`, common random numbers). The ablations change a rule of
-the jointly trained agent, train it without page views, or delay the behaviour that the cloud sees.
+uplift model, their policy gradient, and the EdgeRec agent learn by playing the learned users of the scenario.
+All are scored on synthetic users that training never saw (split `eval`, common random numbers). The ablations
+change a rule of the jointly trained agent, train it without page views, or delay the behaviour that the cloud
+sees.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from edgerec_gym.bench.rows import (
 from edgerec_gym.bench.setting import Setting, make_policy, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
 from edgerec_gym.bench.training import (
+    GRADIENT,
+    QUICK_GRADIENT,
     QUICK_VALUES,
     VALUES,
     asked,
@@ -65,7 +68,8 @@ SINGLE = (
 INSERT_ONLY, REQUEST_ONLY = "esan + exact, cards only", "uplift-x, requests only"
 TOGETHER, JOINT_PLANS = "parts together", "edgerec, whole plans"
 LEARNED = (  # policies that also play learned users
-    KEEP, "greedy", "device-greedy", "item-greedy", *RERANKERS, PPO, VALUES, TOGETHER, JOINT, JOINT_PLANS,
+    KEEP, "greedy", "device-greedy", "item-greedy", *RERANKERS, PPO, VALUES, GRADIENT, TOGETHER,
+    JOINT, JOINT_PLANS,
 )  # fmt: skip
 ABLATIONS: dict[str, dict[str, Any]] = {  # name -> rules that differ from the jointly trained agent's
     "edgerec, no re-rank": {"decide": {"order": False}},
@@ -104,7 +108,7 @@ def make_rows(true: Played, learned: Played, stale: Played) -> Rows:
     found: Rows = []
     for name in names:
         figures = _figures(name, true, learned)
-        if best is not None and name in (TOGETHER, JOINT, JOINT_PLANS, PPO, VALUES):
+        if best is not None and name in (TOGETHER, JOINT, JOINT_PLANS, PPO, VALUES, GRADIENT):
             figures["gain_over_best_single"] = _difference(true, name, true, best)
         if name in (*ABLATIONS, NO_PAGE_VIEWS, JOINT_PLANS, TOGETHER) and JOINT in names:
             figures["cost"] = _difference(true, JOINT, true, name)
@@ -163,8 +167,8 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
 
 
 POLICIES = (
-    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, VALUES, TOGETHER, JOINT, JOINT_PLANS, ATTAINABLE, ORACLE,
-    *ABLATIONS, NO_PAGE_VIEWS,
+    KEEP, *SINGLE, INSERT_ONLY, REQUEST_ONLY, PPO, VALUES, GRADIENT, TOGETHER, JOINT, JOINT_PLANS, ATTAINABLE,
+    ORACLE, *ABLATIONS, NO_PAGE_VIEWS,
 )  # fmt: skip
 
 
@@ -200,6 +204,7 @@ QUICK = Sizes(
         **{agent: {"epochs": 1} for agent in (*RERANKERS, ESAN)},
         UPLIFT: {"behaviour": 4, "epochs": 2},
         VALUES: QUICK_VALUES,
+        GRADIENT: QUICK_GRADIENT,
         **{
             agent: {
                 "teach_sessions": 64, "teach_epochs": 6, "updates": 4, "batch_size": 16, "select_every": 2,
@@ -254,9 +259,9 @@ def train(setting: Setting, names: Sequence[str], workers: int, progress: Progre
             (agent, seed)
             for seed in range(setting.seeds)
             for agent in agents
-            if bool(_starts_from(agent, scenario)) == later
+            if _stage(agent, scenario) == stage
         ]
-        for later in (False, True)
+        for stage in range(1 + max((_stage(agent, scenario) for agent in agents), default=0))
     ]
     train_missing(_train_one, out, scenario, sizes, stages, workers, progress)
 
@@ -302,7 +307,19 @@ def make_requests(place: Place, run: str) -> Policy:
 
 def _starts_from(agent: str, scenario: str) -> tuple[str, ...]:
     """Return the runs that a run starts from."""
-    return {JOINT: PARTS[scenario], BLIND: PARTS[scenario], VALUES: (UPLIFT,)}.get(agent, ())
+    starts = {JOINT: PARTS[scenario], BLIND: PARTS[scenario], VALUES: (UPLIFT,), GRADIENT: (VALUES,)}
+    return starts.get(agent, ())
+
+
+def _stage(agent: str, scenario: str) -> int:
+    """Return the number of stages of training that must be over before a run can start."""
+    return max((1 + _stage(part, scenario) for part in _starts_from(agent, scenario)), default=0)
+
+
+def _with_starts(agent: str, scenario: str) -> tuple[str, ...]:
+    """Return the runs that a run needs, those that others start from first, itself last."""
+    parts = [run for part in _starts_from(agent, scenario) for run in _with_starts(part, scenario)]
+    return (*parts, agent)
 
 
 def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
@@ -311,8 +328,8 @@ def _agents_of(name: str, scenario: str) -> tuple[str, ...]:
         return PARTS[scenario]
     special = {REQUEST_ONLY: UPLIFT, "dpp on dnn": "dnn", NO_PAGE_VIEWS: BLIND}
     special |= dict.fromkeys((JOINT, JOINT_PLANS, *ABLATIONS), JOINT)
-    agent = special.get(name, name if name in (*RERANKERS, PPO, VALUES) else None)
-    return () if agent is None else (*_starts_from(agent, scenario), agent)
+    agent = special.get(name, name if name in (*RERANKERS, PPO, VALUES, GRADIENT) else None)
+    return () if agent is None else _with_starts(agent, scenario)
 
 
 def needed(names: Sequence[str], scenario: str) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ from edgerec_gym.bench.rows import (
 from edgerec_gym.bench.setting import Setting, make_policy, own_entry, reference_entry
 from edgerec_gym.bench.track import is_own
 from edgerec_gym.bench.training import (
+    GRADIENT,
+    QUICK_GRADIENT,
     QUICK_VALUES,
     VALUES,
     asked,
@@ -52,11 +54,18 @@ BASED_ON: dict[str, tuple[str, ...]] = {  # agent -> runs that it starts from
     "pointer-evaluator": (EVALUATOR, POINTER),
     "pointer-users": (POINTER,),
     SEARCH: (EVALUATOR, "pointer-evaluator"),
+    GRADIENT: (VALUES,),
 }
-STAGES = ((*RERANKERS, POINTER, EVALUATOR, VALUES, PPO), ("pointer-evaluator", "pointer-users"), (SEARCH,))
-PLAYS = (PPO, VALUES, "pointer-users", SEARCH)  # agents that need a scenario, not a log
+STAGES = (
+    (*RERANKERS, POINTER, EVALUATOR, VALUES, PPO),
+    ("pointer-evaluator", "pointer-users", GRADIENT),
+    (SEARCH,),
+)
+PLAYS = (PPO, VALUES, GRADIENT, "pointer-users", SEARCH)  # agents that need a scenario, not a log
 POLICIES = (*BASELINES, *DIVERSIFIERS, *RERANKERS, POINTER, *BASED_ON, VALUES, PPO)
-PLOTTED = ("keep", "device-greedy", "crban", SEARCH, VALUES, PPO, "oracle")  # with a click rate by position
+PLOTTED = (  # with a click rate by position
+    "keep", "device-greedy", "crban", SEARCH, VALUES, GRADIENT, PPO, "oracle",
+)  # fmt: skip
 LEARNED = (
     "keep",
     "greedy",
@@ -114,6 +123,7 @@ QUICK = Sizes(
         "pointer-evaluator": {"updates": 20},
         "pointer-users": {"updates": 4, "batch_size": 16},
         VALUES: QUICK_VALUES,
+        GRADIENT: QUICK_GRADIENT,
     },
 )
 SHORT: dict[str, Any] = {

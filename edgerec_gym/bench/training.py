@@ -18,8 +18,12 @@ from edgerec_gym.scenario import Scenario
 
 Value = TypeVar("Value")
 Job = tuple[str, int]  # name of a run, training seed
-VALUES = "distilled-values"  # an agent of several tracks
+VALUES, GRADIENT = (
+    "distilled-values",
+    "values-pg",
+)  # agents of several tracks; the second starts from the first
 QUICK_VALUES = {"updates": 6, "sessions": 64, "select_every": 6, "select_sessions": 100}
+QUICK_GRADIENT = {"updates": 4, "sessions": 64, "select_every": 4, "select_sessions": 100}
 RUNS = {VALUES: "values"}  # folders of runs that are not named like their agent
 TABLE_SEEDS = 1  # seeds of logs that item tables were learned from: 0; agents learn from other sessions
 

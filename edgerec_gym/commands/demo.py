@@ -31,8 +31,8 @@ POLICIES = ("keep", "random", "greedy", "device-greedy", "item-greedy")
 PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
 CHECKPOINTS = 10  # in the learning curve
 REPLAYED = 7  # session of the evaluation
-AGENT = "runs/values-0"  # shipped with the package; takes all three decisions
-SHIPPED_NAME = "distilled-values, shipped"
+AGENT = "runs/values-pg-0"  # shipped with the package; takes all three decisions
+SHIPPED_NAME = "values-pg, shipped"
 
 
 class Results(OpenDocument):

@@ -175,6 +175,7 @@ def test_every_track_names_its_policies(tmp_path: Path) -> None:
         [setting] = settings_of(Order(tracks=(name,), policies=("distilled-values",), seeds=1), tmp_path)
         assert [folder.name for folder in setting.run_folders()] == ["values-0"]
     assert joint.needed(["distilled-values"], "lite") == ("uplift-x", "distilled-values")
+    assert joint.needed(["values-pg"], "lite") == ("uplift-x", "distilled-values", "values-pg")
 
 
 @pytest.mark.parametrize("track", TRACKS)
