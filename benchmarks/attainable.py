@@ -23,12 +23,13 @@ from edgerec_gym.agents.attainable.kernels import CODE
 from edgerec_gym.agents.attainable.policy import NAMES, AttainablePolicy
 from edgerec_gym.bench.rows import Played, difference, gap_closed, mean, values_of
 from edgerec_gym.bench.setting import make_policy
-from edgerec_gym.config import PRESETS, SHIFTS
+from edgerec_gym.config import SHIFTS
 from edgerec_gym.evaluation.cache import Entry, Place, Rows, played, row, save_rows, table
 from edgerec_gym.evaluation.intervals import ratio_interval
 from edgerec_gym.files import make_folder
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
+from edgerec_gym.scenario import SHIPPED
 
 RESULTS = Path(__file__).parent / "results"
 ENV_ID = "EdgeFeedRerank-v0"
@@ -204,7 +205,7 @@ def show(console: Console, title: str, rows: Rows, metrics: dict[str, str]) -> N
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenario", choices=PRESETS, action="append", help="default: both")
+    parser.add_argument("--scenario", choices=SHIPPED, action="append", help="default: both")
     parser.add_argument("--sessions", type=int, default=2000, help="sessions that each policy plays")
     parser.add_argument("--watched", type=int, default=500, help="sessions whose beliefs are checked")
     parser.add_argument("--workers", type=int, default=2)
@@ -216,7 +217,7 @@ def main() -> None:
     sessions = arguments.sessions // (10 if arguments.quick else 1)
     watched = arguments.watched // (10 if arguments.quick else 1)
     console, cache = Console(width=160), make_folder(arguments.cache)
-    for scenario in arguments.scenario or PRESETS:
+    for scenario in arguments.scenario or SHIPPED:
         place = Place(ENV_ID, scenario, "synthetic", sessions)
         checks = [r for name, how in NAMES.items() for r in calibration(watch(scenario, how, watched), name)]
         show(console, f"{scenario}: the belief against the latent state, {watched} sessions", checks, CHECKS)

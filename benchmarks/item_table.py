@@ -23,7 +23,6 @@ from edgerec_gym.agents.baselines import DeviceGreedy, ItemGreedy, Keep
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.cloud.item_table import COUNT_SCALE, LIFT_SCALE, ItemTable
 from edgerec_gym.commands.console import progress_bar
-from edgerec_gym.config import PRESETS
 from edgerec_gym.evaluation.intervals import interval_text
 from edgerec_gym.evaluation.play import evaluate
 from edgerec_gym.files import write_json
@@ -31,7 +30,7 @@ from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.item_statistics import learn_items
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation, Policy
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.scenario import SHIPPED, Scenario
 from edgerec_gym.spaces import N_SCALARS
 from edgerec_gym.users.synthetic import SyntheticUsers
 
@@ -175,14 +174,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.item_table", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--scenario", action="append", choices=PRESETS, help="repeatable; default: all")
+    parser.add_argument("--scenario", action="append", choices=SHIPPED, help="repeatable; default: all")
     parser.add_argument("--logs", type=Path, default=Path("runs/item-table"), help="folder of the logs")
     parser.add_argument("--sessions", type=int, default=10_000, help="played by each policy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     found: dict[str, Any] = {}
-    for name in arguments.scenario or PRESETS:
+    for name in arguments.scenario or SHIPPED:
         found[name] = study(name, arguments.logs / name, arguments.sessions, arguments.seed)
         show(name, found[name])
     write_json(arguments.out, found)

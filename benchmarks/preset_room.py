@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def variant(
     table = learn_items(LogReader(logs), folds=0)
     config = feed.replace(item_columns=table.names, cloud=feed.cloud.replace(**cloud))
     catalog = SyntheticUsers(synthetic, config).world.catalog.with_table(table.columns)
-    return replace(Scenario.load(name), config=config, synthetic=synthetic, catalog=catalog, path=None)
+    return Scenario(name=name, config=config, catalog=catalog, synthetic=synthetic)
 
 
 def measure(scenario: Scenario, env_id: str, sessions: int, seed: int) -> dict[str, dict[str, Any]]:

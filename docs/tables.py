@@ -10,8 +10,9 @@ import gymnasium as gym
 from typer.main import get_command
 
 import edgerec_gym  # noqa: F401  registers the ids
-from edgerec_gym.config import PRESETS, RewardConfig
+from edgerec_gym.config import RewardConfig
 from edgerec_gym.registration import IDS
+from edgerec_gym.scenario import SHIPPED
 
 WIDTH = "100"  # characters of a help text
 FOLDER_NOTE = "% Written by docs/tables.py when the site is built.\n\n"
@@ -25,14 +26,14 @@ def write_all(folder: Path) -> None:
 
 
 def ids() -> str:
-    """Action space, observation space and reward weights of every id under every preset."""
+    """Action space, observation space and reward weights of every id under every shipped scenario."""
     parts = []
     for env_id in IDS:
         version = env_id.rsplit("-v", 1)[1]
-        envs = {name: gym.make(env_id, scenario=name, disable_env_checker=True) for name in PRESETS}
+        envs = {name: gym.make(env_id, scenario=name, disable_env_checker=True) for name in SHIPPED}
         actions = {name: _describe(env.action_space) for name, env in envs.items()}
         observations = {name: env.observation_space for name, env in envs.items()}
-        header = ["key", *(f"shape in `{name}`" for name in PRESETS), "dtype", "range"]
+        header = ["key", *(f"shape in `{name}`" for name in SHIPPED), "dtype", "range"]
         first = next(iter(observations.values()))
         rows = [
             [

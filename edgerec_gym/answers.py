@@ -54,7 +54,8 @@ PAGE_VIEW_ACTIONS = (
 )
 
 # Durations are categorical: bucket b of n is stored as b / (n - 1).
-DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)  # exposure durations in seconds; the last bucket is open-ended
+# Exposure durations in seconds, times FeedConfig.dwell_scale; the last bucket is open-ended.
+DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)
 PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # page-view durations in seconds
 DWELL_BUCKETS, PAGE_VIEW_BUCKETS = len(DWELL_EDGES) + 1, len(PAGE_VIEW_EDGES) + 1
 COUNT_LEVELS = 4  # exposure count 1..4 and scroll count 1..4, stored as (count - 1) / 3

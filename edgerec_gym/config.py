@@ -19,7 +19,7 @@ from edgerec_gym.errors import InputError, shown
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
 SUPPLIES = ("catalogue", "daily", "logged")
-PRESETS = ("default", "lite", "default-v2", "lite-v2")
+PRESETS = ("default", "lite", "default-v2", "lite-v2", "short-video", "live", "food")
 MOST_TYPES = 100  # card types of a feed
 MOST_COLUMNS = 256  # of the item table
 MOST_RESPONSES = 16  # of a feed
@@ -253,6 +253,10 @@ class FeedConfig(Config):
     slate_size: int = bounded(10, 1, 100)  # K of EdgeFeedSlate
     # Further binary answers to a card, with or without a click, e.g. ("like", "hate"); see answers.py
     responses: tuple[str, ...] = later(())
+    # Factor on the exposure durations DWELL_EDGES (answers.py): a video is looked at longer than a card
+    dwell_scale: float = later(1.0, range=(0.01, 1000.0))
+    # Time that a decision on the device may take, milliseconds; None = no limit (device/budget.py)
+    latency_budget_ms: float | None = later(None, range=(0.001, 60_000.0))
     reward: RewardConfig = field(default_factory=RewardConfig)
     cloud: CloudConfig = field(default_factory=CloudConfig)
 
@@ -381,6 +385,9 @@ class SyntheticUserConfig(Config):
     refresh: float = bounded(1.0, 0.0, 20.0)  # scales the user's personal response to a requested page
     activity: float = bounded(0.8, 0.2, 1.0)  # share of events from the most active 20 % (0.2 = equal)
     day_drift: float = bounded(0.3, 0.0, 10.0)  # length of the day-to-day change in taste
+    # Part of an item's attractiveness, standard deviations from the lowest to the highest:
+    price: float = later(0.0, range=(0.0, 20.0))  # the dearest item loses this much against the cheapest
+    freshness: float = later(0.0, range=(0.0, 20.0))  # the freshest gains this much over the stalest
 
     def shifted(self, shift: str) -> SyntheticUserConfig:
         """Return other users of the same world; InputError if `shift` is not in :data:`SHIFTS`."""
@@ -390,15 +397,19 @@ class SyntheticUserConfig(Config):
 
 
 def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
-    """Return the feed and synthetic users of a preset: "default" (the paper's sizes), "lite", or a version 2.
+    """Return the feed and synthetic users of a preset.
 
-    Version 2 is tuned so that more is left to learn: of what can be known of the user and the items, a
-    heuristic reaches at most two thirds (docs/results/presets.md). Figures of versions do not compare.
+    "default" has the paper's sizes, and "lite" is a shorter feed. Version 2 of both is tuned so that more is
+    left to learn: of what can be known of the user and the items, a heuristic reaches at most two thirds.
+    "short-video", "live" and "food" are scenes of low-latency recommendation, tuned likewise; every choice
+    has its reason in docs/results/scenes.md. Figures of different presets do not compare.
     """
-    if name == "default":
-        return FeedConfig(), SyntheticUserConfig()
-    if name == "default-v2":
-        return FeedConfig(), SyntheticUserConfig(surroundings=1.5)
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}")
+    return _PRESET_CONFIGS[name]
+
+
+def _shipped_presets() -> dict[str, tuple[FeedConfig, SyntheticUserConfig]]:
     # A shorter feed: pages, sessions and intents turn over faster, so requests are cheaper.
     lite = FeedConfig(
         page_size=10,
@@ -411,17 +422,123 @@ def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
         reward=RewardConfig(request=-0.1),
         cloud=CloudConfig(interest_decay=0.85),
     )
-    if name == "lite":
-        return lite, SyntheticUserConfig(n_items=2000, intent_switch=0.08, leave_bias=-5.9)
-    if name == "lite-v2":
-        feed = lite.replace(page_size=20, pool_size=40, cloud=CloudConfig(interest_decay=0.9))
-        users = SyntheticUserConfig(
-            n_items=2000,
-            click_bias=-4.9,
-            leave_bias=-5.9,
-            intent_switch=0.04,
-            pseudo_click=0.7,
-            surroundings=1.5,
-        )
-        return feed, users
-    raise InputError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}")
+    return {
+        "default": (FeedConfig(), SyntheticUserConfig()),
+        "default-v2": (FeedConfig(), SyntheticUserConfig(surroundings=1.5)),
+        "lite": (lite, SyntheticUserConfig(n_items=2000, intent_switch=0.08, leave_bias=-5.9)),
+        "lite-v2": (
+            lite.replace(page_size=20, pool_size=40, cloud=CloudConfig(interest_decay=0.9)),
+            SyntheticUserConfig(
+                n_items=2000,
+                click_bias=-4.9,
+                leave_bias=-5.9,
+                intent_switch=0.04,
+                pseudo_click=0.7,
+                surroundings=1.5,
+            ),
+        ),
+        # One video per screen, the next one loaded; a slot lasts about ten seconds.
+        "short-video": (
+            FeedConfig(
+                page_size=10,
+                pool_size=24,
+                n_cards=4,
+                card_types=("live", "ad"),
+                share_caps=(0.1, 0.1),
+                gaps=(5, 5),
+                first_slots=(3, 3),
+                exposure_history=30,
+                page_view_history=10,
+                max_slots=120,
+                lookahead=1,
+                request_latency=1,
+                reward=RewardConfig(request=-0.1),
+                cloud=CloudConfig(interest_decay=0.9),
+                dwell_scale=8.0,
+                latency_budget_ms=20.0,
+            ),
+            SyntheticUserConfig(
+                world_seed=1,
+                n_items=3000,
+                click_bias=-4.9,
+                leave_bias=-6.4,
+                intent_switch=0.04,
+                pseudo_click=0.7,
+                surroundings=2.0,
+                weariness=0.1,
+                purchase=0.4,
+            ),
+        ),
+        # A handful of rooms, moods that change quickly, rooms that lose their appeal as they go on.
+        "live": (
+            FeedConfig(
+                page_size=8,
+                pool_size=24,
+                n_cards=4,
+                card_types=("goods", "ad"),
+                share_caps=(0.1, 0.1),
+                gaps=(4, 6),
+                first_slots=(2, 4),
+                exposure_history=20,
+                page_view_history=10,
+                max_slots=50,
+                lookahead=1,
+                request_latency=1,
+                reward=RewardConfig(request=-0.1),
+                cloud=CloudConfig(interest_decay=0.85),
+                dwell_scale=4.0,
+                latency_budget_ms=30.0,
+            ),
+            SyntheticUserConfig(
+                world_seed=2,
+                n_items=1500,
+                n_categories=24,
+                click_bias=-4.7,
+                leave_bias=-5.7,
+                intent_switch=0.06,
+                pseudo_click=0.7,
+                surroundings=2.0,
+                purchase=0.4,
+                freshness=1.5,
+            ),
+        ),
+        # A long list of shops, one lasting intent (a meal), few requests; price and delivery time matter.
+        "food": (
+            FeedConfig(
+                page_size=20,
+                pool_size=50,
+                n_cards=4,
+                card_types=("coupon", "ad"),
+                share_caps=(0.06, 0.1),
+                gaps=(8, 5),
+                first_slots=(4, 2),
+                exposure_history=30,
+                page_view_history=10,
+                max_slots=80,
+                lookahead=3,
+                request_latency=2,
+                request_budget=3,
+                reward=RewardConfig(request=-0.3),
+                cloud=CloudConfig(interest_decay=0.95),
+                dwell_scale=1.5,
+                latency_budget_ms=50.0,
+            ),
+            SyntheticUserConfig(
+                world_seed=3,
+                n_items=1200,
+                n_categories=20,
+                click_bias=-4.7,
+                leave_bias=-6.0,
+                taste=1.0,
+                intent=3.5,
+                intent_switch=0.01,
+                pseudo_click=0.7,
+                surroundings=2.0,
+                price=1.5,
+                freshness=1.5,
+            ),
+        ),
+    }
+
+
+_PRESET_CONFIGS = _shipped_presets()

@@ -26,8 +26,9 @@ from edgerec_gym.documents import MOST_BYTES, Document, check_version, config_fr
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import check_file, make_folder, write_json
 
-SHIPPED = PRESETS  # names of the scenarios in the package
 SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
+# Names of the scenarios in the package: presets with learned users.
+SHIPPED = tuple(name for name in PRESETS if (SHIPPED_FOLDER / name / "scenario.json").is_file())
 SIMULATOR_FILES = ("simulator.onnx", "simulator.safetensors")
 KIND = "edgerec_gym scenario"
 

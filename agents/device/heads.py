@@ -14,7 +14,7 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.description import DQN, EDGEREC, ESAN, PPO, VALUES
 from edgerec_gym.device.engines.engine import Arrays
 from edgerec_gym.device.session import ABSENT, DeviceSession
-from edgerec_gym.policy import Explanation, Observation, best_legal
+from edgerec_gym.policy import NOT_SHOWN, Explanation, Observation, best_legal
 from edgerec_gym.spaces import CONTEXT
 
 SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")
@@ -27,10 +27,12 @@ class DeviceScores:
     Args:
         name: name of the policy.
         session: the phone's session.
+        whole: whether one that writes lists writes all of a list at every slot: the plan that stands if the
+            next one is late.
     """
 
-    def __init__(self, name: str, session: DeviceSession) -> None:
-        self.name, self.session = name, session
+    def __init__(self, name: str, session: DeviceSession, whole: bool = False) -> None:
+        self.name, self.session, self.whole = name, session, whole
         self._last = np.zeros((1, 0), np.float32)  # scores
 
     def reset(self, mask: np.ndarray) -> None:
@@ -49,8 +51,12 @@ class DeviceScores:
         if self.session.scorer is not None:
             self._last = self.scores(observation)
         else:
-            first = self.lists(observation, 1)
-            self._last = (first == np.arange(observation["pool"].shape[1])).astype(np.float32)
+            n_pool = observation["pool"].shape[1]
+            places = min(self.session.model.places, n_pool) if self.whole else 1
+            rows = self.lists(observation, places)[0]
+            rows = rows[rows != NOT_SHOWN]
+            self._last = np.zeros((1, n_pool), np.float32)
+            self._last[0, rows] = np.arange(len(rows), 0, -1)
         return best_legal(self._last, observation["action_mask"])
 
     def explain(self, row: int) -> Explanation:

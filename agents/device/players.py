@@ -41,12 +41,13 @@ Player = Callable[[DeviceSession], Policy]
 Settings = TypeVar("Settings", bound=Document)
 
 
-def player(model: DeviceModel, feed: Any) -> Player:
+def player(model: DeviceModel, feed: Any, timed: bool = False) -> Player:
     """Return what makes a phone's policy for one session.
 
     Args:
         model: the exported model.
         feed: the environment to play.
+        timed: whether decisions have a budget.
 
     Raises:
         InputError: the agent does not play the environment's track, or its settings are wrong.
@@ -58,14 +59,14 @@ def player(model: DeviceModel, feed: Any) -> Player:
         settings = settings_of(model, VALUES, ValueSettings)
         if feed.track == settings.track == "joint":
             return _values(model, feed, settings)
-        return _reranker(model, feed)
+        return _reranker(model, feed, timed)
     if ESAN in graphs:
         return _insertion(model, feed)
     if PPO in graphs:
         return _policy(model, feed)
     if UPLIFT in graphs or DQN in graphs:
         return _requests(model, feed)
-    return _reranker(model, feed)
+    return _reranker(model, feed, timed)
 
 
 def settings_of(model: DeviceModel, network: str, kind: type[Settings]) -> Settings:
@@ -138,7 +139,7 @@ def _policy(model: DeviceModel, feed: Any) -> Player:
     return lambda session: DeviceLogits(model.agent, session, settings.groups, settings.keys)
 
 
-def _reranker(model: DeviceModel, feed: Any) -> Player:
+def _reranker(model: DeviceModel, feed: Any, timed: bool) -> Player:
     _plays(model, "re-ranks", RERANK_TRACKS, feed)
     k = feed.config.slate_size
     scored = any("scores" in graphs for graphs in model.graphs.values()) or VALUES in model.graphs
@@ -148,7 +149,7 @@ def _reranker(model: DeviceModel, feed: Any) -> Player:
         )
 
     def make(session: DeviceSession) -> Policy:
-        source = DeviceScores(model.agent, session)
+        source = DeviceScores(model.agent, session, timed)
         plans = ScoredList(source, k) if scored else EmittedList(source, k)
         if feed.track == SLATE:
             return SlateBySlate(plans)

@@ -3,23 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.device.players import player
+from edgerec_gym.agents.device.players import RERANK_TRACKS, player
+from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate
+from edgerec_gym.device.budget import StandingOrder, TimedDecisions, read_budget
 from edgerec_gym.device.description import SEQUENCES
 from edgerec_gym.device.files import DeviceModel
-from edgerec_gym.device.session import DeviceSession, load
+from edgerec_gym.device.session import ABSENT, DeviceSession, load
 from edgerec_gym.errors import InputError
-from edgerec_gym.policy import Explanation, Observation, Policy, check_observation
+from edgerec_gym.policy import Explanation, Observation, Policy, best_legal, check_observation
+from edgerec_gym.registration import SLATE
 from edgerec_gym.spaces import CONTEXT, observation_layout
 
 SLOT = CONTEXT.index("slot")
 COUNTS = {name: CONTEXT.index(name) for name in SEQUENCES}
 ONLY = np.ones(1, np.bool_)  # a phone has one session
 Player = Callable[[DeviceSession], Policy]
+
+
+class Standing:
+    """What a phone shows when a decision is late: the order that stands, without cards or requests.
+
+    Args:
+        feed: the environment.
+        fallback: "standing plan" or "cloud order".
+    """
+
+    name = "standing"
+
+    def __init__(self, feed: Any, fallback: str) -> None:
+        self.track, self._order = feed.track, StandingOrder(fallback)
+        self._plans = SlateBySlate(ScoredList(self, feed.config.slate_size))
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Do nothing: a session begins with a phone's own."""
+
+    def keep(self, policy: Any, observation: Observation) -> None:
+        """Let the order stand that a policy has just decided in time, if it tells one."""
+        told = policy.explain(0) if hasattr(policy, "explain") else None
+        if told is not None and told.scores is not None:
+            pool = observation["pool"][0]
+            left = np.flatnonzero(pool.any(axis=1) & (told.scores > ABSENT))
+            self._order.keep(left[np.argsort(-told.scores[left], kind="stable")], pool)
+
+    def scores(self, observation: Observation) -> np.ndarray:
+        """Score the pool, (1, N): n - place in the order that stands."""
+        pool = observation["pool"][0]
+        rows = self._order.order(pool)
+        found = np.full((1, len(pool)), ABSENT, np.float32)
+        found[0, rows] = np.arange(len(rows), 0, -1)
+        return found
+
+    def act(self, observation: Observation) -> Any:
+        """Return the action of the track; where the order is not decided, it is keep's."""
+        if self.track == SLATE:
+            return self._plans.act(observation)
+        if self.track in RERANK_TRACKS:
+            return best_legal(self.scores(observation), observation["action_mask"])
+        return observation["action_mask"].argmax(axis=1)
 
 
 class Phone:
@@ -57,11 +103,6 @@ class Phone:
                     self.session.append(name, event)
                 self.session.count[name] = total[name]  # including events that have left the history
 
-    def act(self, observation: Observation) -> Any:
-        """Follow an observation of a batch of one, and act on it."""
-        self.follow(observation)
-        return self.policy.act(observation)
-
     def _counts(self, observation: Observation) -> dict[str, int]:
         context = observation["context"][0]
         return {name: round(float(context[column]) * self.max_slots) for name, column in COUNTS.items()}
@@ -73,16 +114,25 @@ class DevicePolicy:
     The phone plays as the torch policy does. Only CRBAN, the generators and the sequence search remember more
     than the torch policy once a session no longer fits into the histories.
 
+    A decision's time is that of one session, from the observation to the action: new events, networks,
+    planner and rules. A slot is decided once. An agent that plans several slots goes on with a late plan at
+    the next slot.
+
     Args:
         name: name of the policy.
         model: the exported model to run.
-        make: makes the policy that plays it, for one session.
-        max_slots: the environment's max_slots.
+        feed: the environment to play.
+        timed: holds decisions to a budget (:mod:`edgerec_gym.device.budget`); None measures nothing.
+
+    Raises:
+        InputError: the agent does not play the environment's track, or its settings are wrong.
     """
 
-    def __init__(self, name: str, model: DeviceModel, make: Player, max_slots: int) -> None:
-        self.name, self.model, self.make, self.max_slots = name, model, make, max_slots
+    def __init__(self, name: str, model: DeviceModel, feed: Any, timed: TimedDecisions | None = None) -> None:
+        self.name, self.model, self.timed, self.feed = name, model, timed, feed
+        self.make, self.max_slots = player(model, feed, timed is not None), feed.config.max_slots
         self.phones: list[Phone] = []
+        self._standing: list[Standing] = []
         self._slot = np.zeros(0, np.float32)
         self._last: list[Any] = []
 
@@ -90,12 +140,13 @@ class DevicePolicy:
         """Start new sessions where `mask` (B,) is True."""
         if len(self.phones) != len(mask):
             mask = np.ones(len(mask), np.bool_)
-            self.phones = [self._phone() for _ in mask]
+            self.phones, self._standing = [None] * len(mask), [None] * len(mask)  # type: ignore[list-item]
             self._slot, self._last = np.full(len(mask), -1, np.float32), [None] * len(mask)
-            return
-        for row in np.flatnonzero(mask):
-            self.phones[row] = self._phone()
+        for row in np.flatnonzero(mask).tolist():
+            self._restart(row)
         self._slot[mask] = -1
+        if self.timed is not None:
+            self.timed.reset(mask)
 
     def act(self, observation: Observation) -> Any:
         """Return what the agent's own policy returns; sessions that have ended repeat their last action."""
@@ -104,10 +155,11 @@ class DevicePolicy:
         if len(self.phones) != len(context):
             self.reset(np.ones(len(context), np.bool_))
         for row in np.flatnonzero(context[:, SLOT] != self._slot).tolist():
+            started = 0.0 if self.timed is None else self.timed.clock()
             one = {key: values[row : row + 1] for key, values in observation.items()}
             if self.phones[row].began_again(one):  # without a reset
-                self.phones[row] = self._phone()
-            self._last[row] = self.phones[row].act(one)
+                self._restart(row)
+            self._last[row] = self._decide(row, one, started)
         self._slot = context[:, SLOT].copy()
         if isinstance(self._last[0], dict):
             return {key: np.concatenate([action[key] for action in self._last]) for key in self._last[0]}
@@ -118,23 +170,43 @@ class DevicePolicy:
         policy: Any = self.phones[row].policy
         return policy.explain(0) if hasattr(policy, "explain") else None
 
-    def _phone(self) -> Phone:
-        return Phone(self.model, self.make, self.max_slots)
+    def _restart(self, row: int) -> None:
+        self.phones[row] = Phone(self.model, self.make, self.max_slots)
+        if self.timed is not None:
+            self._standing[row] = Standing(self.feed, self.timed.budget.fallback)
+
+    def _decide(self, row: int, one: Observation, started: float) -> Any:
+        """Follow an observation of a batch of one, and act on it; if that is late, return what stands."""
+        phone = self.phones[row]
+        phone.follow(one)
+        if self.timed is None:
+            return phone.policy.act(one)
+        slot, standing = round(float(one["context"][0, SLOT]) * self.max_slots), self._standing[row]
+        acted: Callable[[], Any] = partial(phone.policy.act, one)
+        action, in_time = self.timed.decide(row, slot, started, acted, partial(standing.act, one))
+        if in_time:
+            standing.keep(phone.policy, one)
+        return action
 
 
 def load_policy(folder: str | Path, env: Any) -> Policy:
     """Load an exported agent to play the tracks that it plays in torch.
+
+    Its decisions have the budget of a rules.toml in the folder, else that of the environment's
+    `latency_budget_ms`, else none.
 
     Raises:
         InputError: if files are broken, or the environment has another track or other sizes.
     """
     feed = getattr(env, "unwrapped", env)
     model = load(folder)
-    make = player(model, feed)
+    budget = read_budget(Path(folder), feed.config)
+    timed = None if budget is None else TimedDecisions(budget)
+    policy = DevicePolicy(f"{model.agent} on device", model, feed, timed)
     for key, part in observation_layout(feed.config, "joint").items():
         if key != "action_mask" and part.shape != model.sizes.get(key):
             raise InputError(
                 f"{folder} was exported for the scenario {model.described.scenario!r} with {key} "
                 f"{list(model.sizes.get(key, ()))}; this environment has {list(part.shape)}"
             )
-    return DevicePolicy(f"{model.agent} on device", model, make, feed.config.max_slots)
+    return policy

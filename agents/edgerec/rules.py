@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgerec_gym.config import Config, FeedConfig, bounded
+from edgerec_gym.device.budget import MOST_RULES, RULES, Budget
 from edgerec_gym.documents import read_object
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import atomic_path
 
-FILE = "rules.toml"  # in a run's folder
-MOST_RULES = 64 * 1024  # bytes
+FILE = RULES  # in a run's folder
 Switch = Literal[True, False]
 
 
@@ -70,6 +70,7 @@ class Rules(Config):
     insert: Insert = field(default_factory=Insert)
     request: Request = field(default_factory=Request)
     triggers: Triggers = field(default_factory=Triggers)
+    budget: Budget = field(default_factory=Budget)  # of a decision on the device
 
     def feed(self, config: FeedConfig) -> FeedConfig:
         """The feed under these rules, for planning: caps, gaps and first slots where they are stricter.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fuzz.scripted_users import ScriptedUsers
-from edgerec_gym.config import PRESETS, SYNC_MODES, FeedConfig, SyntheticUserConfig, preset
+from edgerec_gym.config import SYNC_MODES, FeedConfig, SyntheticUserConfig, preset
 from edgerec_gym.registration import IDS
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.scenario import SHIPPED, Scenario
 from edgerec_gym.users.synthetic import world_feed
 from edgerec_gym.users.world import make_world
 
@@ -59,7 +59,7 @@ def make_setup(number: int, seed: int, small: bool = False) -> Setup:
     rng = np.random.default_rng([seed, number])
     users = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     env_id = list(IDS)[number % len(IDS)]
-    name = str(rng.choice(PRESETS))
+    name = str(rng.choice(SHIPPED))
     fields = _fields(rng, preset(name)[0], small)
     if users == LEARNED:
         scenario = Scenario.load(name)

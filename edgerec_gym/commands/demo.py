@@ -23,7 +23,9 @@ from edgerec_gym.users import USERS
 
 RECORD = "demo.json"
 SESSIONS = 24_000  # logged for a shipped scenario
-SHIPPED_SESSIONS = {name: SESSIONS for name in PRESETS} | {"lite-v2": 96_000}
+SCENES = ("short-video", "live", "food")  # presets for latency budgets: smaller, to keep the package small
+SHIPPED_SESSIONS = dict.fromkeys(PRESETS, SESSIONS) | {"lite-v2": 96_000} | dict.fromkeys(SCENES, 12_000)
+SHIPPED_ENSEMBLE = dict.fromkeys(PRESETS, 5) | dict.fromkeys(SCENES, 3)
 PRESET, ENV_ID = "lite-v2", "EdgeFeed-v0"
 POLICIES = ("keep", "random", "greedy", "device-greedy", "item-greedy")
 PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
@@ -184,7 +186,7 @@ def refit_shipped(
     sessions: int | None,
     out: str | Path | None,
     work: str | Path,
-    ensemble: int,
+    ensemble: int | None,
     epochs: int,
     seed: int,
     item_table: bool = True,
@@ -196,7 +198,7 @@ def refit_shipped(
         sessions: sessions to collect for each; None for as many as the shipped scenarios used.
         out: folder that receives one folder per name; None for the scenarios inside the package.
         work: folder of logs and unfinished fits, from which an interrupted call resumes.
-        ensemble: number of networks in each ensemble.
+        ensemble: number of networks in each ensemble; None for as many as the shipped scenarios have.
         epochs: maximum number of epochs for each network.
         seed: seed of logs and fits.
         item_table: learn the item table from the logs first, and ship its columns with the pages.
@@ -215,18 +217,18 @@ def refit_shipped(
     for name in names:
         logs, fitted = Path(work) / name / "logs", Path(work) / name / "scenario"
         target = make_folder(Path(out or SHIPPED_FOLDER) / name)
-        n = sessions or SHIPPED_SESSIONS[name]
+        n, members = sessions or SHIPPED_SESSIONS[name], ensemble or SHIPPED_ENSEMBLE[name]
         with console.progress_bar(f"{name}: collect") as progress:
             collect(logs, preset_name=name, sessions=n, seed=seed, progress=progress)
         if item_table:
             _learn_items(logs)
         with console.progress_bar(f"{name}: fit") as progress:
-            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=ensemble, epochs=epochs, progress=progress)
+            fidelity[name] = fit(logs, fitted, seed=seed, ensemble=members, epochs=epochs, progress=progress)
         for file in SIMULATOR_FILES:
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(fitted / file, temporary)
         scenario = Scenario.load(fitted)
-        options = {"name": name, "sessions": n, "ensemble": ensemble, "epochs": epochs, "seed": seed}
+        options = {"name": name, "sessions": n, "ensemble": members, "epochs": epochs, "seed": seed}
         command = " ".join(
             [
                 "edgerec scenario",

@@ -73,15 +73,33 @@ def items(
     folds: Annotated[
         int, typer.Option(min=0, help="Parts of the log that the table is also learned without.")
     ] = 5,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Side file (.parquet, .csv, .jsonl): column item, and text or a vector for each item."
+        ),
+    ] = None,
+    text_size: Annotated[
+        int, typer.Option(min=1, max=50, help="With --text: number of columns that hold its vectors.")
+    ] = 8,
     as_json: AsJson = False,
 ) -> None:
     """Learn from a log how items do, for `edgerec fit` and agents: the item table."""
     from edgerec_gym.cloud.item_table import ITEM_TABLE
     from edgerec_gym.logs.item_statistics import learn_items
+    from edgerec_gym.logs.item_text import with_item_texts
     from edgerec_gym.logs.store import LogReader
 
     with console.interruptible(f"{logs} is as it was"):
-        table = learn_items(LogReader(logs), folds=folds, co_click_size=co_click_size)
+        reader = LogReader(logs)
+        if reader.config.item_columns and not (logs / ITEM_TABLE).exists():
+            raise InputError(
+                f"{logs} ships item columns of its own with every page; name texts in the mapping of its "
+                "import ('text_embedding')"
+            )
+        table = learn_items(reader, folds=folds, co_click_size=co_click_size)
+        if text is not None:
+            table = with_item_texts(table, text, reader.catalog.names, text_size)
         table.save(logs / ITEM_TABLE)
     if as_json:
         console.print_json({"items": len(table.columns), "columns": list(table.names), "logs": str(logs)})

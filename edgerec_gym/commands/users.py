@@ -135,7 +135,7 @@ def fidelity(
 
 def refit(
     name: Annotated[
-        list[str] | None, typer.Option(help="Scenario default or lite; repeatable; default: both.")
+        list[str] | None, typer.Option(help="Name of a preset; repeatable; default: all.")
     ] = None,
     sessions: Annotated[
         int | None,
@@ -145,7 +145,10 @@ def refit(
         Path | None, typer.Option(help="Folder to write to; default: the scenarios inside the package.")
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder of logs and unfinished fits.")] = Path("runs/scenario"),
-    ensemble: Annotated[int, typer.Option(min=1, max=100, help="Networks in the ensemble.")] = 5,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Networks in each ensemble; default: as for the shipped ones."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs; stops early.")] = 20,
     item_table: Annotated[
         bool,

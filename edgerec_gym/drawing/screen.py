@@ -25,6 +25,7 @@ from edgerec_gym.answers import (
     SLOT,
 )
 from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.config import FeedConfig
 from edgerec_gym.feed.batch import BEGIN, PLAY, FeedBatch
 from edgerec_gym.spaces import N_SCALARS
 from edgerec_gym.state import NO_ITEM
@@ -249,7 +250,7 @@ class ScreenRecorder:
         session.cards.append(self._placed(session, row))
         if a.focus_active[row]:
             focused = int(a.focus_context[row, SLOT])
-            answer = _answer(a.response[row], config.responses)
+            answer = _answer(a.response[row], config)
             session.cards[focused] = replace(session.cards[focused], answer=answer)
             if session.intent_now is not None:
                 session.intent.append(session.intent_now)
@@ -295,14 +296,15 @@ class ScreenRecorder:
         return int((users.world.centres @ users.arrays.intent_now[row]).argmax())
 
 
-def _answer(response: np.ndarray, names: tuple[str, ...]) -> Answer:
-    """Read a response row (21 + R,) of a feed whose named responses are `names`."""
+def _answer(response: np.ndarray, config: FeedConfig) -> Answer:
+    """Read a response row (21 + R,) of a feed."""
+    looked = tuple(config.dwell_scale * edge for edge in DWELL_EDGES)
     click = bool(response[CLICK] > 0)
     actions = response[PAGE_VIEW : PAGE_VIEW + len(PAGE_VIEW_ACTIONS)]
     reason = round(float(response[DELETE_REASON]) * (len(DELETE_REASONS) - 1))
     return Answer(
         dwell=float(response[0]),
-        dwell_seconds=_seconds(float(response[0]), DWELL_BUCKETS, DWELL_EDGES),
+        dwell_seconds=_seconds(float(response[0]), DWELL_BUCKETS, looked),
         click=click,
         view=float(actions[0]),
         view_seconds=_seconds(float(actions[0]), PAGE_VIEW_BUCKETS, PAGE_VIEW_EDGES) if click else "",
@@ -310,7 +312,7 @@ def _answer(response: np.ndarray, names: tuple[str, ...]) -> Answer:
         deleted=DELETE_REASONS[reason] if reason else None,
         left=bool(response[LEAVE] > 0),
         responses=tuple(
-            name for name, value in zip(names, response[RESPONSE_SIZE:], strict=True) if value > 0
+            name for name, value in zip(config.responses, response[RESPONSE_SIZE:], strict=True) if value > 0
         ),
     )
 

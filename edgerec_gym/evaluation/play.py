@@ -41,6 +41,7 @@ from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 KEEP, REFERENCE = "keep", "oracle"
 POSITIONS = ("exposures", "expected_clicks")
+MISSED_BUDGETS = "missed_budgets"
 Progress = Callable[[int, int], None]
 Sessions = dict[str, np.ndarray]
 
@@ -102,6 +103,7 @@ def play(
     Returns:
         Per-session sums, (sessions,) float64 each: reward, value, clicks, purchases, exposures, requests,
         violations, cards of each type as `cards_<type>`, and each named response as `response_<name>`.
+        A policy whose decisions have a latency budget also has `decisions` and `missed_budgets`.
         `value`, `expected_clicks`,
         `expected_card_clicks` (of mix-in cards only) and `expected_purchases` sum the true (or the
         simulator's) click and purchase probabilities along the played feed instead of the drawn outcomes.
@@ -150,6 +152,8 @@ def _play_batch(
     names += ["expected_clicks", "expected_purchases", "expected_card_clicks"]
     names += [f"cards_{name}" for name in config.card_types]
     names += [f"{RESPONSE_PREFIX}{name}" for name in config.responses]
+    timed = getattr(policy, "timed", None)
+    names += [] if timed is None else ["decisions", MISSED_BUDGETS]
     sums = {name: np.zeros(size) for name in names}
     positions = {f"{name}_by_position": np.zeros((size, config.page_size), np.float32) for name in POSITIONS}
     env.reset(seed=seed)
@@ -159,6 +163,7 @@ def _play_batch(
     done = np.arange(size) >= wanted
     first = True
     while not done.all():
+        counted = None if timed is None else np.stack([timed.decisions, timed.missed])
         start = perf_counter()
         actions = _act(policy, batch, done)
         decided = perf_counter()
@@ -167,6 +172,9 @@ def _play_batch(
             times.add(int((~done).sum()), decided - start, perf_counter() - decided)
         first = False
         live, last = ~done, _last_step(batch)
+        if timed is not None and counted is not None:
+            sums["decisions"] += np.where(live, timed.decisions - counted[0], 0)
+            sums[MISSED_BUDGETS] += np.where(live, timed.missed - counted[1], 0)
         answered = live[:, None] & (last.answered_item != NO_ITEM)
         card_type = np.where(answered, types[last.answered_item], 0)
         probability = last.click_probability.astype(np.float64)
@@ -273,6 +281,7 @@ def evaluate(
         {"mean", "low", "high"}: reward, value, clicks, click_rate, purchases, exposures, requests,
         share_<type>, response_<name>, violations, gain_over_keep (paired, of value), gap_closed (synthetic
         users), and, on learned users if synthetic users were also scored, bias and exploitation_gap.
+        Policies with a latency budget also have missed_budgets, the share of their decisions that were late.
     """
     scenario = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     played: dict[tuple[str, str], Sessions] = {} if keep_sessions is None else keep_sessions
@@ -310,6 +319,8 @@ def _metrics(played: dict[tuple[str, str], Sessions], name: str, kind: str, seed
             metrics[key] = mean_interval(own[key], seed)
         if key.startswith("cards_"):
             metrics["share_" + key.removeprefix("cards_")] = ratio_interval(own[key], own["exposures"], seed)
+    if MISSED_BUDGETS in own:
+        metrics[MISSED_BUDGETS] = ratio_interval(own[MISSED_BUDGETS], own["decisions"], seed)
     keep, reference = played.get((KEEP, kind)), played.get((REFERENCE, kind))
     if keep is not None:
         metrics["gain_over_keep"] = mean_interval(own["value"] - keep["value"], seed)

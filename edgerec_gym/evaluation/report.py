@@ -47,6 +47,7 @@ COLUMNS = (
     Column("exposures", "exposures", ".1f", brief="expo-\nsures"),
     Column("requests", "requests", ".2f", brief="re-\nquests"),
     Column("violations", "violations", ".2f"),
+    Column("missed_budgets", "missed budgets", ".2%", brief="missed\nbudgets"),
     Column("bias", "bias", "+.0%", brief="bias"),
     Column("exploitation_gap", "exploitation gap", "+.0%", brief="exploi-\ntation\ngap"),
 )
@@ -64,7 +65,8 @@ and purchases), with the same mean and less noise. All policies play the same se
 (common random numbers), so *gain over keep*, the gain in value, is paired by session. *Gap closed* is the
 share of the gap between keep (0 %) and the oracle, the track's reference (100 %). *Bias* is how much more
 value the learned users promise than the ground truth gives; the *exploitation gap* is a policy's bias beyond
-that of keep. Dashed lines in the plots mark keep.
+that of keep. *Missed budgets* is the share of a device model's decisions that took longer than the scenario's
+latency budget and were not played. Dashed lines in the plots mark keep.
 """
 
 

@@ -230,7 +230,8 @@ def _table(
 
     answered, response = column("answered"), column("response")
     click = answered & (response[:, CLICK] > 0)
-    seconds = np.where(answered, DWELL_SECONDS[np.rint(response[:, 0] * 7).astype(int)], 0.0)
+    looked = config.dwell_scale * DWELL_SECONDS[np.rint(response[:, 0] * 7).astype(int)]
+    seconds = np.where(answered, looked, 0.0)
     seconds += np.where(click, PAGE_VIEW_SECONDS[np.rint(response[:, PAGE_VIEW] * 7).astype(int)], 0.0)
     spent = np.zeros((size, slots))
     spent[rows, slot] = seconds

@@ -113,10 +113,12 @@ def _import(
     cut = int(survey.days[n_fit])
     size = table.embedding_size or int(mapping.feed.get("embedding_size", FeedConfig().embedding_size))
     early = np.unique(survey.sums.key[survey.sums.hour < cut * DAY // HOUR])
-    wanted = mapping.columns.query or not table.embedding_size
+    beside = mapping.columns.text_embedding > 0
+    wanted = mapping.columns.query or beside or not table.embedding_size
     text = item_text(survey.texts, early) if wanted else None
+    embedded = None if beside else text
     catalog, place, highest = make_catalog(
-        survey.items, survey.sums, survey.prices, survey.clicks, text, cut, size, table
+        survey.items, survey.sums, survey.prices, survey.clicks, embedded, cut, size, table
     )
     derived = DerivedColumns(
         survey, catalog.category[place] if mapping.columns.category else None, text, cut, table
@@ -146,7 +148,7 @@ def _import(
     done = writer.parts
     for k, rows in enumerate(table.read(ranges[done:]), start=done):
         rows = split_long(_coded(cut_sessions(rows, table)[0], table, survey.items), config.max_slots)
-        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, derived, text, table))
+        writer.write(_part(rows, writer.sessions, survey, catalog, place, highest, derived, embedded, table))
         if progress:
             progress(len(ranges) + k + 1, 2 * len(ranges))
     writer.finish()
@@ -246,7 +248,8 @@ def _notes(
     apart, empty = (counts.get(name, 0) for name in ("purchases_without_a_click", "empty_responses"))
     several = counts.get("items_with_several_texts", 0)
     vectors = "" if text is None else text.description
-    from_clicks = not table.embedding_size and text is None
+    beside = columns.text_embedding and text is not None
+    from_clicks = not table.embedding_size and (text is None or beside)
     notes = {
         f"{counts['duplicate_rows_dropped']} rows equal an earlier one in every mapped column; dropped": (
             counts["duplicate_rows_dropped"]
@@ -274,11 +277,14 @@ def _notes(
         "item embeddings are an SVD of the clicks of the first 70 % of the days": (
             from_clicks and counts["items_with_embedding"]
         ),
-        f"item embeddings come from texts: {vectors}": not table.embedding_size and text is not None,
+        f"item embeddings come from texts: {vectors}": not table.embedding_size
+        and text is not None
+        and not beside,
+        f"vectors of texts are item columns beside the embedding: {vectors}": beside,
         f"the query's match with the items' texts is an item column: {vectors}": columns.query
         and text is not None,
         "text of the items: not used, since there are columns for their embeddings, and no queries": (
-            columns.text and table.embedding_size and not columns.query
+            columns.text and table.embedding_size and not columns.query and not columns.text_embedding
         ),
         "text of the items: every one is empty; not used": columns.text and not counts["items_with_text"],
         "query: not used, since the items have no text to match it with": columns.query and text is None,
@@ -318,7 +324,7 @@ def _part(
     place: np.ndarray,
     highest: float,
     derived: DerivedColumns,
-    text: ItemText | None,
+    embedded: ItemText | None,
     table: SourceTable,
 ) -> dict[str, Any]:
     """Return columns of the log schema for coded rows."""
@@ -353,7 +359,7 @@ def _part(
     shipped = derived.of_rows(rows, item, first_hour)
     # An embedding derived from clicks exists because of them, so it is hidden until enough were made.
     known = np.full(n, True)
-    if not table.embedding_size and text is None:
+    if not table.embedding_size and embedded is None:
         one, hour, at = distinct(item, day * DAY // HOUR)
         known = (survey.sums.before(one, hour)[:, 1] >= MIN_READERS)[at]
     ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else click_rate(survey.sums, item, day)

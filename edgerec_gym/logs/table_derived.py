@@ -27,7 +27,7 @@ from edgerec_gym.logs.table_items import DAY
 from edgerec_gym.logs.table_mapping import NUMBER, RESPONSE, USER_CATEGORY, USER_NUMBER, response_columns
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Survey
-from edgerec_gym.logs.text import ItemText
+from edgerec_gym.logs.text import ItemText, embedding_columns
 
 QUERY_MATCH = "query_match"
 SPREADS = 3.0  # standard deviations that are stored as 1
@@ -70,6 +70,11 @@ class DerivedColumns:
         self.user_numbers = [name for name in names if name.startswith(USER_NUMBER)]
         self.responses = response_columns(names)
         self.query_text = text if "query" in names else None
+        size = 0 if text is None else table.mapping.columns.text_embedding
+        # By place in the sorted ids; (n, 0) where texts do not ride beside the embedding.
+        self.text_vectors = (
+            np.zeros((len(self.items), 0), np.float32) if text is None else text.embeddings(size)
+        )
         self.units = survey.numbers.units(cut)
         self.levels = survey.levels
         early = survey.responses.filter(pl.col("day") < cut)
@@ -81,6 +86,7 @@ class DerivedColumns:
             *((*PAGE_COLUMNS, *USER_ITEM_COLUMNS) if self.logged_pages else ()),
             *(name.removeprefix(NUMBER) for name in self.numbers),
             *((QUERY_MATCH,) if self.query_text is not None else ()),
+            *embedding_columns(size),
         )
         self.user_names = (
             *USER_COLUMNS,
@@ -106,13 +112,14 @@ class DerivedColumns:
         parts += [self._in_units(rows[name], name)[:, None] for name in self.numbers]
         if self.query_text is not None:
             parts.append(self.query_text.match(item, rows["query"])[:, None])
-        return np.concatenate(parts, axis=1)
+        return np.concatenate([*parts, self.text_vectors[item]], axis=1)
 
     def of_catalogue(self, item: np.ndarray, cut: int) -> np.ndarray:
         """Return the item columns of items (n,) when day `cut` began; what rows tell is 0."""
         parts = [*self._looking_back(item, np.full(len(item), cut * DAY // HOUR))]
-        unknown = len(self.item_names) - sum(part.shape[1] for part in parts)
-        return np.concatenate([*parts, np.zeros((len(item), unknown), np.float32)], axis=1)
+        vectors = self.text_vectors[item]
+        unknown = len(self.item_names) - sum(part.shape[1] for part in (*parts, vectors))
+        return np.concatenate([*parts, np.zeros((len(item), unknown), np.float32), vectors], axis=1)
 
     def _looking_back(self, item: np.ndarray, hour: np.ndarray) -> list[np.ndarray]:
         parts = [item_columns(self.survey.sums, item, hour)]

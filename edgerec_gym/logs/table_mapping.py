@@ -14,6 +14,7 @@ import msgspec
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.documents import Document, read_object
 from edgerec_gym.errors import InputError, shown
+from edgerec_gym.logs.text import SIZE
 
 REQUIRED = ("user", "item", "time", "click")
 FLAGS = ("click", "seen", "leave", "purchase")
@@ -113,6 +114,8 @@ class Mapping(Document):
         numbers: numeric columns of the item at that time; may be empty.
         user_numbers, user_categories: columns of the user at that time, numeric and text; may be empty.
         text: text of the item, one or more columns, which its embedding comes from; may be empty.
+        text_embedding: number of item columns that hold the text's vector, 0..50. The embedding then comes
+            from clicks, or from columns, as if there were no text.
         query: what the user searched for, as text, which is matched with that of the item; may be empty.
         history: ids of the items that the user had clicked before, as a list column.
         items, users: tables beside this one that may hold any column of the item or of the user.
@@ -152,6 +155,7 @@ class Mapping(Document):
     user_numbers: Names = ()
     user_categories: Names = ()
     text: Column = ""
+    text_embedding: int = 0
     query: str = ""
     history: str = ""
     items: SideTable | None = None
@@ -312,6 +316,10 @@ def _check(columns: Mapping) -> None:
             raise InputError(
                 f"time_zone {shown(columns.time_zone)} is not known; allowed: names such as 'Asia/Shanghai'"
             ) from None
+    if not 0 <= columns.text_embedding <= SIZE:
+        raise InputError(f"text_embedding = {columns.text_embedding} is out of range; allowed: 0 to {SIZE}")
+    if columns.text_embedding and not columns.text:
+        raise InputError("'text_embedding' needs 'text', the columns that hold the texts")
     if isinstance(columns.time, tuple) and len(columns.time) != 2:
         raise InputError(f"time names {len(columns.time)} columns; allowed: one, or [date, hour of the day]")
     for name, side in (("", columns), ("items.", columns.items), ("users.", columns.users)):

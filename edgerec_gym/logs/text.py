@@ -19,6 +19,7 @@ import polars as pl
 from edgerec_gym.errors import MissingExtraError
 from edgerec_gym.logs.ebnerd_features import unit_length
 
+TEXT_EMBEDDING = "text_embedding"  # item columns text_embedding_0, ...: vectors of texts beside the embedding
 SIZE = 50  # of the word vectors, and at most of those of n-grams
 KNOWN_SHARE = (
     0.75  # of all words; GloVe knows 99 % of those of English titles, 60 % of German, 45 % of Danish ones
@@ -26,6 +27,11 @@ KNOWN_SHARE = (
 WORD = r"[\p{L}\p{N}]+"
 NGRAMS, MOST_NGRAMS = (2, 4), 2**16
 WORDS_KIND, NGRAMS_KIND = "GloVe word vectors", "character n-grams"
+
+
+def embedding_columns(size: int) -> tuple[str, ...]:
+    """Return the names of the item columns that hold text vectors of a size, 0..SIZE."""
+    return tuple(f"{TEXT_EMBEDDING}_{k}" for k in range(size))
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class ItemText:
         found = np.zeros((len(self.vectors), size), np.float32)
         kept = min(size, SIZE)
         found[:, :kept] = self.vectors[:, :kept]
-        return unit_length(found)
+        return np.clip(unit_length(found), -1, 1)  # rounding may go beyond
 
     def match(self, item: np.ndarray, query: pl.Series) -> np.ndarray:
         """Return the cosine of items (n,) and queries (n,), (n,) float32; 0 where one is empty or unknown."""

@@ -24,7 +24,7 @@ class World:
 
     catalog: Catalog
     factors: np.ndarray  # (n, d) float32, length 1
-    attractiveness: np.ndarray  # (n,) float32, standard normal
+    attractiveness: np.ndarray  # (n,) float32, standard normal, then moved by price and freshness
     quality: np.ndarray  # (n,) float32, standard normal; what a page view reveals
     category: np.ndarray  # (n,) int32
     centres: np.ndarray  # (K, d) float32, length 1
@@ -65,12 +65,17 @@ def make_world(config: SyntheticUserConfig, feed: FeedConfig) -> World:
     quality = rng.standard_normal(n)
     # Attractive items tend to be of lower quality, which makes clicks alone misleading.
     attractiveness = -0.4 * quality + np.sqrt(1 - 0.16) * rng.standard_normal(n)
+    price = rng.random(n)
+    attractiveness -= config.price * (price - 0.5)
+    popularity_error, conversion_error = 0.5 * rng.standard_normal(n), 0.7 * rng.standard_normal(n)
+    freshness = rng.random(n)
+    attractiveness += config.freshness * (freshness - 0.5)
     scalars = np.stack(
         [
-            rng.random(n),
-            np.clip(config.click_bias + 0.5 * attractiveness + 0.5 * rng.standard_normal(n), -20, 20),
-            1 / (1 + np.exp(2.5 - 0.3 * quality - 0.7 * rng.standard_normal(n))),
-            rng.random(n),
+            price,
+            np.clip(config.click_bias + 0.5 * attractiveness + popularity_error, -20, 20),
+            1 / (1 + np.exp(2.5 - 0.3 * quality - conversion_error)),
+            freshness,
         ],
         axis=1,
     )
