@@ -103,6 +103,11 @@ class Phone:
                     self.session.append(name, event)
                 self.session.count[name] = total[name]  # including events that have left the history
 
+    def act(self, observation: Observation) -> Any:
+        """Follow an observation of a batch of one, and act on it."""
+        self.follow(observation)
+        return self.policy.act(observation)
+
     def _counts(self, observation: Observation) -> dict[str, int]:
         context = observation["context"][0]
         return {name: round(float(context[column]) * self.max_slots) for name, column in COUNTS.items()}
@@ -178,9 +183,9 @@ class DevicePolicy:
     def _decide(self, row: int, one: Observation, started: float) -> Any:
         """Follow an observation of a batch of one, and act on it; if that is late, return what stands."""
         phone = self.phones[row]
-        phone.follow(one)
         if self.timed is None:
-            return phone.policy.act(one)
+            return phone.act(one)
+        phone.follow(one)
         slot, standing = round(float(one["context"][0, SLOT]) * self.max_slots), self._standing[row]
         acted: Callable[[], Any] = partial(phone.policy.act, one)
         action, in_time = self.timed.decide(row, slot, started, acted, partial(standing.act, one))

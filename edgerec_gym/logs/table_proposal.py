@@ -556,7 +556,7 @@ class Proposal:
         """Whether a text is the item's: the same in most rows of an item."""
         of = self.sample.group_by(item).agg(rows=pl.len(), texts=pl.col(name).n_unique())
         several = of.filter(pl.col("rows") > 1)
-        return not several.height or several["texts"].sum() <= 0.5 * several["rows"].sum()
+        return not several.height or float(several["texts"].sum()) <= 0.5 * float(several["rows"].sum())
 
     def _side_tables(self, content: dict[str, Any]) -> None:
         """Use RecBole's .item and .user files, and MIND's news.tsv, beside the table."""
