@@ -50,6 +50,7 @@ class Record(OpenDocument):
     logs: dict[str, Any] | None = None
     versions: dict[str, str] = {}
     network: dict[str, Any] = {}
+    compression: dict[str, Any] = {}
     based_on: dict[str, Any] | list[Any] = {}
     identified: list[bool] = []
     rules: str = ""
@@ -57,6 +58,7 @@ class Record(OpenDocument):
     quantiles: list[float] = []
     gauc: list[Number] = []
     loss: list[Number] = []
+    distance: list[Number] = []
     residual_loss: list[Number] = []
     reward: list[Number] = []
     teaching_loss: list[Number] = []

@@ -66,6 +66,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.values",
     "agents.edgerec",
     "agents.export",
+    "agents.compression",
     "agents.oracle",
     "agents.attainable",
     "agents.find_policy",
