@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
-from edgerec_gym.device.files import CRBAN, SEQUENCES, DeviceModel
+from edgerec_gym.device.description import CRBAN, SEQUENCES
+from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation, Policy, best_legal, check_observation
@@ -99,7 +100,7 @@ def load_policy(folder: str | Path, env: Any) -> Policy:
             continue
         if part.shape != model.sizes.get(key):
             raise InputError(
-                f"{folder} was exported for the scenario {model.described['scenario']!r} with {key} "
+                f"{folder} was exported for the scenario {model.described.scenario!r} with {key} "
                 f"{list(model.sizes.get(key, ()))}; this environment has {list(part.shape)}"
             )
     policy = DevicePolicy(f"{model.agent} on device", model, feed.config.max_slots)

@@ -13,7 +13,7 @@ from edgerec_gym.agents.baselines import BASELINES, make_policy
 from edgerec_gym.agents.device_policy import load_policy as load_device_policy
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.agents.registry import load_policy
-from edgerec_gym.device.files import DESCRIPTION
+from edgerec_gym.device.description import DESCRIPTION
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds

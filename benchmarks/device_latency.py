@@ -42,7 +42,7 @@ from edgerec_gym.agents.rerank.crban import CRBAN
 from edgerec_gym.agents.rerank.reranker import ListScorer, Reranker, RerankerConfig
 from edgerec_gym.agents.rerank.train import build
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.device.files import SEQUENCES
+from edgerec_gym.device.description import SEQUENCES
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Observation

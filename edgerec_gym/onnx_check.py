@@ -1,75 +1,55 @@
 """What an ONNX file contains, told before ONNX Runtime sees it, and without the package `onnx`.
 
-The runtime is made for trusted files: it opens other files that a graph names, and runs its loops for as long
-as they ask. So only graphs of the operators that this package writes are passed on, from memory.
+The runtime is made for trusted files: it opens other files that a graph names, and runs loops for as long as
+they ask. So only graphs of the operators that this package writes, none of them a loop, are passed on, from
+memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import read_bytes
 
 MOST_BYTES = 2**26
-MOST_DEPTH = 4  # graphs within graphs
 MOST_NODES = 100_000
 MOST_NUMBERS = 2**28  # that the shapes written into a graph may ask for
 IR_VERSIONS, OPSETS = range(7, 14), range(13, 26)
-LOOPS = frozenset({"Loop", "Scan", "If"})
 OPERATORS = frozenset(  # those of simulator/graph.py and agents/export/
-    "Abs Add ArgMax Clip Concat ConstantOfShape CumSum Div Exp Expand GRU Gather Gemm Identity "
-    "LayerNormalization Log MatMul Min Mul OneHot Pad Range ReduceMax ReduceMean ReduceSum Relu Reshape "
-    "Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze".split()
+    "Abs Add Clip Concat CumSum Div Exp Expand GRU Gather Gemm Identity LayerNormalization Log MatMul Min Mul "
+    "Pad Range ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze "
+    "Sub Tanh Transpose Unsqueeze".split()
 )
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 FLOAT, INT64 = 1, 7  # data types of tensors
 Field = tuple[int, int, int | memoryview]  # number, wire type, value
 
 
-@dataclass
-class GraphFile:
-    """What an ONNX file contains, subgraphs included.
-
-    Attributes:
-        content: the file, for ONNX Runtime.
-        operators: names of all operators.
-        loops: for every loop, whether an input of the graph says how often it runs.
-        inputs, outputs: names at the top level.
-    """
-
-    content: bytes = b""
-    operators: set[str] = field(default_factory=set)
-    loops: list[bool] = field(default_factory=list)
-    inputs: list[str] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list)
-    nodes: int = 0
+def read_graph(path: str | Path) -> bytes:
+    """Read an ONNX file and check what it contains; raises InputError as :func:`check_graph` does."""
+    content = read_bytes(path, MOST_BYTES)
+    check_graph(content, path)
+    return content
 
 
-def read_graph(path: str | Path, *, loops: int = 0) -> GraphFile:
-    """Read an ONNX file and check what it contains.
+def check_graph(content: bytes, path: str | Path) -> None:
+    """Check what an ONNX file contains.
 
     Args:
-        path: the file.
-        loops: maximum number of loops; each runs as often as an input of the graph says.
+        content: the file's content.
+        path: the file, for messages.
 
     Raises:
-        InputError: the file is no ONNX model, or asks for what this package's graphs never do.
+        InputError: the content is no ONNX model, or asks for what this package's graphs never do.
     """
-    content = read_bytes(path, MOST_BYTES)
-    found = GraphFile(content)
     try:
-        _read_model(memoryview(content), found)
+        _check_model(memoryview(content))
     except _Refused as error:
         raise InputError(f"{path} cannot be loaded: {error}") from None
     except (ValueError, IndexError, UnicodeDecodeError):
         raise InputError(f"{path} cannot be loaded: it is not an ONNX model") from None
-    if len(found.loops) > loops or not all(found.loops):
-        allowed = f"{loops} that an input bounds" if loops else "none"
-        raise InputError(f"{path} cannot be loaded: it has {len(found.loops)} loops; allowed: {allowed}")
-    return found
 
 
 class _Refused(Exception):
@@ -128,7 +108,7 @@ def _name(value: int | memoryview) -> str:
     return bytes(_part(value)).decode()
 
 
-def _read_model(data: memoryview, found: GraphFile) -> None:
+def _check_model(data: memoryview) -> None:
     version, opsets, graphs = 0, [], []
     for number, _, value in _fields(data):
         if number == 1:
@@ -149,54 +129,40 @@ def _read_model(data: memoryview, found: GraphFile) -> None:
     for opset in opsets or [0]:
         if opset not in OPSETS:
             raise _Refused(f"its opset is {opset}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
-    _read_graph(graphs[0], found, 0)
+    _check_graph(graphs[0])
 
 
-def _read_graph(data: memoryview, found: GraphFile, depth: int) -> None:
-    if depth > MOST_DEPTH:
-        raise _Refused(f"its graphs nest deeper than {MOST_DEPTH}")
-    nodes = []
+def _check_graph(data: memoryview) -> None:
+    nodes = 0
     for number, _, value in _fields(data):
         if number == 1:
-            nodes.append(_part(value))
+            nodes += 1
+            _check_node(_part(value))
         elif number == 5:
             _check_tensor(_part(value))
-        elif number in (11, 12) and depth == 0:
-            names = [_name(v) for n, _, v in _fields(_part(value)) if n == 1]
-            (found.inputs if number == 11 else found.outputs).extend(names)
         elif number == 15:
             raise _Refused("it holds sparse weights; allowed: dense ones")
-    for node in nodes:
-        _read_node(node, found, depth)
-
-
-def _read_node(data: memoryview, found: GraphFile, depth: int) -> None:
-    found.nodes += 1
-    if found.nodes > MOST_NODES:
+    if nodes > MOST_NODES:
         raise _Refused(f"it has more than {MOST_NODES:,} nodes")
-    inputs, operator, attributes = [], "", []
+
+
+def _check_node(data: memoryview) -> None:
+    operator, attributes = "", []
     for number, _, value in _fields(data):
-        if number == 1:
-            inputs.append(_name(value))
-        elif number == 4:
+        if number == 4:
             operator = _name(value)
         elif number == 5:
             attributes.append(_part(value))
         elif number == 7 and _name(value) not in ("", "ai.onnx"):
             raise _Refused(f"it uses an operator of {shown(_name(value))}; allowed: those of ONNX itself")
-    if operator not in OPERATORS | LOOPS:
+    if operator not in OPERATORS:
         raise _Refused(f"it uses the operator {shown(operator)}; allowed: {', '.join(sorted(OPERATORS))}")
-    found.operators.add(operator)
-    if operator in LOOPS:
-        found.loops.append(
-            operator == "Loop" and depth == 0 and inputs[:1] != [""] and inputs[0] in found.inputs
-        )
     for attribute in attributes:
         for number, _, value in _fields(attribute):
             if number in (5, 10):
                 _check_tensor(_part(value))
             elif number in (6, 11):
-                _read_graph(_part(value), found, depth + 1)
+                raise _Refused("it holds a graph within a graph; allowed: none")
 
 
 def _check_tensor(data: memoryview) -> None:

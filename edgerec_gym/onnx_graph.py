@@ -23,25 +23,24 @@ class OnnxGraph:
 
     Args:
         weights: arrays that nodes refer to by name; unused ones are left out.
-        prefix: put before generated names, to keep those of a loop's body apart from the others.
     """
 
-    def __init__(self, weights: dict[str, np.ndarray] | None = None, prefix: str = "") -> None:
+    def __init__(self, weights: dict[str, np.ndarray] | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
-        self.weights, self.prefix = weights or {}, prefix
+        self.weights = weights or {}
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def __call__(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; returns its name."""
-        name = name or f"{self.prefix}v{len(self.nodes)}"
+        name = name or f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
     def several(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
         """Add a node with several outputs; returns their names."""
-        names = [f"{self.prefix}v{len(self.nodes)}_{k}" for k in range(outputs)]
+        names = [f"v{len(self.nodes)}_{k}" for k in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
 
@@ -51,9 +50,16 @@ class OnnxGraph:
             return [x]
         return self.several("Split", x, self.integers(sizes), outputs=len(sizes), axis=axis)
 
+    def add(self, *terms: str, name: str | None = None) -> str:
+        """Add up values of broadcastable shapes, two at a time: MNN gets a Sum of several wrong."""
+        total, *others = terms
+        for k, term in enumerate(others, 1):
+            total = self("Add", total, term, name=name if k == len(others) else None)
+        return total
+
     def constant(self, values: Any) -> str:
         """Add a constant array, float32 or int64."""
-        name = f"{self.prefix}c{len(self.constants)}"
+        name = f"c{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(values)
         return name
 
@@ -79,16 +85,13 @@ class OnnxGraph:
         self.outputs.append(helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], shape))
         return name
 
-    def body(self, name: str) -> onnx.GraphProto:
-        """Return the graph, e.g. as the body of a loop node."""
+    def serialise(self, name: str) -> bytes:
+        """Return the checked model; the same nodes and weights give the same bytes."""
         used = {value for node in self.nodes for value in node.input}
         kept = {key: values for key, values in self.weights.items() if key in used}
         constants = [numpy_helper.from_array(v, key) for key, v in {**self.constants, **kept}.items()]
-        return helper.make_graph(self.nodes, name, self.inputs, self.outputs, constants)
-
-    def serialise(self, name: str) -> bytes:
-        """Return the checked model; the same nodes and weights give the same bytes."""
+        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, constants)
         opset = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(self.body(name), opset_imports=opset, ir_version=IR_VERSION)
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
         onnx.checker.check_model(model)
         return model.SerializeToString(deterministic=True)

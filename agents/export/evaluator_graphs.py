@@ -18,6 +18,7 @@ from edgerec_gym.agents.export.layers import (
     card_weight,
     events,
     gru_layer,
+    gru_step,
     gru_weights,
     layer,
     linear,
@@ -79,14 +80,14 @@ def _encode_graph(network: ListEvaluator) -> bytes:
     n_card, lookahead = config.n_item_features + config.n_types, config.lookahead
     of_cards, _, _, of_session, of_match = _of_cards(network)
     g = ListGraph(config)
-    terms = g.behaviour(network.perception, network.attention, g.behind(network.query))
+    terms = g.behaviour(network.perception, network.attention, g.behind(network.query), hidden)
     bias = array(network.card.bias) + of_session @ array(network.session.bias)
     terms.append(g.of_cards(of_cards, bias))
     terms.append(linear(g, g.session, (of_session @ array(network.session.weight)).T))
     found = matched(g, g.candidates, network.match) if network.match else None
     if found is not None:
         terms.append(linear(g, found, of_match.T))
-    codes = g("Relu", g("Sum", *terms), name="codes")
+    codes = g("Relu", g.add(*terms), name="codes")
     weight_ih = array(network.above.weight_ih_l0)
     linear(g, codes, weight_ih.T, array(network.above.bias_ih_l0), name="gates")
     linear(g, codes, _Head(network).by_card, name="parts")
@@ -101,9 +102,11 @@ def _encode_graph(network: ListEvaluator) -> bytes:
         cards = g("Concat", screen, logit, axis=1)
         weight = card_weight(array(network.screen.weight), d)
         cards = g("Tanh", linear(g, cards, weight, array(network.screen.bias)))
-        _, start = gru_layer(
-            g, g("Unsqueeze", cards, g.integers([1])), gru_weights(weight_ih, network.above, "_l0")
-        )
+        gates = linear(g, cards, weight_ih.T, array(network.above.bias_ih_l0))
+        state = g.floats(np.zeros((1, hidden)))
+        for one in g.split(gates, [1] * lookahead, axis=0):
+            state = gru_step(g, one, state, network.above, "_l0")
+        start = g("Unsqueeze", state, g.integers([0]))
     else:
         start = g.floats(np.zeros((1, 1, hidden)))
     g("Identity", start, name="start")
@@ -134,8 +137,7 @@ def _alone(g: ListGraph, network: ListEvaluator, found: str | None) -> str:
     terms = [g.of_cards(of_cards, array(first.bias)), linear(g, g.session, of_session.T)]
     if found is not None:
         terms.append(linear(g, found, of_match.T))
-    inner = g("Sum", *terms)
-    return layer(g, g("Relu", layer(g, g("Relu", inner), second)), last)
+    return layer(g, g("Relu", layer(g, g("Relu", g.add(*terms)), second)), last)
 
 
 def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: str) -> tuple[str, str]:
@@ -173,21 +175,21 @@ def _value(g: OnnxGraph, network: ListEvaluator, inner: str, base: str, there: s
 def _extend_graph(network: ListEvaluator) -> bytes:
     """Build the graph that adds each of m cards to each of W partial lists.
 
-    Inputs: `gates` and `parts` of the m cards, `base` (m, 2); `place` () int64 of the added card; `above`
+    Inputs: `gates` and `parts` of the m cards, `base` (m, 2); `place` (1,) int64 of the added card; `above`
     (W, H); `pending` (W, lookahead, H) and `pending_base` (W, lookahead, 2); `there` (lookahead + 1,), 1
     where there is such a place; `settled` (W, 1), the value of the places before, and `stay` (W, 1), the
     probability that the user is still there.
 
-    Outputs: `value` (W, m) of the longer list; `new_above` (W, m, H); `new_pending`
-    (W, m, lookahead + 1, H), the highest place first, which is now settled; its `first_value` and
-    `first_stay` (W, m).
+    Outputs: `value` (W, m) of the longer list; `new_above` (W, m, H); if there is a
+    lookahead, `new_pending` (W, m, lookahead, H), which now wait; `first_value` and `first_stay` (W, m) of the
+    place above them, which is now settled.
     """
     hidden, n = network.settings.hidden, network.config.lookahead + 1
     head, horizon = _Head(network), network.settings.horizon
     places = array(network.place.weight)  # (horizon, H)
     g = OnnxGraph()
     gates, parts = g.input("gates", ["m", 3 * hidden]), g.input("parts", ["m", n * hidden])
-    base, place = g.input("base", ["m", 2]), g.input("place", [], np.int64)
+    base, place = g.input("base", ["m", 2]), g.input("place", [1], np.int64)
     above, there = g.input("above", ["w", hidden]), g.input("there", [n])
     settled, stay = g.input("settled", ["w", 1]), g.input("stay", ["w", 1])
     place = g("Min", place, g.integers(horizon - 1))
@@ -219,7 +221,11 @@ def _extend_graph(network: ListEvaluator) -> bytes:
         one = g("Expand", bases, g("Concat", shape, g.integers([1, 2]), axis=0))
         older = g("Expand", pending_base, g("Concat", shape, g.integers([n - 1, 2]), axis=0))
         bases = g("Concat", older, one, axis=2)
-    inner = g("Add", inner, parts, name="new_pending")  # (W, m, n, H)
+    inner = g("Add", inner, parts)  # (W, m, n, H)
+    if n > 1:
+        waiting = g.split(inner, [1, n - 1], axis=2)[1]
+        g("Identity", waiting, name="new_pending")
+        g.output("new_pending", ["w", "m", n - 1, hidden])
     value, staying = _value(g, network, inner, bases, g("Unsqueeze", there, g.integers([1])))
     values, stays = (
         g.split(g("Squeeze", x, g.integers([3])), [1] * n, 2) for x in (value, staying)
@@ -234,7 +240,6 @@ def _extend_graph(network: ListEvaluator) -> bytes:
     g("Squeeze", stays[0], flat, name="first_stay")
     g.output("value", ["w", "m"])
     g.output("new_above", ["w", "m", hidden])
-    g.output("new_pending", ["w", "m", n, hidden])
     g.output("first_value", ["w", "m"])
     g.output("first_stay", ["w", "m"])
     return g.serialise("extend")
@@ -266,7 +271,7 @@ def _judge_graph(network: ListEvaluator) -> bytes:
         end = g("Add", length, g.integers([distance]))
         terms.append(g("Slice", ahead, g.integers([distance]), end, g.integers([0])))
     bases = g("Transpose", g("Gather", base, lists, axis=0), perm=[1, 0, 2])  # (l, S, 2)
-    value, staying = _value(g, network, g("Sum", *terms), bases, g.floats(1.0))
+    value, staying = _value(g, network, g.add(*terms), bases, g.floats(1.0))
     left = g("Exp", g("CumSum", g("Log", staying), g.integers(0), exclusive=1))  # a cumulative product
     g("ReduceSum", g("Mul", value, left), g.integers([0, 2]), name="value", keepdims=0)
     g.output("value", ["s"])

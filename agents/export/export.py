@@ -1,15 +1,12 @@
-"""Export a trained re-ranker for the phone: ONNX graphs and device.json, written completely or not at all."""
+"""Export a trained agent for the phone: its graphs, and the folder of :mod:`edgerec_gym.agents.export.folder`."""
 
 from __future__ import annotations
 
-import hashlib
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgerec_gym import __version__
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.runs import read_run
 
@@ -20,6 +17,7 @@ except ImportError:
     raise MissingExtraError("an export", "train") from None
 
 from edgerec_gym.agents.export.evaluator_graphs import evaluator_graphs
+from edgerec_gym.agents.export.folder import Told, float32_for, write_model
 from edgerec_gym.agents.export.graphs import crban_graphs, generator_graphs
 from edgerec_gym.agents.lists.pointer_net import PointerNet, gumbel
 from edgerec_gym.agents.lists.sequence_search import SequenceSearch
@@ -28,17 +26,20 @@ from edgerec_gym.agents.rerank.crban import CRBAN
 from edgerec_gym.agents.rerank.reranker import Reranker
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.beam_search import BeamConfig
-from edgerec_gym.device.files import DESCRIPTION, KIND, SCHEMA_VERSION
-from edgerec_gym.device.session import load
-from edgerec_gym.files import atomic_folder, make_folder, write_json
+from edgerec_gym.device.description import MOST_PLACES, Origin
+from edgerec_gym.device.engines.engine import REFERENCE
 from edgerec_gym.scenario import Scenario
 
 TOLD = ("agent", "seed", "steps", "hyper", "network", "logs", "scenario", "based_on")  # fields of a run
-MOST_PLACES = 1000
 
 
 def export(
-    run: str | Path, out: str | Path, *, scenario: str | Scenario = "default", places: int | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    scenario: str | Scenario = "default",
+    places: int | None = None,
+    engine: str = REFERENCE.name,
 ) -> dict[str, Any]:
     """Write the device model of a run.
 
@@ -47,12 +48,16 @@ def export(
         out: folder to write; an earlier export there is replaced.
         scenario: the scenario that the phone serves; its sizes must be those of the run.
         places: K, maximum number of cards in a list; default: the scenario's slate_size.
+        engine: engine that runs the graphs on the phone, a name of
+            :data:`~edgerec_gym.device.engines.engine.ENGINES`.
 
     Returns:
         The content of device.json.
 
     Raises:
-        InputError: a run of another agent, of other sizes, or broken; or `out` holds something else.
+        InputError: a run of another agent, of other sizes, or broken; an unknown engine; a graph that
+            answers otherwise in that engine; or `out` holds something else.
+        MissingExtraError: the engine is not installed.
     """
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     trained = read_run(run)
@@ -64,7 +69,7 @@ def export(
         )
     network = agent.code("load_network")(trained, place.config)
     told = {key: trained.record[key] for key in TOLD if key in trained.record}
-    return export_network(network, out, agent, place.name, place.config, places, told)
+    return export_network(network, out, agent, place.name, place.config, places, told, engine)
 
 
 def export_network(
@@ -75,6 +80,7 @@ def export_network(
     config: FeedConfig,
     places: int | None = None,
     told: dict[str, Any] | None = None,
+    engine: str = REFERENCE.name,
 ) -> dict[str, Any]:
     """Write the device model of a network; see :func:`export`.
 
@@ -86,48 +92,22 @@ def export_network(
         config: the scenario's feed.
         places: maximum K; default: the slate's.
         told: what device.json reports about the run.
+        engine: engine that runs the graphs.
     """
     places = config.slate_size if places is None else places
     if not 1 <= places <= MOST_PLACES:
         raise InputError(f"places = {places} is out of range; allowed: 1 to {MOST_PLACES}")
     _check_parameters(network)
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and ((out / DESCRIPTION).is_file() or not any(out.iterdir()))):
-        raise InputError(f"{out} holds something other than an exported model: choose another folder")
-    graphs = make_graphs(agent, network, places)
-    described = {
-        "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
-        "agent": agent.name,
-        "scenario": scenario,
-        "config": config.to_dict(),
-        "places": places,
-        "beams": _beams(network),
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in graphs.items()},
-        "bytes": sum(len(content) for content in graphs.values()),
-        "run": told or {},
-        "versions": {
-            "edgerec_gym": __version__,
-            **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
-        },
-    }
-    make_folder(out.parent)
-    with atomic_folder(out) as temporary:
-        for name, content in graphs.items():
-            (temporary / name).write_bytes(content)
-        write_json(temporary / DESCRIPTION, described)
-        load(temporary)  # never hand out what cannot be loaded
-    return described
+    about = Told(agent.name, scenario, config, places, _beams(network), Origin(run=told or {}))
+    return write_model(out, about, make_graphs(agent, network, places), float32_for(engine))
 
 
 def make_graphs(agent: Agent, network: Reranker, places: int) -> dict[str, bytes]:
-    """The graphs of an agent's network by file name."""
+    """The graphs of an agent's network as ONNX models, by `<network>.<graph>`."""
     if agent.graphs is None:
         raise InputError(f"a {type(network).__name__} cannot be exported to a device")
     parts: dict[str, dict[str, bytes]] = agent.code("graphs")(network, places)
-    return {
-        f"{name}.{graph}.onnx": content for name, graphs in parts.items() for graph, content in graphs.items()
-    }
+    return {f"{name}.{graph}": content for name, graphs in parts.items() for graph, content in graphs.items()}
 
 
 def crban_parts(network: CRBAN, places: int) -> dict[str, dict[str, bytes]]:

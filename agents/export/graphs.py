@@ -1,4 +1,4 @@
-"""The re-rankers' graphs: CRBAN scores candidates; the generator decodes lists in a loop in the graph.
+"""The re-rankers' graphs: CRBAN scores candidates; the generator encodes them and decodes lists by steps.
 
 Inputs: `candidates` (n, F), the pool rows that are left; `user` (1, U); `context` (1, C); for each sequence
 `<name>.keys` and `<name>.values` (events, .), the codes that were kept, in any order (attention does not
@@ -20,7 +20,7 @@ from edgerec_gym.agents.export.layers import (
     base_logit_column,
     candidate_weight,
     events,
-    gru_weights,
+    gru_step,
     layer,
     linear,
     matched,
@@ -33,8 +33,6 @@ from edgerec_gym.agents.rerank.crban import CRBAN
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.onnx_graph import OnnxGraph
 from edgerec_gym.spaces import context_size
-
-MASKED = -1e9  # added to the logit of a card that is taken
 
 
 class ListGraph(OnnxGraph):
@@ -71,7 +69,11 @@ class ListGraph(OnnxGraph):
         return lambda weight, bias: self.of_cards(weight @ inner, weight @ shift + bias)
 
     def behaviour(
-        self, perception: Perception, attention: nn.ModuleDict, query: Callable[[np.ndarray, np.ndarray], str]
+        self,
+        perception: Perception,
+        attention: nn.ModuleDict,
+        query: Callable[[np.ndarray, np.ndarray], str],
+        width: int,
     ) -> list[str]:
         """What the candidates attend to in each sequence: (n, V).
 
@@ -79,13 +81,14 @@ class ListGraph(OnnxGraph):
             perception: names the sequences.
             attention: modules by sequence.
             query: applies a query layer, weight (A, .) and bias (A,), to the candidates.
+            width: V, outputs of the layer after attention, which the kept values have passed.
         """
         found = []
         for name in perception.sequences:
-            keys = self.input(f"{name}.keys", [f"{name}.events", "compared"])
-            values = self.input(f"{name}.values", [f"{name}.events", "read"])
             part = attention[name]
             assert isinstance(part, AdditiveAttention)
+            keys = self.input(f"{name}.keys", [f"{name}.events", part.key.out_features])
+            values = self.input(f"{name}.values", [f"{name}.events", width])
             found.append(attend(self, query(*affine(part.query)), keys, values, array(part.score.weight)))
         return found
 
@@ -116,19 +119,19 @@ def crban_graphs(network: CRBAN) -> dict[str, bytes]:
         array(gru.weight_ih_l0), config.embedding_size, config.n_item_features
     )
     steps = g("Unsqueeze", g.cards, g.integers([1]))
-    codes, lasts = stacked_gru(g, steps, gru, weight_ih.T, goods)
+    codes, last_code = stacked_gru(g, steps, gru, weight_ih.T, goods)
     code = g("Squeeze", codes, g.integers([1]))  # (n, H)
     terms = g.behaviour(
-        network.perception, network.attention, lambda weight, bias: linear(g, code, weight.T, bias)
+        network.perception, network.attention, lambda weight, bias: linear(g, code, weight.T, bias), hidden
     )
     terms.append(linear(g, code, of_code.T, array(first.bias)))
-    terms.append(linear(g, g("Squeeze", lasts[-1], g.integers([0])), of_final.T))
+    terms.append(linear(g, g("Squeeze", last_code, g.integers([0])), of_final.T))
     if of_raw:
         terms.append(g.of_cards(of_raw[0], np.zeros(hidden, np.float32)))
         terms.append(linear(g, g.session, of_raw[1].T))
     if network.match:
         terms.append(linear(g, matched(g, g.candidates, network.match), of_match.T))
-    score = layer(g, g("Relu", g("Sum", *terms)), last)
+    score = layer(g, g("Relu", g.add(*terms)), last)
     g("Add", score, g("Mul", g.base, g.floats(network.settings.residual)), name="scores")
     g.output("scores", ["n", 1])
     behaviour = events(network.perception, network.attention, values, network.match)
@@ -136,11 +139,13 @@ def crban_graphs(network: CRBAN) -> dict[str, bytes]:
 
 
 def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]:
-    """Build graphs by name: an event of each sequence, and `lists`.
+    """Build graphs by name: an event of each sequence, `encode` and `step`.
 
-    `lists` also reads `rows` (n,) int64, the pool rows of the candidates, and `places` () int64, the length
-    of a list, at most n. It outputs `lists` (S, places) int64 pool rows, the greedy list followed by the
-    sampled ones, and the candidates' `codes` (n, H).
+    :mod:`edgerec_gym.device.list_decoder` runs them. `encode` outputs the candidates' `codes`, `glimpse` and
+    `pointer` (n, H), the codes and the keys of the two attentions; `prior` (1, n), added to every place's
+    logits; `start` and `first` (1, H), the decoder's state and the card that it has read before the first
+    place. If lists are sampled, it also reads `rows` (n,) int64, the pool rows of the candidates, and outputs
+    `noise` (K, S, n).
 
     Args:
         network: the generator.
@@ -156,19 +161,34 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
     values = dict(zip(network.perception.sequences, of_values, strict=True))
 
     g = ListGraph(config)
-    terms = g.behaviour(network.perception, network.attention, g.behind(network.query))
+    terms = g.behaviour(network.perception, network.attention, g.behind(network.query), hidden)
     terms.append(g.of_cards(of_cards, array(network.project.bias)))
     if network.match:
         terms.append(linear(g, matched(g, g.candidates, network.match), of_match.T))
-    codes = g("Sum", *terms, linear(g, g.session, of_session.T))
+    codes = g.add(*terms, linear(g, g.session, of_session.T))
     for block in network.blocks:
         assert isinstance(block, SelfAttentionBlock)
         codes = _self_attention(g, block, codes)
     codes = g("Identity", codes, name="codes")
-    g.output("codes", ["n", hidden])
-    _decoder(g, network, codes, noise)
+    linear(g, codes, array(network.glimpse.key.weight).T, name="glimpse")
+    linear(g, codes, array(network.pointer.key.weight).T, name="pointer")
+    weight_of_prior = array(network.sharpness) * PRIOR * network.settings.residual
+    g("Mul", g("Transpose", g.base), g.floats(weight_of_prior), name="prior")
+    mean = g("ReduceMean", codes, g.integers([0]))
+    start = g("Tanh", layer(g, mean, network.start), name="start")
+    g("Add", g("Mul", start, g.floats(0.0)), g.floats(array(network.first)[None]), name="first")
+    for name, shape in (
+        *((name, ["n", hidden]) for name in ("codes", "glimpse", "pointer")),
+        ("prior", [1, "n"]),
+        *((name, [1, hidden]) for name in ("start", "first")),
+    ):
+        g.output(name, shape)
+    if noise.any():
+        rows = g.input("rows", ["n"], np.int64)
+        g("Gather", g.floats(noise.transpose(1, 0, 2)), rows, name="noise", axis=2)
+        g.output("noise", [noise.shape[1], noise.shape[0], "n"])
     behaviour = events(network.perception, network.attention, values, network.match)
-    return {**behaviour, "lists": g.serialise("lists")}
+    return {**behaviour, "encode": g.serialise("encode"), "step": _step_graph(network)}
 
 
 def _self_attention(g: OnnxGraph, block: SelfAttentionBlock, x: str) -> str:
@@ -198,68 +218,37 @@ def _normalised(g: OnnxGraph, norm: nn.LayerNorm, x: str) -> str:
     return g("LayerNormalization", x, *map(g.floats, affine(norm)), epsilon=norm.eps)
 
 
-def _decoder(g: ListGraph, network: PointerNet, codes: str, noise: np.ndarray) -> None:
-    """Choose cards one after the other, for S lists at once."""
-    hidden = network.settings.hidden
-    n_lists = len(noise)
-    rows, length = g.input("rows", ["n"], np.int64), g.input("places", [], np.int64)
-    mean = g("ReduceMean", codes, g.integers([0]))
-    start = g("Tanh", layer(g, mean, network.start))
-    state = g("Expand", g("Unsqueeze", start, g.integers([0])), g.integers([1, n_lists, hidden]))
-    read = g("Expand", g.floats(array(network.first)[None]), g.integers([n_lists, hidden]))
-    keys = np.hstack([array(part.key.weight).T for part in (network.glimpse, network.pointer)])
-    key1, key2 = g.split(linear(g, codes, keys), [hidden, hidden])
-    prior = g("Transpose", g.base)  # (1, n)
-    sharpness = array(network.sharpness)
-    prior = g("Mul", prior, g.floats(sharpness * PRIOR * network.settings.residual))
-    count = g("Shape", rows)  # (n,)
-    taken = g("ConstantOfShape", g("Concat", g.integers([n_lists]), count, axis=0))
-    if noise.any():
-        drawn = g("Gather", g.floats(noise.transpose(1, 0, 2)), rows, axis=2)  # (K, S, n)
+def _step_graph(network: PointerNet) -> bytes:
+    """Build the graph that weighs the cards for the next place of S lists.
 
-    body = OnnxGraph(prefix="step_")
-    step = body.input("step", [], np.int64)
-    going = body.input("going", [], np.bool_)
-    old = body.input("old_state", [1, n_lists, hidden])
-    last = body.input("last_read", [n_lists, hidden])
-    used = body.input("old_taken", [n_lists, "n"])
-    weights = gru_weights(array(network.decoder.weight_ih), network.decoder)
-    w, r, b = (body.floats(part) for part in weights)
-    (_, new) = body.several(
-        "GRU", body("Unsqueeze", last, body.integers([0])), w, r, b, "", old,
-        outputs=2, hidden_size=hidden, linear_before_reset=1,
-    )  # fmt: skip
-    state_now = body("Squeeze", new, body.integers([0]))  # (S, H)
+    Inputs: `codes`, `glimpse` and `pointer` (n, H) as encoded; `state` (S, H) of the decoder; `read` (S, H),
+    the codes of the cards before; `taken` (S, n), a large negative number at cards that a list has; `added`
+    (S, n), what else is added to the logits. Outputs: `new_state` (S, H) and `logits` (S, n).
+    """
+    hidden, sharpness = network.settings.hidden, array(network.sharpness)
+    g = OnnxGraph()
+    codes, glimpsed, pointed = (g.input(name, ["n", hidden]) for name in ("codes", "glimpse", "pointer"))
+    state, read = g.input("state", ["s", hidden]), g.input("read", ["s", hidden])
+    taken, added = g.input("taken", ["s", "n"]), g.input("added", ["s", "n"])
+    weight, bias = array(network.decoder.weight_ih), array(network.decoder.bias_ih)
+    state = gru_step(g, linear(g, read, weight.T, bias), state, network.decoder, name="new_state")
     glimpse, pointer = network.glimpse.query, network.pointer.query
     of_state, of_seen = columns(array(pointer.weight), hidden, hidden)
     both = linear(
-        body,
-        state_now,
+        g,
+        state,
         np.hstack([array(glimpse.weight).T, of_state.T]),
         np.concatenate([array(glimpse.bias), array(pointer.bias)]),
     )
-    query1, query2 = body.split(both, [hidden, hidden])
-    logits = body("Add", _compared(body, query1, key1, array(network.glimpse.score.weight)), used)
-    seen = body("MatMul", body("Softmax", logits, axis=1), codes)
-    query2 = body("Add", query2, linear(body, seen, of_seen.T))
-    logits = _compared(body, query2, key2, sharpness * array(network.pointer.score.weight))
-    terms = [logits, prior, used]
-    if noise.any():
-        terms.append(body("Gather", drawn, step, axis=0))
-    column = body("ArgMax", body("Sum", *terms), axis=1, keepdims=0)  # (S,)
-    hot = body("OneHot", column, count, body.floats([0.0, MASKED]))
-    now_taken = body("Add", used, hot)
-    body("Identity", going, name="still_going")
-    body("Gather", codes, column, name="next_read", axis=0)
-    body("Gather", rows, column, name="chosen", axis=0)
-    body.output("still_going", [], np.bool_)
-    body.output(new, [1, n_lists, hidden])
-    body.output("next_read", [n_lists, hidden])
-    body.output(now_taken, [n_lists, "n"])
-    body.output("chosen", [n_lists], np.int64)
-    chosen = g.several("Loop", length, "", state, read, taken, outputs=4, body=body.body("place"))[-1]
-    g("Transpose", chosen, name="lists", perm=[1, 0])
-    g.output("lists", [n_lists, "places"], np.int64)
+    query, query_of_state = g.split(both, [hidden, hidden])
+    logits = g("Add", _compared(g, query, glimpsed, array(network.glimpse.score.weight)), taken)
+    seen = g("MatMul", g("Softmax", logits, axis=1), codes)
+    query = g("Add", query_of_state, linear(g, seen, of_seen.T))
+    logits = _compared(g, query, pointed, sharpness * array(network.pointer.score.weight))
+    g.add(logits, taken, added, name="logits")
+    g.output("new_state", ["s", hidden])
+    g.output("logits", ["s", "n"])
+    return g.serialise("step")
 
 
 def _compared(g: OnnxGraph, query: str, keys: str, score: np.ndarray) -> str:

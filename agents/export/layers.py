@@ -76,6 +76,33 @@ def layer(g: OnnxGraph, x: str, module: Any) -> str:
     return linear(g, x, weight.T, bias)
 
 
+def gru_step(
+    g: OnnxGraph,
+    gates: str,
+    state: str,
+    gru: nn.GRU | nn.GRUCell,
+    suffix: str = "",
+    name: str | None = None,
+) -> str:
+    """One step of a GRU as products and gates, which every engine and quantiser knows: states (n, H).
+
+    Args:
+        g: the graph that the nodes are added to.
+        gates: (n, 3 H) or (1, 3 H) input of the gates: weight_ih x + bias_ih, in torch's order r, z, n.
+        state: (n, H) states before.
+        gru: holds the recurrent weights.
+        suffix: suffix of their names.
+        name: name of the new states.
+    """
+    weight, bias = (array(getattr(gru, f"{part}{suffix}")) for part in ("weight_hh", "bias_hh"))
+    hidden = weight.shape[1]
+    of_input, new_of_input = g.split(gates, [2 * hidden, hidden])
+    of_state, new_of_state = g.split(linear(g, state, weight.T, bias), [2 * hidden, hidden])
+    reset, update = g.split(g("Sigmoid", g("Add", of_input, of_state)), [hidden, hidden])
+    new = g("Tanh", g("Add", new_of_input, g("Mul", reset, new_of_state)))
+    return g("Add", new, g("Mul", update, g("Sub", state, new)), name=name)
+
+
 def gru_weights(
     weight_ih: np.ndarray, gru: nn.GRU | nn.GRUCell, suffix: str = "", added: np.ndarray | None = None
 ) -> list[np.ndarray]:
@@ -102,28 +129,23 @@ def gru_weights(
 
 
 def gru_layer(g: OnnxGraph, x: str, weights: list[np.ndarray], start: str = "") -> tuple[str, str]:
-    """Apply one layer to x (steps, batch, inputs) from state `start` (1, batch, H).
+    """Apply one layer to x (steps, batch, inputs), any number of steps, from state `start` (1, batch, H).
+
+    A node of its own, since no graph unrolls a free number of steps. `linear_before_reset` selects torch's
+    form of the gates, which is also the only one that MNN gets right.
 
     Returns:
         All states (steps, batch, H) and the last one (1, batch, H).
     """
     w, r, b = (g.floats(part) for part in weights)
     hidden = weights[1].shape[2]
-    # linear_before_reset selects torch's form of the gates.
     states, last = g.several(
         "GRU", x, w, r, b, "", start, outputs=2, hidden_size=hidden, linear_before_reset=1
     )
     return g("Squeeze", states, g.integers([1])), last
 
 
-def stacked_gru(
-    g: OnnxGraph,
-    x: str,
-    gru: nn.GRU,
-    first: np.ndarray,
-    added: np.ndarray | None = None,
-    starts: list[str] | None = None,
-) -> tuple[str, list[str]]:
+def stacked_gru(g: OnnxGraph, x: str, gru: nn.GRU, first: np.ndarray, added: np.ndarray) -> tuple[str, str]:
     """Apply all layers of a GRU.
 
     Args:
@@ -132,18 +154,16 @@ def stacked_gru(
         gru: holds the weights.
         first: (3 H, inputs) input weights of the first layer, in place of its own.
         added: (3 H,) added to the first layer's bias.
-        starts: (1, batch, H) initial state of each layer; None: zeros.
 
     Returns:
-        (steps, batch, H) of the last layer, and the last state (1, batch, H) of each.
+        (steps, batch, H) of the last layer, and its last state (1, batch, H).
     """
-    lasts = []
-    for layer in range(gru.num_layers):
-        weight_ih = first if layer == 0 else array(getattr(gru, f"weight_ih_l{layer}"))
-        weights = gru_weights(weight_ih, gru, f"_l{layer}", added if layer == 0 else None)
-        x, last = gru_layer(g, x, weights, starts[layer] if starts else "")
-        lasts.append(last)
-    return x, lasts
+    last = ""
+    for depth in range(gru.num_layers):
+        weight_ih = first if depth == 0 else array(getattr(gru, f"weight_ih_l{depth}"))
+        weights = gru_weights(weight_ih, gru, f"_l{depth}", added if depth == 0 else None)
+        x, last = gru_layer(g, x, weights)
+    return x, last
 
 
 def attend(g: OnnxGraph, query: str, keys: str, values: str, score: np.ndarray) -> str:
@@ -230,20 +250,20 @@ def event_graph(
     g = OnnxGraph()
     n_states = encoder.layers * len(grus)
     row, state = g.input("row", [1, n_card + n_actions]), g.input("hidden", [n_states, 1, hidden])
-    starts = g.split(state, [1] * n_states, axis=0)
+    starts = g.split(g("Squeeze", state, g.integers([1])), [1] * n_states, axis=0)  # (1, H) each
     card, actions = g.split(row, [n_card, n_actions])
     cards = g("Concat", card, base_logit_column(g, card, d), axis=1)
     codes, lasts = [], []
     for k, (gru, x) in enumerate(zip(grus, (cards, actions), strict=False)):
-        first = array(gru.weight_ih_l0)
-        first = card_weight(first, d).T if k == 0 else first
-        own = starts[k * encoder.layers : (k + 1) * encoder.layers]
-        code, last = stacked_gru(g, g("Unsqueeze", x, g.integers([1])), gru, first, starts=own)
-        codes.append(g("Squeeze", code, g.integers([1])))
-        lasts += last
+        for depth in range(encoder.layers):
+            weight, bias = (array(getattr(gru, f"{part}_ih_l{depth}")) for part in ("weight", "bias"))
+            inputs = card_weight(weight, d) if k == depth == 0 else weight.T
+            x = gru_step(g, linear(g, x, inputs, bias), starts[len(lasts)], gru, f"_l{depth}")
+            lasts.append(x)
+        codes.append(x)
     linear(g, codes[0], key_weight.T, name="key")
     linear(g, codes[0] if len(codes) == 1 else g("Concat", *codes, axis=1), value_weight.T, name="value")
-    g("Concat", *lasts, name="new_hidden", axis=0)
+    g("Unsqueeze", g("Concat", *lasts, axis=0), g.integers([1]), name="new_hidden")
     g.output("key", [1, len(key_weight)])
     g.output("value", [1, len(value_weight)])
     g.output("new_hidden", [n_states, 1, hidden])

@@ -10,6 +10,7 @@ import typer
 from edgerec_gym.agents.registry import AGENTS, LOGS, PLAY, agent_names, train_agent
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, NumEnvs, ScenarioName, Seed
+from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder
 
@@ -194,19 +195,23 @@ def export(
     places: Annotated[
         int | None, typer.Option(min=1, help="Maximum cards in a list; default: the scenario's slate_size.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help=f"Engine that runs it on the phone: {', '.join(ENGINES)}.")
+    ] = REFERENCE.name,
     as_json: AsJson = False,
 ) -> None:
-    """Export a trained re-ranker as ONNX graphs for a phone; edgerec evaluate can play the folder."""
+    """Export a trained agent as graphs for a phone; edgerec evaluate can play the folder."""
     from edgerec_gym.agents.export.export import export
 
     with console.interruptible("nothing is written"):
-        described = export(run, out, scenario=scenario, places=places)
+        described = export(run, out, scenario=scenario, places=places, engine=engine)
     if as_json:
         console.print_json(described | {"out": str(out)})
         return
-    graphs, size = len(described["sha256"]), described["bytes"]
+    graphs, size = len(described["graphs"]), described["bytes"]
     print(
-        f"{out}: {described['agent']}, {graphs} graphs, {size / 1e6:.2f} MB, lists of {described['places']}"
+        f"{out}: {described['agent']} for {engine}, {graphs} graphs, {size / 1e6:.2f} MB, lists of "
+        f"{described['places']}"
     )
 
 

@@ -6,16 +6,13 @@ agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from edgerec_gym.config import Config, bounded
-
-Arrays = dict[str, np.ndarray]
-Graph = Callable[[Arrays], Arrays]
+from edgerec_gym.device.engines.engine import Arrays, Graph
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class BeamSearch:
         """Outputs of the graph that adds each card of the tables to each partial list."""
         places = np.arange(place - self.lookahead, place + 1)
         inputs = {
-            "place": np.array(place),
+            "place": np.array([place]),
             "there": (places >= 0).astype(np.float32),
             "above": old.above,
             "settled": old.settled,
@@ -133,13 +130,17 @@ class BeamSearch:
             best = np.argsort(-value, axis=None, kind="stable")[: min(s.beams, (len(value) * (m - place)))]
             parent, card = np.divmod(best, m)
             value = value[parent, card]
-            base = np.concatenate([old.pending_base[parent], some["base"][card, None]], axis=1)
+            pending, pending_base = old.pending, old.pending_base
+            if self.lookahead:
+                pending = out["new_pending"][parent, card]
+                base = np.concatenate([old.pending_base[parent], some["base"][card, None]], axis=1)
+                pending_base = base[:, 1:]
             stay = old.stay[parent]
             old = Beginnings(
                 np.column_stack([old.cards[parent], card]),
                 out["new_above"][parent, card],
-                out["new_pending"][parent, card, 1:],
-                base[:, 1:],
+                pending,
+                pending_base,
                 old.settled[parent] + stay * out["first_value"][parent, card, None],
                 stay * out["first_stay"][parent, card, None],
             )

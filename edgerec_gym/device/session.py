@@ -1,4 +1,4 @@
-"""A re-ranker as the phone runs it: ONNX Runtime, one session, one thread; torch is not imported.
+"""An agent as the phone runs it: one session, one thread; torch is not imported.
 
 The perception takes one step per event, and its codes for the event are kept (:class:`DeviceSession`);
 re-ranking reads the kept codes (EdgeRec, CIKM'20, section 3). The files are those of
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgerec_gym.device.beam_search import Arrays, Found
-from edgerec_gym.device.files import CRBAN, EVALUATOR, GENERATOR, SEQUENCES, DeviceModel
+from edgerec_gym.device import trial
+from edgerec_gym.device.beam_search import Found
+from edgerec_gym.device.description import CRBAN, EVALUATOR, GENERATOR, SEQUENCES, digest_of, read_description
+from edgerec_gym.device.engines.engine import ENGINES, Arrays
+from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.policy import NOT_SHOWN, Observation, check_finite
@@ -59,18 +61,45 @@ class KeptCodes:
         }
 
 
+@dataclass
+class KeptEvents:
+    """The last events of a sequence as they came, for a model that takes over.
+
+    Attributes:
+        rows: (L, W) float32; event number n is at n mod L.
+        count: number of events so far.
+    """
+
+    rows: np.ndarray
+    count: int = 0
+
+    def append(self, row: np.ndarray) -> None:
+        """Keep one event (W,)."""
+        self.rows[self.count % len(self.rows)] = row
+        self.count += 1
+
+    def read(self) -> np.ndarray:
+        """The last events (at most L, W), the oldest first."""
+        length = len(self.rows)
+        first = max(0, self.count - length)
+        return self.rows[np.arange(first, self.count) % length]
+
+
 class DeviceSession:
-    """One user's session: the codes that the phone keeps, and the re-rankings that read them.
+    """One user's session: what the phone keeps, and the re-rankings that read it.
 
     Args:
         model: the model to run.
 
     Attributes:
         kept: codes by (network, sequence).
+        events: the last events by sequence.
+        count: number of events by sequence.
     """
 
     def __init__(self, model: DeviceModel) -> None:
         self.model = model
+        self.events = {name: KeptEvents(np.zeros(model.sizes[name], np.float32)) for name in SEQUENCES}
         self.kept: dict[tuple[str, str], KeptCodes] = {}
         for network, graphs in model.graphs.items():
             for name in SEQUENCES:
@@ -100,6 +129,7 @@ class DeviceSession:
         if not row.any():
             raise InputError(f"{name}: a row of zeros is padding, not an event")
         self.count[name] += 1
+        self.events[name].append(row)
         for (network, sequence), kept in self.kept.items():
             if sequence == name:
                 graph = self.model.graphs[network][name]
@@ -159,12 +189,12 @@ class DeviceSession:
         outputs = {}
         if CRBAN in self.model.graphs:
             outputs["crban.scores"] = self._scores(observation, rows)
-        length = min(self.model.places, len(rows))
         if GENERATOR in self.model.graphs:
-            outputs["generator.lists"] = self._generated(observation, rows, length)["codes"]
+            outputs["generator.encode"] = self._ask(GENERATOR, "encode", observation, rows)["codes"]
         if self.model.search is not None:
             encoded = self._ask(EVALUATOR, "encode", observation, rows)
             outputs["evaluator.encode"] = np.concatenate([part.ravel() for part in encoded.values()])
+            length = min(self.model.places, len(rows))
             outputs["evaluator.judge"] = np.array(self._search(observation, rows, length).value)
         return outputs
 
@@ -180,14 +210,13 @@ class DeviceSession:
         return read, np.flatnonzero(read["pool"].any(axis=1))
 
     def _ask(
-        self, network: str, graph: str, observation: Observation, rows: np.ndarray, **more: Any
+        self, network: str, graph: str, observation: Observation, rows: np.ndarray
     ) -> Arrays:
         inputs = {
             "candidates": observation["pool"][rows],
             "user": observation["user"][None],
             "context": observation["context"][None],
             "rows": rows,
-            **more,
         }
         if "screen" in observation:
             inputs["screen"] = observation["screen"]
@@ -199,8 +228,10 @@ class DeviceSession:
     def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
         return self._ask(CRBAN, "scores", observation, rows)["scores"][:, 0]
 
-    def _generated(self, observation: Observation, rows: np.ndarray, length: int) -> Arrays:
-        return self._ask(GENERATOR, "lists", observation, rows, places=np.array(length))
+    def _generated(self, observation: Observation, rows: np.ndarray, length: int) -> np.ndarray:
+        """Lists (S, length) of candidates."""
+        assert self.model.decoder is not None
+        return self.model.decoder(self._ask(GENERATOR, "encode", observation, rows), length)
 
     def _list(self, observation: Observation, rows: np.ndarray, length: int) -> np.ndarray:
         """Pool rows (length,)."""
@@ -209,51 +240,89 @@ class DeviceSession:
             return rows[order[:length]]
         if self.model.search is not None:
             return rows[self._search(observation, rows, length).cards]
-        return self._generated(observation, rows, length)["lists"][0]
+        return rows[self._generated(observation, rows, length)[0]]
 
     def _search(self, observation: Observation, rows: np.ndarray, length: int) -> Found:
         assert self.model.search is not None
         proposed = np.zeros((0, length), np.int64)
         if GENERATOR in self.model.graphs:
-            proposed = np.searchsorted(rows, self._generated(observation, rows, length)["lists"])
+            proposed = self._generated(observation, rows, length)
         encoded = self._ask(EVALUATOR, "encode", observation, rows)
         config = self.model.config
         filled = round(float(observation["context"][PAGE_AGE]) * config.page_size)
         return self.model.search(encoded, length, proposed, max(1, config.page_size - filled))
 
+    def swap(self, model: DeviceModel | str | Path, digest: str | None = None) -> None:
+        """Go on with another model, into which the last events are replayed.
+
+        The session stays as it is, with its old model, unless everything succeeds.
+
+        Args:
+            model: the new model, or its folder, which is loaded and verified first.
+            digest: the digest to trust, see :func:`load`.
+
+        Raises:
+            InputError: the folder is wrong, or the model reads other rows and observations.
+            MissingExtraError: an engine is not installed.
+        """
+        if not isinstance(model, DeviceModel):
+            model = load(model, digest)
+        if model.described.features != self.model.described.features:
+            raise InputError(
+                f"{model.folder} reads other features than {self.model.folder}; allowed: the same digest"
+            )
+        fresh = DeviceSession(model)
+        for name, kept in self.events.items():
+            for row in kept.read():
+                fresh.append(name, row)
+        for (network, name), codes in fresh.kept.items():
+            for values in (codes.hidden, codes.keys, codes.values, codes.interests):
+                if not np.isfinite(values).all():
+                    path = model.graphs[network][name].path
+                    raise InputError(f"{path} gives values that are not finite for the session's events")
+        fresh.events, fresh.count = self.events, self.count
+        vars(self).update(vars(fresh))
+
     def save(self, path: str | Path) -> None:
         """Save what the phone keeps when the app is closed, atomically, as safetensors."""
-        tensors = {}
-        for (network, name), kept in self.kept.items():
-            for field, values in vars(kept).items():
-                tensors[f"{network}.{name}.{field}"] = np.asarray(values)
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(self._tensors(), temporary)
 
     def restore(self, path: str | Path) -> None:
         """Continue from a file of :meth:`save`; InputError names the file and the wrong tensor."""
-        tensors = read_tensors(path, finite=False)
-        own = {
-            f"{network}.{name}.{field}": np.asarray(values)
-            for (network, name), kept in self.kept.items()
-            for field, values in vars(kept).items()
-        }
+        tensors, own = read_tensors(path, finite=False), self._tensors()
         for key in sorted(own.keys() | tensors.keys()):
             if (
                 key not in own
                 or key not in tensors
                 or tensors[key].shape != own[key].shape
                 or tensors[key].dtype != own[key].dtype
+                or (key == "model" and not np.array_equal(tensors[key], own[key]))
             ):
                 raise InputError(f"{path}: tensor {key!r} does not fit; another model saved it")
             if not np.isfinite(tensors[key]).all() or (
-                key.endswith(".count") and not 0 <= tensors[key] <= MOST_EVENTS
+                key.endswith("count") and not 0 <= tensors[key] <= MOST_EVENTS
             ):
                 raise InputError(f"{path}: {key!r} holds values that are not finite or impossible counts")
-        for (network, name), kept in self.kept.items():
+        for (network, name), codes in self.kept.items():
             for field in ("hidden", "keys", "values", "interests"):
-                setattr(kept, field, tensors[f"{network}.{name}.{field}"])
-            kept.count = self.count[name] = int(tensors[f"{network}.{name}.count"])
+                setattr(codes, field, tensors[f"{network}.{name}.{field}"])
+            codes.count = int(tensors[f"{network}.{name}.count"])
+        for name, events in self.events.items():
+            events.rows, events.count = tensors[f"events.{name}.rows"], int(tensors[f"events.{name}.count"])
+            self.count[name] = int(tensors[f"{name}.count"])
+
+    def _tensors(self) -> Arrays:
+        """Everything that is kept, and the digest of the model, by name."""
+        kept = {f"{network}.{name}": codes for (network, name), codes in self.kept.items()}
+        both: dict[str, KeptCodes | KeptEvents] = {
+            **kept, **{f"events.{name}": events for name, events in self.events.items()}
+        }  # fmt: skip
+        return {
+            "model": np.frombuffer(bytes.fromhex(self.model.digest), np.uint8),
+            **{f"{name}.count": np.array(count) for name, count in self.count.items()},
+            **{f"{key}.{field}": np.array(v) for key, part in both.items() for field, v in vars(part).items()},
+        }
 
 
 def _checked(key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -265,24 +334,34 @@ def _checked(key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return values
 
 
-def load(folder: str | Path) -> DeviceModel:
-    """Load an exported re-ranker and run each graph once; InputError says which file is wrong.
+_tried: set[str] = set()  # digests of the models that this process has tried out
 
-    This first run warms the graphs up, and reveals values that are not finite.
+
+def load(folder: str | Path, digest: str | None = None) -> DeviceModel:
+    """Load an exported agent and check that every graph gives its golden outputs, which also warms it up.
+
+    A model for an engine that may end the process on a broken file is tried out in another process first,
+    once for each digest.
+
+    Args:
+        folder: the folder of the export.
+        digest: sha256 of device.json as told by someone trusted; None for any.
+
+    Raises:
+        InputError: a file is missing, broken, of another version or digest, or a graph answers otherwise;
+            names the file.
+        MissingExtraError: an engine is not installed.
     """
+    folder = Path(folder)
+    found = digest_of(folder)
+    if digest is not None and found != digest:
+        raise InputError(f"{folder} has the digest {found}; expected {digest}")
+    engines = [ENGINES[graph.engine] for graph in read_description(folder).graphs.values()]
+    for engine in engines:
+        engine.check_installed()
+    if found not in _tried and any(engine.trusting for engine in engines):
+        trial.try_out(folder)
+        _tried.add(found)
     model = DeviceModel(folder)
-    session = DeviceSession(model)
-    for name in SEQUENCES:
-        session.append(name, np.full(model.sizes[name][1], 0.5, np.float32))
-    for (network, name), kept in session.kept.items():
-        for values in (kept.keys, kept.values, kept.hidden, kept.interests):
-            _check_output(model, f"{network}.{name}", values)
-    shapes = {key: model.sizes[key] for key in READ if key in model.sizes}
-    for name, values in session.run({key: np.full(shape, 0.5) for key, shape in shapes.items()}).items():
-        _check_output(model, name, values)
+    model.check_golden()
     return model
-
-
-def _check_output(model: DeviceModel, name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise InputError(f"{model.folder / name}.onnx gives values that are not finite")

@@ -81,7 +81,7 @@ class Simulator:
         for values in (self.features, self.hours):  # all environments of the process read them
             values.flags.writeable = False
         self._check_shapes(weights, tensors)
-        self._content = read_graph(graph).content
+        self._content = read_graph(graph)
         self._weights: dict[str, dict[str, np.ndarray]] = {}
         apart: dict[str, list[np.ndarray]] = {}
         for name, values in tensors.items():

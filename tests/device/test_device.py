@@ -128,7 +128,7 @@ def test_the_generator_writes_the_same_lists(tmp_path: Path, settings: dict[str,
             session = followed(model, one(observation, k))
             assert session.rerank(one(observation, k)).tolist() == expected[k].tolist()
             left = (one(observation, k)["pool"] != 0).any(1)
-            found = session.run(one(observation, k))["generator.lists"]
+            found = session.run(one(observation, k))["generator.encode"]
             np.testing.assert_allclose(found, codes[k, left], rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,51 @@
+"""Record the golden calls of a model: what its graphs are asked in a short session, and what they answer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgerec_gym.device.description import SEQUENCES
+from edgerec_gym.device.engines.engine import Arrays
+from edgerec_gym.device.files import DeviceModel
+from edgerec_gym.device.golden import Calls
+from edgerec_gym.device.graph import DeviceGraph
+from edgerec_gym.device.session import READ, DeviceSession
+
+CARDS = (4, 7)  # left in the pool at the two re-rankings: few, since the phone stores the calls
+
+
+def record_calls(model: DeviceModel, seed: int = 0) -> dict[str, Calls]:
+    """Play a short session with drawn events and observations.
+
+    Returns:
+        The first and the last call of every graph by `<network>.<graph>`; their sizes differ wherever a call
+        chooses them.
+    """
+    rng = np.random.default_rng(seed)
+    calls: dict[str, Calls] = {}
+    for network, graphs in model.graphs.items():
+        for name, graph in graphs.items():
+            calls[f"{network}.{name}"] = []
+            _listen(graph, calls[f"{network}.{name}"])
+    session = DeviceSession(model)
+    for cards in CARDS:
+        for name in SEQUENCES:
+            for _ in range(cards):
+                session.append(name, rng.uniform(0.05, 0.95, model.sizes[name][1]).astype(np.float32))
+        shapes = {key: model.sizes[key] for key in READ if key in model.sizes}
+        observation = {key: rng.uniform(0.05, 0.95, shape) for key, shape in shapes.items()}
+        observation["pool"][cards:] = 0
+        session.rerank(observation)
+    return {name: several[:1] + several[1:][-1:] for name, several in calls.items()}
+
+
+def _listen(graph: DeviceGraph, calls: Calls) -> None:
+    run = graph.run
+
+    def listening(inputs: Arrays) -> Arrays:
+        outputs = run(inputs)
+        copies = [{name: value.copy() for name, value in arrays.items()} for arrays in (inputs, outputs)]
+        calls.append((copies[0], copies[1]))
+        return outputs
+
+    graph.run = listening

@@ -1,0 +1,1 @@
+"""Engines that run the graphs of a device model: ONNX Runtime, the reference, and MNN."""
