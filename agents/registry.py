@@ -127,7 +127,7 @@ def _estimator(name: str, summary: str) -> Agent:
         family=ESTIMATOR,
         train=f"{REQUESTS}.train:train",
         config=f"{REQUESTS}.train:UpliftConfig",
-        load=f"{REQUESTS}.planner:load_planner",
+        load=f"{REQUESTS}.load:load_planner",
         load_network=f"{REQUESTS}.train:load_model",
     )
 
@@ -252,7 +252,7 @@ _ALL = (
         takes=(*SCENARIO, "steps"),
         train=f"{REQUESTS}.dqn:train",
         config=f"{REQUESTS}.dqn:DQNConfig",
-        load=f"{REQUESTS}.planner:load_learner",
+        load=f"{REQUESTS}.load:load_learner",
     ),
     Agent(
         name="edgerec",

@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.ticker import MultipleLocator
 
 from edgerec_gym.agents.baselines import make_policy
-from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, TrueEffectPlanner, price_of
-from edgerec_gym.agents.requests.scores import ChanceScore, IntentScore, Score, UpliftScore, decision_inputs
+from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, Score, TrueEffectPlanner, price_of
+from edgerec_gym.agents.requests.scores import ChanceScore, IntentScore, UpliftScore, decision_inputs
 from edgerec_gym.agents.requests.train import load_model, train, uplift
 from edgerec_gym.bench.request.effects import true_effects
 from edgerec_gym.evaluation.intervals import mean_interval

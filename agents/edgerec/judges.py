@@ -15,7 +15,7 @@ from edgerec_gym.agents.edgerec.values import PlanValues
 from edgerec_gym.agents.insertion.esan import ESAN
 from edgerec_gym.agents.insertion.network_values import NetworkValues
 from edgerec_gym.agents.insertion.train import load_network
-from edgerec_gym.agents.insertion.values import SlotValues, slots_left
+from edgerec_gym.agents.insertion.values import SlotValues, pool_order, slots_left
 from edgerec_gym.agents.learning.tensors import PLAY_BATCH, TensorObservation, torch_threads
 from edgerec_gym.agents.list_policy import EXPOSURES, PAGE_VIEWS
 from edgerec_gym.agents.perception.perception import BehaviourCodes, PerceptionState
@@ -29,12 +29,6 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Observation
 from edgerec_gym.runs import read_run
-
-
-def pool_order(observation: Observation, scores: np.ndarray) -> np.ndarray:
-    """Pool rows by scores (R, N), used-up ones last, ties in the cloud's order; (R, N) int64."""
-    present = (observation["pool"] != 0).any(axis=2)
-    return np.argsort(np.where(present, -scores, np.inf), axis=1, kind="stable")
 
 
 class Parts:

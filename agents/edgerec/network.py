@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.insertion.esan import ESAN, Candidates
-from edgerec_gym.agents.learning.tensors import TensorObservation
+from edgerec_gym.agents.learning.tensors import TensorObservation, to_arrays
 from edgerec_gym.agents.perception.attention import AdditiveAttention
-from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals, interest, squash
+from edgerec_gym.agents.perception.intent_change import SIGNALS, current_interest, intent_signals
 from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.agents.perception.perception import (
     SEQUENCES,
@@ -32,7 +32,7 @@ from edgerec_gym.config import FeedConfig
 from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
-SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")
+PAGE_VIEWS = CONTEXT.index("page_views")
 READ = (*MODEL_KEYS, "cards")  # keys of the observation that the agent reads
 STRENGTH = LiveInterest().strength  # logits per unit of match
 Behaviour = dict[str, BehaviourCodes]
@@ -65,7 +65,7 @@ class RequestHead(nn.Module):
 
     def plain(self, observation: TensorObservation) -> Tensor:
         """All inputs except the behaviour codes, (B, n)."""
-        signals = intent_signals(observation, self.config)
+        signals = torch.from_numpy(intent_signals(to_arrays(observation), self.config))
         return torch.cat((signals, observation["user"], observation["context"]), -1)
 
     def forward(self, observation: TensorObservation, behaviour: Behaviour) -> Tensor:
@@ -172,8 +172,7 @@ class EdgeRecNetwork(nn.Module):
         `with_match` = False leaves out the weighted match with live interest, for the order head alone.
         """
         pool, d = observation["pool"], self.config.embedding_size
-        slot = torch.round(observation["context"][:, SLOT] * self.config.max_slots)
-        live = squash(interest(observation, self.config, slot - self.config.lookahead))
+        live = torch.from_numpy(current_interest(to_arrays(observation), self.config))
         match = (pool[..., :d] @ live.unsqueeze(-1)).squeeze(-1)
         features = card_features(candidate_cards(pool, self.config.n_types), d)
         inputs = torch.cat((torch.relu(coded.pool.codes), features, match.unsqueeze(-1)), -1)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from edgerec_gym.agents.edgerec.agent import Judgement
-from edgerec_gym.agents.edgerec.judges import JointNetwork, Parts, pool_order
+from edgerec_gym.agents.edgerec.judges import JointNetwork, Parts
 from edgerec_gym.agents.edgerec.network import Behaviour, EdgeRecNetwork
 from edgerec_gym.agents.insertion.gradient import perturbation
+from edgerec_gym.agents.insertion.values import pool_order
 from edgerec_gym.agents.learning.tensors import TensorObservation
 from edgerec_gym.agents.list_policy import SLOT
 from edgerec_gym.agents.perception.perception import BehaviourCodes

@@ -33,7 +33,7 @@ from edgerec_gym.agents.lists.evaluator import (
     PURCHASE,
     ListEvaluator,
 )
-from edgerec_gym.agents.perception.perception import BASE_CVR
+from edgerec_gym.agents.perception.cards import BASE_CVR
 from edgerec_gym.onnx_graph import OnnxGraph
 from edgerec_gym.spaces import context_size
 

@@ -12,13 +12,9 @@ import numpy as np
 from torch import nn
 
 from edgerec_gym.agents.perception.attention import AdditiveAttention
+from edgerec_gym.agents.perception.cards import BASE_CTR, LOGIT_SCALE
 from edgerec_gym.agents.perception.interest_match import MATCH_SCALE, BehaviourMatch, InterestMatch
-from edgerec_gym.agents.perception.perception import (
-    BASE_CTR,
-    LOGIT_SCALE,
-    Perception,
-    SequenceEncoder,
-)
+from edgerec_gym.agents.perception.perception import Perception, SequenceEncoder
 from edgerec_gym.onnx_graph import OnnxGraph
 
 CLIPPED = 1e-4  # base ctr is clipped here before the logit, as in perception.base_logit

@@ -61,6 +61,21 @@ def cloud_order(observation: Observation) -> np.ndarray:
     return np.argsort(~(observation["pool"] != 0).any(axis=2), axis=1, kind="stable")
 
 
+def pool_order(observation: Observation, scores: np.ndarray) -> np.ndarray:
+    """Pool rows by scores (R, N), used-up ones last, ties in the cloud's order; (R, N) int64."""
+    present = (observation["pool"] != 0).any(axis=2)
+    return np.argsort(np.where(present, -scores, np.inf), axis=1, kind="stable")
+
+
+def goods_in_order(pool: np.ndarray, order: np.ndarray, count: int, n_types: int) -> np.ndarray:
+    """Goods cards (B, count, F + T) of pool rows (B, N, F) in `order` (B, N) int64; zero beyond the pool."""
+    listed = np.take_along_axis(pool, order[:, :count, None], axis=1)
+    goods = np.zeros((len(pool), count, pool.shape[2] + n_types), np.float32)
+    goods[:, : listed.shape[1], : pool.shape[2]] = listed
+    goods[:, : listed.shape[1], pool.shape[2]] = listed.any(2)
+    return goods
+
+
 def displaced(values: SlotValues) -> np.ndarray:
     """Expected reward (B, T) that is lost by pushing down the goods from each slot on.
 

@@ -29,6 +29,11 @@ def to_tensors(observation: Observation, rows: slice = slice(None)) -> TensorObs
     }
 
 
+def to_arrays(observation: TensorObservation) -> Observation:
+    """Return the tensors of an observation as arrays, without a copy."""
+    return {key: values.detach().numpy() for key, values in observation.items()}
+
+
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
     """Set the number of torch threads inside the block."""

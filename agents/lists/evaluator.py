@@ -32,9 +32,9 @@ from edgerec_gym.agents.data.exposed_lists import OUTCOMES, ListBatch
 from edgerec_gym.agents.data.observed_log import NOT_SHOWN
 from edgerec_gym.agents.learning.tensors import TensorObservation, to_tensors
 from edgerec_gym.agents.perception.attention import AdditiveAttention
+from edgerec_gym.agents.perception.cards import BASE_CVR
 from edgerec_gym.agents.perception.interest_match import BehaviourMatch
 from edgerec_gym.agents.perception.perception import (
-    BASE_CVR,
     SEQUENCES,
     Perception,
     base_logit,

@@ -15,13 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edgerec_gym.agents.perception.cards import BASE_CTR, LOGIT_SCALE
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path
 from edgerec_gym.spaces import N_PAGE_VIEW_COLUMNS, FeedSizes, exposure_columns
 from edgerec_gym.tensors import read_tensors
 
-LOGIT_SCALE = 3.0  # scales logit(base ctr) to order 1
-BASE_CTR, BASE_CVR = 1, 2  # indices among the item scalars, after the embedding
 SEQUENCES = ("exposures", "page_views")
 
 

@@ -16,8 +16,8 @@ from typing import Any, cast
 from gymnasium import spaces
 
 from edgerec_gym.agents.perception.attention import DotProductAttention
+from edgerec_gym.agents.perception.cards import LOGIT_SCALE
 from edgerec_gym.agents.perception.perception import (
-    LOGIT_SCALE,
     BehaviourCodes,
     Perception,
     RowEncoder,
@@ -28,6 +28,7 @@ from edgerec_gym.agents.perception.perception import (
     occupied,
     take,
 )
+from edgerec_gym.agents.ppo.modes import best_of_groups
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.spaces import CONTEXT, ObservationSizes
 
@@ -332,11 +333,7 @@ class GroupedCategorical(MaskableCategoricalDistribution):
 
     def mode(self) -> Tensor:
         """Return (B,) int64, the most probable action of the most probable group."""
-        groups = self.distribution.probs.split(self.sizes, dim=1)
-        best_group = torch.stack([group.sum(1) for group in groups], 1).argmax(1, keepdim=True)
-        starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
-        best = torch.stack([group.argmax(1) + start for group, start in zip(groups, starts, strict=True)], 1)
-        return best.gather(1, best_group).squeeze(1)
+        return torch.from_numpy(best_of_groups(self.distribution.probs.numpy(), self.sizes))
 
 
 class _Split(nn.Module):

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from edgerec_gym.adapters.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.agents.learning import parameters
-from edgerec_gym.agents.learning.tensors import private_randomness, to_tensors, torch_threads
-from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals
+from edgerec_gym.agents.learning.tensors import private_randomness, torch_threads
+from edgerec_gym.agents.perception.intent_change import SIGNALS, state_vector
 from edgerec_gym.agents.registry import Progress
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import SCHEMA_VERSION, Config, FeedConfig, bounded
@@ -61,14 +61,6 @@ class DQNConfig(Config):
 def state_size(config: FeedConfig) -> int:
     """Width of the vector that DQN reads."""
     return len(SIGNALS) + config.profile_size + context_size(config)
-
-
-def state_vector(observation: Observation, config: FeedConfig) -> np.ndarray:
-    """Intent signals, profile and context, (B, n) float32."""
-    with torch_threads(1), torch.inference_mode():
-        signals = intent_signals(to_tensors(observation), config).numpy()
-    profile = observation["user"][:, config.embedding_size :]
-    return np.concatenate([signals, profile, observation["context"]], axis=1).astype(np.float32)
 
 
 class StateVectors(VecEnvWrapper):

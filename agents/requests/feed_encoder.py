@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgerec_gym.agents.learning.tensors import to_arrays
 from edgerec_gym.agents.perception.attention import AdditiveAttention
 from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.perception.perception import Perception
@@ -37,7 +38,7 @@ class FeedEncoder(nn.Module):
         self.scale = nn.Parameter(torch.ones(plain), requires_grad=False)
 
     def _plain(self, observation: dict[str, Tensor]) -> Tensor:
-        signals = intent_signals(observation, self.config)
+        signals = torch.from_numpy(intent_signals(to_arrays(observation), self.config))
         return torch.cat((signals, observation["user"], observation["context"]), -1)
 
     @torch.no_grad()

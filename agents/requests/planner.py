@@ -9,23 +9,19 @@ by a :class:`PriceController`, which spends one budget across all concurrent ses
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from edgerec_gym.agents.requests.dqn import DQNScore
-from edgerec_gym.agents.requests.effects import TRACKS, Futures
-from edgerec_gym.agents.requests.scores import Score, UpliftScore
-from edgerec_gym.agents.requests.train import load_model
+from edgerec_gym.agents.requests.effects import Futures
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Explanation, Observation
-from edgerec_gym.runs import Run, read_run
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 SLOT, PAGE_AGE, PAGE_REQUESTED = (CONTEXT.index(name) for name in ("slot", "page_age", "page_requested"))
 NEVER = np.inf
+Score = Callable[[Observation], np.ndarray]  # observation (R, ...) -> (R,); larger favours a request
 
 
 def price_of(quantiles: np.ndarray, rate: float) -> float:
@@ -242,34 +238,3 @@ class OneExtra:
         mask, context = observation["action_mask"], observation["context"]
         due = (context[:, PAGE_AGE] >= 0.5) & (context[:, PAGE_REQUESTED] == 0)
         return np.where(due & (mask[:, -1] > 0), mask.shape[1] - 1, mask.argmax(axis=1))
-
-
-def load_planner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
-    """Load an estimator's run to request pages whose estimated gain exceeds the cost of a request.
-
-    Args:
-        folder: the run's folder (finished, or with a complete checkpoint), or one checkpoint.
-        env: any of the package's environments, of the track request or joint; its reward defines the cost.
-        threads: torch threads.
-
-    Raises:
-        InputError: no run, broken files, or an environment of another track or of other sizes.
-    """
-    feed, run = _fitting(folder, env)
-    score = UpliftScore(load_model(run, feed.config), threads=threads)
-    return RequestPlanner(run.agent, score, -float(feed.config.reward.request))
-
-
-def load_learner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
-    """Load a run of DQN, as :func:`load_planner` does; its values include the cost of a request."""
-    feed, run = _fitting(folder, env)
-    return RequestPlanner(run.agent, DQNScore(run, feed.config, threads), 0.0)
-
-
-def _fitting(folder: str | Path | Run, env: Any) -> tuple[Any, Run]:
-    feed, run = getattr(env, "unwrapped", env), read_run(folder)
-    if feed.track not in TRACKS:
-        raise InputError(
-            f"{run.folder} requests pages; it plays the tracks {', '.join(TRACKS)}, not {feed.track!r}"
-        )
-    return feed, run

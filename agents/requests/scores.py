@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from edgerec_gym.agents.learning.tensors import to_tensors, torch_threads
 from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals
 from edgerec_gym.agents.requests.train import effects_alone, uplift
 from edgerec_gym.agents.requests.uplift_models import UpliftModel
@@ -17,8 +14,6 @@ from edgerec_gym.policy import Observation
 
 if TYPE_CHECKING:
     from edgerec_gym.agents.ppo.trained_policy import TrainedPolicy
-
-Score = Callable[[Observation], np.ndarray]  # observation (R, ...) -> (R,); larger favours a request
 
 
 class UpliftScore:
@@ -43,8 +38,7 @@ class IntentScore:
 
     def __call__(self, observation: Observation) -> np.ndarray:
         """Score (R,) float32."""
-        with torch_threads(1), torch.inference_mode():
-            return intent_signals(to_tensors(observation), self.config)[:, SIGNALS.index("change")].numpy()
+        return intent_signals(observation, self.config)[:, SIGNALS.index("change")]
 
 
 class PolicyScore:

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgerec_gym.agents.data.decisions import DecisionStream
 from edgerec_gym.agents.data.observed_log import ObservedLog
-from edgerec_gym.agents.requests.scores import Score
+from edgerec_gym.agents.requests.planner import Score
 from edgerec_gym.agents.requests.train import effects_alone
 from edgerec_gym.agents.requests.uplift_models import UpliftModel
 from edgerec_gym.errors import InputError

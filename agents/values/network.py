@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from edgerec_gym.agents.learning.tensors import TensorObservation
+from edgerec_gym.agents.perception.cards import BASE_CTR, LOGIT_SCALE
 from edgerec_gym.agents.perception.perception import (
-    BASE_CTR,
-    LOGIT_SCALE,
     SEQUENCES,
     action_columns,
     candidate_cards,

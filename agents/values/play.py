@@ -12,6 +12,7 @@ from edgerec_gym.agents.learning.tensors import to_tensors
 from edgerec_gym.agents.perception.perception import SEQUENCES, occupied
 from edgerec_gym.agents.rerank.reranker import ABSENT
 from edgerec_gym.agents.values.network import ValueNetwork
+from edgerec_gym.agents.values.policy import best_of, candidates_of, prices_of
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.answers import (
     CLICK,
@@ -202,34 +203,6 @@ def _told(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def n_candidates(env: EdgeFeedVectorEnv) -> int:
     """Return how many candidates an action may place: pool rows, and in EdgeFeed-v0 cards."""
     return env.config.pool_size + (env.config.n_cards if env.track == "joint" else 0)
-
-
-def candidates_of(observation: Observation, n_types: int) -> np.ndarray:
-    """Return pool rows, then mix-in cards, as cards (B, N + M, F + T) float32."""
-    pool, cards = observation["pool"], observation["cards"]
-    types = np.zeros((*pool.shape[:2], n_types), np.float32)
-    types[:, :, 0] = pool.any(axis=2)
-    return np.concatenate([np.concatenate([pool, types], axis=2), cards], axis=1)
-
-
-def prices_of(n_candidates: int, n_pool: int, margin: float) -> np.ndarray:
-    """Return what each candidate must earn beyond a pool row, (N + M,): `margin` reward units for cards.
-
-    Under the rules, a card now costs a card later.
-    """
-    return np.where(np.arange(n_candidates) < n_pool, 0.0, margin)
-
-
-def best_of(value: np.ndarray, legal: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """Return the candidate to place, (B,): the best pool row, or the best card if worth its price more.
-
-    Args:
-        value: (B, N + M) values of pool rows and cards, or (B, N).
-        legal: like `value`, bool.
-        prices: of :func:`prices_of`.
-    """
-    best: np.ndarray = np.where(legal, value - prices, -np.inf).argmax(axis=1)
-    return best
 
 
 def _scores(network: ValueNetwork, observation: Observation, cards: np.ndarray) -> np.ndarray:

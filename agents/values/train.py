@@ -47,6 +47,7 @@ from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
 from edgerec_gym.agents.values.play import LabelledSessions, loss_of, play_labelled
 from edgerec_gym.agents.values.policy import ValuePolicy
 from edgerec_gym.agents.values.pretrain import pretrain
+from edgerec_gym.agents.values.scores import ValueScore
 from edgerec_gym.agents.values.teacher import AskedUsers
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig
@@ -385,7 +386,9 @@ class ValueTrainer:
     def _held_out(self, network: ValueNetwork, margin: float) -> float:
         """Return the mean value of sessions of the judges."""
         found = play(
-            ValuePolicy(AGENT, network, margin) if self.track == "joint" else RerankPolicy(AGENT, network),
+            ValuePolicy(AGENT, network.config, ValueScore(network), margin)
+            if self.track == "joint"
+            else RerankPolicy(AGENT, network),
             env_id=self.track,
             scenario=self.scenario,
             sessions=self.settings.select_sessions,
@@ -420,5 +423,6 @@ def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Poli
         if (run.root / UPLIFT).is_dir():
             gain = UpliftScore(load_model(run.root / UPLIFT, feed.config), threads=threads)
         price, age = -feed.config.reward.request, feed.config.request_latency
-        return ValuePolicy(run.agent, network, margin, gain, price, age, threads)
+        values = ValueScore(network, threads)
+        return ValuePolicy(run.agent, feed.config, values, margin, gain, price, age)
     return policy_of(run.agent, network, feed, threads)

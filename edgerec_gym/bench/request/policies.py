@@ -11,12 +11,11 @@ from edgerec_gym.agents.ppo.trained_policy import load_policy as load_trained
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.requests import dqn
 from edgerec_gym.agents.requests.dqn import DQNScore
-from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, TrueEffectPlanner
+from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, Score, TrueEffectPlanner
 from edgerec_gym.agents.requests.scores import (
     ChanceScore,
     IntentScore,
     PolicyScore,
-    Score,
     UpliftScore,
 )
 from edgerec_gym.agents.requests.train import load_model

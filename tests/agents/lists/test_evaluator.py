@@ -38,7 +38,8 @@ from edgerec_gym.agents.lists.evaluator_training import (
     train,
 )
 from edgerec_gym.agents.lists.sequence_search import SearchConfig, SequenceSearch, _settled
-from edgerec_gym.agents.perception.perception import BASE_CVR, base_logit
+from edgerec_gym.agents.perception.cards import BASE_CVR
+from edgerec_gym.agents.perception.perception import base_logit
 from edgerec_gym.agents.rerank.reranker import RerankerConfig, end_with_page, slots_left
 from edgerec_gym.answers import BUY, PAGE_VIEW
 from edgerec_gym.answers import CLICK as CLICK_ACTION

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from edgerec_gym.agents.data.decisions import DecisionStream, split_decisions
-from edgerec_gym.agents.learning.tensors import to_tensors
 from edgerec_gym.agents.perception.intent_change import SIGNALS, intent_signals, interest
 from edgerec_gym.agents.registry import load_policy, train_agent
 from edgerec_gym.agents.requests.train import load_model, train, uplift
@@ -94,22 +93,21 @@ def test_interest_is_the_feeds_own(lite: Scenario) -> None:
     feed, config = env.batch.arrays, env.config
     at_work = feed.slot == 16  # no session has ended
     assert at_work.sum() > 8
-    tensors = to_tensors(observation)
-    slot, age = 16.0, torch.from_numpy(feed.page_age.astype(np.float32))
-    now = interest(tensors, config, torch.full((16,), slot - config.lookahead)).numpy()
-    then = interest(tensors, config, slot - age - config.request_latency - config.lookahead).numpy()
+    slot, age = 16.0, feed.page_age.astype(np.float32)
+    now = interest(observation, config, np.full(16, slot - config.lookahead))
+    then = interest(observation, config, slot - age - config.request_latency - config.lookahead)
     np.testing.assert_allclose(now[at_work], feed.interest[at_work], atol=1e-4)
     # The page that arrived last was built from the interest on the wire; nothing else was sent since.
     sent = at_work & (feed.wire == 0) & (feed.page > 0)
     assert sent.any()
     np.testing.assert_allclose(then[sent], feed.wire_interest[sent], atol=1e-4)
-    signals = intent_signals(tensors, config)
-    assert signals.shape == (16, len(SIGNALS)) and torch.isfinite(signals).all()
+    signals = intent_signals(observation, config)
+    assert signals.shape == (16, len(SIGNALS)) and np.isfinite(signals).all()
 
 
 def test_a_fresh_session_has_no_change_of_intent(lite: Scenario) -> None:
     observation, _ = make_feeds("EdgeFeedRequest-v0", 4, scenario=lite, users="synthetic").reset(seed=0)
-    signals = intent_signals(to_tensors(observation), lite.config)
+    signals = intent_signals(observation, lite.config)
     for name in ("evidence", "page_evidence", "change", "agreement", "dwell"):
         assert (signals[:, SIGNALS.index(name)] == 0).all()
 
