@@ -17,7 +17,7 @@ except ImportError:
     raise MissingExtraError("an export", "train") from None
 
 from edgerec_gym.agents.export.evaluator_graphs import evaluator_graphs
-from edgerec_gym.agents.export.folder import Told, float32_for, write_model
+from edgerec_gym.agents.export.folder import Packer, Told, float32_for, write_model
 from edgerec_gym.agents.export.graphs import crban_graphs, generator_graphs
 from edgerec_gym.agents.lists.pointer_net import PointerNet, gumbel
 from edgerec_gym.agents.lists.sequence_search import SequenceSearch
@@ -30,7 +30,7 @@ from edgerec_gym.device.description import MOST_PLACES, Origin
 from edgerec_gym.device.engines.engine import REFERENCE
 from edgerec_gym.scenario import Scenario
 
-TOLD = ("agent", "seed", "steps", "hyper", "network", "logs", "scenario", "based_on")  # fields of a run
+TOLD = ("agent", "seed", "steps", "hyper", "network", "compression", "logs", "scenario", "based_on")  # fields of a run
 
 
 def export(
@@ -40,6 +40,7 @@ def export(
     scenario: str | Scenario = "default",
     places: int | None = None,
     engine: str = REFERENCE.name,
+    pack: Packer | None = None,
 ) -> dict[str, Any]:
     """Write the device model of a run.
 
@@ -50,6 +51,7 @@ def export(
         places: K, maximum number of cards in a list; default: the scenario's slate_size.
         engine: engine that runs the graphs on the phone, a name of
             :data:`~edgerec_gym.device.engines.engine.ENGINES`.
+        pack: how graphs are stored, in place of float32 graphs for that engine.
 
     Returns:
         The content of device.json.
@@ -69,7 +71,7 @@ def export(
         )
     network = agent.code("load_network")(trained, place.config)
     told = {key: trained.record[key] for key in TOLD if key in trained.record}
-    return export_network(network, out, agent, place.name, place.config, places, told, engine)
+    return export_network(network, out, agent, place.name, place.config, places, told, engine, pack)
 
 
 def export_network(
@@ -81,6 +83,7 @@ def export_network(
     places: int | None = None,
     told: dict[str, Any] | None = None,
     engine: str = REFERENCE.name,
+    pack: Packer | None = None,
 ) -> dict[str, Any]:
     """Write the device model of a network; see :func:`export`.
 
@@ -93,13 +96,14 @@ def export_network(
         places: maximum K; default: the slate's.
         told: what device.json reports about the run.
         engine: engine that runs the graphs.
+        pack: how graphs are stored, in place of float32 graphs for that engine.
     """
     places = config.slate_size if places is None else places
     if not 1 <= places <= MOST_PLACES:
         raise InputError(f"places = {places} is out of range; allowed: 1 to {MOST_PLACES}")
     _check_parameters(network)
     about = Told(agent.name, scenario, config, places, _beams(network), Origin(run=told or {}))
-    return write_model(out, about, make_graphs(agent, network, places), float32_for(engine))
+    return write_model(out, about, make_graphs(agent, network, places), pack or float32_for(engine))
 
 
 def make_graphs(agent: Agent, network: Reranker, places: int) -> dict[str, bytes]:

@@ -79,6 +79,25 @@ def test_the_same_graph_gives_the_same_bytes_and_logging_is_left_alone(bits: int
     assert (root.handlers, root.level, logging.root.manager.disable) == before
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_gru_node_stores_the_grid_of_training(bits: int) -> None:
+    def gru(weight: np.ndarray, recurrent: np.ndarray) -> bytes:
+        g = OnnxGraph()
+        x = g.input("x", ["steps", 1, 40])
+        constants = [g.floats(part[None]) for part in (weight, recurrent)]
+        g.several("GRU", x, *constants, outputs=2, hidden_size=16, linear_before_reset=1)
+        g("Squeeze", "v0_1", g.integers([0]), name="y")
+        g.output("y", [1, 16])
+        return g.serialise("gru")
+
+    weights = [DRAWS.normal(size=(48, size)).astype(np.float32) / 4 for size in (40, 16)]
+    rounded = [ROUND[bits](torch.from_numpy(weight)).numpy() for weight in weights]
+    found, exact = (run(content, x=X[:, None])[0] for content in (quantise(gru(*weights), bits), gru(*rounded)))
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    assert np.abs(found - run(gru(*weights), x=X[:, None])[0]).max() > 1e-4
+    assert len(quantise(gru(*weights), bits)) < len(gru(*weights)) / (2 if bits == 8 else 3)
+
+
 @pytest.mark.parametrize("bits", [3, 0, 16, -8])
 def test_other_bits_are_refused(bits: int) -> None:
     with pytest.raises(InputError, match=rf"bits = {bits} is not possible; allowed: 4, 8, 32"):
