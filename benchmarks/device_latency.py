@@ -17,7 +17,6 @@ import argparse
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -44,6 +43,7 @@ from edgerec_gym.agents.rerank.train import build
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.description import SEQUENCES
 from edgerec_gym.device.session import DeviceSession, load
+from edgerec_gym.evaluation.latency import measure
 from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
@@ -53,7 +53,6 @@ from edgerec_gym.spaces import CONTEXT
 PLACES = 50  # K
 GOALS = {"crban": 5.0, "generator": 15.0, "sequence search": 15.0}  # p99 in ms
 GOAL_BYTES = 3_000_000
-WARM_UP = 20  # number of calls that are not counted
 PAGE_AGE, SLOT = CONTEXT.index("page_age"), CONTEXT.index("slot")
 
 
@@ -86,20 +85,6 @@ def networks(config: FeedConfig) -> dict[str, Reranker]:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
     search = SequenceSearch(config, evaluator, generator, SearchConfig(stability=1.0))
     return {"crban": crban, "generator": generator, "sequence search": search}
-
-
-def measure(calls: Sequence[Callable[[], Any]], count: int) -> dict[str, float]:
-    """Milliseconds of `count` calls in turn: quantiles of wall time and of the thread's processor time."""
-    wall, own = np.empty(count), np.empty(count)
-    for k in range(-WARM_UP, count):
-        call = calls[k % len(calls)]
-        started, started_own = time.perf_counter(), time.thread_time()
-        call()
-        ended_own, ended = time.thread_time(), time.perf_counter()
-        if k >= 0:
-            wall[k], own[k] = ended - started, ended_own - started_own
-    quantiles = {f"p{q}": float(np.percentile(wall, q) * 1e3) for q in (50, 95, 99)}
-    return {**quantiles, "least": float(wall.min() * 1e3), "cpu_p99": float(np.percentile(own, 99) * 1e3)}
 
 
 def torch_call(network: Reranker, observation: Observation) -> Callable[[], Any]:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgerec_gym import __version__, interrupts
-from edgerec_gym.commands import bench, console, logs, offline, pages, policies, studies, users
+from edgerec_gym.commands import bench, compress, console, logs, offline, pages, policies, studies, users
 from edgerec_gym.errors import InputError, MissingExtraError
 
 # Recent versions of typer bundle their own click; this is the UsageError of whichever it uses.
@@ -87,6 +87,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": policies.train,
     "evaluate": policies.evaluate,
     "export": policies.export,
+    "compress": compress.compress,
     "export-logs": offline.export_logs,
     "off-policy": offline.off_policy,
     "replay": pages.replay,
