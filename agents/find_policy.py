@@ -10,7 +10,7 @@ from pathlib import Path
 from edgerec_gym.agents.attainable.policy import NAMES as ATTAINABLE
 from edgerec_gym.agents.attainable.policy import AttainablePolicy
 from edgerec_gym.agents.baselines import BASELINES, make_policy
-from edgerec_gym.agents.device_policy import load_policy as load_device_policy
+from edgerec_gym.agents.device.policy import load_policy as load_device_policy
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.device.description import DESCRIPTION

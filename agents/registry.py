@@ -47,10 +47,13 @@ class Agent:
             the run. None for agents that do not play.
         network: class of the network, if several agents share `train` and `load`; passed to `train` as
             `network`.
-        graphs: called as `graphs(network, places)`; returns the network as ONNX graphs. None if the agent
-            cannot be exported to a device.
-        load_network: called as `load_network(run, config)`; used by :attr:`graphs` and by agents that start
-            from this one.
+        graphs: called as `graphs(network, places)`; returns the :class:`~edgerec_gym.agents.export.parts.Parts`
+            of a device model. None if the agent cannot be exported to a device.
+        load_network: called as `load_network(run, config)`; used by agents that start from this one, and for
+            :attr:`graphs` unless there is `load_whole`.
+        load_whole: called as `load_whole(run, config)`; returns what :attr:`graphs` takes, if that is more
+            than the network.
+        not_exported: why there is no `graphs`.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Agent:
     network: Code | None = None
     graphs: Code | None = None
     load_network: Code | None = None
+    load_whole: Code | None = None
+    not_exported: str = ""
 
     def code(self, name: str) -> Any:
         """Return the object that an attribute such as "train" refers to, importing its module if needed."""
@@ -76,7 +81,7 @@ RERANK, LISTS = "edgerec_gym.agents.rerank", "edgerec_gym.agents.lists"
 VALUES = "edgerec_gym.agents.values"
 INSERTION, REQUESTS = "edgerec_gym.agents.insertion", "edgerec_gym.agents.requests"
 PPO, EDGEREC = "edgerec_gym.agents.ppo", "edgerec_gym.agents.edgerec"
-GRAPHS = "edgerec_gym.agents.export.export"
+GRAPHS, WHOLE_GRAPHS = "edgerec_gym.agents.export.export", "edgerec_gym.agents.export.whole"
 RERANKER, GENERATOR, EVALUATOR, ESTIMATOR = "re-ranker", "generator", "list evaluator", "uplift estimator"
 INSERTER, GRADIENT, WHOLE, DISTILLED = "insertion", "policy gradient", "whole agent", "distilled"
 
@@ -99,7 +104,7 @@ def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
         config=f"{RERANK}.reranker:RerankerConfig",
         load=f"{RERANK}.train:load_policy",
         load_network=f"{RERANK}.train:load_reranker",
-        **{"family": RERANKER, **more},
+        **{"family": RERANKER, "graphs": f"{WHOLE_GRAPHS}:scorer_parts", **more},
     )
 
 
@@ -129,6 +134,8 @@ def _estimator(name: str, summary: str) -> Agent:
         config=f"{REQUESTS}.train:UpliftConfig",
         load=f"{REQUESTS}.load:load_planner",
         load_network=f"{REQUESTS}.train:load_model",
+        load_whole=f"{WHOLE_GRAPHS}:load_uplift",
+        graphs=f"{WHOLE_GRAPHS}:uplift_parts",
     )
 
 
@@ -142,6 +149,8 @@ def _ppo(name: str, summary: str) -> Agent:
         train=f"{PPO}.train:train",
         config=f"{PPO}.trained_policy:PPOConfig",
         load=f"{PPO}.trained_policy:load_policy",
+        load_whole=f"{WHOLE_GRAPHS}:load_ppo",
+        graphs=f"{WHOLE_GRAPHS}:ppo_parts",
     )
 
 
@@ -156,7 +165,10 @@ _ALL = (
         "setrank", f"{RERANK}.set_rank:SetRank", "permutation-equivariant self-attention (Pang et al., 2020)"
     ),
     reranker(
-        "seq2slate", f"{RERANK}.seq2slate:Seq2Slate", "pointer network trained on clicks (Bello et al., 2018)"
+        "seq2slate",
+        f"{RERANK}.seq2slate:Seq2Slate",
+        "pointer network trained on clicks (Bello et al., 2018)",
+        graphs=f"{WHOLE_GRAPHS}:seq2slate_parts",
     ),
     reranker(
         "crban",
@@ -178,6 +190,7 @@ _ALL = (
         train=f"{LISTS}.evaluator_training:train",
         config=f"{LISTS}.evaluator:EvaluatorConfig",
         load_network=f"{LISTS}.evaluator_training:load_evaluator",
+        not_exported="it judges lists but does not play; export a sequence-search based on it",
     ),
     _generator("pointer-evaluator", "pointer, trained by policy gradient on the evaluator"),
     _generator(
@@ -206,6 +219,8 @@ _ALL = (
         config=f"{VALUES}.network:ValueConfig",
         load=f"{VALUES}.train:load_policy",
         load_network=f"{VALUES}.train:load_network",
+        load_whole=f"{WHOLE_GRAPHS}:load_values",
+        graphs=f"{WHOLE_GRAPHS}:values_parts",
     ),
     Agent(
         name="values-pg",
@@ -218,6 +233,8 @@ _ALL = (
         config=f"{VALUES}.gradient:GradientConfig",
         load=f"{VALUES}.train:load_policy",
         load_network=f"{VALUES}.train:load_network",
+        load_whole=f"{WHOLE_GRAPHS}:load_values",
+        graphs=f"{WHOLE_GRAPHS}:values_parts",
     ),
     Agent(
         name="esan",
@@ -227,6 +244,8 @@ _ALL = (
         config=f"{INSERTION}.esan:ESANConfig",
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
+        load_whole=f"{WHOLE_GRAPHS}:load_insertion",
+        graphs=f"{WHOLE_GRAPHS}:insertion_parts",
     ),
     Agent(
         name="esan-pg",
@@ -239,6 +258,8 @@ _ALL = (
         config=f"{INSERTION}.gradient:ESANGradientConfig",
         load=f"{INSERTION}.train:load_policy",
         load_network=f"{INSERTION}.train:load_network",
+        load_whole=f"{WHOLE_GRAPHS}:load_insertion",
+        graphs=f"{WHOLE_GRAPHS}:insertion_parts",
     ),
     _estimator("uplift-t", "gain of a request: one model per treatment arm"),
     _estimator("uplift-x", "gain of a request: X-learner (Künzel et al., 2019)"),
@@ -253,6 +274,8 @@ _ALL = (
         train=f"{REQUESTS}.dqn:train",
         config=f"{REQUESTS}.dqn:DQNConfig",
         load=f"{REQUESTS}.load:load_learner",
+        load_whole=f"{WHOLE_GRAPHS}:load_dqn",
+        graphs=f"{WHOLE_GRAPHS}:dqn_parts",
     ),
     Agent(
         name="edgerec",
@@ -264,6 +287,8 @@ _ALL = (
         train=f"{EDGEREC}.train:train",
         config=f"{EDGEREC}.load:EdgeRecConfig",
         load=f"{EDGEREC}.load:load_policy",
+        load_whole=f"{WHOLE_GRAPHS}:load_agent",
+        graphs=f"{WHOLE_GRAPHS}:agent_parts",
     ),
 )
 AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # the agents of this package

@@ -53,7 +53,6 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.list_policy",
     "agents.diversity",
     "agents.baselines",
-    "agents.device_policy",
     "agents.registry",
     "agents.data",
     "agents.learning",
@@ -65,6 +64,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.requests",
     "agents.values",
     "agents.edgerec",
+    "agents.device",
     "agents.export",
     "agents.compression",
     "agents.oracle",
@@ -75,7 +75,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "cli",
 )
 ABOVE_AGENTS = ("bench", "commands", "cli")
-WITHOUT_TORCH = ("device", "cloud", "compiled", "users", "feed", "agents.registry", "agents.find_policy")
+WITHOUT_TORCH = ("device", "cloud", "compiled", "users", "feed", "agents.registry", "agents.device", "agents.find_policy")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What an agent's decisions ask its networks for, answered by the graphs of a device model, for one session."""
+"""What an agent's decisions ask its networks for, answered for one session by the graphs of a device model."""
 
 from __future__ import annotations
 
@@ -11,36 +11,51 @@ from edgerec_gym.agents.insertion.values import SlotValues, goods_in_order, pool
 from edgerec_gym.agents.perception.intent_change import current_interest, intent_signals, state_vector
 from edgerec_gym.agents.ppo.modes import best_of_groups, legal_probabilities
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.device.description import DQN, EDGEREC, ESAN, PPO, VALUES
 from edgerec_gym.device.engines.engine import Arrays
 from edgerec_gym.device.session import ABSENT, DeviceSession
-from edgerec_gym.policy import Explanation, Observation, check_observation
+from edgerec_gym.policy import Explanation, Observation, best_legal
 from edgerec_gym.spaces import CONTEXT
 
 SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")
 CLICK, PURCHASE, _, LEAVE = range(4)  # outcomes in ESAN's predictions
-UPLIFT, DQN, VALUES, ESAN, EDGEREC, PPO = "uplift", "dqn", "values", "esan", "edgerec", "ppo"
 
 
 class DeviceScores:
-    """Scores of the pool or lists of a re-ranker, as list policies ask for them."""
+    """A re-ranker: scores of the pool, or lists; played slot by slot, its top legal pool row.
 
-    stateless = False
+    Args:
+        name: name of the policy.
+        session: the phone's session.
+    """
 
     def __init__(self, name: str, session: DeviceSession) -> None:
         self.name, self.session = name, session
+        self._last = np.zeros((1, 0), np.float32)  # scores
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: a session begins with a phone's own."""
 
     def scores(self, observation: Observation) -> np.ndarray:
         """Score the pool, (1, N) float32."""
-        check_observation(observation)
         return self.session.scores(_one(observation))[None]
 
     def lists(self, observation: Observation, k: int) -> np.ndarray:
         """Write a list, (1, k) int64 pool rows, -1 after its end."""
-        check_observation(observation)
         return self.session.rerank(_one(observation), k)[None]
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return (1,) int64 pool rows, legal under the mask."""
+        if self.session.scorer is not None:
+            self._last = self.scores(observation)
+        else:
+            first = self.lists(observation, 1)
+            self._last = (first == np.arange(observation["pool"].shape[1])).astype(np.float32)
+        return best_legal(self._last, observation["action_mask"])
+
+    def explain(self, row: int) -> Explanation:
+        """Return the scores of the last call."""
+        return Explanation(scores=self._last[row])
 
 
 class DeviceValues:
@@ -67,7 +82,6 @@ class DeviceGain:
             told: Arrays = {"state": state_vector(observation, self.config)}
         else:
             told = {"signals": intent_signals(observation, self.config)}
-        check_observation(observation)
         return self.session.decide(self.network, "gain", _one(observation), **told)["gain"][:, 0]
 
 
@@ -172,7 +186,6 @@ class DeviceLogits:
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (1,) int64, legal under the mask."""
-        check_observation(observation)
         told: Arrays = {}
         if self.keys:
             parts = [observation[key].reshape(1, -1).astype(np.float32) for key in self.keys]
@@ -190,9 +203,7 @@ class DeviceLogits:
             return Explanation(scores=np.log(self._last[row, : self._n_pool]))
 
 
-def slot_values(
-    found: Arrays, observation: Observation, goods: np.ndarray, config: FeedConfig
-) -> SlotValues:
+def slot_values(found: Arrays, observation: Observation, goods: np.ndarray, config: FeedConfig) -> SlotValues:
     """Values at the slots ahead from ESAN's probabilities.
 
     Args:

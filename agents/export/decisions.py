@@ -47,15 +47,24 @@ def sequential(g: OnnxGraph, x: str, modules: nn.Module, name: str | None = None
     return x
 
 
+def joined(g: OnnxGraph, parts: Sequence[str], axis: int, name: str) -> str:
+    """Concatenate one or more values."""
+    if len(parts) == 1:
+        return g("Identity", *parts, name=name)
+    return g("Concat", *parts, name=name, axis=axis)
+
+
 class DecisionGraph(OnnxGraph):
     """A graph that reads one session's observation and the codes of its events.
 
     Args:
         config: gives the sizes.
+        hidden: sequences that read as if nothing had happened.
     """
 
-    def __init__(self, config: FeedConfig) -> None:
+    def __init__(self, config: FeedConfig, hidden: Sequence[str] = ()) -> None:
         super().__init__()
+        self.hidden = hidden
         self.config, self.d = config, config.embedding_size
         self.n_card = config.n_item_features + config.n_types
         self._read: dict[str, str] = {}
@@ -99,6 +108,8 @@ class DecisionGraph(OnnxGraph):
     def history(self, name: str, width: int) -> tuple[str, str]:
         """Codes (L, width) of a sequence, and which are present (L,)."""
         lengths = {"exposures": self.config.exposure_history, "page_views": self.config.page_view_history}
+        if name in self.hidden:
+            return self.floats(np.zeros((lengths[name], width))), self.floats(np.zeros(lengths[name]))
         codes = self.once(f"{name}.codes", [lengths[name], width])
         return codes, self.once(f"{name}.present", [lengths[name]])
 
@@ -204,9 +215,19 @@ def coded_events(encoders: Sequence[SequenceEncoder], windows: int) -> bytes:
                 x = gru_step(g, linear(g, x, inputs, bias), starts[len(lasts)], gru, f"_l{depth}")
                 lasts.append(x)
             codes.append(x)
-    g("Concat" if len(codes) > 1 else "Identity", *codes, name="codes", **({"axis": 1} if len(codes) > 1 else {}))
+    g(
+        "Concat" if len(codes) > 1 else "Identity",
+        *codes,
+        name="codes",
+        **({"axis": 1} if len(codes) > 1 else {}),
+    )
     stacked = [g("Unsqueeze", last, g.integers([0])) for last in lasts]
-    g("Concat" if len(stacked) > 1 else "Identity", *stacked, name="new_hidden", **({"axis": 0} if len(stacked) > 1 else {}))
+    g(
+        "Concat" if len(stacked) > 1 else "Identity",
+        *stacked,
+        name="new_hidden",
+        **({"axis": 0} if len(stacked) > 1 else {}),
+    )
     width = sum(encoder.value_size for encoder in encoders)
     g.output("codes", [windows, width])
     g.output("new_hidden", [n_states, windows, first.hidden])

@@ -17,7 +17,6 @@ from edgerec_gym.agents.export.layers import (
     base_logit_column,
     card_weight,
     events,
-    gru_layer,
     gru_step,
     gru_weights,
     layer,

@@ -19,11 +19,11 @@ except ImportError:
 from edgerec_gym.agents.export.evaluator_graphs import evaluator_graphs
 from edgerec_gym.agents.export.folder import Packer, Told, float32_for, write_model
 from edgerec_gym.agents.export.graphs import crban_graphs, generator_graphs
+from edgerec_gym.agents.export.parts import Parts
 from edgerec_gym.agents.lists.pointer_net import PointerNet, gumbel
 from edgerec_gym.agents.lists.sequence_search import SequenceSearch
 from edgerec_gym.agents.registry import AGENTS, Agent, find_agent
 from edgerec_gym.agents.rerank.crban import CRBAN
-from edgerec_gym.agents.rerank.reranker import Reranker
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.beam_search import BeamConfig
 from edgerec_gym.device.description import MOST_PLACES, Origin
@@ -66,16 +66,18 @@ def export(
     agent = find_agent(trained.agent)
     if agent.graphs is None:
         allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
+        why = f": {agent.not_exported}" if agent.not_exported else ""
         raise InputError(
-            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device; allowed: {allowed}"
+            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: {allowed}"
         )
-    network = agent.code("load_network")(trained, place.config)
+    load = agent.code("load_whole") or agent.code("load_network")
+    network = load(trained, place.config)
     told = {key: trained.record[key] for key in TOLD if key in trained.record}
     return export_network(network, out, agent, place.name, place.config, places, told, engine, pack)
 
 
 def export_network(
-    network: Reranker,
+    network: Any,
     out: str | Path,
     agent: Agent,
     scenario: str,
@@ -88,7 +90,7 @@ def export_network(
     """Write the device model of a network; see :func:`export`.
 
     Args:
-        network: a CRBAN, PointerNet or SequenceSearch.
+        network: what the agent's `graphs` take: a network, or what its `load_whole` returns.
         out: folder to write.
         agent: the agent, which decides how the network becomes graphs.
         scenario: name of the scenario.
@@ -102,37 +104,46 @@ def export_network(
     if not 1 <= places <= MOST_PLACES:
         raise InputError(f"places = {places} is out of range; allowed: 1 to {MOST_PLACES}")
     _check_parameters(network)
-    about = Told(agent.name, scenario, config, places, _beams(network), Origin(run=told or {}))
-    return write_model(out, about, make_graphs(agent, network, places), pack or float32_for(engine))
+    parts = make_parts(agent, network, places)
+    about = Told(
+        agent.name, scenario, config, places, parts.beams, parts.settings, parts.files, Origin(run=told or {})
+    )
+    return write_model(out, about, parts.by_name(), pack or float32_for(engine))
 
 
-def make_graphs(agent: Agent, network: Reranker, places: int) -> dict[str, bytes]:
-    """The graphs of an agent's network as ONNX models, by `<network>.<graph>`."""
+def make_parts(agent: Agent, network: Any, places: int) -> Parts:
+    """What an agent's network becomes on a device."""
     if agent.graphs is None:
         raise InputError(f"a {type(network).__name__} cannot be exported to a device")
-    parts: dict[str, dict[str, bytes]] = agent.code("graphs")(network, places)
-    return {f"{name}.{graph}": content for name, graphs in parts.items() for graph, content in graphs.items()}
+    parts: Parts = agent.code("graphs")(network, places)
+    return parts
 
 
-def crban_parts(network: CRBAN, places: int) -> dict[str, dict[str, bytes]]:
+def make_graphs(agent: Agent, network: Any, places: int) -> dict[str, bytes]:
+    """The graphs of an agent's network as ONNX models, by `<network>.<graph>`."""
+    return make_parts(agent, network, places).by_name()
+
+
+def crban_parts(network: CRBAN, places: int) -> Parts:
     """Graphs of CRBAN."""
-    return {"crban": crban_graphs(network)}
+    return Parts({"crban": crban_graphs(network)})
 
 
-def pointer_parts(network: PointerNet, places: int) -> dict[str, dict[str, bytes]]:
+def pointer_parts(network: PointerNet, places: int) -> Parts:
     """Graphs of a generator that decodes its most probable list."""
     noise = np.zeros((1, places, network.config.pool_size), np.float32)
-    return {"generator": generator_graphs(network, noise)}
+    return Parts({"generator": generator_graphs(network, noise)})
 
 
-def search_parts(network: SequenceSearch, places: int) -> dict[str, dict[str, bytes]]:
+def search_parts(network: SequenceSearch, places: int) -> Parts:
     """Graphs of a sequence search: its generator, if it has one, and its evaluator."""
-    parts: dict[str, dict[str, bytes]] = {}
+    graphs: dict[str, dict[str, bytes]] = {}
+    s = network.search_settings
     if network.generator is not None:
-        settings = network.search_settings
-        noise = search_noise(settings.seed, settings.samples, places, network.config.pool_size)
-        parts["generator"] = generator_graphs(network.generator, noise)
-    return parts | {"evaluator": evaluator_graphs(network.evaluator)}
+        noise = search_noise(s.seed, s.samples, places, network.config.pool_size)
+        graphs["generator"] = generator_graphs(network.generator, noise)
+    beams = BeamConfig(beams=s.beams, candidates=s.candidates, stability=s.stability, every=s.every)
+    return Parts(graphs | {"evaluator": evaluator_graphs(network.evaluator)}, beams=beams.to_dict())
 
 
 def search_noise(seed: int, samples: int, places: int, pool_size: int) -> np.ndarray:
@@ -144,14 +155,10 @@ def search_noise(seed: int, samples: int, places: int, pool_size: int) -> np.nda
     return noise
 
 
-def _beams(network: Reranker) -> dict[str, Any] | None:
-    if not isinstance(network, SequenceSearch):
-        return None
-    s = network.search_settings
-    return BeamConfig(beams=s.beams, candidates=s.candidates, stability=s.stability, every=s.every).to_dict()
-
-
-def _check_parameters(network: Reranker) -> None:
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise InputError(f"parameter {name!r} is not finite; the network cannot be exported")
+def _check_parameters(network: Any) -> None:
+    """Raise InputError if a parameter of the network, or of one of its parts, is not finite."""
+    parts = [network] if isinstance(network, torch.nn.Module) else list(vars(network).values())
+    for part in parts:
+        for name, parameter in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+            if not torch.isfinite(parameter).all():
+                raise InputError(f"parameter {name!r} is not finite; the network cannot be exported")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,9 @@ class Told:
     config: FeedConfig
     places: int
     beams: dict[str, Any] | None = None
-    origin: Origin = msgspec.field(default_factory=Origin)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
     base: str | None = None
 
 
@@ -104,7 +106,13 @@ def write_model(out: str | Path, told: Told, graphs: dict[str, bytes], pack: Pac
         raise InputError(f"{out} holds something other than an exported model: choose another folder")
     make_folder(out.parent)
     with atomic_folder(out) as temporary:
-        _write(temporary, told, {name: PackedGraph(g, REFERENCE.name) for name, g in graphs.items()}, graphs, b"-")
+        _write(
+            temporary,
+            told,
+            {name: PackedGraph(g, REFERENCE.name) for name, g in graphs.items()},
+            graphs,
+            b"-",
+        )
         calls = record_calls(DeviceModel(temporary))
         for file in temporary.iterdir():
             file.unlink()
@@ -129,6 +137,8 @@ def _write(
             outputs=outputs,
             tolerance=graph.tolerance,
         )
+    for name, content_of in told.files.items():
+        (folder / name).write_bytes(content_of)
     (folder / GOLDEN).write_bytes(golden_file)
     engines = sorted({ENGINES[graph.engine].package for graph in packed.values()})
     described = Description(
@@ -141,12 +151,19 @@ def _write(
         beams=told.beams,
         graphs=files,
         golden=File(**_file(golden_file)),
-        bytes=len(golden_file) + sum(len(graph.content) for graph in packed.values()),
+        settings=told.settings,
+        files={name: File(**_file(content_of)) for name, content_of in told.files.items()},
+        bytes=len(golden_file)
+        + sum(len(graph.content) for graph in packed.values())
+        + sum(map(len, told.files.values())),
         features=feature_digest(told.config),
         protocol=PROTOCOL,
         origin=told.origin,
         base=told.base,
-        versions={"edgerec_gym": __version__, **{name: version(name) for name in ("torch", "onnx", *engines)}},
+        versions={
+            "edgerec_gym": __version__,
+            **{name: version(name) for name in ("torch", "onnx", *engines)},
+        },
     )
     content: dict[str, Any] = msgspec.to_builtins(described)
     write_json(folder / DESCRIPTION, content)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgerec_gym.device.description import SEQUENCES
+from edgerec_gym.device.description import DQN, EDGEREC, ESAN, NETWORKS, PPO, SEQUENCES, UPLIFT, VALUES
 from edgerec_gym.device.engines.engine import Arrays
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.golden import Calls
 from edgerec_gym.device.graph import DeviceGraph
-from edgerec_gym.device.session import READ, DeviceSession
+from edgerec_gym.device.session import DeviceSession
 
+DECISIONS = (VALUES, ESAN, UPLIFT, DQN, PPO, EDGEREC)
 CARDS = (4, 7)  # left in the pool at the two re-rankings: few, since the phone stores the calls
 
 
@@ -32,11 +33,26 @@ def record_calls(model: DeviceModel, seed: int = 0) -> dict[str, Calls]:
         for name in SEQUENCES:
             for _ in range(cards):
                 session.append(name, rng.uniform(0.05, 0.95, model.sizes[name][1]).astype(np.float32))
-        shapes = {key: model.sizes[key] for key in READ if key in model.sizes}
+        shapes = {key: shape for key, shape in model.sizes.items() if key != "action_mask"}
         observation = {key: rng.uniform(0.05, 0.95, shape) for key, shape in shapes.items()}
         observation["pool"][cards:] = 0
-        session.rerank(observation)
+        if session.scorer is not None or model.decoder is not None or model.search is not None:
+            session.rerank(observation)
+        for network, graphs in model.graphs.items():
+            if network in DECISIONS:
+                for name in NETWORKS[network]:
+                    told = _drawn(graphs[name], model, cards, rng)
+                    session.decide(network, name, observation, **told)
     return {name: several[:1] + several[1:][-1:] for name, several in calls.items()}
+
+
+def _drawn(graph: DeviceGraph, model: DeviceModel, cards: int, rng: np.random.Generator) -> Arrays:
+    """Inputs of a decision that neither the observation nor what is kept gives."""
+    return {
+        name: rng.uniform(0.05, 0.95, [cards if size == "n" else size for size in shape]).astype(np.float32)
+        for name, shape in graph.inputs.items()
+        if name not in model.sizes and "." not in name
+    }
 
 
 def _listen(graph: DeviceGraph, calls: Calls) -> None:

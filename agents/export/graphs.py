@@ -168,7 +168,7 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
     codes = g.add(*terms, linear(g, g.session, of_session.T))
     for block in network.blocks:
         assert isinstance(block, SelfAttentionBlock)
-        codes = _self_attention(g, block, codes)
+        codes = self_attention(g, block, codes)
     codes = g("Identity", codes, name="codes")
     linear(g, codes, array(network.glimpse.key.weight).T, name="glimpse")
     linear(g, codes, array(network.pointer.key.weight).T, name="pointer")
@@ -191,7 +191,7 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
     return {**behaviour, "encode": g.serialise("encode"), "step": _step_graph(network)}
 
 
-def _self_attention(g: OnnxGraph, block: SelfAttentionBlock, x: str) -> str:
+def self_attention(g: OnnxGraph, block: SelfAttentionBlock, x: str) -> str:
     """One block over x (n, H): (n, H)."""
     attention = block.attention
     heads, size = attention.num_heads, attention.head_dim
@@ -241,17 +241,17 @@ def _step_graph(network: PointerNet) -> bytes:
         np.concatenate([array(glimpse.bias), array(pointer.bias)]),
     )
     query, query_of_state = g.split(both, [hidden, hidden])
-    logits = g("Add", _compared(g, query, glimpsed, array(network.glimpse.score.weight)), taken)
+    logits = g("Add", compared(g, query, glimpsed, array(network.glimpse.score.weight)), taken)
     seen = g("MatMul", g("Softmax", logits, axis=1), codes)
     query = g("Add", query_of_state, linear(g, seen, of_seen.T))
-    logits = _compared(g, query, pointed, sharpness * array(network.pointer.score.weight))
+    logits = compared(g, query, pointed, sharpness * array(network.pointer.score.weight))
     g.add(logits, taken, added, name="logits")
     g.output("new_state", ["s", hidden])
     g.output("logits", ["s", "n"])
     return g.serialise("step")
 
 
-def _compared(g: OnnxGraph, query: str, keys: str, score: np.ndarray) -> str:
+def compared(g: OnnxGraph, query: str, keys: str, score: np.ndarray) -> str:
     """Attention logits score . tanh(query + key): queries (S, H), keys (n, H); (S, n)."""
     both = g("Tanh", g("Add", g("Unsqueeze", query, g.integers([1])), keys))
     return g("Squeeze", g("MatMul", both, g.floats(score.reshape(-1, 1))), g.integers([2]))

@@ -60,7 +60,8 @@ def edgerec_graphs(network: EdgeRecNetwork, n_slots: int) -> dict[str, bytes]:
     """
     esan, config = network.esan, network.config
     hidden, d = esan.settings.hidden, config.embedding_size
-    g = DecisionGraph(config)
+    unseen = () if network.page_views else ("page_views",)
+    g = DecisionGraph(config, unseen)
     goods = g.goods(g.pool)
     coded = _encoded(g, esan, g("Concat", g.cards, goods, axis=0))
     mixed, organic = g.split(coded, [config.n_cards, config.pool_size], axis=0)
@@ -84,14 +85,16 @@ def edgerec_graphs(network: EdgeRecNetwork, n_slots: int) -> dict[str, bytes]:
     _matrix(g, esan, mixed, organic, goods, n_slots)
     matrix = g.serialise("matrix")
 
-    g = DecisionGraph(config)
+    g = DecisionGraph(config, unseen)
     head, (scale, shift) = network.request, array(network.effect)
     code = request_code(g, plain_input(g, head.mean, head.scale), head.attention, 2 * hidden)
-    gain = g("Add", layer(g, code, head.linear), _unbiased(g, g("Relu", layer(g, code, head.hidden)), head.out))
+    gain = g(
+        "Add", layer(g, code, head.linear), _unbiased(g, g("Relu", layer(g, code, head.hidden)), head.out)
+    )
     g("Add", g("Mul", gain, g.floats(scale)), g.floats(shift), name="gain")
     g.output("gain", [1, 1])
     return {
-        **esan_events(esan, windowed=False),
+        **{name: graph for name, graph in esan_events(esan, windowed=False).items() if name not in unseen},
         "order": order,
         "matrix": matrix,
         "gain": g.serialise("gain"),
@@ -207,5 +210,3 @@ def _probabilities(g: DecisionGraph, network: ESAN, inner: str, base: str) -> st
     click, after, leave = g.split(p, [1, LEAVE - 1, 1])
     joint = g("Concat", click, g("Mul", click, after), leave, axis=1)
     return g("Mul", joint, g.floats(np.array(network.identified, np.float32)))
-
-

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from edgerec_gym.agents.export.decisions import DecisionGraph, coded_events, sequential
+from edgerec_gym.agents.export.decisions import DecisionGraph, coded_events, joined, sequential
 from edgerec_gym.agents.export.layers import array, layer, linear
 from edgerec_gym.agents.perception.perception import SEQUENCES, RowEncoder, SequenceEncoder, action_columns
 from edgerec_gym.agents.ppo.pointer_policy import (
@@ -87,7 +87,7 @@ class _Pointer:
             items = g.split(codes, [hidden, hidden])[0]
         else:
             assert isinstance(encoder, RowEncoder)
-            present = g.once(f"{name}.present", [length])
+            present = g("Squeeze", g.present(rows), g.integers([1]))
             items = g("Tanh", layer(g, features, encoder.cards))
             both = g("Concat", actions, at, axis=1)
             codes = g("Concat", items, g("Tanh", layer(g, both, encoder.actions)), axis=1)
@@ -113,14 +113,16 @@ class _Pointer:
     def _newest(self, codes: str, present: str, length: int) -> str:
         """Codes (1, C) of the last event; of the first row if there is none."""
         g = self.g
-        after = g("Concat", g("Slice", present, g.integers([1]), g.integers([length]), g.integers([0])),
-                  g.floats([0.0]), axis=0)  # fmt: skip
-        last = g("Sub", present, after)
-        none = g("Sub", g.floats([1.0]), g("ReduceMax", present, g.integers([0]), keepdims=1))
-        first = np.zeros(length, np.float32)
-        first[0] = 1
-        chosen = g("Add", last, g("Mul", none, g.floats(first)))
-        return g("MatMul", g("Unsqueeze", chosen, g.integers([0])), codes)
+        ends = g.integers([1]), g.integers([length]), g.integers([0])
+        after = g("Concat", g("Slice", present, *ends), g.floats([0.0]), axis=0)
+        return self._row(codes, g("Unsqueeze", g("Sub", present, after), g.integers([0])), length)
+
+    def _row(self, rows: str, chosen: str, count: int) -> str:
+        """The row (1, .) of rows (count, .) where `chosen` (1, count) is 1; the first if it is so nowhere."""
+        g, first = self.g, np.zeros((1, count), np.float32)
+        first[0, 0] = 1
+        none = g("Sub", g.floats([[1.0]]), g("ReduceSum", chosen, g.integers([1]), keepdims=1))
+        return g("MatMul", g("Add", chosen, g("Mul", none, g.floats(first))), rows)
 
     def _candidates(self, cards: str) -> tuple[str, str]:
         """Features of candidates (n, F + T), and the card features that they are made from."""
@@ -147,11 +149,14 @@ class _Pointer:
         g = self.g
         count = g("ReduceSum", present, g.integers([0]), keepdims=1)
         total = g("ReduceSum", g("Mul", pool, present), g.integers([0]), keepdims=1)
-        mean = g("Div", total, g("Max", count, g.floats([[1.0]])))
+        least = g("Add", g("Relu", g("Sub", count, g.floats(1.0))), g.floats(1.0))  # at least 1
+        mean = g("Div", total, least)
         low = g("Mul", g("Sub", present, g.floats(1.0)), g.floats(10.0))  # -10 where there is none
         best = g("ReduceMax", g("Add", g("Mul", pool, present), low), g.integers([0]), keepdims=1)
-        first = g("ArgMax", present, axis=0, keepdims=0)  # (1,)
-        return [mean, best, g("Gather", pool, first, axis=0)]
+        before = g("CumSum", present, g.integers(0), exclusive=1)
+        first = g("Mul", present, g("Sub", g.floats(1.0), g("Sign", before)))
+        row = g("Transpose", first, perm=[1, 0])
+        return [mean, best, self._row(pool, row, self.config.pool_size)]
 
     def _scored(self, scorer: nn.Module, candidates: str, hidden: str) -> str:
         """Scores (n, 1)."""
@@ -164,7 +169,7 @@ class _Pointer:
 
     def finish(self) -> None:
         """Add the output."""
-        g, network, config = self.g, self.network, self.config
+        g, network = self.g, self.network
         pool, _ = self._candidates(g.goods(g.pool))
         present = g.present(g.pool)
         state = g("Concat", g.context, *self.parts, *self._summary(pool, present), axis=1)
@@ -174,7 +179,10 @@ class _Pointer:
             score = self._scored(network.pool_scorer, pool, hidden)
             absent = g("Mul", g("Sub", g.floats(1.0), present), g.floats(ABSENT))
             score = g("Add", g("Mul", score, present), absent)
-            logits.append(g("LogSoftmax", g("Transpose", score, perm=[1, 0]), axis=1))
+            score = g("Transpose", score, perm=[1, 0])
+            score = g("Sub", score, g("ReduceMax", score, g.integers([1])))
+            total = g("ReduceSum", g("Exp", score), g.integers([1]), keepdims=1)
+            logits.append(g("Sub", score, g("Log", total)))  # log-softmax
         else:
             logits.append(g("Mul", self.slot, g.floats(0.0)))
         if network.track in ("joint", "mix"):
@@ -185,8 +193,7 @@ class _Pointer:
         if network.track in ("joint", "request"):
             score = layer(g, hidden, network.request_scorer)
             logits.append(g("Add", score, g.floats(REQUEST_BIAS)))
-        g("Concat" if len(logits) > 1 else "Identity", *logits, name="logits",
-          **({"axis": 1} if len(logits) > 1 else {}))  # fmt: skip
+        joined(g, logits, 1, "logits")
         g.output("logits", [1, sum(network.group_sizes)])
 
     def _card_types(self) -> str:

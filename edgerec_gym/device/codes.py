@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerec_gym.device.engines.engine import Arrays, Graph
+from edgerec_gym.device.engines.engine import Arrays
+from edgerec_gym.device.graph import DeviceGraph
 
 
 @dataclass
@@ -31,20 +32,21 @@ class EventCodes:
     codes: np.ndarray
     count: int = 0
 
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return len(self.codes)
+
     @classmethod
-    def of(cls, graph: Graph, length: int) -> EventCodes:
+    def of(cls, graph: DeviceGraph, length: int) -> EventCodes:
         """Nothing has happened yet; the graph gives the sizes."""
         windows, width = graph.outputs["codes"]
-        states, hidden = 0, 0
-        if "hidden" in graph.inputs:
-            states, _, hidden = graph.inputs["hidden"]
-        return cls(
-            np.zeros((states, windows, hidden), np.float32), np.zeros((windows, length, width), np.float32)
-        )
+        hidden = graph.inputs.get("hidden", [0, windows, 0])
+        return cls(np.zeros(hidden, np.float32), np.zeros((windows, length, width), np.float32))
 
-    def append(self, graph: Graph, row: np.ndarray) -> None:
+    def append(self, graph: DeviceGraph, row: np.ndarray) -> None:
         """Add one event (W,) float32."""
-        windows, length = self.codes.shape[:2]
+        windows, length, _ = self.codes.shape
         if windows > 1:
             self.hidden[:, self.count % windows] = 0  # a window begins
         out = graph({"row": row[None], "hidden": self.hidden})
@@ -57,7 +59,7 @@ class EventCodes:
 
     def read(self) -> Arrays:
         """`codes` (L, C) of the last events, the oldest first, then zeros; `present` (L,), 1 for an event."""
-        windows, length = self.codes.shape[:2]
+        windows, length, _ = self.codes.shape
         kept = min(self.count, length)
         first = self.count - kept
         if windows > 1:

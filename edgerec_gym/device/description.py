@@ -21,16 +21,25 @@ from edgerec_gym.files import read_bytes
 from edgerec_gym.spaces import CONTEXT, N_PAGE_VIEW_COLUMNS, exposure_columns, observation_layout
 
 DESCRIPTION, GOLDEN = "device.json", "golden.safetensors"
+FILES = ("rules.toml",)  # further files that an agent may read
 KIND, SCHEMA_VERSION = "edgerec_gym device model", 2
 PROTOCOL = (1, 1)  # oldest and newest version of the messages between phone and cloud that this version knows
 MOST_PLACES = 1000  # cards in a list; a pool has no more
 MOST_BYTES = 2**26  # of a file
 EXPOSURES, PAGE_VIEWS = SEQUENCES = ("exposures", "page_views")
-CRBAN, GENERATOR, EVALUATOR = "crban", "generator", "evaluator"
+CRBAN, SCORER, GENERATOR, EVALUATOR = "crban", "scorer", "generator", "evaluator"
+VALUES, ESAN, UPLIFT, DQN, PPO, EDGEREC = "values", "esan", "uplift", "dqn", "ppo", "edgerec"
 NETWORKS: dict[str, tuple[str, ...]] = {  # the graphs of each network, besides those of the events
     CRBAN: ("scores",),
     GENERATOR: ("encode", "step"),
     EVALUATOR: ("encode", "extend", "judge"),
+    SCORER: ("scores",),
+    VALUES: ("values",),
+    ESAN: ("matrix",),
+    UPLIFT: ("gain",),
+    DQN: ("gain",),
+    PPO: ("logits",),
+    EDGEREC: ("order", "matrix", "gain"),
 }
 
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -85,8 +94,10 @@ class Description(OpenDocument):
         scenario, config: name and feed of the scenario that it serves.
         places: K, maximum number of cards in a list.
         beams: settings of a sequence search's beams.
+        settings: what else the agent decides by, by network (:mod:`edgerec_gym.agents.device.settings`).
         graphs: files by `<network>.<graph>`; a file's name is that and its engine's suffix.
         golden: the file of golden inputs and outputs, :data:`GOLDEN`.
+        files: further files by name, :data:`FILES`.
         bytes: total size of these files.
         features: digest of the rows and observations that it reads, :func:`feature_digest`.
         protocol: oldest and newest version of the messages that it can serve.
@@ -108,6 +119,8 @@ class Description(OpenDocument):
     features: Digest
     protocol: tuple[Version, Version]
     origin: Origin
+    settings: dict[str, dict[str, Any]] = {}
+    files: dict[str, File] = {}
     base: Digest | None = None
     versions: dict[str, str] = {}
 
@@ -166,6 +179,9 @@ def read_description(folder: Path) -> Description:
             raise InputError(
                 f"{file}: graphs.{name}.engine is {shown(graph.engine)}; allowed: {', '.join(ENGINES)}"
             )
+    for name in described.files:
+        if name not in FILES:
+            raise InputError(f"{file} names an unknown file {shown(name)}; allowed: {', '.join(FILES)}")
     oldest, newest = described.protocol
     if oldest > PROTOCOL[1] or newest < PROTOCOL[0] or newest < oldest:
         raise InputError(

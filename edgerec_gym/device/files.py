@@ -10,6 +10,13 @@ A device model is a folder, written by :func:`~edgerec_gym.agents.export.export.
 | crban.scores.* | scores of the candidates |
 | generator.encode, .step.* | the generator, in steps (:mod:`edgerec_gym.device.list_decoder`) |
 | evaluator.encode, .extend, .judge.* | the evaluator, in steps (:mod:`edgerec_gym.device.beam_search`) |
+| scorer.scores.* | scores of the candidates by a re-ranker that reads no behaviour |
+| values.values.* | values of pool rows and cards |
+| esan.matrix.* | outcomes of cards and goods at the slots ahead |
+| uplift.gain, dqn.gain.* | gain of a request |
+| ppo.logits.* | logits of all actions |
+| edgerec.order, .matrix, .gain.* | the three decisions of the whole agent |
+| rules.toml | rules of the whole agent |
 
 Graphs end in .onnx for ONNX Runtime and in .mnn for MNN.
 """
@@ -42,6 +49,7 @@ from edgerec_gym.spaces import observation_layout
 from edgerec_gym.tensors import read_tensors
 
 EVENT_INPUTS, EVENT_OUTPUTS = ("row", "hidden"), ("key", "value", "new_hidden")
+OBSERVED = ("user", "context", "pool", "cards", "screen")  # keys that graphs of decisions read as they are
 
 
 class DeviceModel:
@@ -87,6 +95,8 @@ class DeviceModel:
             content = read_file(path, graph)
             loaded = DeviceGraph(path, graph.engine, content, graph.inputs, graph.outputs)
             self.graphs.setdefault(network, {})[part] = loaded
+        for name, recorded in described.files.items():
+            read_file(self.folder / name, recorded)
         self.bytes = file.stat().st_size + described.bytes
         self._check_graphs()
         self.search: BeamSearch | None = None
@@ -117,12 +127,12 @@ class DeviceModel:
                 if name in graphs:
                     self._check_event(graphs[name])
             read = {key for graph in graphs.values() for key in graph.inputs}
-            events = (name for name in SEQUENCES if f"{name}.keys" in read)
+            events = (name for name in SEQUENCES if {f"{name}.keys", f"{name}.codes"} & read)
             for name in (*NETWORKS[network], *events):
                 if name not in graphs:
                     raise InputError(f"{self.folder / DESCRIPTION} lacks the graph {network}.{name}")
             for name, graph in graphs.items():
-                for key, found in self._expected(name, graph).items():
+                for key, found in self._expected(network, name, graph).items():
                     if graph.inputs.get(key) != found:
                         raise InputError(
                             f"{graph.path}: input {key!r} has the shape {graph.inputs.get(key)}; the sizes in "
@@ -131,21 +141,47 @@ class DeviceModel:
 
     def _check_event(self, graph: DeviceGraph) -> None:
         """Raise InputError unless a graph adds one event, with sizes that memory can be allocated for."""
-        for nodes, needed in ((graph.inputs, EVENT_INPUTS), (graph.outputs, EVENT_OUTPUTS)):
+        inputs, outputs = EVENT_INPUTS, EVENT_OUTPUTS
+        if "codes" in graph.outputs:
+            states = "hidden" in graph.inputs
+            inputs, outputs = (
+                (("row", "hidden"), ("codes", "new_hidden")) if states else (("row",), ("codes",))
+            )
+        for nodes, needed in ((graph.inputs, inputs), (graph.outputs, outputs)):
             for node in needed:
                 shape = nodes.get(node)
                 if not shape or not all(isinstance(size, int) for size in shape):
                     raise InputError(f"{graph.path}: {node!r} has the shape {shape}; allowed: fixed sizes")
 
-    def _expected(self, name: str, graph: DeviceGraph) -> dict[str, list[int | str]]:
-        """Input shapes of a graph that follow from the feed's sizes."""
+    def _expected(self, network: str, name: str, graph: DeviceGraph) -> dict[str, list[int | str]]:
+        """Shapes of inputs that follow from the feed's sizes and from the graphs of events."""
+        sizes, expected = self.sizes, dict[str, list[int | str]]()
         if name in SEQUENCES:
-            return {"row": [1, self.sizes[name][1]]}
-        if "candidates" not in graph.inputs:
-            return {}
-        expected: dict[str, list[int | str]] = {
-            "candidates": ["n", self.sizes["pool"][1]],
-            "user": [1, *self.sizes["user"]],
-            "context": [1, *self.sizes["context"]],
-        }
-        return expected | ({"screen": [*self.sizes["screen"]]} if "screen" in graph.inputs else {})
+            expected["row"] = [1, sizes[name][1]]
+            if "codes" in graph.outputs:
+                windows = graph.outputs["codes"][0]
+                if windows not in (1, sizes[name][0]):
+                    raise InputError(
+                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the rows of "
+                        f"{name}"
+                    )
+                if "hidden" in graph.inputs:
+                    states, _, hidden = graph.inputs["hidden"]
+                    expected["hidden"] = [states, windows, hidden]
+            return expected
+        if "candidates" in graph.inputs:
+            expected = {"candidates": ["n", sizes["pool"][1]]} | {
+                k: [1, *sizes[k]] for k in ("user", "context")
+            }
+        for key in graph.inputs:
+            sequence, _, part = key.partition(".")
+            if key in OBSERVED and key in sizes:
+                expected[key] = [1, *sizes[key]] if len(sizes[key]) == 1 else [*sizes[key]]
+            elif part == "codes":
+                width = self.graphs[network][sequence].outputs["codes"][1]
+                expected[key] = [sizes[sequence][0], width]
+            elif part == "present":
+                expected[key] = [sizes[sequence][0]]
+            elif part == "rows":
+                expected[key] = [*sizes[sequence]]
+        return expected

@@ -37,7 +37,7 @@ class ListDecoder:
         lists, every = np.zeros((n_lists, length), np.int64), np.arange(n_lists)
         state, read = (np.repeat(encoded[name], n_lists, axis=0) for name in ("start", "first"))
         taken, added = np.zeros((n_lists, n), np.float32), np.repeat(encoded["prior"], n_lists, axis=0)
-        fixed = {name: encoded[name] for name in ("codes", "glimpse", "pointer")}
+        fixed = {name: encoded[name] for name in ("codes", "glimpse", "pointer") if name in encoded}
         for place in range(length):
             more = added if noise is None else added + noise[place]
             out = self.step(fixed | {"state": state, "read": read, "taken": taken, "added": more})

@@ -15,7 +15,17 @@ from safetensors.numpy import save_file
 
 from edgerec_gym.device import trial
 from edgerec_gym.device.beam_search import Found
-from edgerec_gym.device.description import CRBAN, EVALUATOR, GENERATOR, SEQUENCES, digest_of, read_description
+from edgerec_gym.device.codes import EventCodes
+from edgerec_gym.device.description import (
+    CRBAN,
+    EVALUATOR,
+    GENERATOR,
+    SCORER,
+    SEQUENCES,
+    VALUES,
+    digest_of,
+    read_description,
+)
 from edgerec_gym.device.engines.engine import ENGINES, Arrays
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.errors import InputError
@@ -86,13 +96,14 @@ class KeptEvents:
 
 
 class DeviceSession:
-    """One user's session: what the phone keeps, and the re-rankings that read it.
+    """One user's session: what the phone keeps, and the re-rankings and decisions that read it.
 
     Args:
         model: the model to run.
 
     Attributes:
-        kept: codes by (network, sequence).
+        kept: codes by (network, sequence), of re-rankers that attend to keys.
+        codes: the same of other networks.
         events: the last events by sequence.
         count: number of events by sequence.
     """
@@ -101,9 +112,12 @@ class DeviceSession:
         self.model = model
         self.events = {name: KeptEvents(np.zeros(model.sizes[name], np.float32)) for name in SEQUENCES}
         self.kept: dict[tuple[str, str], KeptCodes] = {}
+        self.codes: dict[tuple[str, str], EventCodes] = {}
         for network, graphs in model.graphs.items():
             for name in SEQUENCES:
-                if name in graphs:
+                if name in graphs and "codes" in graphs[name].outputs:
+                    self.codes[network, name] = EventCodes.of(graphs[name], model.sizes[name][0])
+                elif name in graphs:
                     length, outputs = model.sizes[name][0], graphs[name].outputs
                     self.kept[network, name] = KeptCodes(
                         np.zeros(graphs[name].inputs["hidden"], np.float32),
@@ -138,20 +152,60 @@ class DeviceSession:
                 kept.keys[at], kept.values[at], kept.hidden = out["key"], out["value"], out["new_hidden"]
                 kept.interests[at] = out.get("interest", 0.0)
                 kept.count += 1
+        for (network, sequence), codes in self.codes.items():
+            if sequence == name:
+                codes.append(self.model.graphs[network][name], row)
 
     def scores(self, observation: Observation) -> np.ndarray:
-        """Score the pool: (N,) float32, :data:`ABSENT` for used-up rows; CRBAN only.
+        """Score the pool: (N,) float32, :data:`ABSENT` for used-up rows; re-rankers that score only.
 
         Args:
-            observation: user (U,), pool (N, F) and context (C,) of one session's observation.
+            observation: user (U,), pool (N, F), screen (lookahead, F + T) and context (C,) of one session's
+                observation.
         """
-        if CRBAN not in self.model.graphs:
+        if self.scorer is None:
             raise InputError(f"{self.model.agent!r} writes lists and gives no scores; use rerank")
         observation, rows = self._read(observation)
         score = np.full(len(observation["pool"]), ABSENT, np.float32)
         if len(rows):
             score[rows] = self._scores(observation, rows)
         return score
+
+    @property
+    def scorer(self) -> str | None:
+        """The network that scores the pool; None if there is none."""
+        return next((name for name in (CRBAN, SCORER, VALUES) if name in self.model.graphs), None)
+
+    def decide(self, network: str, graph: str, observation: Observation, **told: np.ndarray) -> Arrays:
+        """Run a graph of a decision.
+
+        Args:
+            network: its network.
+            graph: its name.
+            observation: one session's observation, keys as in the environment; the graph picks.
+            **told: further inputs.
+
+        Raises:
+            InputError: keys that are missing, have another shape, or are not finite.
+        """
+        node, inputs = self.model.graphs[network][graph], dict(told)
+        for name in node.inputs:
+            sequence, _, part = name.partition(".")
+            if name in inputs:
+                continue
+            if part == "rows":
+                rows = np.zeros(self.model.sizes[sequence], np.float32)
+                events = self.events[sequence].read()
+                rows[: len(events)] = events
+                inputs[name] = rows
+            elif part:
+                inputs |= {f"{sequence}.{key}": v for key, v in self.codes[network, sequence].read().items()}
+            elif name not in observation:
+                raise InputError(f"the observation lacks the key {name!r}")
+            else:
+                value = _checked(name, observation[name], self.model.sizes[name])
+                inputs[name] = value[None] if value.ndim == 1 else value
+        return node(inputs)
 
     def rerank(self, observation: Observation, places: int | None = None) -> np.ndarray:
         """Return the next list: (K,) int64 pool rows in order, padded with -1 where the pool has fewer.
@@ -187,8 +241,8 @@ class DeviceSession:
         """Return what re-ranking computes before it decides, by the graph's name."""
         observation, rows = self._read(observation)
         outputs = {}
-        if CRBAN in self.model.graphs:
-            outputs["crban.scores"] = self._scores(observation, rows)
+        if self.scorer is not None:
+            outputs[f"{self.scorer}.scores"] = self._scores(observation, rows)
         if GENERATOR in self.model.graphs:
             outputs["generator.encode"] = self._ask(GENERATOR, "encode", observation, rows)["codes"]
         if self.model.search is not None:
@@ -209,9 +263,7 @@ class DeviceSession:
                 read[key] = _checked(key, observation[key], sizes[key])
         return read, np.flatnonzero(read["pool"].any(axis=1))
 
-    def _ask(
-        self, network: str, graph: str, observation: Observation, rows: np.ndarray
-    ) -> Arrays:
+    def _ask(self, network: str, graph: str, observation: Observation, rows: np.ndarray) -> Arrays:
         inputs = {
             "candidates": observation["pool"][rows],
             "user": observation["user"][None],
@@ -226,7 +278,13 @@ class DeviceSession:
         return self.model.graphs[network][graph](inputs)
 
     def _scores(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
-        return self._ask(CRBAN, "scores", observation, rows)["scores"][:, 0]
+        assert self.scorer is not None
+        if self.scorer == VALUES:
+            pool = observation["pool"][rows]
+            offered = np.zeros((len(pool), self.model.sizes["cards"][1]), np.float32)
+            offered[:, : pool.shape[1]], offered[:, pool.shape[1]] = pool, 1
+            return self.decide(VALUES, "values", observation, offered=offered)["values"][:, 0]
+        return self._ask(self.scorer, "scores", observation, rows)["scores"][:, 0]
 
     def _generated(self, observation: Observation, rows: np.ndarray, length: int) -> np.ndarray:
         """Lists (S, length) of candidates."""
@@ -235,7 +293,7 @@ class DeviceSession:
 
     def _list(self, observation: Observation, rows: np.ndarray, length: int) -> np.ndarray:
         """Pool rows (length,)."""
-        if CRBAN in self.model.graphs:
+        if self.scorer is not None:
             order = np.argsort(-self._scores(observation, rows), kind="stable")
             return rows[order[:length]]
         if self.model.search is not None:
@@ -280,6 +338,10 @@ class DeviceSession:
                 if not np.isfinite(values).all():
                     path = model.graphs[network][name].path
                     raise InputError(f"{path} gives values that are not finite for the session's events")
+        for (network, name), part in fresh.codes.items():
+            if not (np.isfinite(part.hidden).all() and np.isfinite(part.codes).all()):
+                path = model.graphs[network][name].path
+                raise InputError(f"{path} gives values that are not finite for the session's events")
         fresh.events, fresh.count = self.events, self.count
         vars(self).update(vars(fresh))
 
@@ -308,20 +370,37 @@ class DeviceSession:
             for field in ("hidden", "keys", "values", "interests"):
                 setattr(codes, field, tensors[f"{network}.{name}.{field}"])
             codes.count = int(tensors[f"{network}.{name}.count"])
+        for (network, name), part in self.codes.items():
+            if part.windows == 1:
+                for field in ("hidden", "codes"):
+                    setattr(part, field, tensors[f"{network}.{name}.{field}"])
+                part.count = int(tensors[f"{network}.{name}.count"])
         for name, events in self.events.items():
             events.rows, events.count = tensors[f"events.{name}.rows"], int(tensors[f"events.{name}.count"])
             self.count[name] = int(tensors[f"{name}.count"])
+        for (network, name), part in self.codes.items():
+            if part.windows > 1:  # they have read the last events only
+                graph = self.model.graphs[network][name]
+                fresh = EventCodes.of(graph, self.model.sizes[name][0])
+                for row in self.events[name].read():
+                    fresh.append(graph, row)
+                self.codes[network, name] = fresh
 
     def _tensors(self) -> Arrays:
         """Everything that is kept, and the digest of the model, by name."""
-        kept = {f"{network}.{name}": codes for (network, name), codes in self.kept.items()}
-        both: dict[str, KeptCodes | KeptEvents] = {
-            **kept, **{f"events.{name}": events for name, events in self.events.items()}
-        }  # fmt: skip
+        both: dict[str, KeptCodes | EventCodes | KeptEvents] = {
+            **{f"{network}.{name}": codes for (network, name), codes in self.kept.items()},
+            **{
+                f"{network}.{name}": part for (network, name), part in self.codes.items() if part.windows == 1
+            },
+            **{f"events.{name}": events for name, events in self.events.items()},
+        }
         return {
             "model": np.frombuffer(bytes.fromhex(self.model.digest), np.uint8),
             **{f"{name}.count": np.array(count) for name, count in self.count.items()},
-            **{f"{key}.{field}": np.array(v) for key, part in both.items() for field, v in vars(part).items()},
+            **{
+                f"{key}.{field}": np.array(v) for key, part in both.items() for field, v in vars(part).items()
+            },
         }
 
 

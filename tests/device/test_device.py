@@ -11,7 +11,7 @@ import torch
 from small_rerankers import build
 from torch import Tensor
 
-from edgerec_gym.agents.device_policy import load_policy
+from edgerec_gym.agents.device.policy import load_policy
 from edgerec_gym.agents.export.export import export_network
 from edgerec_gym.agents.lists import evaluator_training
 from edgerec_gym.agents.lists.evaluator import EvaluatorConfig, ListEvaluator
