@@ -56,6 +56,7 @@ class Record(OpenDocument):
     price: float = 0.0
     quantiles: list[float] = []
     gauc: list[Number] = []
+    ndcg: list[Number] = []
     loss: list[Number] = []
     residual_loss: list[Number] = []
     reward: list[Number] = []
