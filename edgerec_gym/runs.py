@@ -57,6 +57,7 @@ class Record(OpenDocument):
     price: float = 0.0
     quantiles: list[float] = []
     gauc: list[Number] = []
+    ndcg: list[Number] = []
     loss: list[Number] = []
     distance: list[Number] = []
     residual_loss: list[Number] = []

@@ -57,6 +57,8 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.data",
     "agents.learning",
     "agents.rerank",
+    "agents.teachers",
+    "agents.distillation",
     "agents.lists",
     "agents.planner",
     "agents.insertion",
