@@ -22,12 +22,12 @@ except ImportError:
 from edgerec_gym.agents.compression.fine_tuning import TuningConfig, make_tuner
 from edgerec_gym.agents.compression.pruning import norms, pruned, sensitivities, smaller_settings
 from edgerec_gym.agents.compression.rounding import round_in_place, round_kept_state
-from edgerec_gym.agents.export.export import export
+from edgerec_gym.agents.export.export import check_exported, export
 from edgerec_gym.agents.export.quantised import check_bits, quantised_for
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
 from edgerec_gym.agents.learning.tensors import torch_threads
-from edgerec_gym.agents.registry import AGENTS, LOGS, find_agent
+from edgerec_gym.agents.registry import LOGS, find_agent
 from edgerec_gym.device.engines.engine import REFERENCE
 from edgerec_gym.files import make_folder, one_writer
 from edgerec_gym.logs.store import LogReader
@@ -142,11 +142,7 @@ def compress(
     """
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     base = read_run(run)
-    if find_agent(base.agent).graphs is None:
-        allowed = ", ".join(name for name, agent in AGENTS.items() if agent.graphs is not None)
-        raise InputError(
-            f"{run} holds the agent {base.agent!r}, which cannot be exported to a device; allowed: {allowed}"
-        )
+    check_exported(base)
     packer = quantised_for(engine, how.bits)  # fails before the work starts
     source: str | Path = run
     if how.trains:
@@ -203,7 +199,9 @@ def train_smaller(
         earlier = read_run(run).record
         for key in FIXED:
             if earlier.get(key) != record[key]:
-                raise InputError(f"{run} holds another compressed run, whose {key} differs: choose another folder")
+                raise InputError(
+                    f"{run} holds another compressed run, whose {key} differs: choose another folder"
+                )
         return earlier
     with torch_threads(threads):
         tune = make_tuner(base, network, record, how.tuning, scenario, reader)

@@ -23,7 +23,7 @@ from edgerec_gym.agents.learning.epochs import EpochTrainer
 from edgerec_gym.agents.learning.tensors import TensorObservation, to_tensors
 from edgerec_gym.agents.perception.perception import occupied
 from edgerec_gym.agents.registry import load_policy
-from edgerec_gym.agents.rerank.reranker import ListScorer, RerankerConfig
+from edgerec_gym.agents.rerank.reranker import ListScorer
 from edgerec_gym.agents.rerank.train import RerankTrainer
 from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.agents.values.play import candidates_of, n_candidates
@@ -38,7 +38,9 @@ from edgerec_gym.scenario import Scenario
 # Hyper-parameters that a re-ranker's own training has, too.
 SHARED = ("epochs", "patience", "learning_rate", "batch_size", "weight_decay", "max_grad_norm")
 ANSWER_BATCH = 256  # observations that a network answers at once
-FIRST = CLI_SEED_STRIDE // 4  # first session of a seed that is played to distil from, beyond those of training
+FIRST = (
+    CLI_SEED_STRIDE // 4
+)  # first session of a seed that is played to distil from, beyond those of training
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,9 @@ def answers(network: nn.Module, observation: TensorObservation, cards: Tensor) -
     return network.logits(observation, rows).unsqueeze(-1)
 
 
-def play_observations(run: Run, network: nn.Module, scenario: Scenario, tuning: TuningConfig, seed: int) -> Played:
+def play_observations(
+    run: Run, network: nn.Module, scenario: Scenario, tuning: TuningConfig, seed: int
+) -> Played:
     """Play sessions of learned users (split "train") with a run's policy, and keep what it sees and answers.
 
     Args:
@@ -157,8 +161,14 @@ def play_observations(run: Run, network: nn.Module, scenario: Scenario, tuning: 
             live = np.flatnonzero(~done & (draws.random(size) < tuning.share))
             if len(live):
                 some = {key: values[live].copy() for key, values in observation.items()}
-                cards = candidates_of(some, scenario.config.n_types)[:, : n_candidates(env)] if is_values else None
-                kept.append((some, np.zeros((len(live), 0, 0), np.float32) if cards is None else cards, first + live))
+                cards = (
+                    candidates_of(some, scenario.config.n_types)[:, : n_candidates(env)]
+                    if is_values
+                    else None
+                )
+                kept.append(
+                    (some, np.zeros((len(live), 0, 0), np.float32) if cards is None else cards, first + live)
+                )
             env.batch.step(policy.act(observation), done)
             done |= env.batch.arrays.terminated | env.batch.arrays.truncated
         env.close()

@@ -1,7 +1,7 @@
 """Structured pruning: remove whole hidden units, which leaves a smaller dense network.
 
-A *unit* is one output of a layer: a row of its weights, and a column in every layer that reads it; in a GRU, a
-row of each of the three gates. All groups of units lose the same share, so that the smaller network is an
+A *unit* is one output of a layer: a row of its weights, and a column in every layer that reads it; in a GRU,
+a row of each of the three gates. All groups of units lose the same share, so that the smaller network is an
 ordinary one with a smaller `hidden`.
 """
 
@@ -120,7 +120,9 @@ def _values(network: ValueNetwork) -> list[Units]:
         inner = f"evidence.{name}"
         at += s.heads * size
         summed = Part("state.0.weight", 1, at)
-        described.append(Units(code, _layer(f"{inner}.describe.0", Part(f"{inner}.weight.weight", 1), summed)))
+        described.append(
+            Units(code, _layer(f"{inner}.describe.0", Part(f"{inner}.weight.weight", 1), summed))
+        )
         readers.append(Part(f"{inner}.describe.0.weight", 1))
         at += code
     at += config.n_user_features + context_size(config)

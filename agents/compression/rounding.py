@@ -1,4 +1,4 @@
-"""Round weights, and what a phone keeps between events, as integers of few bits would; gradients pass through.
+"""Round weights, and what a phone keeps between events, to the grids of few bits; gradients pass through.
 
 Training with rounded numbers in the forward pass and the gradient of the unrounded ones is quantisation-aware
 training (Jacob et al., CVPR'18) with the straight-through estimator (Bengio et al., 2013).
@@ -145,7 +145,9 @@ def _step_by_step(gru: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> tu
     starts = inputs[1] if len(inputs) > 1 else x.new_zeros(gru.num_layers, len(x), gru.hidden_size)
     for layer in range(gru.num_layers):
         weight, bias = getattr(gru, f"weight_hh_l{layer}"), getattr(gru, f"bias_hh_l{layer}")
-        gates = nn.functional.linear(x, getattr(gru, f"weight_ih_l{layer}"), getattr(gru, f"bias_ih_l{layer}"))
+        gates = nn.functional.linear(
+            x, getattr(gru, f"weight_ih_l{layer}"), getattr(gru, f"bias_ih_l{layer}")
+        )
         state, states = starts[layer], []
         for given in gates.unbind(1):
             reset, update, new = given.chunk(3, -1)

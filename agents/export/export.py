@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.runs import read_run
+from edgerec_gym.runs import Run, read_run
 
 try:
     import onnx  # noqa: F401
@@ -30,7 +30,17 @@ from edgerec_gym.device.description import MOST_PLACES, Origin
 from edgerec_gym.device.engines.engine import REFERENCE
 from edgerec_gym.scenario import Scenario
 
-TOLD = ("agent", "seed", "steps", "hyper", "network", "compression", "logs", "scenario", "based_on")  # fields of a run
+TOLD = (
+    "agent",
+    "seed",
+    "steps",
+    "hyper",
+    "network",
+    "compression",
+    "logs",
+    "scenario",
+    "based_on",
+)  # fields of a run
 
 
 def export(
@@ -63,17 +73,24 @@ def export(
     """
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     trained = read_run(run)
-    agent = find_agent(trained.agent)
-    if agent.graphs is None:
-        allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
-        why = f": {agent.not_exported}" if agent.not_exported else ""
-        raise InputError(
-            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: {allowed}"
-        )
+    agent = check_exported(trained)
     load = agent.code("load_whole") or agent.code("load_network")
     network = load(trained, place.config)
     told = {key: trained.record[key] for key in TOLD if key in trained.record}
     return export_network(network, out, agent, place.name, place.config, places, told, engine, pack)
+
+
+def check_exported(run: Run) -> Agent:
+    """Return the agent of a run; InputError if it has no form for a device."""
+    agent = find_agent(run.agent)
+    if agent.graphs is None:
+        allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
+        why = f": {agent.not_exported}" if agent.not_exported else ""
+        raise InputError(
+            f"{run.folder} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: "
+            f"{allowed}"
+        )
+    return agent
 
 
 def export_network(

@@ -36,7 +36,15 @@ def to_mnn(graph: bytes, name: str, bits: int = 32) -> bytes:
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "graph.onnx").write_bytes(graph)
-        command = ["MNNConvert", *OPTIONS, *QUANTISED[bits], "--modelFile", "graph.onnx", "--MNNModel", OUTPUT]
+        command = [
+            "MNNConvert",
+            *OPTIONS,
+            *QUANTISED[bits],
+            "--modelFile",
+            "graph.onnx",
+            "--MNNModel",
+            OUTPUT,
+        ]
         # -I: only what is installed is imported, nothing from this folder or PYTHONPATH.
         process = [sys.executable, "-I", str(Path(__file__).with_name("mnn_process.py")), *command]
         try:
@@ -44,7 +52,9 @@ def to_mnn(graph: bytes, name: str, bits: int = 32) -> bytes:
                 process, cwd=folder, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS
             )
         except subprocess.TimeoutExpired:
-            raise InputError(f"{name} cannot be converted for MNN: no answer in {MOST_SECONDS:.0f} s") from None
+            raise InputError(
+                f"{name} cannot be converted for MNN: no answer in {MOST_SECONDS:.0f} s"
+            ) from None
         if done.returncode or not Path(folder, OUTPUT).is_file():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise InputError(f"{name} cannot be converted for MNN: {(lines or ['it says nothing'])[-1]}")

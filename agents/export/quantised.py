@@ -147,7 +147,7 @@ def _store_grus(graph: onnx.GraphProto, bits: int) -> None:
     """
     weights = {weight.name: weight for weight in graph.initializer}
     for node in [node for node in graph.node if node.op_type == "GRU"]:
-        for at, name in list(enumerate(node.input))[1:3]:
+        for name in node.input[1:3]:
             weight = weights[name]
             steps, scale = _on_grid(numpy_helper.to_array(weight), bits)
             axis = {"axis": 1} if bits == 8 else {"axis": 2, "block_size": BLOCK}
@@ -243,7 +243,9 @@ def _rounded(graph: onnx.GraphProto, exact: str, name: str | None = None) -> str
         graph.node.append(helper.make_node(kind, list(inputs), [f"{name}_{part}"]))
         return f"{name}_{part}"
 
-    largest = add("ReduceMax", "largest", add("Abs", "size", exact), constant("axis", np.array([-1], np.int64)))
+    largest = add(
+        "ReduceMax", "largest", add("Abs", "size", exact), constant("axis", np.array([-1], np.int64))
+    )
     scale = add("Mul", "scale", largest, constant("step", np.float32(1 / 127)))
     # A row of zeros has the scale 0, and stays as it is.
     scale = add("Max", "positive", scale, constant("least", np.float32(1e-20)))

@@ -1,4 +1,4 @@
-"""What compression costs and saves: engine x bits x pruning x quantisation-aware training, for several students.
+"""What compression costs and saves: engine x bits x pruning x quantisation-aware training (QAT).
 
 Every variant becomes a device model (`edgerec compress`) and is judged by
 
@@ -42,7 +42,7 @@ from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.runs import read_run
-from edgerec_gym.scenario import SHIPPED_FOLDER, Scenario
+from edgerec_gym.scenario import SHIPPED_FOLDER
 from edgerec_gym.spaces import CONTEXT
 from edgerec_gym.tensors import read_tensors
 from edgerec_gym.users.synthetic import SyntheticUsers
@@ -147,7 +147,7 @@ class Variant:
 
 
 def variants(student: Student, engines: tuple[str, ...], sizes: Sizes) -> Iterator[Variant]:
-    """Yield the variants of a student, float32 first: without pruning both with and without QAT, else with."""
+    """Yield the variants of a student, float32 first; what is pruned is fine-tuned, with QAT if rounded."""
     for engine in engines:
         for prune in sizes.shares:
             for bits in sizes.bits:
@@ -211,19 +211,23 @@ def figures_of(folder: Path, student: Student, judged: Judged, sizes: Sizes) -> 
     """Measure a device model.
 
     Returns:
-        bytes (); ms of a re-ranking and of an event of exposures, wall and processor time, (2,) each: p50, p99;
+        bytes (); ms of a re-ranking and of an event of exposures, wall and processor time, (2,) p50, p99;
         ndcg (A,) at arrivals; decisions (R,); value (sessions,).
     """
     policy: Any = find_policy(str(folder), ENV_ID, student.scenario, "synthetic")
     count = len(judged.arrival)
     policy.reset(np.ones(count, np.bool_))
     decisions = np.asarray(policy.act(judged.observation))
-    lists = policy.lists(judged.observation, CUT)[judged.arrival]
-    gain = judged.gain[judged.arrival]
+    arrivals = np.flatnonzero(judged.arrival)
+    lists = np.stack([
+        policy.phones[at].session.rerank({key: values[at] for key, values in judged.observation.items()}, CUT)
+        for at in arrivals.tolist()
+    ])  # fmt: skip
+    gain = judged.gain[arrivals]
     score = np.full(gain.shape, -1.0)
     rows, places = np.nonzero(lists >= 0)
     score[rows, lists[rows, places]] = CUT - places
-    there = judged.observation["pool"][judged.arrival].any(axis=2)
+    there = judged.observation["pool"][arrivals].any(axis=2)
     policy = find_policy(str(folder), ENV_ID, student.scenario, "synthetic")
     played = play(
         policy,
@@ -418,4 +422,7 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
 
 def machine() -> dict[str, Any]:
     """What the times were measured on."""
-    return {"processor": platform.processor() or platform.machine(), "load_average": round(os.getloadavg()[0], 2)}
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }

@@ -23,7 +23,9 @@ def compress(
     ] = 0.0,
     qat: Annotated[
         bool,
-        typer.Option(help="Fine-tune while weights and kept state are rounded; --no-qat rounds at export only."),
+        typer.Option(
+            help="Fine-tune while weights and kept state are rounded; --no-qat rounds at export only."
+        ),
     ] = True,
     engine: Annotated[
         str, typer.Option(help=f"Engine that runs it on the phone: {', '.join(ENGINES)}.")
@@ -31,21 +33,25 @@ def compress(
     logs: Annotated[
         Path | None,
         typer.Option(
-            help="Log folder to fine-tune a re-ranker on. Without it, learned users are played, and the network "
-            "before compression is the target."
+            help="Log folder to fine-tune a re-ranker on. Without it, learned users are played, and the "
+            "network before compression is the target."
         ),
     ] = None,
     scenario: ScenarioName = "default",
     work: Annotated[
         Path | None,
-        typer.Option(help="Folder of the fine-tuned run, which is resumed; default: that of --out, with -run."),
+        typer.Option(
+            help="Folder of the fine-tuned run, which is resumed; default: that of --out, with -run."
+        ),
     ] = None,
     places: Annotated[
         int | None, typer.Option(min=1, help="Maximum cards in a list; default: the scenario's slate_size.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the fine-tuning, e.g. epochs=5."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A hyper-parameter of the fine-tuning, e.g. epochs=5."
+        ),
     ] = None,
     importance: Annotated[str, typer.Option(help="What tells a unit's worth: taylor or norm.")] = "taylor",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
@@ -94,7 +100,9 @@ def bench_compress(
     ),
     students: Annotated[
         list[str] | None,
-        typer.Option("--student", help="crban, dnn or values-pg, the shipped runs; repeatable. Default: all."),
+        typer.Option(
+            "--student", help="crban, dnn or values-pg, the shipped runs; repeatable. Default: all."
+        ),
     ] = None,
     engines: Annotated[
         list[str] | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; repeatable. Default: all.")

@@ -92,7 +92,9 @@ def test_a_gru_node_stores_the_grid_of_training(bits: int) -> None:
 
     weights = [DRAWS.normal(size=(48, size)).astype(np.float32) / 4 for size in (40, 16)]
     rounded = [ROUND[bits](torch.from_numpy(weight)).numpy() for weight in weights]
-    found, exact = (run(content, x=X[:, None])[0] for content in (quantise(gru(*weights), bits), gru(*rounded)))
+    found, exact = (
+        run(content, x=X[:, None])[0] for content in (quantise(gru(*weights), bits), gru(*rounded))
+    )
     np.testing.assert_allclose(found, exact, atol=1e-5)
     assert np.abs(found - run(gru(*weights), x=X[:, None])[0]).max() > 1e-4
     assert len(quantise(gru(*weights), bits)) < len(gru(*weights)) / (2 if bits == 8 else 3)
