@@ -143,6 +143,8 @@ def compress(
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     base = read_run(run)
     check_exported(base)
+    if logs is not None and not how.trains:
+        raise InputError("without pruning and QAT nothing is fine-tuned; leave --logs out")
     packer = quantised_for(engine, how.bits)  # fails before the work starts
     source: str | Path = run
     if how.trains:

@@ -115,7 +115,7 @@ def _int8(model: onnx.ModelProto) -> onnx.ModelProto:
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_quantize=_large(model) or ["none"],
+            nodes_to_exclude=_small(model),
         )
         return onnx.load(out)
 
@@ -124,13 +124,12 @@ def _int4(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer, QuantFormat
 
     model = _named(model)
-    large = _large(model)
     quantizer = MatMulNBitsQuantizer(
         model,
         block_size=BLOCK,
         is_symmetric=True,
         quant_format=QuantFormat.QDQ,
-        nodes_to_exclude=[node.name for node in model.graph.node if node.name not in large],
+        nodes_to_exclude=_small(model),
     )
     quantizer.process()
     found: onnx.ModelProto = quantizer.model.model
@@ -189,13 +188,13 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
-def _large(model: onnx.ModelProto) -> list[str]:
-    """Names of the products with a constant weight that is large enough."""
+def _small(model: onnx.ModelProto) -> list[str]:
+    """Names of the products whose weight is too small to be quantised."""
     sizes = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
     return [
         node.name
         for node in model.graph.node
-        if node.op_type == "MatMul" and sizes.get(node.input[1], 0) >= LEAST_NUMBERS
+        if node.op_type == "MatMul" and sizes.get(node.input[1], 0) < LEAST_NUMBERS
     ]
 
 

@@ -30,7 +30,7 @@ def test_every_variant_once_and_float32_first() -> None:
     found = list(variants(STUDENT, ("onnxruntime", "mnn"), Sizes(seeds=2)))
     assert len(set(found)) == len(found)
     first = found[0]
-    assert (first.engine, first.bits, first.prune, first.qat, first.seed) == ("onnxruntime", 32, 0, False, None)
+    assert first == Variant(STUDENT, "onnxruntime", 32, 0.0, False, None)
     plain = [v for v in found if v.engine == "mnn" and v.prune == 0]
     assert {(v.bits, v.qat, v.seed) for v in plain} == {
         (32, False, None), (8, False, None), (4, False, None),
@@ -56,11 +56,12 @@ def figures(seed: int, lost: float = 0.0) -> dict[str, np.ndarray]:
 def test_rows_pair_a_variant_with_float32_of_the_reference_engine() -> None:
     plain = Variant(STUDENT, "onnxruntime", 32, 0.0, False, None)
     other = replace(plain, engine="mnn", bits=8, qat=True)
-    found = {plain: figures(0), replace(other, seed=0): figures(0, 0.1), replace(other, seed=1): figures(0, 0.1)}
+    found = {plain: figures(0), **{replace(other, seed=seed): figures(0, 0.1) for seed in (0, 1)}}
     rows = {(item["engine"], item["metric"]): item for item in rows_of(found)}
-    assert rows["onnxruntime", "ndcg_loss"]["mean"] == 0 and rows["onnxruntime", "equal_decisions"]["mean"] == 1
+    assert rows["onnxruntime", "ndcg_loss"]["mean"] == 0
+    assert rows["onnxruntime", "equal_decisions"]["mean"] == 1
     loss, gap = rows["mnn", "ndcg_loss"], rows["mnn", "value_difference"]
-    assert loss["low"] == pytest.approx(0.1) and loss["high"] == pytest.approx(0.1)  # paired: no spread is left
+    assert loss["low"] == loss["high"] == pytest.approx(0.1)  # paired: no spread is left
     assert gap["mean"] == pytest.approx(-0.1) and gap["low"] == pytest.approx(-0.1)
     assert loss["seeds"] == 2 and rows["mnn", "rerank_ms_p99"]["mean"] == 2
     header, body = tables(rows_of(found))["dnn"]

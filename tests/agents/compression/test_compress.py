@@ -207,5 +207,7 @@ def test_agents_that_cannot_be_compressed_are_named(values: Path, tmp_path: Path
         "holds the agent 'pointer', which cannot be pruned or fine-tuned; allowed: dnn, crban",
         *("compress", runs / "pointer-0", "--scenario", "lite", "--out", tmp_path / "phone"),
     )
+    with pytest.raises(InputError, match="nothing is fine-tuned; leave --logs out"):
+        compress(values, tmp_path / "phone", Compression(qat=False), scenario=lite, logs=tmp_path)
     with pytest.raises(InputError, match="is fine-tuned on sessions that it plays; leave --logs out"):
         smaller(tmp_path / "run", values, lite, Compression(tuning=TUNING), logs=tmp_path)
