@@ -180,8 +180,8 @@ def _extend_graph(network: ListEvaluator) -> bytes:
     probability that the user is still there.
 
     Outputs: `value` (W, m) of the longer list; `new_above` (W, m, H); if there is a
-    lookahead, `new_pending` (W, m, lookahead, H), which now wait; `first_value` and `first_stay` (W, m) of the
-    place above them, which is now settled.
+    lookahead, `new_pending` (W, m, lookahead, H), which now wait; `first_value` and `first_stay` (W, m) of
+    the place above them, which is now settled.
     """
     hidden, n = network.settings.hidden, network.config.lookahead + 1
     head, horizon = _Head(network), network.settings.horizon

@@ -1,4 +1,4 @@
-"""Export a trained agent for the phone: its graphs, and the folder of :mod:`edgerec_gym.agents.export.folder`."""
+"""Export a trained agent for the phone: its graphs, in a folder that says all about them."""
 
 from __future__ import annotations
 

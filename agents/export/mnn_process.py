@@ -1,10 +1,8 @@
 """The process that converts a model for MNN; it may not open a socket or run a program.
 
-    python -I mnn_process.py MNNConvert ARGUMENT ...
-
-An attempt ends it: an audit hook sees what Python does, and on Linux a seccomp filter what C++ does. So a
-conversion that succeeds has tried neither. Only the standard library and MNN's converter are imported, and
-neither is MNN's Python package, whose scripts would phone home.
+Run as `python -I mnn_process.py MNNConvert ARGUMENT ...`. An attempt ends the process: an audit hook sees
+what Python does, and on Linux a seccomp filter what C++ does. So a conversion that succeeds has tried
+neither. Of MNN only the converter is imported, not the Python package, whose scripts would phone home.
 """
 
 from __future__ import annotations
@@ -16,7 +14,16 @@ import struct
 import sys
 from typing import Any
 
-FORBIDDEN = ("socket.", "subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "pty.")
+FORBIDDEN = (
+    "socket.",
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.spawn",
+    "os.posix_spawn",
+    "os.fork",
+    "pty.",
+)
 # Architecture of seccomp, and the numbers of socket, execve and execveat there.
 CALLS = {"x86_64": (0xC000003E, (41, 59, 322)), "aarch64": (0xC00000B7, (198, 221, 281))}
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of a filter

@@ -33,7 +33,7 @@ from edgerec_gym.bench.shipped import shipped_folder
 from edgerec_gym.bench.track import find_track
 from edgerec_gym.cloud.item_table import ITEM_TABLE
 from edgerec_gym.commands.demo import PAGE, QUICK, RECORD, run_demo
-from edgerec_gym.device.description import DESCRIPTION, GOLDEN, file_name
+from edgerec_gym.device.description import DESCRIPTION
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.evaluation.cache import Entry, Place, played, saved_rows
 from edgerec_gym.evaluation.play import evaluate
@@ -229,8 +229,8 @@ def _read_prices(folder: Path, out: Path) -> None:
 # --- device models --------------------------------------------------------------------------------------
 
 
-def _make_device(name: str, folder: Path) -> None:
-    export(_run("rerank", name), folder, scenario=WORLD)
+def _make_device(name: str, engine: str, folder: Path) -> None:
+    export(_run("rerank", name), folder, scenario=WORLD, engine=engine)
     session = DeviceSession(load(folder))
     for sequence in ("exposures", "page_views"):
         for k in range(3):
@@ -240,7 +240,9 @@ def _make_device(name: str, folder: Path) -> None:
 
 def _seal_device(folder: Path) -> None:
     content = json.loads((folder / DESCRIPTION).read_text())
-    content["sha256"] = {name: _sha256(folder / name) for name in content["sha256"]}
+    files = {file_name(name, graph["engine"]): graph for name, graph in content["graphs"].items()}
+    for name, file in (*files.items(), (GOLDEN, content["golden"])):
+        file |= {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
     (folder / DESCRIPTION).write_text(json.dumps(content))
 
 
@@ -390,17 +392,22 @@ def _documents() -> list[Document]:
         _DEVICES,
         (
             ("crban.scores", "crban.exposures"),
-            ("generator.lists",),
+            ("generator.encode", "generator.step"),
             ("evaluator.encode", "evaluator.extend", "evaluator.judge"),
         ),
         strict=True,
     ):
-        made = _bound(_make_device, device)
+        made = _bound(_make_device, device, "onnxruntime")
         found.append(Document(f"device.json ({device[:-2]})", DESCRIPTION, made, _read_device))
         for graph in graphs:
             found.append(Document(f"{graph}.onnx", f"{graph}.onnx", made, _read_device, _seal_device))
         if device == _DEVICES[0]:
             found.append(Document("device session", "session.safetensors", made, _read_device_session))
+            found.append(Document("device: golden", GOLDEN, made, _read_device, _seal_device))
+            made = _bound(_make_device, device, "mnn")
+            file = "crban.scores.mnn"
+            found.append(Document("device.json (mnn)", DESCRIPTION, made, _read_device))
+            found.append(Document(file, file, made, _read_device, _seal_device))
     found += [
         Document("report: results.json", "results.json", _make_evaluation, _read_report),
         Document("report: rows", "rerank.json", _make_rows, _read_rows),

@@ -28,7 +28,7 @@ from edgerec_gym.agents.compression.compress import Compression, compress
 from edgerec_gym.agents.compression.fine_tuning import TuningConfig
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.registry import LOGS, find_agent
-from edgerec_gym.device.description import SEQUENCES
+from edgerec_gym.device.description import DESCRIPTION, SEQUENCES
 from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError
@@ -146,6 +146,11 @@ class Variant:
         return f"{self.student.name} {self.engine} {self.model}"
 
 
+def _plain(variant: Variant) -> Variant:
+    """The float32 model of the reference engine, which the others are compared with."""
+    return replace(variant, engine=REFERENCE.name, bits=32, prune=0.0, qat=False, seed=None)
+
+
 def variants(student: Student, engines: tuple[str, ...], sizes: Sizes) -> Iterator[Variant]:
     """Yield the variants of a student, float32 first; what is pruned is fine-tuned, with QAT if rounded."""
     for engine in engines:
@@ -207,12 +212,15 @@ def judge(student: Student, sessions: int, seed: int = SEED) -> Judged:
     return Judged(together, *(np.concatenate([part[k] for part in kept]) for k in (1, 2)))
 
 
-def figures_of(folder: Path, student: Student, judged: Judged, sizes: Sizes) -> dict[str, np.ndarray]:
-    """Measure a device model.
+def figures_of(
+    folder: Path, beside: Path, student: Student, judged: Judged, sizes: Sizes
+) -> dict[str, np.ndarray]:
+    """Measure a device model; `beside` is the float32 model of the reference engine.
 
     Returns:
         bytes (); ms of a re-ranking and of an event of exposures, wall and processor time, (2,) p50, p99;
-        ndcg (A,) at arrivals; decisions (R,); value (sessions,).
+        how many times as fast it is as the float32 model, in processor time; ndcg (A,) at arrivals; decisions
+        (R,); value (sessions,).
     """
     policy: Any = find_policy(str(folder), ENV_ID, student.scenario, "synthetic")
     count = len(judged.arrival)
@@ -243,29 +251,32 @@ def figures_of(folder: Path, student: Student, judged: Judged, sizes: Sizes) -> 
         "ndcg": ndcg(score, gain, there, CUT),
         "decisions": decisions,
         "value": played["value"],
-        **_times(folder, judged, sizes.calls),
+        **_times(folder, beside, judged, sizes.calls),
     }
 
 
-def _times(folder: Path, judged: Judged, calls: int) -> dict[str, np.ndarray]:
-    model = load(folder)
+def _times(folder: Path, beside: Path, judged: Judged, calls: int) -> dict[str, np.ndarray]:
+    """Time a model and, in turns with it, the float32 model `beside`."""
     moments = np.flatnonzero(judged.arrival)[:32]
-    reranks: list[Callable[[], Any]] = []
-    events: list[Callable[[], Any]] = []
-    for at in moments:
-        session = DeviceSession(model)
-        one = {key: values[at] for key, values in judged.observation.items()}
-        for name in SEQUENCES:
-            for event in one[name][one[name].any(axis=1)]:
-                session.append(name, event)
-                if name == SEQUENCES[0]:
-                    events.append(partial(session.append, name, event))
-        reranks.append(partial(session.rerank, one))
+    events: dict[str, list[Callable[[], Any]]] = {"own": [], "beside": []}
+    reranks: dict[str, list[Callable[[], Any]]] = {"own": [], "beside": []}
+    for kind, model in (("own", load(folder)), ("beside", load(beside))):
+        for at in moments:
+            session = DeviceSession(model)
+            one = {key: values[at] for key, values in judged.observation.items()}
+            for name in SEQUENCES:
+                for event in one[name][one[name].any(axis=1)]:
+                    session.append(name, event)
+                    if name == SEQUENCES[0]:
+                        events[kind].append(partial(session.append, name, event))
+            reranks[kind].append(partial(session.rerank, one))
     found = {}
-    for name, kind in (("event", events), ("rerank", reranks)):
-        told = measure(kind, calls)
-        found[f"{name}_ms"] = np.array([told["p50"], told["p99"]])
-        found[f"{name}_cpu_ms"] = np.array([told["cpu_p50"], told["cpu_p99"]])
+    for name, both in (("event", events), ("rerank", reranks)):
+        told = measure(both, calls)
+        own, other = told["own"], told["beside"]
+        found[f"{name}_ms"] = np.array([own["p50"], own["p99"]])
+        found[f"{name}_cpu_ms"] = np.array([own["cpu_p50"], own["cpu_p99"]])
+        found[f"{name}_speed"] = np.array(other["cpu_p50"] / own["cpu_p50"])
     return found
 
 
@@ -307,7 +318,8 @@ def run(
             if name not in judged:
                 judged[name] = judge(variant.student, sizes.judged)
             model = _compressed(variant, folder, sizes)
-            figures = figures_of(model, variant.student, judged[name], sizes)
+            beside = _compressed(_plain(variant), folder, sizes)
+            figures = figures_of(model, beside, variant.student, judged[name], sizes)
             with atomic_path(file) as temporary:
                 save_file({key: np.ascontiguousarray(values) for key, values in figures.items()}, temporary)
         found[variant] = read_tensors(file, finite=False)
@@ -325,6 +337,8 @@ def _compressed(variant: Variant, folder: Path, sizes: Sizes) -> Path:
         logs = folder / f"logs-{student.scenario}"
         collect(logs, preset_name=student.scenario, sessions=sizes.logs)
     out = base / variant.engine / variant.model / "device"
+    if (out / DESCRIPTION).is_file():
+        return out
     make_folder(out.parent)
     compress(
         student.run,
@@ -346,8 +360,7 @@ def _compressed(variant: Variant, folder: Path, sizes: Sizes) -> Path:
 def rows_of(found: dict[Variant, dict[str, np.ndarray]]) -> Rows:
     """Return one row for each variant and metric, over its seeds.
 
-    The references are the float32 models that are not pruned: the same engine's for times, ONNX Runtime's for
-    everything else.
+    The reference is the float32 model of ONNX Runtime that is not pruned.
     """
     groups: dict[tuple[Any, ...], list[Variant]] = {}
     for variant in found:
@@ -355,8 +368,7 @@ def rows_of(found: dict[Variant, dict[str, np.ndarray]]) -> Rows:
     rows: Rows = []
     for several in groups.values():
         first = several[0]
-        plain = replace(first, engine=REFERENCE.name, bits=32, prune=0.0, qat=False, seed=None)
-        reference = found.get(plain, found[several[0]])
+        reference = found.get(_plain(first), found[first])
         own = {key: np.stack([found[variant][key] for variant in several]) for key in reference}
         for metric, interval in _metrics(own, reference).items():
             about = {
@@ -387,6 +399,7 @@ def _metrics(own: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> di
     }
     for name in ("rerank_ms", "event_ms", "rerank_cpu_ms", "event_cpu_ms"):
         found |= {f"{name}_{q}": _spread(own[name][:, k]) for k, q in enumerate(("p50", "p99"))}
+    found |= {f"{name}_speed": _spread(own[f"{name}_speed"]) for name in ("rerank", "event")}
     return found
 
 
@@ -397,7 +410,7 @@ def _spread(values: np.ndarray) -> Interval:
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Return one table per student, by title: header and body."""
-    header = ["engine", "bits", "pruned", "QAT", "kB", "re-rank ms p50 / p99", "event ms p50", "NDCG@10",
+    header = ["engine", "bits", "pruned", "QAT", "kB", "re-rank ms p50 / p99", "speed", "event ms p50", "speed", "NDCG@10",
               "NDCG loss %", "value - float32", "equal"]  # fmt: skip
     found: dict[str, dict[tuple[Any, ...], dict[str, dict[str, Any]]]] = {}
     for item in rows:
@@ -411,7 +424,8 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
             body.append([
                 engine, str(bits), f"{prune:.0%}", "yes" if qat else "", f"{m['bytes']['mean'] / 1e3:.1f}",
                 f"{m['rerank_ms_p50']['mean']:.2f} / {m['rerank_ms_p99']['mean']:.2f}",
-                f"{m['event_ms_p50']['mean']:.3f}", f"{m['ndcg']['mean']:.4f}",
+                f"{m['rerank_speed']['mean']:.2f}", f"{m['event_ms_p50']['mean']:.3f}",
+                f"{m['event_speed']['mean']:.2f}", f"{m['ndcg']['mean']:.4f}",
                 f"{loss['mean']:.2%} [{loss['low']:.2%}, {loss['high']:.2%}]",
                 f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
                 f"{m['equal_decisions']['mean']:.1%}",

@@ -137,8 +137,7 @@ def feature_digest(config: FeedConfig) -> str:
     """
     layout = observation_layout(config, "joint")
     told = {
-        "shapes": {key: layout[key].shape for key in ("user", "pool", "cards", *SEQUENCES, "screen", "context")
-                   if key in layout},
+        "shapes": {key: part.shape for key, part in layout.items() if key != "action_mask"},
         "embedding_size": config.embedding_size,
         "item_columns": config.item_columns,
         "card_types": config.card_types,
@@ -147,7 +146,7 @@ def feature_digest(config: FeedConfig) -> str:
         "responses": config.responses,
         "page_view_columns": N_PAGE_VIEW_COLUMNS,
         "scales": [config.max_slots, config.page_size],
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -165,8 +164,8 @@ def read_description(folder: Path) -> Description:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{file} has schema version {shown(version)}; this version reads {SCHEMA_VERSION}: write it again "
-            "with `edgerec export RUN --out FOLDER`"
+            f"{file} has schema version {shown(version)}; this version reads {SCHEMA_VERSION}: write it "
+            "again with `edgerec export RUN --out FOLDER`"
         )
     described = read_document(file, Description)
     if not described.graphs:
@@ -195,7 +194,7 @@ def read_file(path: Path, recorded: File) -> bytes:
     content = read_bytes(path, MOST_BYTES)
     if len(content) != recorded.bytes:
         raise InputError(
-            f"{path} is corrupted: it has {len(content):,} bytes, and {DESCRIPTION} recorded {recorded.bytes:,}"
+            f"{path} is corrupted: it has {len(content):,} bytes; {DESCRIPTION} recorded {recorded.bytes:,}"
         )
     if hashlib.sha256(content).hexdigest() != recorded.sha256:
         raise InputError(f"{path} is corrupted: its content differs from what {DESCRIPTION} recorded")

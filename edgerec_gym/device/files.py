@@ -135,8 +135,8 @@ class DeviceModel:
                 for key, found in self._expected(network, name, graph).items():
                     if graph.inputs.get(key) != found:
                         raise InputError(
-                            f"{graph.path}: input {key!r} has the shape {graph.inputs.get(key)}; the sizes in "
-                            f"{DESCRIPTION} need {found}"
+                            f"{graph.path}: input {key!r} has the shape {graph.inputs.get(key)}; the sizes "
+                            f"in {DESCRIPTION} need {found}"
                         )
 
     def _check_event(self, graph: DeviceGraph) -> None:

@@ -60,7 +60,9 @@ def check_graph(graph: DeviceGraph, calls: Calls, tolerance: float) -> float:
     worst = 0.0
     for inputs, golden in calls:
         if golden.keys() != graph.outputs.keys():
-            raise InputError(f"{graph.path} has golden outputs {shown(', '.join(golden))}, not those it returns")
+            raise InputError(
+                f"{graph.path} has golden outputs {shown(', '.join(golden))}, not those it returns"
+            )
         found = graph(inputs)
         for name, wanted in golden.items():
             value = found[name]
@@ -74,7 +76,8 @@ def check_graph(graph: DeviceGraph, calls: Calls, tolerance: float) -> float:
             gap = float((np.abs(value - wanted) / (1 + np.abs(wanted))).max(initial=0.0))
             if gap > tolerance:
                 raise InputError(
-                    f"{graph.path} differs from its golden output {name!r} by {gap:.1e}; allowed: {tolerance:.0e}"
+                    f"{graph.path} differs from its golden output {name!r} by {gap:.1e}; allowed: "
+                    f"{tolerance:.0e}"
                 )
             worst = max(worst, gap)
     return worst

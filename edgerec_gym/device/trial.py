@@ -1,6 +1,6 @@
-"""Try a device model out in a process of its own, since some engines end the process on a broken file.
+"""Try a device model out in another process, since some engines end their process on a broken file.
 
-    python -m edgerec_gym.device.trial FOLDER
+python -m edgerec_gym.device.trial FOLDER
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from edgerec_gym.errors import InputError
 
 MOST_SECONDS = 60.0
 WRONG = 2  # exit code
+COMMAND = ("-m", __name__)
 
 
 def try_out(folder: str | Path) -> None:
@@ -23,7 +24,7 @@ def try_out(folder: str | Path) -> None:
     Raises:
         InputError: the model is wrong, or its engine ends the process or does not answer.
     """
-    command = [sys.executable, "-m", __name__, str(Path(folder).absolute())]
+    command = [sys.executable, *COMMAND, str(Path(folder).absolute())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:

@@ -50,7 +50,8 @@ def figures(seed: int, lost: float = 0.0) -> dict[str, np.ndarray]:
         "value": draws.normal(2, 1, 60) - lost,
     }  # fmt: skip
     times = (f"{name}{kind}_ms" for name in ("rerank", "event") for kind in ("", "_cpu"))
-    return found | {name: np.array([1.0, 2.0]) for name in times}
+    speeds = {f"{name}_speed": np.array(0.5) for name in ("rerank", "event")}
+    return found | speeds | {name: np.array([1.0, 2.0]) for name in times}
 
 
 def test_rows_pair_a_variant_with_float32_of_the_reference_engine() -> None:
@@ -77,13 +78,15 @@ def test_the_float32_model_decides_as_its_run(tmp_path: Path) -> None:
     np.testing.assert_array_equal(judged.gain, again.gain)
     assert 0 < judged.arrival.sum() <= 12 and len(judged.arrival) <= 12 * (1 + OTHERS)
     assert (judged.gain[judged.observation["pool"].any(axis=2)] > 0).all()
-    export(student.run, tmp_path / "device", scenario="lite", places=10)
-    found = figures_of(tmp_path / "device", student, judged, Sizes(sessions=4, calls=5))
-    assert found["bytes"] == sum(file.stat().st_size for file in (tmp_path / "device").iterdir())
+    device = tmp_path / "device"
+    export(student.run, device, scenario="lite", places=10)
+    found = figures_of(device, device, student, judged, Sizes(sessions=4, calls=5))
+    assert found["bytes"] == sum(file.stat().st_size for file in device.iterdir())
     assert found["decisions"].shape == judged.arrival.shape and found["value"].shape == (4,)
     assert found["ndcg"].shape == (judged.arrival.sum(),)
     assert ((found["ndcg"] > 0.3) & (found["ndcg"] <= 1 + 1e-9)).all()
     assert (found["rerank_ms"] > 0).all() and (found["event_cpu_ms"] >= 0).all()
+    assert found["rerank_speed"] > 0
 
 
 def test_an_unknown_engine_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from broken_devices import change, cut, flip, of_graph, rename_golden, renamed, shift_golden, spoil
 from command_line import fails_with, run_well
-from onnx import numpy_helper
 from small_rerankers import build
 
 from edgerec_gym.agents.export.export import export, export_network
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.registry import find_agent, train_agent
 from edgerec_gym.agents.rerank.reranker import RerankerConfig
-from edgerec_gym.device.files import DeviceGraph
+from edgerec_gym.device.description import digest_of, feature_digest
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.play import play
@@ -74,8 +72,8 @@ def test_the_command_exports_what_evaluate_plays(
     out = tmp_path / "device"
     described = json.loads(run_well("export", runs / agent, "--out", out, "--scenario", "lite", "--json"))
     assert described["places"] == lite.config.slate_size and described["scenario"] == "lite"
-    assert described["bytes"] == sum(path.stat().st_size for path in out.glob("*.onnx")) < 3e6
-    assert sorted(described["sha256"]) == sorted(path.name for path in out.glob("*.onnx"))
+    assert described["bytes"] == _files_but(out, "device.json") < 3e6
+    assert sorted(described["graphs"]) == sorted(path.stem for path in out.glob("*.onnx"))
     played = {}
     for folder in (runs / agent, out):
         policy = find_policy(str(folder), "EdgeFeedSlate-v0", lite, "synthetic")
@@ -88,13 +86,17 @@ def test_the_command_exports_what_evaluate_plays(
     assert b["violations"].sum() == 0 and b["value"].sum() > 0
 
 
+def _files_but(folder: Path, name: str) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name != name)
+
+
 def test_an_earlier_export_is_replaced_and_nothing_else(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "device"
     export(runs / "search", out, scenario="lite")
     told = run_well("export", runs / "crban", "--out", out, "--scenario", "lite", "--places", 4)
-    assert "crban, 3 graphs, 0." in told
+    assert "crban for onnxruntime, 3 graphs, 0." in told
     assert load(out).places == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["device"] and len(list(out.iterdir())) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["device"] and len(list(out.iterdir())) == 5
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").touch()
     with pytest.raises(InputError, match="mine holds something other than an exported model"):
@@ -164,35 +166,55 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def change(folder: Path, **values: Any) -> None:
-    file = folder / "device.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def spoil(folder: Path, name: str) -> None:
-    """Put NaN into the weights of a graph, and record its new sha256."""
-    model = onnx.load(folder / name)
-    for k, weight in enumerate(model.graph.initializer):
-        values = numpy_helper.to_array(weight).copy()
-        if values.dtype == np.float32 and values.size > 50:
-            values[...] = np.nan
-            model.graph.initializer[k].CopyFrom(numpy_helper.from_array(values, weight.name))
-    onnx.save(model, folder / name)
-    recorded = json.loads((folder / "device.json").read_text())["sha256"]
-    change(folder, sha256=recorded | {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()})
-
-
 @pytest.mark.parametrize(
     ("spoil_it", "message"),
     [
         (lambda f: shutil.rmtree(f), "device.json does not exist"),
         (lambda f: (f / "device.json").write_text("{"), "device.json is not valid JSON"),
         (lambda f: change(f, kind="cake"), "does not describe a device model (kind is 'cake')"),
-        (lambda f: change(f, schema_version=2), "has schema version 2; this version reads 1"),
+        (
+            lambda f: change(f, schema_version=1),
+            "has schema version 1; this version reads 2: write it again with `edgerec export RUN --out",
+        ),
         (lambda f: change(f, places="ten"), "places must be a whole number, got 'ten'"),
-        (lambda f: change(f, sha256={"cake.onnx": ""}), "names an unknown graph 'cake.onnx'"),
-        (lambda f: change(f, sha256={"../x.y.onnx": ""}), "names an unknown graph"),
-        (lambda f: change(f, sha256={}), "names no graphs"),
+        (lambda f: renamed(f, "cake.scores"), "names an unknown graph 'cake.scores'"),
+        (lambda f: renamed(f, "../x"), "names an unknown graph '../x'"),
+        (lambda f: renamed(f, "evaluator.scores"), "names an unknown graph 'evaluator.scores'"),
+        (lambda f: change(f, graphs={}), "names no graphs"),
+        (
+            lambda f: of_graph(f, "evaluator.judge", engine="abacus"),
+            "engine is 'abacus'; allowed: onnxruntime, mnn",
+        ),
+        (lambda f: of_graph(f, "evaluator.judge", bits=3), "graphs.evaluator.judge.bits"),
+        (lambda f: of_graph(f, "evaluator.judge", tolerance=2.0), "tolerance"),
+        (
+            lambda f: of_graph(f, "evaluator.judge", sha256="0" * 64),
+            "evaluator.judge.onnx is corrupted: its content differs",
+        ),
+        (
+            lambda f: of_graph(f, "evaluator.judge", inputs={}),
+            "evaluator.judge.onnx: input 'base' is float32 ['n', 2], not missing",
+        ),
+        (
+            lambda f: change(f, features="0" * 64),
+            "features is not the digest of what a model for this config",
+        ),
+        (lambda f: change(f, protocol=[7, 9]), "protocol is 7 to 9; this version speaks 1 to 1"),
+        (lambda f: cut(f / "golden.safetensors"), "golden.safetensors is corrupted: it has"),
+        (lambda f: flip(f / "golden.safetensors"), "golden.safetensors is corrupted: its content differs"),
+        (
+            lambda f: shift_golden(f, "evaluator.judge/0/out/value"),
+            "evaluator.judge.onnx differs from its golden output 'value' by",
+        ),
+        (
+            rename_golden,
+            "golden.safetensors: tensor 'evaluator.judge/7/out/value' is no golden input or output",
+        ),
+        (lambda f: cut(f / "evaluator.judge.onnx"), "evaluator.judge.onnx is corrupted: it has"),
+        (
+            lambda f: flip(f / "evaluator.judge.onnx"),
+            "evaluator.judge.onnx is corrupted: its content differs",
+        ),
         (lambda f: change(f, beams={"beams": 0}), "BeamConfig.beams = 0 is out of range"),
         (lambda f: (f / "evaluator.judge.onnx").unlink(), "evaluator.judge.onnx does not exist"),
         (lambda f: (f / "evaluator.judge.onnx").write_text("x"), "evaluator.judge.onnx is corrupted"),
@@ -205,9 +227,13 @@ def spoil(folder: Path, name: str) -> None:
             "evaluator.encode.onnx gives values that are not finite",
         ),
         (lambda f: spoil(f, "evaluator.judge.onnx"), "evaluator.judge.onnx gives values that are not finite"),
-        (lambda f: spoil(f, "generator.lists.onnx"), "generator.lists.onnx gives values that are not finite"),
+        (lambda f: spoil(f, "generator.step.onnx"), "generator.step.onnx gives values that are not finite"),
         (
-            lambda f: change(f, config=Scenario.load("lite").config.replace(profile_size=7).to_dict()),
+            lambda f: change(
+                f,
+                config=(other := Scenario.load("lite").config.replace(profile_size=7)).to_dict(),
+                features=feature_digest(other),
+            ),
             "input 'user' has the shape [1, 20]; the sizes in device.json need [1, 23]",
         ),
     ],
@@ -219,14 +245,17 @@ def test_a_folder_that_is_wrong_says_so(device_copy: Path, spoil_it: Any, messag
 
 
 def test_a_missing_graph_is_noticed(device_copy: Path) -> None:
-    recorded = json.loads((device_copy / "device.json").read_text())["sha256"]
-    for name, message in (
-        ("evaluator.judge.onnx", "lacks the graph evaluator.judge.onnx"),
-        ("generator.exposures.onnx", "lacks the graph generator.exposures.onnx"),
-    ):
-        change(device_copy, sha256={key: value for key, value in recorded.items() if key != name})
-        with pytest.raises(InputError, match=message):
+    recorded = json.loads((device_copy / "device.json").read_text())["graphs"]
+    for name in ("evaluator.judge", "generator.exposures"):
+        change(device_copy, graphs={key: value for key, value in recorded.items() if key != name})
+        with pytest.raises(InputError, match=f"lacks the graph {name}"):
             load(device_copy)
+
+
+def test_a_digest_that_is_trusted(device: Path) -> None:
+    assert load(device, digest_of(device)).digest == digest_of(device)
+    with pytest.raises(InputError, match=f"has the digest {digest_of(device)}; expected 00"):
+        load(device, "00")
 
 
 def test_an_environment_that_does_not_fit(device: Path, lite: Scenario, runs: Path, tmp_path: Path) -> None:
@@ -311,10 +340,26 @@ def test_bad_events_calls_and_states(device: Path, runs: Path, tmp_path: Path) -
         DeviceSession(session.model).restore(tmp_path / "state")
 
 
-def test_a_graph_with_other_names_says_so(device: Path) -> None:
-    graph = DeviceGraph(next(device.glob("*.exposures.onnx")))
+def test_a_graph_checks_what_goes_in_and_out(device: Path) -> None:
+    model = load(device)
+    graph = model.graphs["evaluator"]["exposures"]
     with pytest.raises(InputError, match=r"exposures\.onnx has an input '\w+'; allowed: 'something'"):
         graph({"something": np.zeros(1, np.float32)})
-    feeds = {name: np.zeros(shape, np.float32) for name, shape in graph.inputs.items()}
+    feeds = {
+        name: np.zeros([int(size) for size in shape], np.float32) for name, shape in graph.inputs.items()
+    }
     with pytest.raises(InputError, match=r"exposures\.onnx has no output 'other'; it has"):
         graph(feeds)["other"]
+    for wrong in (np.zeros((1, 3), np.float32), np.zeros(3, np.float32), feeds["row"].astype(np.float64)):
+        with pytest.raises(InputError, match=rf"input 'row' is {wrong.dtype} .*; allowed: float32 \[1, "):
+            graph(feeds | {"row": wrong})
+    judge = model.graphs["evaluator"]["judge"]
+    hidden = int(judge.inputs["codes"][1])
+    feeds = {
+        "codes": np.zeros((4, hidden), np.float32),
+        "base": np.zeros((5, 2), np.float32),
+        "start": np.zeros((1, 1, hidden), np.float32),
+        "lists": np.zeros((1, 3), np.int64),
+    }
+    with pytest.raises(InputError, match=r"input 'base' is float32 \[5, 2\]; allowed: float32 \['n', 2\]"):
+        judge(feeds)

@@ -31,7 +31,9 @@ def load(path: Path, content: bytes, inputs: Ports, outputs: Ports) -> Graph:
         found = {node.name: Port(node.shape, DTYPES.get(node.type, node.type)) for node in nodes}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
-                raise InputError(f"{path}: {what} {name!r} is {_told(found, name)}, not {_told(wanted, name)}")
+                raise InputError(
+                    f"{path}: {what} {name!r} is {_told(found, name)}, not {_told(wanted, name)}"
+                )
     names, run = list(outputs), session.run
 
     def graph(arrays: Arrays) -> Arrays:

@@ -1,0 +1,119 @@
+"""Do the engines play the same? Slots at which MNN plays what ONNX Runtime plays, with shipped runs.
+
+    python -m benchmarks.device_parity [--sessions 1000] [--quick]
+
+Each shipped run is exported for both engines. ONNX Runtime plays EdgeFeedSlate-v0 with synthetic users, and
+at every list MNN is asked for its own, from the same events. A slot agrees if both lists hold the same card
+there; padding is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from edgerec_gym.agents.device_policy import DevicePolicy
+from edgerec_gym.agents.export.export import export
+from edgerec_gym.agents.list_policy import EmittedList, SlateBySlate
+from edgerec_gym.bench.shipped import shipped_folder
+from edgerec_gym.device.engines.engine import ENGINES
+from edgerec_gym.device.session import load
+from edgerec_gym.evaluation.play import play
+from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.policy import Observation
+from edgerec_gym.scenario import Scenario
+
+WORLD, RUNS = "lite", ("crban-0", "pointer-0", "sequence-search-0")
+REFERENCE, *OTHERS = ENGINES
+
+
+class Compared:
+    """Lists of one phone, compared with those of others that follow the same session.
+
+    Attributes:
+        same: slots with the same card, by engine.
+        slots: slots compared.
+        whole: lists that are the same, by engine.
+        lists: lists compared.
+    """
+
+    def __init__(self, policies: dict[str, DevicePolicy]) -> None:
+        self.policies, self.name = policies, "compared"
+        self.same, self.whole = dict.fromkeys(OTHERS, 0), dict.fromkeys(OTHERS, 0)
+        self.slots = self.lists_compared = 0
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Start new sessions on all phones."""
+        for policy in self.policies.values():
+            policy.reset(mask)
+
+    def lists(self, observation: Observation, k: int) -> np.ndarray:
+        """Return the reference's lists (B, k), after comparing them."""
+        expected = self.policies[REFERENCE].lists(observation, k)
+        there = expected >= 0
+        self.slots += int(there.sum())
+        self.lists_compared += len(expected)
+        for name in OTHERS:
+            same = self.policies[name].lists(observation, k) == expected
+            self.same[name] += int((same & there).sum())
+            self.whole[name] += int(same.all(axis=1).sum())
+        return expected
+
+
+def compare(run: str, sessions: int) -> list[dict[str, Any]]:
+    """Play one run's exports; one row per engine."""
+    scenario = Scenario.load(WORLD)
+    policies = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for engine in ENGINES:
+            out = Path(folder) / engine
+            export(shipped_folder("rerank", WORLD) / "runs" / run, out, scenario=scenario, engine=engine)
+            policies[engine] = DevicePolicy(engine, load(out), scenario.config.max_slots)
+    compared = Compared(policies)
+    policy = SlateBySlate(EmittedList(compared, scenario.config.slate_size))
+    options: dict[str, Any] = {"env_id": "EdgeFeedSlate-v0", "scenario": scenario, "users": "synthetic"}
+    play(policy, sessions=sessions, seed=0, num_envs=min(250, sessions), **options)
+    return [
+        {
+            "run": run,
+            "engine": name,
+            "slots": compared.slots,
+            "same_slots": compared.same[name],
+            "share": compared.same[name] / compared.slots,
+            "lists": compared.lists_compared,
+            "same_lists": compared.whole[name],
+        }
+        for name in OTHERS
+    ]
+
+
+def main() -> None:
+    """Compare, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=int, default=1000)
+    parser.add_argument("--quick", action="store_true", help="few sessions; writes nothing")
+    arguments = parser.parse_args()
+    sessions = 20 if arguments.quick else arguments.sessions
+    rows = [row for run in RUNS for row in compare(run, sessions)]
+    table = Table("run", "engine", "slots", "same card", "same lists", title=f"against {REFERENCE}, {WORLD}")
+    for row in rows:
+        whole = f"{row['same_lists']:,} of {row['lists']:,}"
+        table.add_row(row["run"], row["engine"], f"{row['slots']:,}", f"{row['share']:.4%}", whole)
+    Console().print(table)
+    if arguments.quick:
+        return
+    about = {"scenario": WORLD, "sessions": sessions, "reference": REFERENCE}
+    versions = {name: version(name) for name in ("onnxruntime", "MNN", "numpy")}
+    folder = make_folder(Path(__file__).parent / "results")
+    write_json(folder / "device_parity.json", {"about": about | versions, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
