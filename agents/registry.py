@@ -47,8 +47,8 @@ class Agent:
             the run. None for agents that do not play.
         network: class of the network, if several agents share `train` and `load`; passed to `train` as
             `network`.
-        graphs: called as `graphs(network, places)`; returns the :class:`~edgerec_gym.agents.export.parts.Parts`
-            of a device model. None if the agent cannot be exported to a device.
+        graphs: called as `graphs(network, places)`; returns the parts of a device model
+            (:class:`~edgerec_gym.agents.export.parts.Parts`). None if the agent cannot be exported.
         load_network: called as `load_network(run, config)`; used by agents that start from this one, and for
             :attr:`graphs` unless there is `load_whole`.
         load_whole: called as `load_whole(run, config)`; returns what :attr:`graphs` takes, if that is more

@@ -1,4 +1,4 @@
-"""What an agent's decisions ask its networks for, answered for one session by the graphs of a device model."""
+"""What an agent's decisions ask its networks for, answered for one session by the graphs of a model."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def _whole(model: DeviceModel, feed: Any) -> Player:
     config, n_plan = feed.config, len(settings.plan)
     if len(settings.prices) != config.n_cards or settings.spread().shape != (n_plan, n_plan) and n_plan:
         raise InputError(
-            f"{model.folder / DESCRIPTION}: settings.edgerec needs {config.n_cards} prices and a plan_spread of "
-            f"{n_plan} x {n_plan} numbers"
+            f"{model.folder / DESCRIPTION}: settings.edgerec needs {config.n_cards} prices and a plan_spread "
+            f"of {n_plan} x {n_plan} numbers"
         )
     rules = load_rules(model.folder / FILE)
     return lambda session: EdgeRec(DeviceJudge(session, settings, config), config, rules, model.agent)

@@ -55,7 +55,7 @@ def export(
     """Write the device model of a run.
 
     Args:
-        run: folder of a CRBAN, a generator (pointer, pointer-...) or a sequence search.
+        run: folder of a run of any agent that plays.
         out: folder to write; an earlier export there is replaced.
         scenario: the scenario that the phone serves; its sizes must be those of the run.
         places: K, maximum number of cards in a list; default: the scenario's slate_size.

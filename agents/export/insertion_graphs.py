@@ -88,9 +88,8 @@ def edgerec_graphs(network: EdgeRecNetwork, n_slots: int) -> dict[str, bytes]:
     g = DecisionGraph(config, unseen)
     head, (scale, shift) = network.request, array(network.effect)
     code = request_code(g, plain_input(g, head.mean, head.scale), head.attention, 2 * hidden)
-    gain = g(
-        "Add", layer(g, code, head.linear), _unbiased(g, g("Relu", layer(g, code, head.hidden)), head.out)
-    )
+    bent = linear(g, g("Relu", layer(g, code, head.hidden)), array(head.out.weight).T)
+    gain = g("Add", layer(g, code, head.linear), bent)
     g("Add", g("Mul", gain, g.floats(scale)), g.floats(shift), name="gain")
     g.output("gain", [1, 1])
     return {
@@ -99,10 +98,6 @@ def edgerec_graphs(network: EdgeRecNetwork, n_slots: int) -> dict[str, bytes]:
         "matrix": matrix,
         "gain": g.serialise("gain"),
     }
-
-
-def _unbiased(g: DecisionGraph, x: str, module: object) -> str:
-    return linear(g, x, array(module.weight).T)  # type: ignore[attr-defined]
 
 
 def _rows(g: DecisionGraph, x: str, start: int, count: int) -> str:
@@ -185,7 +180,6 @@ def _matrix(g: DecisionGraph, network: ESAN, mixed: str, organic: str, goods: st
     g("Identity", found, name="of_goods")
     g.output("of_cards", [n_cards, n_slots, N_OUTCOMES])
     g.output("of_goods", [n_slots, N_OUTCOMES])
-    assert config.n_cards == n_cards
 
 
 def _stream(g: DecisionGraph, network: ESAN, goods: str) -> str:

@@ -113,7 +113,7 @@ _SCORES: dict[type, Callable[..., None]] = {DNN: _dnn, DLCM: _dlcm, PRM: _prm, S
 
 
 def seq2slate_graphs(network: Seq2Slate) -> dict[str, bytes]:
-    """Graphs by name: `encode` and `step`, as :class:`~edgerec_gym.device.list_decoder.ListDecoder` runs them.
+    """Graphs by name: `encode` and `step`, for :class:`~edgerec_gym.device.list_decoder.ListDecoder`.
 
     `encode` outputs the candidates' `codes` and the pointer's keys `pointer` (n, H), `prior` (1, n), `start`
     (1, 2 H), hidden state and cell of the decoder, and `first` (1, H), what it has read before the first
@@ -147,27 +147,26 @@ def seq2slate_graphs(network: Seq2Slate) -> dict[str, bytes]:
     g.output("first", [1, hidden])
     encode = g.serialise("encode")
 
-    g2, decoder = OnnxGraph(), network.decoder
-    keys, state, read = (
-        g2.input("pointer", ["n", hidden]), g2.input("state", ["s", 2 * hidden]), g2.input("read", ["s", hidden])
-    )  # fmt: skip
-    taken, added = g2.input("taken", ["s", "n"]), g2.input("added", ["s", "n"])
-    before, cell = g2.split(state, [hidden, hidden])
-    gates = g2(
+    step, decoder = OnnxGraph(), network.decoder
+    keys, read = step.input("pointer", ["n", hidden]), step.input("read", ["s", hidden])
+    state = step.input("state", ["s", 2 * hidden])
+    taken, added = step.input("taken", ["s", "n"]), step.input("added", ["s", "n"])
+    before, cell = step.split(state, [hidden, hidden])
+    gates = step(
         "Add",
-        linear(g2, read, array(decoder.weight_ih).T, array(decoder.bias_ih) + array(decoder.bias_hh)),
-        linear(g2, before, array(decoder.weight_hh).T),
+        linear(step, read, array(decoder.weight_ih).T, array(decoder.bias_ih) + array(decoder.bias_hh)),
+        linear(step, before, array(decoder.weight_hh).T),
     )
-    entering, forgetting, new, leaving = g2.split(gates, [hidden] * 4)
-    kept = g2("Mul", g2("Sigmoid", forgetting), cell)
-    cell = g2("Add", kept, g2("Mul", g2("Sigmoid", entering), g2("Tanh", new)))
-    now = g2("Mul", g2("Sigmoid", leaving), g2("Tanh", cell))
-    g2("Concat", now, cell, name="new_state", axis=1)
-    query = layer(g2, now, network.pointer.query)
-    g2.add(compared(g2, query, keys, array(network.pointer.score.weight)), taken, added, name="logits")
-    g2.output("new_state", ["s", 2 * hidden])
-    g2.output("logits", ["s", "n"])
-    return {"encode": encode, "step": g2.serialise("step")}
+    entering, forgetting, new, leaving = step.split(gates, [hidden] * 4)
+    kept = step("Mul", step("Sigmoid", forgetting), cell)
+    cell = step("Add", kept, step("Mul", step("Sigmoid", entering), step("Tanh", new)))
+    now = step("Mul", step("Sigmoid", leaving), step("Tanh", cell))
+    step("Concat", now, cell, name="new_state", axis=1)
+    query = layer(step, now, network.pointer.query)
+    step.add(compared(step, query, keys, array(network.pointer.score.weight)), taken, added, name="logits")
+    step.output("new_state", ["s", 2 * hidden])
+    step.output("logits", ["s", "n"])
+    return {"encode": encode, "step": step.serialise("step")}
 
 
 def _lstm(g: OnnxGraph, gates: str, weight_hh: np.ndarray, hidden: int) -> str:

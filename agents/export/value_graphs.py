@@ -86,9 +86,8 @@ def _values_graph(network: ValueNetwork) -> bytes:
     for vectors, summed in evidence:
         parts += [g("Reshape", vectors, g.integers([1, s.heads * width])), summed]
     parts += [g.user, g.context]
-    long_term = g(
-        "Concat", g.embeddings(g.user, config.n_user_features), g.floats(np.zeros((1, s.keys))), axis=1
-    )
+    no_keys = g.floats(np.zeros((1, s.keys)))
+    long_term = g("Concat", g.embeddings(g.user, config.n_user_features), no_keys, axis=1)
     compared = [vectors for vectors, _ in evidence]
     screen = []
     if config.lookahead:

@@ -42,9 +42,8 @@ from edgerec_gym.agents.rerank.set_rank import SetRank
 from edgerec_gym.agents.values import train as values
 from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.registration import make_feeds
 from edgerec_gym.runs import Run
-from edgerec_gym.scenario import Scenario
+from edgerec_gym.spaces import action_space, observation_space
 
 
 def scorer_parts(network: DNN | DLCM | PRM | SetRank, places: int) -> Parts:
@@ -143,9 +142,7 @@ class WholePolicy:
 def load_ppo(run: Run, config: FeedConfig) -> WholePolicy:
     """Load a run of pointer-ppo or flat-ppo."""
     track = run.record["track"]
-    scenario = Scenario("export", config, {}, {})
-    env = make_feeds(track, 1, scenario=scenario, users="synthetic")
-    network = ppo.load_policy(run, env).network
+    network = ppo.load_network(run, observation_space(config, track), action_space(config, track))
     if isinstance(network.features_extractor, PointerNetwork):
         settings = PolicySettings(track=track, groups=list(network.features_extractor.group_sizes))
     else:

@@ -68,7 +68,10 @@ def _spaces(env: Any) -> tuple[spaces.Dict, spaces.Discrete]:
 
 def sizes_of(env: Any) -> dict[str, Any]:
     """Return the observation shapes and the number of actions that a network is built for."""
-    observations, actions = _spaces(_feed(env))
+    return _sizes(*_spaces(_feed(env)))
+
+
+def _sizes(observations: spaces.Dict, actions: spaces.Discrete) -> dict[str, Any]:
     shapes = {key: list(space.shape or ()) for key, space in observations.items() if key != "action_mask"}
     return shapes | {"actions": int(actions.n)}
 
@@ -142,23 +145,26 @@ def load_policy(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Trai
     Raises:
         InputError: if there is no run, files are broken, or the policy is for another id or other sizes.
     """
-    run = read_run(folder)
-    agent, feed = run.agent, _feed(env)
-    if agent not in AGENTS:
+    run, feed = read_run(folder), _feed(env)
+    if run.agent not in AGENTS:
         raise InputError(
-            f"{run.folder} holds the agent {agent!r}, of another version; train {AGENTS[0]} anew"
+            f"{run.folder} holds the agent {run.agent!r}, of another version; train {AGENTS[0]} anew"
         )
     track = run.record["track"]
     if track != feed.track:
         raise InputError(
             f"{run.folder} was trained for the track {track!r}; this environment is {feed.track!r}"
         )
-    check_sizes(run, sizes_of(feed))
+    return TrainedPolicy(run.agent, load_network(run, *_spaces(feed)), threads)
+
+
+def load_network(run: Run, observations: spaces.Dict, actions: spaces.Discrete) -> Any:
+    """Load the network of a run for the spaces of its track; InputError if files or sizes are wrong."""
+    check_sizes(run, _sizes(observations, actions))
     settings = PPOConfig.from_dict(run.record["hyper"])
+    kwargs = policy_kwargs(run.agent, run.record["track"], settings)
     with private_randomness():
-        network = policy_class(agent)(
-            *_spaces(feed), settings.schedule, **policy_kwargs(agent, feed.track, settings)
-        )
+        network = policy_class(run.agent)(observations, actions, settings.schedule, **kwargs)
     parameters.load_parameters(run.parameters, network)
     network.set_training_mode(False)
-    return TrainedPolicy(agent, network, threads)
+    return network

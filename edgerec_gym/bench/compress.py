@@ -410,8 +410,8 @@ def _spread(values: np.ndarray) -> Interval:
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Return one table per student, by title: header and body."""
-    header = ["engine", "bits", "pruned", "QAT", "kB", "re-rank ms p50 / p99", "speed", "event ms p50", "speed", "NDCG@10",
-              "NDCG loss %", "value - float32", "equal"]  # fmt: skip
+    header = ["engine", "bits", "pruned", "QAT", "kB", "re-rank ms p50 / p99", "speed", "event ms p50",
+              "speed", "NDCG@10", "NDCG loss %", "value - float32", "equal"]  # fmt: skip
     found: dict[str, dict[tuple[Any, ...], dict[str, dict[str, Any]]]] = {}
     for item in rows:
         key = tuple(item[name] for name in ("engine", "bits", "prune", "qat"))

@@ -191,7 +191,7 @@ def evaluate(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help=f"Run of {', '.join(EXPORTED)}.")],
+    run: Annotated[Path, typer.Argument(help="Run of any agent that plays.")],
     out: Annotated[Path, typer.Option(help="Folder of the device model; an existing one is replaced.")],
     scenario: ScenarioName = "default",
     places: Annotated[

@@ -162,8 +162,8 @@ class DeviceModel:
                 windows = graph.outputs["codes"][0]
                 if windows not in (1, sizes[name][0]):
                     raise InputError(
-                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the rows of "
-                        f"{name}"
+                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the rows "
+                        f"of {name}"
                     )
                 if "hidden" in graph.inputs:
                     states, _, hidden = graph.inputs["hidden"]
