@@ -198,7 +198,9 @@ _ALL = (
     ),
     _teacher("lightgcn", "LightGCNTeacher", "teacher in the cloud: LightGCN (He et al., 2020)"),
     _teacher("sasrec", "SASRecTeacher", "teacher in the cloud: SASRec over events (Kang & McAuley, 2018)"),
-    _teacher("deepfm", "DeepFMTeacher", "teacher in the cloud: DeepFM (Guo et al., 2017) with SASRec's state"),
+    _teacher(
+        "deepfm", "DeepFMTeacher", "teacher in the cloud: DeepFM (Guo et al., 2017) with SASRec's state"
+    ),
     Agent(
         name="evaluator",
         summary="judges whole lists: the value of every place in a list",

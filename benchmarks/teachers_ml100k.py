@@ -13,8 +13,7 @@ FOLDER holds RecBole's atomic files ml-100k.inter, .user and .item. Three publis
 - DeepFM: RecBole's protocol for clicks: a rating of 4 or 5 is a click, 80 : 10 : 10 of each user's rows at
   random, AUC over all test rows. Published: DCN, a close relative, in RUCAIBox/RecBole#2117.
 
-Popularity and ItemKNN stand beside them. Epochs are chosen on validation rows, except LightGCN's published 15.
-Intervals are over seeds (twice the standard error). Writes benchmarks/results/teachers_ml100k.json.
+Popularity and ItemKNN stand beside them. Epochs are chosen on validation rows, except LightGCN's 15. Intervals are over seeds (twice the standard error). Writes benchmarks/results/teachers_ml100k.json.
 """
 
 from __future__ import annotations
@@ -145,7 +144,9 @@ def light_gcn(rows: Any, seed: int, quick: bool) -> dict[str, Figures]:
     }
 
 
-def best_epoch(model: torch.nn.Module, epoch: Callable[[], None], figure: Callable[[], float], most: int) -> None:
+def best_epoch(
+    model: torch.nn.Module, epoch: Callable[[], None], figure: Callable[[], float], most: int
+) -> None:
     """Train until the figure has not improved for 8 epochs, then restore the best parameters."""
     best, state, waited = -np.inf, copy.deepcopy(model.state_dict()), 0
     for _ in range(most):
@@ -216,13 +217,16 @@ def sasrec(rows: Any, seed: int, quick: bool, length: int = 50) -> dict[str, Fig
 
 
 def fields(folder: Path, user: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Return values (n, M, W) int64, -1 where there are fewer, of ids, age, gender, occupation, year, genres."""
+    """Return values (n, M, W) int64 of ids, age, gender, occupation, year, genres; -1 where there are fewer."""
     users, items = read(folder, "user"), read(folder, "item")
     users = users.sort(pl.col("user_id").cast(pl.Int64))
     items = items.sort(pl.col("item_id").cast(pl.Int64))
     columns: list[np.ndarray] = [user[:, None], item[:, None]]
     sizes = [int(user.max() + 1), int(item.max() + 1)]
-    for table, at, names in ((users, user, ("age", "gender", "occupation")), (items, item, ("release_year",))):
+    for table, at, names in (
+        (users, user, ("age", "gender", "occupation")),
+        (items, item, ("release_year",)),
+    ):
         for name in names:
             known, code = np.unique(table[name].fill_null("").to_numpy(), return_inverse=True)
             columns.append(code[at][:, None])
@@ -256,7 +260,9 @@ def deepfm(rows: Any, seed: int, quick: bool, folder: Path) -> dict[str, Figures
         def epoch() -> None:
             shuffled = train[torch.from_numpy(rng.permutation(len(train)))]
             for rows_ in shuffled.split(512):
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(model(values[rows_]), click[rows_])
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    model(values[rows_]), click[rows_]
+                )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

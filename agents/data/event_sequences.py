@@ -69,7 +69,7 @@ class SequenceBatch:
     Attributes:
         ids: (B, T) int64 item at each slot, :data:`ABSENT` for padding.
         cards: (B, T, F + T) float32 features as shipped, with the card's type.
-        actions: (B, T, A) float32 in 0..1, what the user did with the card: e1..e6, responses, click, d1..d11.
+        actions: (B, T, A) float32 in 0..1, what the user did: e1..e6, responses, click, d1..d11.
         known: (B, T) int64 number of cards whose answers are known before a slot is filled.
         context: (B, T, C) float32 as in the observation.
         user: (B, U) float32.

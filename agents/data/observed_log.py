@@ -143,6 +143,13 @@ class ObservedLog:
         return self.sessions.cards(np.where(present, rows, 0)) * present[..., None]
 
     def context(self, begin: np.ndarray, now: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return the context (R, C) float32 before the placed slots `now` (R,) int64 are filled.
+
+        Args:
+            begin: (R,) int64 first placed slot of each session.
+            now: (R,) int64.
+            count: (R,) int64 number of answers known then.
+        """
         config, n_caps = self.config, self.config.n_types - 1
         slot = now - begin
         since_sent = now - self.pages.sent[self.pages.of_slot[now]]

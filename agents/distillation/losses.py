@@ -71,5 +71,3 @@ def embedding_loss(mapped: Tensor, teacher: Tensor, present: Tensor) -> Tensor:
     """
     scale = teacher[present].square().mean().sqrt().clamp(min=1e-6)
     return (mapped - teacher / scale)[present].square().mean()
-
-

@@ -87,8 +87,8 @@ def check_exported(run: Run) -> Agent:
         allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
         why = f": {agent.not_exported}" if agent.not_exported else ""
         raise InputError(
-            f"{run.folder} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: "
-            f"{allowed}"
+            f"{run.folder} holds the agent {agent.name!r}, which cannot be exported to a device{why}; "
+            f"allowed: {allowed}"
         )
     return agent
 

@@ -51,7 +51,7 @@ class EpochTrainer(Generic[Network]):
 
     Attributes:
         network: network after the last epoch.
-        best: what is kept of the network, after the epoch with the best figure on the early-stopping sessions.
+        best: what is kept of the network, after the best epoch on the early-stopping sessions.
     """
 
     figure: str  # the record's key for the figure of every epoch

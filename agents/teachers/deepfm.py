@@ -1,4 +1,4 @@
-"""DeepFM (Guo et al., IJCAI'17): a factorisation machine and a deep network over the same field embeddings."""
+"""DeepFM (Guo et al., IJCAI'17): a factorisation machine and a deep network over the same embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LightGCN (He et al., SIGIR'20): embeddings of users and items, smoothed over the graph of who chose what."""
+"""LightGCN (He et al., SIGIR'20): embeddings of users and items, smoothed over the graph of choices."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LightGCN(nn.Module):
         return nodes[: self.n_users], nodes[self.n_users :]
 
     def loss(self, user: Tensor, positive: Tensor, negative: Tensor, penalty: float) -> Tensor:
-        """Return the BPR loss of triples (B,) int64, with an L2 penalty of their embeddings before propagation.
+        """Return the BPR loss of triples (B,) int64, with an L2 penalty of their own embeddings.
 
         Args:
             user: a user of an edge.

@@ -1,4 +1,4 @@
-"""The teachers on the cloud's logs: they score a page's candidates at its moment, from whole sessions and ids.
+"""The teachers on the cloud's logs: they score a page at its moment, from whole sessions and ids.
 
 All three add their score to the logit of the base ctr, as the phone's re-rankers do. An item is its id's
 embedding plus a linear map of what was shipped with it; the id of an item that training did not meet is
@@ -139,6 +139,11 @@ class PageTeacher(nn.Module):
         """Return the state after 0..T known answers, (B, T + 1, S)."""
         raise NotImplementedError
 
+    def recent(self, sessions: Sequences) -> Tensor:
+        """Return the clicks of earlier days that this teacher reads, the last ones: (B, H) int64."""
+        given = sessions.earlier.shape[1]
+        return sessions.earlier[:, max(0, given - self.settings.earlier) :]
+
     def judge(self, state: Tensor, ids: Tensor, cards: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Judge K candidates at R moments.
 
@@ -198,19 +203,17 @@ class SequenceStates(nn.Module):
         self.user = nn.Linear(config.n_user_features, dim)
         self.kind = nn.Parameter(torch.zeros(dim))  # of clicks of earlier days
         length = settings.earlier + 1 + config.max_slots
-        self.n_earlier = settings.earlier
         self.encoder = CausalEncoder(length, dim, settings.layers, settings.heads, settings.dropout)
 
-    def forward(self, sessions: Sequences) -> Tensor:
-        """Return the state after 0..T known answers, (B, T + 1, dim)."""
-        earlier = self.items.of_ids(sessions.earlier) + self.kind
+    def forward(self, sessions: Sequences, earlier: Tensor) -> Tensor:
+        """Return the state after 0..T known answers, (B, T + 1, dim); `earlier` (B, H) int64 are ids."""
+        before = self.items.of_ids(earlier) + self.kind
         start = self.user(sessions.user).unsqueeze(1)
         events = self.items(sessions.ids, sessions.cards) + self.actions(sessions.actions)
-        places = torch.cat((earlier, start, events), 1)
-        present = torch.cat(
-            (sessions.earlier != ABSENT, torch.ones_like(sessions.ids[:, :1], dtype=torch.bool), sessions.ids != ABSENT), 1
-        )
-        return self.encoder(places, present)[:, self.n_earlier :]
+        places = torch.cat((before, start, events), 1)
+        itself = torch.ones_like(sessions.ids[:, :1], dtype=torch.bool)
+        present = torch.cat((earlier != ABSENT, itself, sessions.ids != ABSENT), 1)
+        return self.encoder(places, present)[:, earlier.shape[1] :]
 
 
 class SASRecTeacher(PageTeacher):
@@ -235,7 +238,7 @@ class SASRecTeacher(PageTeacher):
 
     def states(self, sessions: Sequences) -> Tensor:
         """Return the states (B, T + 1, dim)."""
-        return self.sequence(sessions)
+        return self.sequence(sessions, self.recent(sessions))
 
     def judge(self, state: Tensor, ids: Tensor, cards: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Judge candidates; a code is the product, place by place, of state and candidate."""
@@ -283,12 +286,13 @@ class DeepFMTeacher(PageTeacher):
         weight = self.weight(sessions.actions) * (sessions.ids != ABSENT).unsqueeze(-1)  # (B, T, heads)
         live = torch.einsum("kjh,bjh,bjd->bkhd", fade, weight, items)
         live = live / (1 + (live.square().sum(-1, keepdim=True) + 1e-12).sqrt())
-        there = (sessions.earlier != ABSENT).unsqueeze(-1)
-        earlier = (self.items.of_ids(sessions.earlier) * there).sum(1) / there.sum(1).clamp(min=1)
+        recent = self.recent(sessions)
+        there = (recent != ABSENT).unsqueeze(-1)
+        earlier = (self.items.of_ids(recent) * there).sum(1) / there.sum(1).clamp(min=1)
         fixed = torch.stack((self.user(sessions.user), earlier), 1)  # (B, 2, dim)
         parts = [fixed.unsqueeze(1).expand(-1, slots + 1, -1, -1), live]
         if self.sequence is not None:
-            parts.append(self.sequence(sessions).unsqueeze(2))
+            parts.append(self.sequence(sessions, recent).unsqueeze(2))
         return torch.cat(parts, 2).flatten(2)
 
     def judge(self, state: Tensor, ids: Tensor, cards: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,8 +326,9 @@ class LightGCNTeacher(PageTeacher):
 
     def states(self, sessions: Sequences) -> Tensor:
         """Return the user (B, T + 1, dim), the same after every answer."""
-        there = (sessions.earlier != ABSENT).unsqueeze(-1)
-        user = (self.items(sessions.earlier) * there).sum(1) / there.sum(1).clamp(min=1)
+        recent = self.recent(sessions)
+        there = (recent != ABSENT).unsqueeze(-1)
+        user = (self.items(recent) * there).sum(1) / there.sum(1).clamp(min=1)
         return user.unsqueeze(1).expand(-1, sessions.ids.shape[1] + 1, -1)
 
     def judge(self, state: Tensor, ids: Tensor, cards: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

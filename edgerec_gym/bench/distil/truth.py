@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.config import FeedConfig, SyntheticUserConfig
 from edgerec_gym.errors import InputError
@@ -46,13 +47,12 @@ class TruePages:
         return self.click[found]
 
 
-def true_pages(folder: str | Path, days: list[int] | None = None, split: str = "log") -> TruePages:
+def true_pages(folder: str | Path, days: list[int] | None = None) -> TruePages:
     """Play a synthetic log again and read the truth at page arrivals.
 
     Args:
-        folder: a log of `edgerec collect` from a preset.
+        folder: a log of :func:`~edgerec_gym.logs.collect.collect`.
         days: days to play; None plays all.
-        split: split that the sessions were drawn from.
 
     Raises:
         InputError: the log is not of synthetic users, or does not replay.
@@ -62,7 +62,9 @@ def true_pages(folder: str | Path, days: list[int] | None = None, split: str = "
     if told.get("source") != "synthetic" or not isinstance(told.get("synthetic"), dict):
         raise InputError(f"{folder} is no log of synthetic users; only they have a ground truth")
     config = FeedConfig.from_dict(reader.header["config"])  # as it was played, without the item table
-    users = SyntheticUsers(SyntheticUserConfig.from_dict(told["synthetic"]), config)
+    catalog = Catalog.load(Path(folder) / "catalog.parquet", config.embedding_size, config.item_columns)
+    users = SyntheticUserConfig.from_dict(told["synthetic"])
+    split = str(told.get("split", "log"))
     size = int(told["sessions_per_part"])
     seed = int(told["seed"]) * CLI_SEED_STRIDE
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -72,26 +74,20 @@ def true_pages(folder: str | Path, days: list[int] | None = None, split: str = "
         for part in np.unique(session // size):
             rows = session // size == part
             played = [values[rows] for values in (session, slot, action, item)]
-            parts.append(_replay(config, users, split, seed, int(part) * size, size, played, str(folder)))
+            batch = FeedBatch(size, "joint", config, catalog, SyntheticUsers(users, config), split=split)
+            parts.append(_replay(batch, seed, int(part) * size, played, str(folder)))
     if not parts:
         raise InputError(f"{folder} has no session on the days {days}")
     return TruePages(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def _replay(
-    config: FeedConfig,
-    users: SyntheticUsers,
-    split: str,
-    seed: int,
-    first: int,
-    size: int,
-    played: list[np.ndarray],
-    told: str,
+    batch: FeedBatch, seed: int, first: int, played: list[np.ndarray], told: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Play the sessions of one part that were chosen; return session, slot and truth of their pages."""
     session, slot, action, item = played
-    own = SyntheticUsers(users.config, config)
-    batch = FeedBatch(size, "joint", config, own.world.catalog, own, split=split)
+    size, n_pool, users = batch.num_envs, batch.config.pool_size, batch.users
+    assert isinstance(users, SyntheticUsers)
     batch.reset(np.arange(size), seed + first + np.arange(size))
     length = int(slot.max()) + 1
     actions, items = np.full((2, size, length), -1, np.int64)
@@ -102,7 +98,7 @@ def _replay(
         live = actions[:, at] >= 0
         rows = np.flatnonzero(live & (arrays.page_age == 0))
         if len(rows):
-            click = own.true_values(arrays)[rows, : config.pool_size, 0].astype(np.float32)
+            click = users.true_values(arrays)[rows, :n_pool, 0].astype(np.float32)
             found.append((first + rows, np.full(len(rows), at), click))
         batch.step(np.maximum(actions[:, at], 0), ~live)
         wrong = np.flatnonzero(live & (arrays.placed_item != items[:, at]))
