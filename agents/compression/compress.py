@@ -197,14 +197,8 @@ def train_smaller(
         "versions": versions("torch", "numpy"),
     }
     start = find_start(run, record, True, FIXED)
-    if is_finished(run):
-        earlier = read_run(run).record
-        for key in FIXED:
-            if earlier.get(key) != record[key]:
-                raise InputError(
-                    f"{run} holds another compressed run, whose {key} differs: choose another folder"
-                )
-        return earlier
+    if start is not None and is_finished(run):
+        return read_run(run).record  # finished with the same settings
     with torch_threads(threads):
         tune = make_tuner(base, network, record, how.tuning, scenario, reader)
         if how.prune:
