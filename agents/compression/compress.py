@@ -6,6 +6,7 @@ Between the run and the device model stands another run, an ordinary one: policy
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from dataclasses import dataclass
@@ -169,8 +170,9 @@ def train_smaller(
 ) -> dict[str, Any]:
     """Prune and fine-tune a run, and write the new run's folder; the arguments are those of :func:`compress`.
 
-    The same arguments give the same parameters on the same machine and library versions, also if the training
-    was interrupted.
+    The network after the best epoch is kept, or the one before the first, if that has the better figure
+    (`before` in the record). The same arguments give the same parameters on the same machine and library
+    versions, also if the training was interrupted.
 
     Returns:
         The content of policy.json.
@@ -208,14 +210,19 @@ def train_smaller(
             network = pruned(network, how.prune, worth)
         if how.rounds:
             round_kept_state(network)
+        untrained = copy.deepcopy(network)
         trainer = tune(network, how.bits if how.rounds else 32)
+        before = trainer.stopping_figure()
         trainer.run(run, start, trainer.figure, progress)
+    found = trainer.record | {"before": before}
+    after = max(trainer.sign * figure for figure in found[trainer.figure])
+    best = trainer.best if after > trainer.sign * before else untrained
     if how.rounds:
-        round_in_place(trainer.best, how.bits)
+        round_in_place(best, how.bits)
     _copy_parts(base.root, run)
-    parameters.save_parameters(run / PARAMETERS, trainer.best)
-    write_record(run, trainer.record)
-    return trainer.record
+    parameters.save_parameters(run / PARAMETERS, best)
+    write_record(run, found)
+    return found
 
 
 def _copy_parts(base: Path, run: Path) -> None:

@@ -31,13 +31,14 @@ from edgerec_gym.agents.registry import LOGS, find_agent
 from edgerec_gym.device.description import DESCRIPTION, SEQUENCES
 from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
 from edgerec_gym.device.session import DeviceSession, load
+from edgerec_gym.documents import read_json
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Progress, Rows, row
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
 from edgerec_gym.evaluation.latency import measure
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.evaluation.ranking import ndcg
-from edgerec_gym.files import atomic_path, make_folder
+from edgerec_gym.files import atomic_path, make_folder, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
@@ -306,6 +307,7 @@ def run(
             raise InputError(f"unknown engine {engine!r}; allowed: {', '.join(ENGINES)}")
         ENGINES[engine].check_installed()
     folder = make_folder(out)
+    _check_sizes(folder, sizes)
     work = [variant for student in students for variant in variants(student, engines, sizes)]
     judged: dict[str, Judged] = {}
     found: dict[Variant, dict[str, np.ndarray]] = {}
@@ -326,6 +328,17 @@ def run(
     if progress:
         progress(len(work), len(work), "")
     return rows_of(found)
+
+
+def _check_sizes(folder: Path, sizes: Sizes) -> None:
+    """Note what the figures in a folder were measured with; InputError if it was something else."""
+    told = {name: getattr(sizes, name) for name in ("sessions", "judged", "calls", "logs")}
+    told["tuning"] = sizes.tuning.to_dict()
+    file = folder / "sizes.json"
+    if not file.exists():
+        write_json(file, told)
+    elif (earlier := read_json(file)) != told:
+        raise InputError(f"{folder} holds figures of other sizes ({earlier}): choose another folder")
 
 
 def _compressed(variant: Variant, folder: Path, sizes: Sizes) -> Path:
@@ -410,7 +423,7 @@ def _spread(values: np.ndarray) -> Interval:
 
 def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Return one table per student, by title: header and body."""
-    header = ["engine", "bits", "pruned", "QAT", "kB", "re-rank ms p50 / p99", "speed", "event ms p50",
+    header = ["engine", "bits", "pruned", "QAT", "kB", "re-rank CPU ms p50 / p99", "speed", "event p50",
               "speed", "NDCG@10", "NDCG loss %", "value - float32", "equal"]  # fmt: skip
     found: dict[str, dict[tuple[Any, ...], dict[str, dict[str, Any]]]] = {}
     for item in rows:
@@ -423,8 +436,8 @@ def tables(rows: Rows) -> dict[str, tuple[list[str], list[list[str]]]]:
             loss, gap = m["ndcg_loss"], m["value_difference"]
             body.append([
                 engine, str(bits), f"{prune:.0%}", "yes" if qat else "", f"{m['bytes']['mean'] / 1e3:.1f}",
-                f"{m['rerank_ms_p50']['mean']:.2f} / {m['rerank_ms_p99']['mean']:.2f}",
-                f"{m['rerank_speed']['mean']:.2f}", f"{m['event_ms_p50']['mean']:.3f}",
+                f"{m['rerank_cpu_ms_p50']['mean']:.2f} / {m['rerank_cpu_ms_p99']['mean']:.2f}",
+                f"{m['rerank_speed']['mean']:.2f}", f"{m['event_cpu_ms_p50']['mean']:.3f}",
                 f"{m['event_speed']['mean']:.2f}", f"{m['ndcg']['mean']:.4f}",
                 f"{loss['mean']:.2%} [{loss['low']:.2%}, {loss['high']:.2%}]",
                 f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",

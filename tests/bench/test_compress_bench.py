@@ -92,3 +92,10 @@ def test_the_float32_model_decides_as_its_run(tmp_path: Path) -> None:
 def test_an_unknown_engine_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown engine 'tflite'; allowed: onnxruntime, mnn"):
         run(tmp_path, students=(STUDENT,), engines=("tflite",), sizes=Sizes())
+
+
+def test_figures_of_other_sizes_are_not_mixed(tmp_path: Path) -> None:
+    assert run(tmp_path, students=(), engines=(), sizes=Sizes(sessions=7)) == []
+    assert run(tmp_path, students=(), engines=(), sizes=Sizes(sessions=7, seeds=1)) == []
+    with pytest.raises(InputError, match="holds figures of other sizes .*'sessions': 7.*: choose another"):
+        run(tmp_path, students=(), engines=(), sizes=Sizes(sessions=8))

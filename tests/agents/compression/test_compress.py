@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import fails_with, run_well
 from safetensors.numpy import load_file
 from small_rerankers import train
@@ -15,6 +16,7 @@ from small_rerankers import train
 from edgerec_gym.agents.compression import compress as module
 from edgerec_gym.agents.compression.compress import Compression, compress, train_smaller
 from edgerec_gym.agents.compression.fine_tuning import SelfDistiller, TuningConfig, play_observations
+from edgerec_gym.agents.compression.rounding import round_in_place
 from edgerec_gym.agents.export.export import export
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.learning.epochs import EpochTrainer
@@ -55,7 +57,7 @@ def crban(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Path:
 def values(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("values")
     train_agent("distilled-values", folder, scenario="lite", env_id="EdgeFeedRerank-v0", hyper=VALUES)
-    network = stir(load_network(folder, Scenario.load("lite").config), size=0.1)
+    network = stir(load_network(folder, Scenario.load("lite").config), size=0.3)
     save_parameters(folder / "policy.safetensors", network)
     return folder
 
@@ -93,7 +95,7 @@ def test_a_compressed_run_is_an_ordinary_one(
 
 
 def test_fine_tuning_nears_the_network_before(values: Path, lite: Scenario, tmp_path: Path) -> None:
-    run, tuning = read_run(values), TuningConfig(epochs=4, sessions=20, num_envs=20, learning_rate=3e-3)
+    run, tuning = read_run(values), TuningConfig(epochs=4, sessions=20, num_envs=20)
     network = load_network(run, lite.config)
     played = play_observations(run, network, lite, tuning, seed=0)
     again = play_observations(run, network, lite, tuning, seed=0)
@@ -103,10 +105,22 @@ def test_fine_tuning_nears_the_network_before(values: Path, lite: Scenario, tmp_
     rounding = SelfDistiller(record, tuning, network, played, 4).stopping_figure()
     assert rounding > 1e-6
     record = smaller(tmp_path / "run", values, lite, Compression(4, 0.0, tuning=tuning))
-    assert min(record["distance"]) < rounding
+    assert min(record["distance"]) < rounding == pytest.approx(record["before"])
     record = smaller(tmp_path / "pruned", values, lite, Compression(32, 0.5, tuning=tuning))
     assert record["distance"][-1] < record["distance"][0] and record["network"]["hidden"] == 8
     assert load_network(tmp_path / "pruned", lite.config).settings.hidden == 8
+
+
+def test_a_network_that_training_makes_worse_stays_as_it_was(
+    values: Path, lite: Scenario, tmp_path: Path
+) -> None:
+    wild = TuningConfig(epochs=1, sessions=10, num_envs=10, learning_rate=1.0, max_grad_norm=1e6)
+    record = smaller(tmp_path / "run", values, lite, Compression(8, 0.0, tuning=wild))
+    assert record["before"] < record["distance"][0]
+    kept, original = (load_network(folder, lite.config) for folder in (tmp_path / "run", values))
+    round_in_place(original, 8)
+    for name, parameter in kept.named_parameters():
+        torch.testing.assert_close(parameter, original.get_parameter(name), msg=name)
 
 
 def test_the_same_seed_gives_the_same_run_also_after_an_interruption(
