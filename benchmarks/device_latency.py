@@ -146,7 +146,7 @@ def rows_of(
     rows = []
     # Events come first, and many of them, so that re-rankings read all the codes that a phone keeps.
     for kind, by_engine in calls.items():
-        for engine, times in measure(dict(by_engine), count).items():
+        for engine, times in measure(by_engine, count).items():
             row = {"model": name, "call": kind, "engine": engine, **times}
             if kind in ("re-rank", "whole decision"):
                 goal = GOALS[name] if kind == "re-rank" else GOAL_DECISION

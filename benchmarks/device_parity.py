@@ -19,15 +19,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edgerec_gym.agents.device_policy import DevicePolicy
 from edgerec_gym.agents.export.export import export
-from edgerec_gym.agents.list_policy import EmittedList, SlateBySlate
+from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.agents.insertion.values import pool_order
 from edgerec_gym.bench.shipped import shipped_folder
 from edgerec_gym.device.engines.engine import ENGINES
-from edgerec_gym.device.session import load
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.files import make_folder, write_json
-from edgerec_gym.policy import Observation
+from edgerec_gym.policy import Observation, Policy
 from edgerec_gym.scenario import Scenario
 
 WORLD, RUNS = "lite", ("crban-0", "pointer-0", "sequence-search-0")
@@ -35,7 +34,7 @@ REFERENCE, *OTHERS = ENGINES
 
 
 class Compared:
-    """Lists of one phone, compared with those of others that follow the same session.
+    """Plans of one phone, compared with those of others that follow the same session.
 
     Attributes:
         same: slots with the same card, by engine.
@@ -44,42 +43,47 @@ class Compared:
         lists: lists compared.
     """
 
-    def __init__(self, policies: dict[str, DevicePolicy]) -> None:
-        self.policies, self.name = policies, "compared"
+    name = "compared"
+
+    def __init__(self, policies: dict[str, Policy], places: int) -> None:
+        self.policies, self.places = policies, places
         self.same, self.whole = dict.fromkeys(OTHERS, 0), dict.fromkeys(OTHERS, 0)
-        self.slots = self.lists_compared = 0
+        self.slots = self.lists = 0
 
     def reset(self, mask: np.ndarray) -> None:
         """Start new sessions on all phones."""
         for policy in self.policies.values():
             policy.reset(mask)
 
-    def lists(self, observation: Observation, k: int) -> np.ndarray:
-        """Return the reference's lists (B, k), after comparing them."""
-        expected = self.policies[REFERENCE].lists(observation, k)
-        there = expected >= 0
+    def act(self, observation: Observation) -> Any:
+        """Return the reference's plans, after comparing them."""
+        plans = {name: policy.act(observation) for name, policy in self.policies.items()}
+        lists = {
+            name: pool_order(observation, plan["order"])[:, : self.places] for name, plan in plans.items()
+        }
+        present = observation["pool"].any(axis=2)
+        there = np.take_along_axis(present, lists[REFERENCE], axis=1)
         self.slots += int(there.sum())
-        self.lists_compared += len(expected)
+        self.lists += len(there)
         for name in OTHERS:
-            same = self.policies[name].lists(observation, k) == expected
+            same = (lists[name] == lists[REFERENCE]) | ~there
             self.same[name] += int((same & there).sum())
             self.whole[name] += int(same.all(axis=1).sum())
-        return expected
+        return plans[REFERENCE]
 
 
 def compare(run: str, sessions: int) -> list[dict[str, Any]]:
     """Play one run's exports; one row per engine."""
     scenario = Scenario.load(WORLD)
+    options: dict[str, Any] = {"env_id": "EdgeFeedSlate-v0", "scenario": scenario, "users": "synthetic"}
     policies = {}
     with tempfile.TemporaryDirectory() as folder:
         for engine in ENGINES:
             out = Path(folder) / engine
             export(shipped_folder("rerank", WORLD) / "runs" / run, out, scenario=scenario, engine=engine)
-            policies[engine] = DevicePolicy(engine, load(out), scenario.config.max_slots)
-    compared = Compared(policies)
-    policy = SlateBySlate(EmittedList(compared, scenario.config.slate_size))
-    options: dict[str, Any] = {"env_id": "EdgeFeedSlate-v0", "scenario": scenario, "users": "synthetic"}
-    play(policy, sessions=sessions, seed=0, num_envs=min(250, sessions), **options)
+            policies[engine] = find_policy(str(out), **options)
+    compared = Compared(policies, scenario.config.slate_size)
+    play(compared, sessions=sessions, seed=0, num_envs=min(250, sessions), **options)
     return [
         {
             "run": run,
@@ -87,7 +91,7 @@ def compare(run: str, sessions: int) -> list[dict[str, Any]]:
             "slots": compared.slots,
             "same_slots": compared.same[name],
             "share": compared.same[name] / compared.slots,
-            "lists": compared.lists_compared,
+            "lists": compared.lists,
             "same_lists": compared.whole[name],
         }
         for name in OTHERS

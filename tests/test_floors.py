@@ -77,7 +77,16 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "cli",
 )
 ABOVE_AGENTS = ("bench", "commands", "cli")
-WITHOUT_TORCH = ("device", "cloud", "compiled", "users", "feed", "agents.registry", "agents.device", "agents.find_policy")
+WITHOUT_TORCH = (
+    "device",
+    "cloud",
+    "compiled",
+    "users",
+    "feed",
+    "agents.registry",
+    "agents.device",
+    "agents.find_policy",
+)
 
 
 @cache

@@ -95,7 +95,7 @@ class DeviceSlotValues:
 
     def values(self, observation: Observation, order: np.ndarray, n_slots: int) -> SlotValues:
         """Predict the values, with the pool shown in `order` (1, N) int64."""
-        needed = self.session.model.graphs[ESAN]["matrix"].inputs["goods"][0]
+        needed = self.session.model.graphs[ESAN]["matrix"].fixed("goods")[0]
         goods = goods_in_order(observation["pool"], order, needed, self.config.n_types)
         found = self.session.decide(ESAN, "matrix", _one(observation), goods=goods[0])
         return slot_values(found, observation, goods, self.config)
@@ -120,7 +120,7 @@ class DeviceJudge:
         """Learned values of whole plans; None if they were not learned."""
         if not self.settings.plan:
             return None
-        return PlanValues(np.array(self.settings.plan), self.settings.spread())
+        return PlanValues(np.array(self.settings.plan), np.array(self.settings.plan_spread))
 
     def reset(self, mask: np.ndarray) -> None:
         """Do nothing: a session begins with a phone's own."""
@@ -138,15 +138,15 @@ class DeviceJudge:
         """Matrix and gain, from what :meth:`scores` has encoded."""
         seen = self._seen(observation)
         encoded, self._encoded = self._encoded or self._encode(seen), None
-        order, ports = pool_order(observation, scores), self.session.model.graphs[EDGEREC]["matrix"].inputs
-        goods = goods_in_order(observation["pool"], order, ports["goods"][0], self.config.n_types)
+        order, graph = pool_order(observation, scores), self.session.model.graphs[EDGEREC]["matrix"]
+        goods = goods_in_order(observation["pool"], order, graph.fixed("goods")[0], self.config.n_types)
         found = self.session.decide(
             EDGEREC,
             "matrix",
             _one(seen),
             goods=goods[0],
             mixed=encoded["mixed"],
-            organic=encoded["organic"][order[0, : ports["organic"][0]]],
+            organic=encoded["organic"][order[0, : graph.fixed("organic")[0]]],
         )
         signals = intent_signals(seen, self.config)
         gain = self.session.decide(EDGEREC, "gain", _one(seen), signals=signals)["gain"]
@@ -213,8 +213,8 @@ def slot_values(found: Arrays, observation: Observation, goods: np.ndarray, conf
         config: the feed.
     """
     n_slots = len(found["of_goods"])
-    there = observation["cards"].any(2)[0]
-    listed = goods[0, :n_slots].any(1)
+    there = (observation["cards"][0] != 0).any(axis=1)
+    listed = (goods[0, :n_slots] != 0).any(axis=1)
     of_cards = found["of_cards"] * there[:, None, None]
     of_goods = found["of_goods"] * listed[:, None]
     value = config.reward.value

@@ -85,7 +85,8 @@ def _whole(model: DeviceModel, feed: Any) -> Player:
     _plays(model, "takes all three decisions", ("joint",), feed)
     settings = settings_of(model, EDGEREC, EdgeRecSettings)
     config, n_plan = feed.config, len(settings.plan)
-    if len(settings.prices) != config.n_cards or settings.spread().shape != (n_plan, n_plan) and n_plan:
+    sizes = [len(row) for row in settings.plan_spread]
+    if len(settings.prices) != config.n_cards or sizes != [n_plan] * n_plan:
         raise InputError(
             f"{model.folder / DESCRIPTION}: settings.edgerec needs {config.n_cards} prices and a plan_spread "
             f"of {n_plan} x {n_plan} numbers"
@@ -131,7 +132,7 @@ def _policy(model: DeviceModel, feed: Any) -> Player:
         raise InputError(
             f"{model.folder} was trained for the track {settings.track!r}; this environment is {feed.track!r}"
         )
-    n_actions = model.graphs[PPO]["logits"].outputs["logits"][1]
+    n_actions = model.graphs[PPO]["logits"].fixed("logits")[1]
     if settings.groups and sum(settings.groups) != n_actions:
         raise InputError(f"{model.folder / DESCRIPTION}: settings.ppo.groups must add up to {n_actions}")
     return lambda session: DeviceLogits(model.agent, session, settings.groups, settings.keys)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import numpy as np
 from msgspec import Meta
 
 from edgerec_gym.documents import Document
@@ -67,15 +66,3 @@ class EdgeRecSettings(Document):
     prices: list[Reward]
     plan: list[Reward] = []
     plan_spread: list[list[Reward]] = []
-
-    def spread(self) -> np.ndarray:
-        """The uncertainty of the plan's weights, (F, F) float64."""
-        return np.array(self.plan_spread, np.float64).reshape(len(self.plan_spread), -1)
-
-
-SETTINGS: dict[str, type[Document]] = {
-    "values": ValueSettings,
-    "esan": InsertionSettings,
-    "ppo": PolicySettings,
-    "edgerec": EdgeRecSettings,
-}

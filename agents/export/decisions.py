@@ -107,11 +107,19 @@ class DecisionGraph(OnnxGraph):
 
     def history(self, name: str, width: int) -> tuple[str, str]:
         """Codes (L, width) of a sequence, and which are present (L,)."""
-        lengths = {"exposures": self.config.exposure_history, "page_views": self.config.page_view_history}
+        length = self.length(name)
         if name in self.hidden:
-            return self.floats(np.zeros((lengths[name], width))), self.floats(np.zeros(lengths[name]))
-        codes = self.once(f"{name}.codes", [lengths[name], width])
-        return codes, self.once(f"{name}.present", [lengths[name]])
+            return self.floats(np.zeros((length, width))), self.floats(np.zeros(length))
+        return self.codes(name, width), self.once(f"{name}.present", [length])
+
+    def codes(self, name: str, width: int) -> str:
+        """Codes (L, width) of a sequence; rows of zeros where nothing has happened yet."""
+        return self.once(f"{name}.codes", [self.length(name), width])
+
+    def length(self, name: str) -> int:
+        """L of a sequence."""
+        config = self.config
+        return config.exposure_history if name == "exposures" else config.page_view_history
 
     def present(self, rows: str) -> str:
         """Which rows (n, .) hold something: (n, 1), 1 or 0."""
@@ -169,8 +177,7 @@ class DecisionGraph(OnnxGraph):
         """What queries (n, .) find in a sequence by a :class:`BehaviourAttention`: (n, size)."""
         codes, present = self.history(name, 2 * hidden)
         items = self.split(codes, [hidden, hidden])[0]
-        length = getattr(self.config, f"{name.removesuffix('s')}_history")
-        age = self.ages(present, length)
+        age = self.ages(present, self.length(name))
         weights = self.additive(
             attention.additive, query, items, present, self("Mul", age, self.floats(-array(attention.age)))
         )
@@ -204,7 +211,8 @@ def coded_events(encoders: Sequence[SequenceEncoder], windows: int) -> bytes:
     starts = [g("Squeeze", part, g.integers([0])) for part in g.split(state, [1] * n_states, axis=0)]
     card, actions = g.split(row, [first.n_card, first.n_action])
     cards = g("Concat", card, base_logit_column(g, card, first.embedding_size), axis=1)
-    codes, lasts = [], []
+    codes: list[str] = []
+    lasts: list[str] = []
     for encoder in encoders:
         grus: list[Any] = [encoder.cards] if encoder.actions is None else [encoder.cards, encoder.actions]
         for gru, x in zip(grus, (cards, actions), strict=False):

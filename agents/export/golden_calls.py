@@ -10,8 +10,11 @@ from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.golden import Calls
 from edgerec_gym.device.graph import DeviceGraph
 from edgerec_gym.device.session import DeviceSession
+from edgerec_gym.spaces import CONTEXT
 
+SLOT = CONTEXT.index("slot")
 DECISIONS = (VALUES, ESAN, UPLIFT, DQN, PPO, EDGEREC)
+NOW = 0.3  # slot of the re-rankings and decisions, / max_slots
 CARDS = (4, 7)  # left in the pool at the two re-rankings: few, since the phone stores the calls
 
 
@@ -32,10 +35,13 @@ def record_calls(model: DeviceModel, seed: int = 0) -> dict[str, Calls]:
     for cards in CARDS:
         for name in SEQUENCES:
             for _ in range(cards):
-                session.append(name, rng.uniform(0.05, 0.95, model.sizes[name][1]).astype(np.float32))
+                row = rng.uniform(0.05, 0.95, model.sizes[name][1]).astype(np.float32)
+                row[-1] = rng.uniform(0.8, 1.0) * NOW  # the event's slot: what has happened lies in the past
+                session.append(name, row)
         shapes = {key: shape for key, shape in model.sizes.items() if key != "action_mask"}
         observation = {key: rng.uniform(0.05, 0.95, shape) for key, shape in shapes.items()}
         observation["pool"][cards:] = 0
+        observation["context"][SLOT] = NOW
         if session.scorer is not None or model.decoder is not None or model.search is not None:
             session.rerank(observation)
         for network, graphs in model.graphs.items():
@@ -49,7 +55,9 @@ def record_calls(model: DeviceModel, seed: int = 0) -> dict[str, Calls]:
 def _drawn(graph: DeviceGraph, model: DeviceModel, cards: int, rng: np.random.Generator) -> Arrays:
     """Inputs of a decision that neither the observation nor what is kept gives."""
     return {
-        name: rng.uniform(0.05, 0.95, [cards if size == "n" else size for size in shape]).astype(np.float32)
+        name: rng.uniform(0.05, 0.95, [size if isinstance(size, int) else cards for size in shape]).astype(
+            np.float32
+        )
         for name, shape in graph.inputs.items()
         if name not in model.sizes and "." not in name
     }

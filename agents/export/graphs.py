@@ -177,12 +177,11 @@ def generator_graphs(network: PointerNet, noise: np.ndarray) -> dict[str, bytes]
     mean = g("ReduceMean", codes, g.integers([0]))
     start = g("Tanh", layer(g, mean, network.start), name="start")
     g("Add", g("Mul", start, g.floats(0.0)), g.floats(array(network.first)[None]), name="first")
-    for name, shape in (
-        *((name, ["n", hidden]) for name in ("codes", "glimpse", "pointer")),
-        ("prior", [1, "n"]),
-        *((name, [1, hidden]) for name in ("start", "first")),
-    ):
-        g.output(name, shape)
+    for name in ("codes", "glimpse", "pointer"):
+        g.output(name, ["n", hidden])
+    g.output("prior", [1, "n"])
+    for name in ("start", "first"):
+        g.output(name, [1, hidden])
     if noise.any():
         rows = g.input("rows", ["n"], np.int64)
         g("Gather", g.floats(noise.transpose(1, 0, 2)), rows, name="noise", axis=2)

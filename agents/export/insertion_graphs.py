@@ -138,7 +138,7 @@ def _matrix(g: DecisionGraph, network: ESAN, mixed: str, organic: str, goods: st
         goods: (T + below, F + T).
         n_slots: T.
     """
-    config, s, n_cards = network.config, network.settings, network.config.n_cards
+    s, n_cards = network.settings, network.config.n_cards
     cards, d, width = g.cards, g.d, 2 * s.hidden
     place = array(network.place.weight)[np.minimum(np.arange(n_slots), s.horizon - 1)]
     of_goods, of_cards = g("Add", organic, g.floats(place)), g("Unsqueeze", mixed, g.integers([1]))

@@ -249,7 +249,8 @@ def event_graph(
     starts = g.split(g("Squeeze", state, g.integers([1])), [1] * n_states, axis=0)  # (1, H) each
     card, actions = g.split(row, [n_card, n_actions])
     cards = g("Concat", card, base_logit_column(g, card, d), axis=1)
-    codes, lasts = [], []
+    codes: list[str] = []
+    lasts: list[str] = []
     for k, (gru, x) in enumerate(zip(grus, (cards, actions), strict=False)):
         for depth in range(encoder.layers):
             weight, bias = (array(getattr(gru, f"{part}_ih_l{depth}")) for part in ("weight", "bias"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgerec_gym.agents.export.decisions import sequential
 from edgerec_gym.agents.export.graphs import ListGraph, columns, compared, self_attention
-from edgerec_gym.agents.export.layers import affine, array, layer, linear
+from edgerec_gym.agents.export.layers import affine, array, gru_layer, layer, linear
 from edgerec_gym.agents.perception.attention import SelfAttentionBlock
 from edgerec_gym.agents.rerank.dlcm import DLCM
 from edgerec_gym.agents.rerank.dnn import DNN
@@ -69,7 +69,7 @@ def _set_rank(g: ListGraph, network: SetRank) -> None:
 
 
 def _dlcm(g: ListGraph, network: DLCM) -> None:
-    """The list is read from bottom to top, as an ONNX GRU with the direction `reverse` does."""
+    """The list is read from bottom to top; a GRU node with another direction is wrong in MNN."""
     hidden, states = network.settings.hidden, ""
     for depth in range(network.gru.num_layers):
         weight_ih, bias_ih, weight_hh, bias_hh = (
@@ -77,36 +77,34 @@ def _dlcm(g: ListGraph, network: DLCM) -> None:
             for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
         )
         if depth == 0:
-            gates = _of_inputs(g, network.config, weight_ih, bias_ih)
+            gates = _reversed(g, _of_inputs(g, network.config, weight_ih, bias_ih))
         else:
             gates = linear(g, states, weight_ih.T, bias_ih)
-        states = _reverse_gru(g, gates, weight_hh, bias_hh, hidden)
+        states = _gru(g, gates, weight_hh, bias_hh, hidden)
+    states = _reversed(g, states)
     norm = g("LayerNormalization", states, *map(g.floats, affine(network.norm)), epsilon=network.norm.eps)
     top = g("Slice", states, g.integers([0]), g.integers([1]), g.integers([0]))  # (1, H): read last
     product = g("Mul", norm, g("Tanh", layer(g, top, network.context)))
     _finish(g, network, linear(g, product, array(network.output.weight).T))
 
 
-def _reverse_gru(g: OnnxGraph, gates: str, weight_hh: np.ndarray, bias_hh: np.ndarray, hidden: int) -> str:
-    """States (n, H) of a GRU over rows from the last to the first; `gates` (n, 3 H) hold their inputs."""
+def _reversed(g: OnnxGraph, rows: str) -> str:
+    """Rows (n, .) from the last to the first."""
+    ends = g.integers([-1]), g.integers([np.iinfo(np.int64).min + 1])
+    return g("Slice", rows, *ends, g.integers([0]), g.integers([-1]))
+
+
+def _gru(g: OnnxGraph, gates: str, weight_hh: np.ndarray, bias_hh: np.ndarray, hidden: int) -> str:
+    """States (n, H) of a GRU over rows; `gates` (n, 3 H) hold what does not depend on the state."""
 
     def reordered(values: np.ndarray) -> np.ndarray:
         reset, update, new = np.split(values, 3)
         return np.concatenate([update, reset, new])[None]
 
     bias = np.concatenate([np.zeros((1, 3 * hidden), np.float32), reordered(bias_hh)], axis=1)
-    states, _ = g.several(
-        "GRU",
-        g("Unsqueeze", gates, g.integers([1])),
-        g.floats(reordered(np.eye(3 * hidden, dtype=np.float32))),
-        g.floats(reordered(weight_hh)),
-        g.floats(bias),
-        outputs=2,
-        hidden_size=hidden,
-        linear_before_reset=1,  # torch's form of the gates
-        direction="reverse",
-    )
-    return g("Squeeze", states, g.integers([1, 2]))
+    weights = [reordered(np.eye(3 * hidden, dtype=np.float32)), reordered(weight_hh), bias]
+    states, _ = gru_layer(g, g("Unsqueeze", gates, g.integers([1])), weights)
+    return g("Squeeze", states, g.integers([1]))
 
 
 _SCORES: dict[type, Callable[..., None]] = {DNN: _dnn, DLCM: _dlcm, PRM: _prm, SetRank: _set_rank}

@@ -6,9 +6,12 @@ facts of the machine and the model to a server. Only their C++ extension is call
 
 from __future__ import annotations
 
+import hashlib
+import re
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 from edgerec_gym.errors import InputError
@@ -22,6 +25,7 @@ QUANTISED: dict[int, tuple[str, ...]] = {
     4: ("--weightQuantBits", "4", "--weightQuantBlock", "32"),
 }
 OUTPUT = "graph.mnn"
+ID = rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def to_mnn(graph: bytes, name: str, bits: int = 32) -> bytes:
@@ -58,4 +62,7 @@ def to_mnn(graph: bytes, name: str, bits: int = 32) -> bytes:
         if done.returncode or not Path(folder, OUTPUT).is_file():
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise InputError(f"{name} cannot be converted for MNN: {(lines or ['it says nothing'])[-1]}")
-        return Path(folder, OUTPUT).read_bytes()
+        converted = Path(folder, OUTPUT).read_bytes()
+    # MNN draws an id for each conversion.
+    own = str(uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(graph).hexdigest())).encode()
+    return re.sub(ID, own, converted, count=1)

@@ -76,7 +76,7 @@ class _Pointer:
         g, config = self.g, self.config
         reader, encoder = self.network.readers[name], self.network.encoders[name]
         assert isinstance(reader, BehaviourReader)
-        length = getattr(config, f"{name.removesuffix('s')}_history")
+        length = g.length(name)
         n_actions = action_columns(config)[name] - 1
         rows = g.once(f"{name}.rows", [length, g.n_card + n_actions + 1])
         card, actions, at = g.split(rows, [g.n_card, n_actions, 1])

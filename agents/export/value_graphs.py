@@ -64,7 +64,7 @@ def _event_graph(network: ValueNetwork, name: str) -> bytes:
 def _read(g: DecisionGraph, network: ValueNetwork, name: str) -> tuple[str, str]:
     """Evidence (heads, D) and sums of descriptions (1, H / 2) of one history; rows of zeros add nothing."""
     module, sizes = _evidence(network, name), _sizes(network)
-    codes, _ = g.history(name, sum(sizes))
+    codes = g.codes(name, sum(sizes))
     keys, weight, described, slot = g.split(codes, sizes)
     now = g("Slice", g.context, g.integers([0]), g.integers([1]), g.integers([1]))
     age = g("Mul", g("Sub", now, slot), g.floats(network.config.max_slots))  # (L, 1)

@@ -72,7 +72,7 @@ def corrupt(file: Path, form: str, rng: Rng, others: list[Path]) -> str:
 
     Args:
         file: a file, or a link to one that must stay as it is.
-        form: "json", "toml", "csv", "parquet", "safetensors" or "onnx".
+        form: "json", "toml", "csv", "parquet", "safetensors", "onnx" or "mnn".
         rng: decides everything.
         others: files that may be put in its place.
     """
@@ -552,6 +552,31 @@ ONNX: list[tuple[str, Callable[[Any, Rng], None]]] = [
     ("another graph", _identity_graph),
 ]
 
+# --- MNN ------------------------------------------------------------------------------------------------
+
+WORDS = {
+    "0": 0,
+    "1": 1,
+    "-1": 2**32 - 1,
+    "2^31 - 1": 2**31 - 1,
+    "2^20": 2**20,
+    "NaN": 0x7FC00000,
+    "1e38": 0x7E967699,
+}
+
+
+def _mnn(file: Path, content: bytes, rng: Rng) -> str:
+    """A FlatBuffer is words of 4 bytes: offsets, sizes and weights."""
+    changed, name = bytearray(content), _pick(rng, list(WORDS))
+    for _ in range(int(rng.integers(1, MOST_BYTES + 1))):
+        # The tables of the operators stand at the beginning and the end, weights between them.
+        at = int(rng.integers(len(content) // 4)) if rng.random() < 0.5 else int(rng.integers(1000))
+        at = 4 * (at if rng.random() < 0.5 else len(content) // 4 - 1 - at)
+        changed[at : at + 4] = WORDS[name].to_bytes(4, "little")
+    file.write_bytes(bytes(changed))
+    return f"words become {name}"
+
+
 FORMS: dict[str, Callable[[Path, bytes, Rng], str]] = {
     "json": _json,
     "toml": _toml,
@@ -559,4 +584,5 @@ FORMS: dict[str, Callable[[Path, bytes, Rng], str]] = {
     "parquet": _parquet,
     "safetensors": _safetensors,
     "onnx": _onnx,
+    "mnn": _mnn,
 }

@@ -33,7 +33,7 @@ from edgerec_gym.bench.shipped import shipped_folder
 from edgerec_gym.bench.track import find_track
 from edgerec_gym.cloud.item_table import ITEM_TABLE
 from edgerec_gym.commands.demo import PAGE, QUICK, RECORD, run_demo
-from edgerec_gym.device.description import DESCRIPTION
+from edgerec_gym.device.description import DESCRIPTION, GOLDEN, file_name
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.evaluation.cache import Entry, Place, played, saved_rows
 from edgerec_gym.evaluation.play import evaluate

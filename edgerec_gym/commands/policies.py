@@ -14,8 +14,6 @@ from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder
 
-EXPORTED = tuple(name for name, agent in AGENTS.items() if agent.graphs is not None)
-
 
 def _sources_help() -> str:
     """Tell from the table what each agent learns from."""

@@ -40,8 +40,8 @@ class EventCodes:
     @classmethod
     def of(cls, graph: DeviceGraph, length: int) -> EventCodes:
         """Nothing has happened yet; the graph gives the sizes."""
-        windows, width = graph.outputs["codes"]
-        hidden = graph.inputs.get("hidden", [0, windows, 0])
+        windows, width = graph.fixed("codes")
+        hidden = graph.fixed("hidden") if "hidden" in graph.inputs else [0, windows, 0]
         return cls(np.zeros(hidden, np.float32), np.zeros((windows, length, width), np.float32))
 
     def append(self, graph: DeviceGraph, row: np.ndarray) -> None:

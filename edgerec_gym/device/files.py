@@ -124,8 +124,8 @@ class DeviceModel:
         """Raise InputError if graphs are missing, or were made for other sizes than those in device.json."""
         for network, graphs in self.graphs.items():
             for name in SEQUENCES:
-                if name in graphs:
-                    self._check_event(graphs[name])
+                for port in self._events(graphs[name]) if name in graphs else ():
+                    graphs[name].fixed(port)
             read = {key for graph in graphs.values() for key in graph.inputs}
             events = (name for name in SEQUENCES if {f"{name}.keys", f"{name}.codes"} & read)
             for name in (*NETWORKS[network], *events):
@@ -139,19 +139,12 @@ class DeviceModel:
                             f"in {DESCRIPTION} need {found}"
                         )
 
-    def _check_event(self, graph: DeviceGraph) -> None:
-        """Raise InputError unless a graph adds one event, with sizes that memory can be allocated for."""
-        inputs, outputs = EVENT_INPUTS, EVENT_OUTPUTS
-        if "codes" in graph.outputs:
-            states = "hidden" in graph.inputs
-            inputs, outputs = (
-                (("row", "hidden"), ("codes", "new_hidden")) if states else (("row",), ("codes",))
-            )
-        for nodes, needed in ((graph.inputs, inputs), (graph.outputs, outputs)):
-            for node in needed:
-                shape = nodes.get(node)
-                if not shape or not all(isinstance(size, int) for size in shape):
-                    raise InputError(f"{graph.path}: {node!r} has the shape {shape}; allowed: fixed sizes")
+    @staticmethod
+    def _events(graph: DeviceGraph) -> tuple[str, ...]:
+        """Ports of a graph that adds one event."""
+        if "codes" not in graph.outputs:
+            return (*EVENT_INPUTS, *EVENT_OUTPUTS)
+        return ("row", "codes", "hidden", "new_hidden") if "hidden" in graph.inputs else ("row", "codes")
 
     def _expected(self, network: str, name: str, graph: DeviceGraph) -> dict[str, list[int | str]]:
         """Shapes of inputs that follow from the feed's sizes and from the graphs of events."""
@@ -159,26 +152,26 @@ class DeviceModel:
         if name in SEQUENCES:
             expected["row"] = [1, sizes[name][1]]
             if "codes" in graph.outputs:
-                windows = graph.outputs["codes"][0]
+                windows = graph.fixed("codes")[0]
                 if windows not in (1, sizes[name][0]):
                     raise InputError(
-                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the rows "
-                        f"of {name}"
+                        f"{graph.path}: 'codes' has {windows} windows; allowed: 1 or {sizes[name][0]}, the "
+                        f"rows of {name}"
                     )
                 if "hidden" in graph.inputs:
-                    states, _, hidden = graph.inputs["hidden"]
+                    states, _, hidden = graph.fixed("hidden")
                     expected["hidden"] = [states, windows, hidden]
             return expected
         if "candidates" in graph.inputs:
-            expected = {"candidates": ["n", sizes["pool"][1]]} | {
-                k: [1, *sizes[k]] for k in ("user", "context")
-            }
+            expected["candidates"] = ["n", sizes["pool"][1]]
+            for key in ("user", "context"):
+                expected[key] = [1, *sizes[key]]
         for key in graph.inputs:
             sequence, _, part = key.partition(".")
             if key in OBSERVED and key in sizes:
                 expected[key] = [1, *sizes[key]] if len(sizes[key]) == 1 else [*sizes[key]]
             elif part == "codes":
-                width = self.graphs[network][sequence].outputs["codes"][1]
+                width = self.graphs[network][sequence].fixed("codes")[1]
                 expected[key] = [sizes[sequence][0], width]
             elif part == "present":
                 expected[key] = [sizes[sequence][0]]

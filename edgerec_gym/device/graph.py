@@ -47,7 +47,7 @@ class DeviceGraph:
         self.inputs = {name: list(port.shape) for name, port in inputs.items()}
         self.outputs = {name: list(port.shape) for name, port in outputs.items()}
         self.run = ENGINES[engine].load(path, content, inputs, outputs)
-        self._ports = [(name, np.dtype(port.dtype), port.shape) for name, port in inputs.items()]
+        self._ports = [(name, np.dtype(port.dtype), tuple(port.shape)) for name, port in inputs.items()]
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Run the graph; inputs that it does not have are ignored.
@@ -64,11 +64,19 @@ class DeviceGraph:
                 raise InputError(f"{self.path} has an input {name!r}; allowed: {allowed}")
             if value.dtype != dtype or value.ndim != len(shape):
                 self._refuse(name, value)
-            for size, wanted in zip(value.shape, shape, strict=True):
-                if size != (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)):
-                    self._refuse(name, value)
+            if value.shape != shape:  # some sizes are chosen by the call, or wrong
+                for size, wanted in zip(value.shape, shape, strict=True):
+                    if size != (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size)):
+                        self._refuse(name, value)
             feeds[name] = value
         return Outputs(self.path, self.run(feeds))
+
+    def fixed(self, port: str) -> tuple[int, ...]:
+        """Return the shape of an input or output whose sizes no call chooses; InputError if one does."""
+        shape = self.inputs.get(port, self.outputs.get(port))
+        if shape is None or not all(isinstance(size, int) for size in shape):
+            raise InputError(f"{self.path}: {port!r} has the shape {shape}; allowed: fixed sizes")
+        return tuple(size for size in shape if isinstance(size, int))
 
     def _refuse(self, name: str, value: np.ndarray) -> NoReturn:
         dtype = next(dtype for known, dtype, _ in self._ports if known == name)

@@ -118,13 +118,13 @@ class DeviceSession:
                 if name in graphs and "codes" in graphs[name].outputs:
                     self.codes[network, name] = EventCodes.of(graphs[name], model.sizes[name][0])
                 elif name in graphs:
-                    length, outputs = model.sizes[name][0], graphs[name].outputs
-                    self.kept[network, name] = KeptCodes(
-                        np.zeros(graphs[name].inputs["hidden"], np.float32),
-                        np.zeros((length, outputs["key"][1]), np.float32),
-                        np.zeros((length, outputs["value"][1]), np.float32),
-                        np.zeros((length, outputs.get("interest", (1, 0))[1]), np.float32),
+                    length, graph = model.sizes[name][0], graphs[name]
+                    keys, values, interests = (
+                        np.zeros((length, graph.fixed(port)[1] if port in graph.outputs else 0), np.float32)
+                        for port in ("key", "value", "interest")
                     )
+                    hidden = np.zeros(graph.fixed("hidden"), np.float32)
+                    self.kept[network, name] = KeptCodes(hidden, keys, values, interests)
         self.count = dict.fromkeys(SEQUENCES, 0)
 
     def append(self, name: str, row: np.ndarray) -> None:

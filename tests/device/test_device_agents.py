@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import fails_with, run_well
-from small_device import MAKERS, esan_network, uplift_model
+from command_line import run_well
+from small_agents import MAKERS, esan_network, uplift_model
 
 from edgerec_gym.agents.device.policy import DevicePolicy, load_policy
 from edgerec_gym.agents.export.decisions import coded_events
 from edgerec_gym.agents.export.export import export_network
 from edgerec_gym.agents.perception.perception import SEQUENCES
-from edgerec_gym.agents.registry import AGENTS, find_agent, train_agent
+from edgerec_gym.agents.registry import AGENTS, find_agent
 from edgerec_gym.device.codes import EventCodes
 from edgerec_gym.device.description import Port
 from edgerec_gym.device.engines.onnx_runtime import ports
@@ -26,7 +26,6 @@ from edgerec_gym.device.graph import DeviceGraph
 from edgerec_gym.device.session import DeviceSession
 from edgerec_gym.device.session import load as load_model
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.collect import collect
 from edgerec_gym.registration import SLATE, make_feeds
 from edgerec_gym.scenario import SHIPPED_FOLDER, Scenario
 
@@ -45,7 +44,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         for name in ("distilled-values", "values-pg")
         for track in ("joint", "rerank", SLATE)
     ),
-    ("values-pg", "joint", {"queries": 0}),
+    ("values-pg", "joint", {"queries": 2}),
     *((name, track, {}) for name in ("esan", "esan-pg") for track in ("mix", "joint", SLATE)),
     ("esan", "mix", {"behaviour": 0, "window": 3}),
     ("esan", "mix", {"surroundings": 0, "layers": 2}),
@@ -76,9 +75,42 @@ def gap(reference: Any, device: Any, row: int) -> float:
         assert (a is None) == (b is None), name
         if a is not None:
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            kept = np.isfinite(a) & np.isfinite(b) & (a > -1e6)
-            found.append(float((np.abs(a - b) / (1 + np.abs(a)))[kept].max(initial=0.0)))
+            kept = a > -1e6  # below are illegal actions and cards that cannot be placed
+            assert np.array_equal(kept, b > -1e6)
+            a, b = a[kept], b[kept]
+            found.append(float((np.abs(a - b) / (1 + np.abs(a))).max(initial=0.0)))
     return max(found)
+
+
+def same_actions(
+    folder: Path, agent: str, env: Any, most: int = 1000, **settings: Any
+) -> tuple[int, set[Any]]:
+    """Play both forms on the same observations; returns slots, and the different actions among them."""
+    source, reference = MAKERS[agent](agent, env, **settings)
+    export_network(source, folder / "device", find_agent(agent), "lite", env.config)
+    device: Any = load_policy(folder / "device", env)
+    assert isinstance(device, DevicePolicy)
+    everything = np.ones(SESSIONS, np.bool_)
+    reference.reset(everything)
+    device.reset(everything)
+    observation, _ = env.reset(seed=list(range(SESSIONS)))
+    live, chosen, slots = everything.copy(), set[Any](), 0
+    while live.any() and slots < most:
+        expected, found = reference.act(observation), device.act(observation)
+        for row in np.flatnonzero(live).tolist():
+            if isinstance(expected, dict):
+                orders = [np.argsort(-part["order"][row], kind="stable")[:10] for part in (found, expected)]
+                assert np.array_equal(*orders)
+                assert np.array_equal(found["insert"][row], expected["insert"][row])
+                chosen.add((*expected["insert"][row].tolist(), *orders[1][:3].tolist()))
+            else:
+                assert found[row] == expected[row]
+                chosen.add(int(expected[row]))
+            assert gap(reference, device, row) < 1e-5
+        slots += int(live.sum())
+        observation, _, terminated, truncated, _ = env.step(expected)
+        live &= ~(terminated | truncated)
+    return slots, chosen
 
 
 @pytest.mark.parametrize(("agent", "track", "settings"), CASES, ids=lambda part: str(part).replace(" ", ""))
@@ -87,32 +119,15 @@ def test_it_acts_as_the_torch_agent(
 ) -> None:
     """To the end of sessions that are longer than the histories, which hold 20 of 60 events."""
     env = make_feeds(track, SESSIONS, scenario=lite, users="synthetic", split="eval")
-    source, reference = MAKERS[agent](agent, env, **settings)
-    export_network(source, tmp_path / "device", find_agent(agent), "lite", lite.config)
-    device: Any = load_policy(tmp_path / "device", env)
-    assert isinstance(device, DevicePolicy)
-    everything = np.ones(SESSIONS, np.bool_)
-    reference.reset(everything)
-    device.reset(everything)
-    observation, _ = env.reset(seed=list(range(SESSIONS)))
-    live, chosen, slots = everything.copy(), set(), 0
-    while live.any():
-        expected, found = reference.act(observation), device.act(observation)
-        for row in np.flatnonzero(live).tolist():
-            if isinstance(expected, dict):
-                orders = (np.argsort(-part["order"][row], kind="stable")[:10] for part in (found, expected))
-                assert np.array_equal(*orders)
-                assert np.array_equal(found["insert"][row], expected["insert"][row])
-                chosen.add(tuple(expected["insert"][row]) + tuple(np.argsort(-expected["order"][row])[:3]))
-            else:
-                assert found[row] == expected[row]
-                chosen.add(int(expected[row]))
-            assert gap(reference, device, row) < 1e-5
-        slots += int(live.sum())
-        observation, _, terminated, truncated, _ = env.step(expected)
-        live &= ~(terminated | truncated)
+    slots, chosen = same_actions(tmp_path, agent, env, **settings)
     assert slots > (5 if track == SLATE else 25) * SESSIONS / 2
     assert len(chosen) > 1, "it decides otherwise at different moments"
+
+
+@pytest.mark.parametrize("agent", ["values-pg", "esan", "pointer-ppo", "edgerec"])
+def test_it_does_so_in_a_feed_without_lookahead(tmp_path: Path, lite: Scenario, agent: str) -> None:
+    env = make_feeds("joint", SESSIONS, scenario=lite, users="synthetic", split="eval", lookahead=0)
+    assert same_actions(tmp_path, agent, env, most=100)[0] >= 100
 
 
 def test_every_agent_that_plays_is_a_case() -> None:
@@ -274,13 +289,3 @@ def test_shipped_runs_are_exported_by_the_command_and_play_without_torch(tmp_pat
         [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "played", done.stderr
-
-
-def test_an_agent_without_a_form_for_a_phone_says_why(tmp_path: Path) -> None:
-    collect(tmp_path / "logs", preset_name="lite", sessions=60, seed=1)
-    hyper = {"epochs": 1, "hidden": 8}
-    train_agent("evaluator", tmp_path / "run", logs=tmp_path / "logs", hyper=hyper)
-    fails_with(
-        "cannot be exported to a device: it judges lists but does not play; export a sequence-search",
-        "export", tmp_path / "run", "--out", tmp_path / "out", "--scenario", "lite",
-    )  # fmt: skip

@@ -34,10 +34,10 @@ COMMON: dict[str, Any] = {"seed": 0, "resume": True, "threads": 1}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log, an evaluator, a CRBAN, a generator, a DNN, and a search of the first and third."""
+    """A log, an evaluator, a CRBAN, a generator, and a search of the first and third."""
     folder = tmp_path_factory.mktemp("runs")
     collect(folder / "logs", preset_name="lite", sessions=120, seed=1)
-    for agent in ("evaluator", "pointer", "crban", "dnn"):
+    for agent in ("evaluator", "pointer", "crban"):
         hyper = {"epochs": 1, "hidden": 8}
         train_agent(agent, folder / agent, logs=folder / "logs", hyper=hyper, **COMMON)
     based_on = [folder / "evaluator", folder / "pointer"]
@@ -65,15 +65,24 @@ def device_copy(device: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(device, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("agent", ["crban", "pointer", "search"])
+@pytest.mark.parametrize(
+    ("agent", "engine"),
+    [("crban", "onnxruntime"), ("pointer", "onnxruntime"), ("search", "onnxruntime"), ("crban", "mnn")],
+)
 def test_the_command_exports_what_evaluate_plays(
-    runs: Path, lite: Scenario, tmp_path: Path, agent: str
+    runs: Path, lite: Scenario, tmp_path: Path, agent: str, engine: str
 ) -> None:
+    if engine == "mnn":
+        pytest.importorskip("MNN", exc_type=ImportError)
     out = tmp_path / "device"
-    described = json.loads(run_well("export", runs / agent, "--out", out, "--scenario", "lite", "--json"))
+    command = ("export", runs / agent, "--out", out, "--scenario", "lite", "--engine", engine, "--json")
+    described = json.loads(run_well(*command))
     assert described["places"] == lite.config.slate_size and described["scenario"] == "lite"
     assert described["bytes"] == _files_but(out, "device.json") < 3e6
-    assert sorted(described["graphs"]) == sorted(path.stem for path in out.glob("*.onnx"))
+    assert sorted(described["graphs"]) == sorted(
+        path.stem for path in out.iterdir() if path.suffix in (".onnx", ".mnn")
+    )
+    assert {graph["engine"] for graph in described["graphs"].values()} == {engine}
     played = {}
     for folder in (runs / agent, out):
         policy = find_policy(str(folder), "EdgeFeedSlate-v0", lite, "synthetic")
@@ -127,11 +136,11 @@ def test_a_device_needs_no_torch(device: Path) -> None:
     ("agent", "options", "message"),
     [
         (
-            "dnn",
+            "evaluator",
             ["--scenario", "lite"],
-            "holds the agent 'dnn', which cannot be exported to a device; allowed: crban",
+            "holds the agent 'evaluator', which cannot be exported to a device: it judges lists but does not "
+            "play; export a sequence-search based on it; allowed: pointer-ppo",
         ),
-        ("evaluator", ["--scenario", "lite"], "holds the agent 'evaluator', which cannot be exported"),
         (
             "crban",
             ["--scenario", "default"],
@@ -139,6 +148,11 @@ def test_a_device_needs_no_torch(device: Path) -> None:
         ),
         ("search", ["--scenario", "default"], "was trained with"),
         ("crban", ["--scenario", "lite", "--places", "2000"], "places = 2000 is out of range"),
+        (
+            "crban",
+            ["--scenario", "lite", "--engine", "abacus"],
+            "unknown engine 'abacus'; allowed: onnxruntime",
+        ),
         ("nothing", [], "holds no trained policy"),
     ],
 )
@@ -159,7 +173,7 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
         export_network(
             build("dnn", lite.config, RerankerConfig(hidden=8)),
             tmp_path / "out",
-            find_agent("dnn"),
+            find_agent("evaluator"),
             "lite",
             lite.config,
         )
@@ -185,7 +199,7 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
             lambda f: of_graph(f, "evaluator.judge", engine="abacus"),
             "engine is 'abacus'; allowed: onnxruntime, mnn",
         ),
-        (lambda f: of_graph(f, "evaluator.judge", bits=3), "graphs.evaluator.judge.bits"),
+        (lambda f: of_graph(f, "evaluator.judge", bits=3), "graphs['evaluator.judge'].bits is wrong"),
         (lambda f: of_graph(f, "evaluator.judge", tolerance=2.0), "tolerance"),
         (
             lambda f: of_graph(f, "evaluator.judge", sha256="0" * 64),

@@ -100,8 +100,8 @@ def test_engines_agree_on_every_graph(models: dict[str, dict[str, DeviceModel]],
                     np.testing.assert_allclose(
                         found[key], values, rtol=1e-5, atol=1e-5, err_msg=f"{name} {key}"
                     )
-                answers.append(np.concatenate([values.ravel()[:2] for values in expected.values()]))
-            assert np.ptp(np.stack(answers), axis=0).max() > 1e-3, "the inputs matter"
+                answers.append([float(values.mean()) for values in expected.values()])
+            assert np.ptp(answers, axis=0).max() > 1e-3, "the inputs matter"
 
 
 @pytest.mark.parametrize("agent", ["crban", "pointer", "sequence-search"])

@@ -110,6 +110,8 @@ def ppo(agent: str, env: Any, **settings: Any) -> Made:
         network = policy_class(agent)(*spaces, hyper.schedule, **policy_kwargs(agent, env.track, hyper))
     stir(network, size=0.2).set_training_mode(False)
     if agent == POINTER:
+        if env.track == "request":
+            torch.nn.init.constant_(network.features_extractor.request_scorer.bias, 2.0)  # ask now and then
         told = PolicySettings(track=env.track, groups=list(network.features_extractor.group_sizes))
     else:
         told = PolicySettings(track=env.track, keys=list(network.features_extractor.extractors))
