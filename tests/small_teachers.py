@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents.registry import AGENTS, TEACHER, family, train_agent
-from edgerec_gym.agents.teachers.networks import Catalogue, PageTeacher, TeacherConfig
+from edgerec_gym.agents.teachers.networks import PageTeacher, TeacherConfig
 from edgerec_gym.agents.teachers.train import build
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.collect import collect
@@ -24,7 +24,7 @@ def small_log(folder: Path, sessions: int = 240) -> Path:
 def teacher(name: str, config: FeedConfig, n_items: int, seed: int = 0, **hyper: Any) -> PageTeacher:
     kind = AGENTS[name].code("network")
     settings = TeacherConfig.from_dict(TINY | hyper)
-    return build(kind, config, settings, Catalogue(n_items)._asdict() | {"items": n_items}, seed)
+    return build(kind, config, settings, n_items, seed)
 
 
 def trained(out: Path, logs: Path, name: str = "deepfm", seed: int = 0, **options: Any) -> Path:

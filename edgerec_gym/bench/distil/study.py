@@ -99,7 +99,7 @@ def quick() -> Sizes:
     full = Sizes()
     teacher = {name: hyper | {"epochs": 1, "dim": 16} for name, hyper in full.teacher.items()}
     student = full.student | {"epochs": 1}
-    return Sizes(log_sessions=600, held_sessions=200, sessions=100, teacher=teacher, student=student)
+    return Sizes(log_sessions=600, held_sessions=200, sessions=60, teacher=teacher, student=student)
 
 
 @dataclass(frozen=True)
