@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors.numpy import load_file
-from small_teachers import TEACHERS, small_log, teacher, trained
+from small_teachers import TEACHERS, TINY, small_log, teacher, trained
 
 from edgerec_gym.agents.data.event_sequences import (
     SessionSequences,
@@ -22,6 +22,7 @@ from edgerec_gym.agents.data.event_sequences import (
 from edgerec_gym.agents.data.judged_pages import read_pages
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.agents.learning.parameters import checkpoints
+from edgerec_gym.agents.registry import train_agent
 from edgerec_gym.agents.rerank.train import load_reranker
 from edgerec_gym.agents.teachers.graph import page_inputs, teacher_graph
 from edgerec_gym.agents.teachers.networks import pages_of, sequences_of
@@ -143,7 +144,7 @@ def test_a_run_repeats_resumes_and_loads(logs: Path, tmp_path: Path, name: str) 
     for key, values in first.items():
         np.testing.assert_array_equal(values, second[key])
     config = LogReader(logs).config
-    assert load_teacher(one, config).sizes.n_items == len(LogReader(logs).catalog)
+    assert load_teacher(one, config).n_items == len(LogReader(logs).catalog)
     assert len(json.loads((one / "policy.json").read_text())["ndcg"]) == 2
     with pytest.raises(InputError, match="not a re-ranker"):
         load_reranker(one, config)
@@ -151,17 +152,15 @@ def test_a_run_repeats_resumes_and_loads(logs: Path, tmp_path: Path, name: str) 
         find_policy(str(one), "EdgeFeedRerank-v0", "lite", "synthetic", 0)
 
 
-def test_a_killed_run_ends_like_an_uninterrupted_one(logs: Path, tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole", logs, "sasrec")
-    cut = trained(tmp_path / "cut", logs, "sasrec")
+@pytest.mark.parametrize("name", ["sasrec", "lightgcn"])
+def test_a_killed_run_ends_like_an_uninterrupted_one(logs: Path, tmp_path: Path, name: str) -> None:
+    whole = trained(tmp_path / "whole", logs, name)
+    cut = trained(tmp_path / "cut", logs, name)
     for left in ("policy.json", "policy.safetensors"):
         (cut / left).unlink()
     remove_folder(checkpoints(cut)[-1])
-    from small_teachers import TINY
 
-    from edgerec_gym.agents.registry import train_agent
-
-    train_agent("sasrec", cut, logs=logs, seed=0, resume=True, hyper=TINY)
+    train_agent(name, cut, logs=logs, seed=0, resume=True, hyper=TINY)
     first, second = load_file(whole / "policy.safetensors"), load_file(cut / "policy.safetensors")
     for key, values in first.items():
         np.testing.assert_array_equal(values, second[key])
