@@ -107,7 +107,7 @@ def train(
     return trainer.record
 
 
-class TeacherTrainer(EpochTrainer[PageTeacher]):
+class TeacherTrainer(EpochTrainer[Any]):
     """Train one teacher, with early stopping by NDCG@10 of logged clicks at page arrivals.
 
     Args:
@@ -147,7 +147,8 @@ class TeacherTrainer(EpochTrainer[PageTeacher]):
 
     def kept(self) -> PageTeacher:
         """Return the teacher."""
-        return self.network
+        teacher: PageTeacher = self.network
+        return teacher
 
 
 class WithGraph(nn.Module):
