@@ -66,9 +66,9 @@ class Sizes:
         student: hyper-parameters of the student.
     """
 
-    log_sessions: int = 24_000
+    log_sessions: int = 6_000
     held_sessions: int = 2_000
-    sessions: int = 4_000
+    sessions: int = 2_000
     teacher: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {
             "lightgcn": {
@@ -78,8 +78,8 @@ class Sizes:
                 "epochs": 20,
                 "earlier": 50,
             },
-            "sasrec": {"learning_rate": 2e-3, "epochs": 8},
-            "deepfm": {"learning_rate": 2e-3, "epochs": 8},
+            "sasrec": {"learning_rate": 2e-3, "epochs": 6, "dim": 32},
+            "deepfm": {"learning_rate": 2e-3, "epochs": 6, "dim": 32, "attention": 0},
         }
     )
     student: dict[str, Any] = field(
@@ -88,7 +88,7 @@ class Sizes:
             "match": 1,
             "per_session": 2,
             "learning_rate": 1e-2,
-            "epochs": 8,
+            "epochs": 6,
             "patience": 3,
         }
     )
