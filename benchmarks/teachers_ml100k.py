@@ -13,7 +13,8 @@ FOLDER holds RecBole's atomic files ml-100k.inter, .user and .item. Three publis
 - DeepFM: RecBole's protocol for clicks: a rating of 4 or 5 is a click, 80 : 10 : 10 of each user's rows at
   random, AUC over all test rows. Published: DCN, a close relative, in RUCAIBox/RecBole#2117.
 
-Popularity and ItemKNN stand beside them. Epochs are chosen on validation rows, except LightGCN's 15. Intervals are over seeds (twice the standard error). Writes benchmarks/results/teachers_ml100k.json.
+Popularity and ItemKNN stand beside them. Epochs are chosen on validation rows, except LightGCN's 15.
+Intervals are over seeds (twice the standard error). Writes benchmarks/results/teachers_ml100k.json.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def sasrec(rows: Any, seed: int, quick: bool, length: int = 50) -> dict[str, Fig
 
 
 def fields(folder: Path, user: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Return values (n, M, W) int64 of ids, age, gender, occupation, year, genres; -1 where there are fewer."""
+    """Return values (n, M, W) int64 of ids, age, gender, occupation, year, genres; -1 for none."""
     users, items = read(folder, "user"), read(folder, "item")
     users = users.sort(pl.col("user_id").cast(pl.Int64))
     items = items.sort(pl.col("item_id").cast(pl.Int64))

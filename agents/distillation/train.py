@@ -135,9 +135,9 @@ def distil(
             )
     check_sizes(source, reader.config)
     network = load_teacher(source, reader.config)
-    if network.sizes.n_items != len(reader.catalog):
+    if network.n_items != len(reader.catalog):
         raise InputError(
-            f"{source.folder} knows {network.sizes.n_items} items, {reader.folder} has {len(reader.catalog)}"
+            f"{source.folder} knows {network.n_items} items, {reader.folder} has {len(reader.catalog)}"
         )
     run = make_folder(out)
     record = log_record(student, "rerank", reader, seed, settings) | {"ndcg": []}

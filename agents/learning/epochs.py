@@ -60,7 +60,7 @@ class EpochTrainer(Generic[Network]):
     def __init__(self, network: Network, record: dict[str, Any], settings: Any, stream: Stream) -> None:
         self.network, self.record, self.settings, self.stream = network, record, settings, stream
         self.seed = record["seed"]
-        self.best = copy.deepcopy(self.kept())
+        self.best: Any = copy.deepcopy(self.kept())  # of the class that `kept` returns
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             trained, lr=settings.learning_rate, weight_decay=settings.weight_decay

@@ -222,7 +222,7 @@ def load_reranker(folder: str | Path | Run, config: FeedConfig) -> Reranker:
     """Load a re-ranker from a run; raise InputError if files are broken or made for other sizes."""
     run = read_run(folder)
     kind = find_agent(run.agent).code("network")
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, Reranker)):
         raise InputError(f"{run.folder} holds the agent {run.agent!r}, which is not a re-ranker")
     check_sizes(run, config)
     settings = RerankerConfig.from_dict(run.record.get("network", run.record["hyper"]))

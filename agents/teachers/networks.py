@@ -53,13 +53,6 @@ class TeacherConfig(Config):
             raise InputError(f"TeacherConfig.heads = {self.heads} must divide dim = {self.dim}")
 
 
-class Catalogue(NamedTuple):
-    """Sizes of what ids stand for."""
-
-    n_items: int
-    n_users: int = 0
-
-
 class Sequences(NamedTuple):
     """A :class:`~edgerec_gym.agents.data.event_sequences.SequenceBatch` as tensors."""
 
@@ -128,11 +121,16 @@ class PageTeacher(nn.Module):
     """Scores candidates from the state of a session after k known answers.
 
     A subclass implements :meth:`states` and :meth:`judge`.
+
+    Args:
+        config: gives the sizes.
+        settings: hyper-parameters.
+        n_items: number of items that ids stand for.
     """
 
-    def __init__(self, config: FeedConfig, settings: TeacherConfig, sizes: Catalogue) -> None:
+    def __init__(self, config: FeedConfig, settings: TeacherConfig, n_items: int) -> None:
         super().__init__()
-        self.config, self.settings, self.sizes = config, settings, sizes
+        self.config, self.settings, self.n_items = config, settings, n_items
         self.n_actions = n_event_actions(N_EXPOSURE_ACTIONS + config.n_responses)
 
     def states(self, sessions: Sequences) -> Tensor:
@@ -222,10 +220,10 @@ class SASRecTeacher(PageTeacher):
     The score is the product of the state with the candidate, plus a linear map of what was shipped.
     """
 
-    def __init__(self, config: FeedConfig, settings: TeacherConfig, sizes: Catalogue) -> None:
-        super().__init__(config, settings, sizes)
+    def __init__(self, config: FeedConfig, settings: TeacherConfig, n_items: int) -> None:
+        super().__init__(config, settings, n_items)
         dim = settings.dim
-        self.items = ItemEncoder(config, sizes.n_items, dim, settings.id_dropout)
+        self.items = ItemEncoder(config, n_items, dim, settings.id_dropout)
         self.sequence = SequenceStates(config, settings, self.items, self.n_actions)
         self.query = nn.Linear(dim, dim)
         self.first_order = nn.Linear(config.n_item_features + config.n_types, 1)
@@ -254,10 +252,10 @@ class DeepFMTeacher(PageTeacher):
     the number of events since.
     """
 
-    def __init__(self, config: FeedConfig, settings: TeacherConfig, sizes: Catalogue) -> None:
-        super().__init__(config, settings, sizes)
+    def __init__(self, config: FeedConfig, settings: TeacherConfig, n_items: int) -> None:
+        super().__init__(config, settings, n_items)
         dim, features = settings.dim, config.n_item_features + config.n_types
-        self.items = ItemEncoder(config, sizes.n_items, dim, settings.id_dropout)
+        self.items = ItemEncoder(config, n_items, dim, settings.id_dropout)
         self.user = nn.Linear(config.n_user_features, dim)
         self.moment = nn.Linear(context_size(config), dim)
         self.weight = nn.Linear(self.n_actions, HEADS)
@@ -314,9 +312,9 @@ class LightGCNTeacher(PageTeacher):
     alike, and no click is part of what predicts it. The state is that mean.
     """
 
-    def __init__(self, config: FeedConfig, settings: TeacherConfig, sizes: Catalogue) -> None:
-        super().__init__(config, settings, sizes)
-        self.items = nn.Embedding(sizes.n_items + 1, settings.dim, padding_idx=ABSENT)
+    def __init__(self, config: FeedConfig, settings: TeacherConfig, n_items: int) -> None:
+        super().__init__(config, settings, n_items)
+        self.items = nn.Embedding(n_items + 1, settings.dim, padding_idx=ABSENT)
         self.scale, self.offset = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
     @property

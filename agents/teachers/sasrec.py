@@ -110,7 +110,7 @@ class SASRec(nn.Module):
         return self.encoder(self.items(sequence) * self.dim**0.5, sequence > 0)
 
     def loss(self, sequence: Tensor, following: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the items (B, L) that follow each place, 0 for none, over all items.
+        """Return the mean cross-entropy of the items (B, L) that follow each place; 0 is none.
 
         The paper's loss takes one drawn negative per place. Cross-entropy over the catalogue is what
         present implementations use; with it SASRec is the better model (Klenitskiy & Vasilev, RecSys'23).

@@ -28,7 +28,7 @@ from edgerec_gym.runs import (
 
 try:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.nn import functional
 except ImportError:
     raise MissingExtraError("training", "train") from None
@@ -41,7 +41,6 @@ from edgerec_gym.agents.learning.tensors import torch_threads
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.agents.teachers.light_gcn import EdgeSampler, LightGCN, normalised_adjacency, train_epoch
 from edgerec_gym.agents.teachers.networks import (
-    Catalogue,
     LightGCNTeacher,
     PageTeacher,
     Sequences,
@@ -108,7 +107,7 @@ def train(
     return trainer.record
 
 
-class TeacherTrainer(EpochTrainer[PageTeacher]):
+class TeacherTrainer(EpochTrainer[Any]):
     """Train one teacher, with early stopping by NDCG@10 of logged clicks at page arrivals.
 
     Args:
@@ -123,8 +122,8 @@ class TeacherTrainer(EpochTrainer[PageTeacher]):
     def __init__(
         self, reader: LogReader, record: dict[str, Any], settings: TeacherConfig, kind: type[PageTeacher]
     ) -> None:
-        network = build(kind, reader.config, settings, record["network"], record["seed"])
-        # Early-stopping and held-out sessions never tell anything, not even as earlier clicks.
+        network = build(kind, reader.config, settings, record["network"]["items"], record["seed"])
+        # What a user clicked on earlier days is known by then, whichever part those sessions belong to.
         history = UserHistory.read(reader)
         train_stream, self.stop, _ = split_sequences(reader, history, settings.earlier)
         super().__init__(network, record, settings, train_stream)
@@ -143,7 +142,21 @@ class TeacherTrainer(EpochTrainer[PageTeacher]):
 
     def stopping_figure(self) -> float:
         """Return the NDCG@10 on the early-stopping sessions."""
-        return float(np.nanmean(click_ndcg(self.stopping, lambda pages: score_pages(self.network, pages))))
+        network = self.kept()
+        return float(np.nanmean(click_ndcg(self.stopping, lambda pages: score_pages(network, pages))))
+
+    def kept(self) -> PageTeacher:
+        """Return the teacher."""
+        teacher: PageTeacher = self.network
+        return teacher
+
+
+class WithGraph(nn.Module):
+    """A teacher with the graph that its item embeddings come from; the graph is for training alone."""
+
+    def __init__(self, teacher: LightGCNTeacher, graph: LightGCN) -> None:
+        super().__init__()
+        self.teacher, self.graph = teacher, graph
 
 
 class GraphTrainer(TeacherTrainer):
@@ -173,10 +186,14 @@ class GraphTrainer(TeacherTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(record["seed"])
             adjacency = normalised_adjacency(user, item, n_users, n_items)
-            self.graph = LightGCN(adjacency, n_users, settings.dim, settings.layers)
+            graph = LightGCN(adjacency, n_users, settings.dim, settings.layers)
         self.sampler = EdgeSampler(user, item, n_items)
-        assert isinstance(self.network, LightGCNTeacher)
-        self.optimizer = torch.optim.Adam(self.graph.parameters(), lr=settings.learning_rate)
+        self.network = WithGraph(self.network, graph)
+        self.optimizer = torch.optim.Adam(graph.parameters(), lr=settings.learning_rate)
+
+    def kept(self) -> PageTeacher:
+        """Return the teacher, without the graph."""
+        return self.network.teacher if isinstance(self.network, WithGraph) else self.network
 
     def run_epoch(self) -> None:
         """Train on every click once, then fit the scale."""
@@ -185,15 +202,14 @@ class GraphTrainer(TeacherTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(epoch)
         s = self.settings
-        train_epoch(self.graph, self.sampler, self.optimizer, rng, s.batch_size, s.weight_decay)
+        train_epoch(self.network.graph, self.sampler, self.optimizer, rng, s.batch_size, s.weight_decay)
         self._take_items()
         self._keep_best(epoch)
 
     def _take_items(self) -> None:
-        network = self.network
-        assert isinstance(network, LightGCNTeacher)
+        network = self.network.teacher
         with torch.no_grad():
-            network.items.weight[1:] = self.graph()[1]
+            network.items.weight[1:] = self.network.graph()[1]
         network.eval()
         dots, base, clicks = self._stopping_slots(network)
         weights = torch.zeros(2, requires_grad=True)
@@ -244,12 +260,12 @@ def score_pages(network: PageTeacher, pages: JudgedPages) -> np.ndarray:
 
 
 def build(
-    kind: type[PageTeacher], config: FeedConfig, settings: TeacherConfig, sizes: dict[str, Any], seed: int = 0
+    kind: type[PageTeacher], config: FeedConfig, settings: TeacherConfig, n_items: int, seed: int = 0
 ) -> PageTeacher:
     """Build a teacher with parameters from `seed`, leaving the global generator unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(config, settings, Catalogue(int(sizes["items"])))
+        return kind(config, settings, n_items)
 
 
 def load_teacher(folder: str | Path | Run, config: FeedConfig) -> PageTeacher:
@@ -263,6 +279,6 @@ def load_teacher(folder: str | Path | Run, config: FeedConfig) -> PageTeacher:
     if not isinstance(items, int) or items < 1:
         raise InputError(f"{run.folder}: the record's network.items is {items!r}, not a number of items")
     settings = TeacherConfig.from_dict(run.record["hyper"])
-    network = build(kind, config, settings, {"items": items})
+    network = build(kind, config, settings, items)
     parameters.load_parameters(run.parameters, network)
     return network.eval()

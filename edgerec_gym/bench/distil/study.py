@@ -66,9 +66,9 @@ class Sizes:
         student: hyper-parameters of the student.
     """
 
-    log_sessions: int = 24_000
+    log_sessions: int = 6_000
     held_sessions: int = 2_000
-    sessions: int = 4_000
+    sessions: int = 2_000
     teacher: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {
             "lightgcn": {
@@ -78,8 +78,8 @@ class Sizes:
                 "epochs": 20,
                 "earlier": 50,
             },
-            "sasrec": {"learning_rate": 2e-3, "epochs": 8},
-            "deepfm": {"learning_rate": 2e-3, "epochs": 8},
+            "sasrec": {"learning_rate": 2e-3, "epochs": 6, "dim": 32},
+            "deepfm": {"learning_rate": 2e-3, "epochs": 6, "dim": 32, "attention": 0},
         }
     )
     student: dict[str, Any] = field(
@@ -88,7 +88,7 @@ class Sizes:
             "match": 1,
             "per_session": 2,
             "learning_rate": 1e-2,
-            "epochs": 8,
+            "epochs": 6,
             "patience": 3,
         }
     )
@@ -99,7 +99,7 @@ def quick() -> Sizes:
     full = Sizes()
     teacher = {name: hyper | {"epochs": 1, "dim": 16} for name, hyper in full.teacher.items()}
     student = full.student | {"epochs": 1}
-    return Sizes(log_sessions=600, held_sessions=200, sessions=100, teacher=teacher, student=student)
+    return Sizes(log_sessions=600, held_sessions=200, sessions=60, teacher=teacher, student=student)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def run(
             tell(f"{name}, seed {seed}")
     rows, gate = ndcg_rows(study, judges, best)
     tell("NDCG")
-    rows += cost_rows(study, judges[0], best)
+    rows += cost_rows(study, judges[0])
     rows += play_rows(study, workers)
     tell("played")
     about = {"teacher": best, "gate": gate, "log_sessions": LogReader(own).sessions}
@@ -244,7 +244,7 @@ def read_judges(study: Study) -> list[Judge]:
 def page_scores(study: Study, judge: Judge, name: str, seed: int) -> dict[str, np.ndarray]:
     """Return the NDCG@10 of each page of a run, by "truth" and "clicks"; kept beside the run."""
     folder = study.run(name, seed)
-    file = folder / f"{judge.name.replace(' ', '-')}.safetensors"
+    file = folder / f"{judge.name.replace(' ', '-')}-{len(judge.truth)}.safetensors"
     if not file.exists():
         config = LogReader(study.logs).config
         if name in TEACHERS:
@@ -305,15 +305,15 @@ def _cloud_order(judge: Judge) -> dict[str, np.ndarray]:
     return judge.ndcg(lambda pages: -np.arange(pages.pages.ids.shape[1]) + np.zeros(pages.pages.ids.shape))
 
 
-def cost_rows(study: Study, judge: Judge, best: str) -> Rows:
+def cost_rows(study: Study, judge: Judge) -> Rows:
     """Return bytes and milliseconds of the teachers and of the student."""
     config = LogReader(study.logs).config
     rows: Rows = []
     told: dict[str, Any] = {"judged": judge.name, "part": "all pages", "gain": ""}
     costs = {name: teacher_cost(load_teacher(study.run(name, 0), config), judge) for name in TEACHERS}
-    costs[DISTILLED if DISTILLED in study.students else PLAIN] = student_cost(
-        load_student(study.run(study.students[-1], 0), config), study.scenario, config, judge
-    )
+    chosen = DISTILLED if DISTILLED in study.students else PLAIN
+    student = load_student(study.run(chosen, 0), config)
+    costs[chosen] = student_cost(student, study.scenario, config, judge)
     for name, figures in costs.items():
         for metric, value in figures.items():
             rows.append(row(name, metric, {"mean": value, "low": value, "high": value}, 1, 1, **told))
