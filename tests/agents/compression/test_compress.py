@@ -105,7 +105,8 @@ def test_fine_tuning_nears_the_network_before(values: Path, lite: Scenario, tmp_
     rounding = SelfDistiller(record, tuning, network, played, 4).stopping_figure()
     assert rounding > 1e-6
     record = smaller(tmp_path / "run", values, lite, Compression(4, 0.0, tuning=tuning))
-    assert min(record["distance"]) < rounding == pytest.approx(record["before"])
+    assert record["before"] == pytest.approx(rounding, rel=0.1)  # kept state is rounded, too
+    assert min(record["distance"]) < 0.9 * record["before"]
     record = smaller(tmp_path / "pruned", values, lite, Compression(32, 0.5, tuning=tuning))
     assert record["distance"][-1] < record["distance"][0] and record["network"]["hidden"] == 8
     assert load_network(tmp_path / "pruned", lite.config).settings.hidden == 8
@@ -179,6 +180,20 @@ def test_device_models_of_fewer_bits_are_smaller_and_answer_alike(
     spread = scores[32][there].std()
     for bits, most in ((8, 0.2), (4, 1.0)):
         assert 0 < np.abs(scores[bits] - scores[32])[there].max() < most * spread
+
+
+@pytest.mark.parametrize(
+    "name", ["rerank/prm", "rerank/seq2slate", "rerank/sequence-search", "joint/edgerec", "joint/values",
+             "mix/esan", "request/uplift-x", "request/request-dqn", "request/pointer-ppo"]
+)  # fmt: skip
+def test_every_kind_of_agent_is_rounded_at_export(name: str, lite: Scenario, tmp_path: Path) -> None:
+    """Their graphs pass the golden test of four bits, the coarsest."""
+    track, _, agent = name.partition("/")
+    run = Path(lite.path or "") / "agents" / track / "runs" / f"{agent}-0"
+    plain = export(run, tmp_path / "plain", scenario=lite, places=6)
+    small = compress(run, tmp_path / "small", Compression(4, qat=False), scenario=lite, places=6)
+    assert small["bytes"] < 0.75 * plain["bytes"]
+    assert {graph["bits"] for graph in small["graphs"].values()} == {4}
 
 
 def test_the_command_writes_a_device_model(crban: Path, tmp_path: Path) -> None:
