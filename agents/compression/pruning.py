@@ -176,7 +176,7 @@ def sensitivities(network: nn.Module, losses: Iterable[Tensor]) -> list[Tensor]:
     count = 0
     for loss in losses:
         network.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         count += 1
         for group, total in zip(groups, found, strict=True):
             change = torch.zeros(group.size)

@@ -149,7 +149,7 @@ def _store_grus(graph: onnx.GraphProto, bits: int) -> None:
         for name in node.input[1:3]:
             weight = weights[name]
             steps, scale = _on_grid(numpy_helper.to_array(weight), bits)
-            axis = {"axis": 1} if bits == 8 else {"axis": 2, "block_size": BLOCK}
+            axis: dict[str, Any] = {"axis": 1} if bits == 8 else {"axis": 2, "block_size": BLOCK}
             graph.initializer.remove(weight)
             graph.initializer.append(steps)
             graph.initializer[-1].name = f"{name}_steps"

@@ -236,7 +236,7 @@ def figures_of(
     score = np.full(gain.shape, -1.0)
     rows, places = np.nonzero(lists >= 0)
     score[rows, lists[rows, places]] = CUT - places
-    there = judged.observation["pool"][arrivals].any(axis=2)
+    there: np.ndarray = judged.observation["pool"][arrivals].any(axis=2)
     policy = find_policy(str(folder), ENV_ID, student.scenario, "synthetic")
     played = play(
         policy,
