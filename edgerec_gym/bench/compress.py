@@ -236,7 +236,7 @@ def figures_of(
     score = np.full(gain.shape, -1.0)
     rows, places = np.nonzero(lists >= 0)
     score[rows, lists[rows, places]] = CUT - places
-    there: np.ndarray = judged.observation["pool"][arrivals].any(axis=2)
+    there = judged.observation["pool"][arrivals].any(axis=2)
     policy = find_policy(str(folder), ENV_ID, student.scenario, "synthetic")
     played = play(
         policy,
@@ -249,7 +249,7 @@ def figures_of(
     )
     return {
         "bytes": np.array(sum(file.stat().st_size for file in folder.iterdir())),
-        "ndcg": ndcg(score, gain, there, CUT),
+        "ndcg": ndcg(score, gain, np.array(there), CUT),
         "decisions": decisions,
         "value": played["value"],
         **_times(folder, beside, judged, sizes.calls),
