@@ -28,7 +28,6 @@ from edgerec_gym.scenario import Scenario
 from tests.small_pools import moments, stir
 
 
-
 @st.composite
 def weights(draw: st.DrawFn) -> np.ndarray:
     """Rows of one to 70 numbers of any size, some of them equal to each other or to zero."""
@@ -36,7 +35,6 @@ def weights(draw: st.DrawFn) -> np.ndarray:
     values = rng.normal(size=(draw(st.integers(1, 3)), draw(st.integers(1, 70))))
     values *= 10.0 ** rng.integers(-3, 3, (len(values), 1))
     return np.where(rng.random(values.shape) < 0.2, 0, values.round(rng.integers(1, 9))).astype(np.float32)
-
 
 
 def reference_rows(values: np.ndarray) -> np.ndarray:
