@@ -54,6 +54,8 @@ class Agent:
         load_whole: called as `load_whole(run, config)`; returns what :attr:`graphs` takes, if that is more
             than the network.
         not_exported: why there is no `graphs`.
+        clicks_alone: whether it learns clicks and purchases, but not the named responses of a feed, whatever
+            these weigh in the reward.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Agent:
     load_network: Code | None = None
     load_whole: Code | None = None
     not_exported: str = ""
+    clicks_alone: bool = False
 
     def code(self, name: str) -> Any:
         """Return the object that an attribute such as "train" refers to, importing its module if needed."""
@@ -105,7 +108,12 @@ def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
         config=f"{RERANK}.reranker:RerankerConfig",
         load=f"{RERANK}.train:load_policy",
         load_network=f"{RERANK}.train:load_reranker",
-        **{"family": RERANKER, "graphs": f"{WHOLE_GRAPHS}:scorer_parts", **more},
+        **{
+            "family": RERANKER,
+            "clicks_alone": True,
+            "graphs": f"{WHOLE_GRAPHS}:scorer_parts",
+            **more,
+        },
     )
 
 
@@ -121,6 +129,7 @@ def _generator(name: str, summary: str, **more: Any) -> Agent:
             "load_network": f"{LISTS}.generator:load_network",
             "graphs": f"{GRAPHS}:pointer_parts",
             "starts_from": ("evaluator", "pointer", *GENERATORS),
+            "clicks_alone": True,
             **more,
         },
     )
@@ -137,6 +146,7 @@ def _estimator(name: str, summary: str) -> Agent:
         load_network=f"{REQUESTS}.train:load_model",
         load_whole=f"{WHOLE_GRAPHS}:load_uplift",
         graphs=f"{WHOLE_GRAPHS}:uplift_parts",
+        clicks_alone=True,
     )
 
 
@@ -209,6 +219,7 @@ _ALL = (
         config=f"{LISTS}.evaluator:EvaluatorConfig",
         load_network=f"{LISTS}.evaluator_training:load_evaluator",
         not_exported="it judges lists but does not play; export a sequence-search based on it",
+        clicks_alone=True,
     ),
     _generator("pointer-evaluator", "pointer, trained by policy gradient on the evaluator"),
     _generator(
@@ -239,6 +250,7 @@ _ALL = (
         load_network=f"{VALUES}.train:load_network",
         load_whole=f"{WHOLE_GRAPHS}:load_values",
         graphs=f"{WHOLE_GRAPHS}:values_parts",
+        clicks_alone=True,
     ),
     Agent(
         name="values-pg",
@@ -264,6 +276,7 @@ _ALL = (
         load_network=f"{INSERTION}.train:load_network",
         load_whole=f"{WHOLE_GRAPHS}:load_insertion",
         graphs=f"{WHOLE_GRAPHS}:insertion_parts",
+        clicks_alone=True,
     ),
     Agent(
         name="esan-pg",
@@ -278,6 +291,7 @@ _ALL = (
         load_network=f"{INSERTION}.train:load_network",
         load_whole=f"{WHOLE_GRAPHS}:load_insertion",
         graphs=f"{WHOLE_GRAPHS}:insertion_parts",
+        clicks_alone=True,
     ),
     _estimator("uplift-t", "gain of a request: one model per treatment arm"),
     _estimator("uplift-x", "gain of a request: X-learner (Künzel et al., 2019)"),
@@ -307,6 +321,7 @@ _ALL = (
         load=f"{EDGEREC}.load:load_policy",
         load_whole=f"{WHOLE_GRAPHS}:load_agent",
         graphs=f"{WHOLE_GRAPHS}:agent_parts",
+        clicks_alone=True,
     ),
 )
 AGENTS: dict[str, Agent] = {agent.name: agent for agent in _ALL}  # the agents of this package

@@ -162,15 +162,6 @@ def main() -> None:
     if arguments.runs:
         pairs = [text.rsplit("=", 1) for text in arguments.runs]
         chosen = [(Path(run), scenario, read_run(run).record["track"]) for run, scenario in pairs]
-    rows = []
-    for run, scenario, track in chosen:
-        try:
-            rows.append(compare(run, scenario, track, arguments.sessions, arguments.engine))
-        except InputError as error:
-            Console().print(f"{run}: {error}")
-            continue
-        show(rows[-1:])
-    show(rows)
     about = {
         "edgerec_gym": edgerec_gym.__version__,
         **{name: version(name) for name in ("onnxruntime", "torch", "numpy")},
@@ -178,7 +169,15 @@ def main() -> None:
         "load_average": round(os.getloadavg()[0], 2),
     }
     default = make_folder(Path(__file__).parent / "results") / "device_actions.json"
-    write_json(Path(arguments.out) if arguments.out else default, {"about": about, "rows": rows})
+    rows: list[dict[str, Any]] = []
+    for run, scenario, track in chosen:
+        try:
+            rows.append(compare(run, scenario, track, arguments.sessions, arguments.engine))
+        except InputError as error:
+            Console().print(f"{run}: {error}")
+            continue
+        write_json(Path(arguments.out) if arguments.out else default, {"about": about, "rows": rows})
+    show(rows)
 
 
 if __name__ == "__main__":

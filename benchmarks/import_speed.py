@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,13 +79,19 @@ def write_table(path: Path, rows: int) -> None:
     writer.close()
 
 
-def timed(*command: object) -> tuple[float, str]:
-    """Run a child process; returns seconds and what it printed."""
-    begin = time.perf_counter()
+def timed(*command: object) -> tuple[float, float, str]:
+    """Run a child process; returns seconds, seconds of all cores together, and what it printed."""
+    begin, used = time.perf_counter(), _used()
     done = subprocess.run(
         [sys.executable, "-c", *map(str, command)], capture_output=True, text=True, check=True
     )
-    return time.perf_counter() - begin, done.stdout.strip()
+    return time.perf_counter() - begin, _used() - used, done.stdout.strip()
+
+
+def _used() -> float:
+    """Return the processor time of all child processes so far, which other jobs do not lengthen much."""
+    times = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return times.ru_utime + times.ru_stime
 
 
 def interrupted(table: Path, mapping: Path, out: Path) -> int:
@@ -114,26 +121,27 @@ def main() -> None:
             table = folder / f"table.{kind}"
             write_table(table, arguments.rows)
             print(f"{kind}: {table.stat().st_size / 1e6:,.0f} MB")
-            seconds, _ = timed(SCAN, table)
+            seconds, used, _ = timed(SCAN, table)
             print(
                 f"  bare scan    {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s (with the "
-                f"start of Python)"
+                f"start of Python), {used:.1f} s of the processors"
             )
-            seconds, text = timed(IMPORT, table, mapping, folder / f"{kind}-logs")
+            seconds, used, text = timed(IMPORT, table, mapping, folder / f"{kind}-logs")
             rows, sessions, peak = text.split()
             print(
-                f"  import       {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s, peak memory "
-                f"{float(peak):,.0f} MB, {int(rows):,} rows, {int(sessions):,} sessions"
+                f"  import       {arguments.rows / seconds:>12,.0f} rows/s  {seconds:6.1f} s, {used:.1f} s "
+                f"of the processors, peak memory {float(peak):,.0f} MB, {int(rows):,} rows, "
+                f"{int(sessions):,} sessions"
             )
             left = interrupted(table, mapping, folder / f"{kind}-again")
-            seconds, text = timed(IMPORT, table, mapping, folder / f"{kind}-again")
+            seconds, used, text = timed(IMPORT, table, mapping, folder / f"{kind}-again")
             same = all(
                 path.read_bytes() == (folder / f"{kind}-again" / path.name).read_bytes()
                 for path in (folder / f"{kind}-logs").glob("part-*.parquet")
             )
             print(
-                f"  interrupted after {left} parts, resumed in {seconds:.1f} s: "
-                f"{'the same log' if same else 'ANOTHER LOG'}"
+                f"  interrupted after {left} parts, resumed in {seconds:.1f} s, {used:.1f} s of the "
+                f"processors: {'the same log' if same else 'ANOTHER LOG'}"
             )
             table.unlink()
 

@@ -27,7 +27,8 @@ from edgerec_gym.agents.ppo.trained_policy import (
     policy_kwargs,
 )
 from edgerec_gym.agents.requests import train as requests
-from edgerec_gym.agents.requests.dqn import DQNScore, state_size
+from edgerec_gym.agents.requests.dqn import DQNScore
+from edgerec_gym.agents.requests.dqn import make_network as make_dqn
 from edgerec_gym.agents.requests.planner import RequestPlanner
 from edgerec_gym.agents.requests.scores import UpliftScore
 from edgerec_gym.agents.rerank.reranker import RerankerConfig
@@ -86,20 +87,8 @@ def uplift(agent: str, env: Any, **settings: Any) -> Made:
 
 
 def dqn(agent: str, env: Any) -> Made:
-    score = DQNScore.__new__(DQNScore)
-    score.config, score.threads, score.network = env.config, 1, torch.nn.Module()
-    size = state_size(env.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        score.network.q_net = torch.nn.Sequential(
-            torch.nn.Linear(size, HIDDEN),
-            torch.nn.ReLU(),
-            torch.nn.Linear(HIDDEN, HIDDEN),
-            torch.nn.ReLU(),
-            torch.nn.Linear(HIDDEN, 2),
-        )
-    stir(score.network)
-    return score.network, RequestPlanner(agent, score, 0.0)
+    network = stir(make_dqn(env.config, HIDDEN))
+    return network, RequestPlanner(agent, DQNScore(network, env.config), 0.0)
 
 
 def ppo(agent: str, env: Any, **settings: Any) -> Made:

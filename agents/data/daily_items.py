@@ -17,7 +17,7 @@ from edgerec_gym.logs.store import LogReader
 
 _COLUMNS = [
     "session", "slot", "day", "hour", "time", "item", "card_type", *SCALAR_COLUMNS, "item_columns",
-    "embedding_known",
+    "embedding_known", "action",
 ]  # fmt: skip
 
 
@@ -33,7 +33,9 @@ def has_item_propensities(reader: LogReader) -> bool:
 
 @dataclass(frozen=True)
 class DailyItems:
-    """The goods that a log showed on each day, in the cloud's order: the highest base ctr first.
+    """The goods that a log showed on each day, in the order of the logged actions.
+
+    Without these, they are in the cloud's order: the highest base ctr first.
 
     What a policy sees of an item must not depend on whether the log showed it at that slot. So all items of a
     day have the features that were shipped when they were first shown on that day.
@@ -41,11 +43,13 @@ class DailyItems:
     Attributes:
         day: (n,) int64, sorted.
         item: (n,) int64 catalogue rows.
+        row: (n,) int64 pool row of each item on its day.
         features: (n, F) float32 item features; without item columns if the log ships none.
     """
 
     day: np.ndarray
     item: np.ndarray
+    row: np.ndarray
     features: np.ndarray
 
     @classmethod
@@ -53,7 +57,8 @@ class DailyItems:
         """Read a log once.
 
         Raises:
-            InputError: the log shows mix-in cards, or more items on a day than a pool holds.
+            InputError: the log shows mix-in cards, or more items on a day than a pool holds, or an action
+                means two items on a day, or an item has two actions.
         """
         found = pl.DataFrame()
         for table in reader.batches(_COLUMNS):
@@ -62,10 +67,15 @@ class DailyItems:
                 raise InputError(f"{reader.folder}: off-policy estimates need a log without mix-in cards")
             found = pl.concat([found, rows]) if len(found) else rows
             found = found.sort("hour", "time", maintain_order=True).unique(
-                ["day", "item"], keep="first", maintain_order=True
+                ["day", "item", "action"], keep="first", maintain_order=True
             )
         found = found.sort("day", "base_ctr", "item", descending=[False, True, False])
+        if not found["action"].null_count():
+            _check_actions(found, reader)
         day, item = (found[name].to_numpy().astype(np.int64) for name in ("day", "item"))
+        row = np.arange(len(day)) - np.searchsorted(day, day)
+        if not found["action"].null_count():
+            row = found["action"].to_numpy().astype(np.int64)
         most, size = int(np.bincount(day).max(initial=0)), reader.config.pool_size
         if most > size:
             raise InputError(
@@ -81,13 +91,28 @@ class DailyItems:
         if "item_columns" in found.columns and found["item_columns"].null_count() == 0:
             values = found["item_columns"].explode(empty_as_null=False).to_numpy()
             parts.append(values.reshape(len(item), -1))
-        return cls(day, item, np.concatenate(parts, axis=1).astype(np.float32))
+        return cls(day, item, row, np.concatenate(parts, axis=1).astype(np.float32))
 
     def rows(self, day: np.ndarray, size: int) -> np.ndarray:
-        """Return the entries of the items of each day (G,), (G, size) int64, then -1."""
-        first, end = (np.searchsorted(self.day, day, side=side)[:, None] for side in ("left", "right"))
-        rows = first + np.arange(size)
-        return np.where(rows < end, rows, NOT_IN_POOL)
+        """Return the entries of the items of each day (G,) by pool row, (G, size) int64; -1 for none."""
+        days, of = np.unique(self.day, return_inverse=True)
+        rows = np.full((len(days), size), NOT_IN_POOL)
+        rows[of, self.row] = np.arange(len(of))
+        return rows[np.searchsorted(days, day)]
+
+
+def _check_actions(found: pl.DataFrame, reader: LogReader) -> None:
+    """Refuse actions that do not tell the items of a day apart."""
+    for one, other in (("item", "action"), ("action", "item")):
+        several = found.filter(pl.col(other).n_unique().over("day", one) > 1).sort("day", one, other)
+        if several.height:
+            day, key = several.row(0, named=True)["day"], several.row(0, named=True)[one]
+            values = several.filter((pl.col("day") == day) & (pl.col(one) == key))[other]
+            raise InputError(
+                f"{reader.folder}: on day {day}, the {one} {key} has the {other}s {values[0]} and "
+                f"{values[1]}; off-policy estimates need one action for each item of a day; leave 'action' "
+                "out of the mapping if it is an index of something else"
+            )
 
 
 class DailyLog(TrackLog):
@@ -108,11 +133,6 @@ class DailyLog(TrackLog):
         goods = np.ones(len(sessions.item), np.bool_)
         placed = pool_rows(sessions.item, goods, candidates[self.pages.of_slot])
         self.pages = replace(self.pages, candidates=candidates, pool_row=placed)
-
-    def with_actions(self, table: pa.Table) -> pa.Table:
-        """Return the table with the actions of EdgeFeed-v0: the rows of the shown items in the pool."""
-        at = table.column_names.index("action")
-        return table.set_column(at, "action", pa.array(self.pages.pool_row, pa.int32()))
 
     def _features(self, now: np.ndarray) -> np.ndarray:
         page = self.pages.of_slot[now]

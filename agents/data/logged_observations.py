@@ -62,6 +62,32 @@ class TrackLog(ObservedLog):
         is_card = (sessions.catalog.card_type[sessions.item] > 0) & placed.any(axis=1)
         self.card_row = np.where(is_card, placed.argmax(axis=1), NO_CARD)
 
+    def with_actions(self, table: pa.Table) -> pa.Table:
+        """Return the table of an imported log with the actions of EdgeFeed-v0: pool rows of what was shown.
+
+        Raises:
+            InputError: a mix-in card was shown (such a log does not tell which others there were), or an item
+                twice on a page.
+        """
+        row, last = self.pages.pool_row, self.sessions.starts[1:] - 1  # where nothing was shown
+        key = self.pages.of_slot * (self.config.pool_size + 1) + row
+        key[last] = -1 - np.arange(len(last))
+        again = np.ones(len(key), np.bool_)
+        again[np.unique(key, return_index=True)[1]] = False
+        wrong = np.flatnonzero((row < 0) | again)
+        if len(wrong):
+            session, slot = (table[name][int(wrong[0])].as_py() for name in ("session", "slot"))
+            told = (
+                "a mix-in card was shown, but the log does not tell the cards of its pages"
+                if row[wrong[0]] < 0
+                else "the page had shown the item before"
+            )
+            raise InputError(
+                f"session {session}, slot {slot}: {told}; an imported log needs different goods on a page"
+            )
+        at = table.column_names.index("action")
+        return table.set_column(at, "action", pa.array(self.pages.pool_row, pa.int32()))
+
     def observations(self, session: np.ndarray, slot: np.ndarray) -> Observation:
         """Return the environment's observation before `slot` (R,) of `session` (R,): all keys, (R, ...)."""
         found = super().observations(session, slot)

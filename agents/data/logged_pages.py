@@ -11,6 +11,7 @@ from edgerec_gym.answers import CLICK, PAGE_VIEW
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.policy import NOT_SHOWN
 
 NOT_IN_POOL = -1
 BLOCK = 256  # pages processed at once, to bound memory
@@ -27,6 +28,7 @@ class LoggedPages:
         candidates: (G, N) int64 catalogue rows in cloud order, -1 where a page is shorter.
         base_ctr: (G, N) float32 base ctr as shipped.
         pool_row: (P,) int64 pool row placed at each slot, -1 for a mix-in card.
+        shown_at: (G, N) int64 placed slot at which a candidate was shown, -1 if it was not.
         sent: (G,) int64 placed slot at which the request for the next page was sent; P if none was.
     """
 
@@ -35,13 +37,15 @@ class LoggedPages:
     candidates: np.ndarray
     base_ctr: np.ndarray
     pool_row: np.ndarray
+    shown_at: np.ndarray
     sent: np.ndarray
 
     @classmethod
     def from_table(cls, table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> LoggedPages:
         """Read the pages from a table of the log schema and the sessions made from it.
 
-        A page without logged candidates (imported logs) consists of the goods that it showed. A candidate's
+        A page without logged candidates (imported logs) consists of the goods that it showed: at the rows
+        that the logged actions tell, else in the order in which they were shown. A candidate's
         base ctr is the logged one where it was placed, else the cloud's score
         (:class:`~edgerec_gym.config.CloudConfig`) for the user and the behaviour that had been synchronised
         when the page was requested.
@@ -60,11 +64,23 @@ class LoggedPages:
             base_ctr[logged] = cloud_scores(sessions, candidates, first, of_slot, config)[logged]
         placed = np.flatnonzero(pool_row >= 0)
         base_ctr[of_slot[placed], pool_row[placed]] = sessions.scalars[placed, BASE_CTR]
+        shown_at = np.full(candidates.shape, NOT_SHOWN, np.int64)
+        shown_at[of_slot[placed[::-1]], pool_row[placed[::-1]]] = placed[::-1]  # the first time counts
         sends = table["request"].to_numpy() | (
             table["page_age"].to_numpy() >= config.page_size - config.request_latency
         )
         sent = np.minimum.reduceat(np.where(sends, np.arange(len(page)), len(page)), first)
-        return cls(of_slot, first, candidates, base_ctr, pool_row, sent)
+        return cls(of_slot, first, candidates, base_ctr, pool_row, shown_at, sent)
+
+
+def with_candidates(table: pa.Table, sessions: LoggedSessions, config: FeedConfig) -> pa.Table:
+    """Return the table with the candidates of all its pages, as :meth:`LoggedPages.from_table` reads them."""
+    pages = LoggedPages.from_table(table, sessions, config)
+    lists: list[list[int] | None] = [None] * table.num_rows
+    for first, row in zip(pages.first, pages.candidates, strict=True):
+        lists[first] = row[: int(np.flatnonzero(row >= 0).max(initial=-1)) + 1].tolist()
+    at = table.column_names.index("candidates")
+    return table.set_column(at, "candidates", pa.array(lists, pa.list_(pa.int32())))
 
 
 def _candidates(
@@ -83,6 +99,8 @@ def _candidates(
     goods = np.flatnonzero((sessions.catalog.card_type[sessions.item] == 0) & ~logged[of_slot])
     page = of_slot[goods]
     at = np.arange(len(goods)) - np.searchsorted(page, page)  # in display order
+    if not table["action"].null_count:
+        at = table["action"].to_numpy()[goods].astype(np.int64)
     fits = at < config.pool_size
     candidates[page[fits], at[fits]] = sessions.item[goods[fits]]
     return candidates, logged

@@ -21,6 +21,7 @@ from edgerec_gym import __version__
 from edgerec_gym.agents.data.daily_items import DailyItems, DailyLog, has_item_propensities
 from edgerec_gym.agents.data.log_stream import log_tables
 from edgerec_gym.agents.data.logged_observations import TrackLog, step_rewards, track_actions, with_last
+from edgerec_gym.agents.data.logged_pages import with_candidates
 from edgerec_gym.answers import LEAVE
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import atomic_folder, check_room, make_folder
@@ -49,8 +50,9 @@ def export_minari(
     """Write sessions of a log as episodes of an environment.
 
     Observations equal the environment's, with scores accurate to 2e-6, since logs hold pages and not slots.
-    There is one more observation than steps, but logs lack a page that arrives with the last step. An episode
-    terminates if the user leaves; any other end is a truncation. Infos describe the logging policy:
+    There is one more observation than steps, but logs lack a page that arrives with the last step. In
+    imported logs, a page's candidates are what it showed, and with propensities the items of its day. An
+    episode terminates if the user leaves; any other end is a truncation. Infos describe the logging policy:
     `propensity` of the action, `request_propensity`, `randomised`. There is one more than steps; the first
     is empty (NaN, False).
 
@@ -120,7 +122,8 @@ def environment_spec(reader: LogReader, track: str, scenario: str | None = None)
     name = scenario or known
     if name is None:
         raise InputError(
-            f"{reader.folder} does not record its scenario; name the one to recover with --scenario"
+            f"{reader.folder} does not record its scenario; name the one to recover with --scenario (of an "
+            "imported log, what `edgerec fit` made of it)"
         )
     loaded = Scenario.load(name)
     logged, plain = reader.config.to_dict(), loaded.config.to_dict()
@@ -172,13 +175,23 @@ def _chunk(
     reader: LogReader, plain: pa.Table, track: str, file: Path, items: DailyItems | None
 ) -> Iterator[Any]:
     """Yield the episodes of some sessions in log order."""
-    config, table = reader.config, with_last(plain)
+    config, imported = reader.config, reader.provenance.get("source") == "table"
+    if imported:
+        if "order_within_page" in reader.unidentified and (plain["page_age"].to_numpy() > 0).any():
+            raise InputError(
+                f"{reader.folder} does not tell in which order the cards of a page were placed, so not what "
+                'was decided at which slot; import it with \'position\', or as a stream ("list": "row '
+                'number")'
+            )
+        plain = with_candidates(plain, LoggedSessions.from_table(plain, config, reader.catalog), config)
+    table = with_last(plain)
     sessions = LoggedSessions.from_table(table, config, reader.catalog)
     log: TrackLog
     if items is None:
         log = TrackLog(table, sessions, config, track)
     else:
         log = DailyLog(table, sessions, config, track, items)
+    if imported:
         table = log.with_actions(table)
     reward = step_rewards(table, sessions, config)
     length = np.diff(sessions.starts)  # includes the row after the last slot

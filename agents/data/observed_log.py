@@ -18,7 +18,7 @@ from edgerec_gym.logs.sessions import COLUMNS, LoggedSessions
 from edgerec_gym.policy import NOT_SHOWN, Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
-OBSERVED_COLUMNS = [*COLUMNS, "user", "candidates", "request"]
+OBSERVED_COLUMNS = [*COLUMNS, "user", "candidates", "request", "action"]
 
 
 class ObservedLog:
@@ -113,6 +113,10 @@ class ObservedLog:
         page = self.pages.of_slot[now]
         features = self.sessions.candidates(self.pages.candidates[page], self.sessions.session_of(now))
         features[:, :, self.config.embedding_size + 1] = self.pages.base_ctr[page]
+        if self.sessions.columns.shape[1]:  # the log tells what its pages shipped of each item that was shown
+            at = self.pages.shown_at[page]
+            shown = at >= 0
+            features[shown] = self.sessions.cards(at[shown])[:, : features.shape[2]]
         return features
 
     def _exposures(self, begin: np.ndarray, count: np.ndarray) -> np.ndarray:

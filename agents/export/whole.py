@@ -31,8 +31,8 @@ from edgerec_gym.agents.insertion import train as insertion
 from edgerec_gym.agents.insertion.esan import ESAN
 from edgerec_gym.agents.ppo import trained_policy as ppo
 from edgerec_gym.agents.ppo.pointer_policy import PointerNetwork
+from edgerec_gym.agents.requests import dqn
 from edgerec_gym.agents.requests import train as requests
-from edgerec_gym.agents.requests.dqn import DQNScore
 from edgerec_gym.agents.requests.uplift_models import UpliftModel
 from edgerec_gym.agents.rerank.dlcm import DLCM
 from edgerec_gym.agents.rerank.dnn import DNN
@@ -122,7 +122,7 @@ def uplift_parts(whole: WholeUplift, places: int) -> Parts:
 
 def load_dqn(run: Run, config: FeedConfig) -> nn.Module:
     """Load a run of request-dqn."""
-    return DQNScore(run, config).network
+    return dqn.load_network(run, config)
 
 
 def dqn_parts(network: Any, places: int) -> Parts:

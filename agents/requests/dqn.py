@@ -178,33 +178,41 @@ def _model(env: StateVectors, settings: DQNConfig, seed: int) -> DQN:
     )
 
 
+def make_network(config: FeedConfig, hidden: int, seed: int = 0) -> torch.nn.Module:
+    """Make a network whose `q_net` gives the values of keeping and of a request, (B, 2)."""
+    network = torch.nn.Module()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.q_net = torch.nn.Sequential(  # names and order as in stable-baselines3
+            torch.nn.Linear(state_size(config), hidden),
+            torch.nn.ReLU(),
+            torch.nn.Linear(hidden, hidden),
+            torch.nn.ReLU(),
+            torch.nn.Linear(hidden, 2),
+        )
+    return network
+
+
+def load_network(folder: str | Path | Run, config: FeedConfig) -> torch.nn.Module:
+    """Load the network of a run; InputError if files are broken or made for other sizes."""
+    run = read_run(folder)
+    check_sizes(run, config)
+    network = make_network(config, DQNConfig.from_dict(run.record["hyper"]).hidden)
+    parameters.load_parameters(run.parameters, network)
+    return network
+
+
 class DQNScore:
     """Score of a request: its discounted value minus that of keeping, as a run has learned them.
 
     Args:
-        folder: the run's folder.
+        network: of :func:`load_network`.
         config: the feed to play.
         threads: torch threads.
-
-    Raises:
-        InputError: files are broken or made for other sizes.
     """
 
-    def __init__(self, folder: str | Path | Run, config: FeedConfig, threads: int = 1) -> None:
-        run = read_run(folder)
-        check_sizes(run, config)
-        hidden = DQNConfig.from_dict(run.record["hyper"]).hidden
-        self.config, self.threads = config, threads
-        self.network = torch.nn.Module()
-        with torch.random.fork_rng(devices=[]):
-            self.network.q_net = torch.nn.Sequential(  # names and order as in stable-baselines3
-                torch.nn.Linear(state_size(config), hidden),
-                torch.nn.ReLU(),
-                torch.nn.Linear(hidden, hidden),
-                torch.nn.ReLU(),
-                torch.nn.Linear(hidden, 2),
-            )
-        parameters.load_parameters(run.parameters, self.network)
+    def __init__(self, network: torch.nn.Module, config: FeedConfig, threads: int = 1) -> None:
+        self.network, self.config, self.threads = network, config, threads
 
     def __call__(self, observation: Observation) -> np.ndarray:
         """Score (R,) float32."""

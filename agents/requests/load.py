@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgerec_gym.agents.requests.dqn import DQNScore
+from edgerec_gym.agents.requests.dqn import DQNScore, load_network
 from edgerec_gym.agents.requests.effects import TRACKS
 from edgerec_gym.agents.requests.planner import RequestPlanner
 from edgerec_gym.agents.requests.scores import UpliftScore
@@ -33,7 +33,7 @@ def load_planner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> Req
 def load_learner(folder: str | Path | Run, env: Any, *, threads: int = 1) -> RequestPlanner:
     """Load a run of DQN, as :func:`load_planner` does; its values include the cost of a request."""
     feed, run = _fitting(folder, env)
-    return RequestPlanner(run.agent, DQNScore(run, feed.config, threads), 0.0)
+    return RequestPlanner(run.agent, DQNScore(load_network(run, feed.config), feed.config, threads), 0.0)
 
 
 def _fitting(folder: str | Path | Run, env: Any) -> tuple[Any, Run]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym.agents.registry import AGENTS, LOGS, PLAY, agent_names, train_agent
+from edgerec_gym.agents.registry import AGENTS, LOGS, PLAY, agent_names, find_agent, train_agent
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, EnvId, NumEnvs, ScenarioName, Seed
 from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
@@ -80,6 +80,7 @@ def train(
         from edgerec_gym.scenario import Scenario
 
         console.note_weakness(Scenario.load(scenario))
+    _note_responses(agent, logs, scenario)
     with (
         console.interruptible(f"checkpoints in {out} are kept; the same command resumes"),
         console.progress_bar("train") as progress,
@@ -105,6 +106,24 @@ def train(
         console.print_json(record | {"out": str(out)})
         return
     print(f"{out}: {_progress_made(record)}")
+
+
+def _note_responses(name: str, logs: Path | None, scenario: str) -> None:
+    """Print one line on stderr if named responses count in the reward, but the agent does not learn them."""
+    from edgerec_gym.logs.store import LogReader
+    from edgerec_gym.scenario import Scenario
+
+    agent = find_agent(name)
+    if not agent.clicks_alone:
+        return
+    config = Scenario.load(scenario).config if logs is None else LogReader(logs, allow_empty=True).config
+    counted = [f"{response} ({weight:g})" for response, weight in config.reward.responses if weight]
+    if counted:
+        others = ", ".join(other for other, known in AGENTS.items() if not known.clicks_alone)
+        console.note(
+            f"note: {', '.join(counted)} count in the reward, but {name} learns clicks and purchases alone; "
+            f"agents that learn the whole reward: {others}"
+        )
 
 
 def _progress_made(record: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ def collect(
     if synthetic and preset_name is None:
         raise InputError("synthetic changes the ground truth of a preset; a scenario's users are fixed")
     logging_policy = RandomisedPolicy(randomise, moments) if policy is None else None
-    config, catalog, provenance, make = _source(preset_name, scenario, users, synthetic or {})
+    config, catalog, provenance, unidentified, make = _source(preset_name, scenario, users, synthetic or {})
     provenance |= {
         "sessions": sessions,
         "seed": seed,
@@ -100,7 +100,7 @@ def collect(
         provenance["split"] = split
     if moments is not None:  # keeps the provenance of other logs unchanged
         provenance["moments"] = moments
-    writer = LogWriter(out, config, catalog, provenance)
+    writer = LogWriter(out, config, catalog, provenance, unidentified)
     first_part = writer.parts
     parts = -(-sessions // SESSIONS_PER_PART)
     size = min(sessions, SESSIONS_PER_PART)  # also for the last batch: a policy's batch size is fixed
@@ -110,7 +110,18 @@ def collect(
         first = part * SESSIONS_PER_PART
         wanted = min(SESSIONS_PER_PART, sessions - first)
         batch = FeedBatch(size, "joint", config, catalog, make(), split=split)
-        writer.write(log_batch(batch, seed * CLI_SEED_STRIDE + first, first, wanted, logging_policy, policy))
+        writer.write(
+            log_batch(
+                batch,
+                seed * CLI_SEED_STRIDE + first,
+                first,
+                wanted,
+                logging_policy,
+                policy,
+                # The pages of a real log ship values of their own.
+                shipped_columns=bool(config.item_columns) and catalog.supply is not None,
+            )
+        )
         if progress:
             progress(first + wanted, sessions)
     writer.finish()
@@ -119,20 +130,27 @@ def collect(
 
 def _source(
     preset_name: str | None, scenario: str | None, users: str, changes: dict[str, Any]
-) -> tuple[FeedConfig, Catalog, dict[str, Any], Callable[[], UserModel]]:
-    """Return config, catalogue, provenance and a function that makes users."""
+) -> tuple[FeedConfig, Catalog, dict[str, Any], tuple[str, ...], Callable[[], UserModel]]:
+    """Return config, catalogue, provenance, what is not identified, and a function that makes users."""
     if preset_name is not None:
         config, synthetic = preset(preset_name)
         synthetic = synthetic.replace(**changes)
         model = SyntheticUsers(synthetic, config)
         provenance = {"source": "synthetic", "preset": preset_name, "synthetic": synthetic.to_dict()}
-        return config, model.world.catalog, provenance, lambda: SyntheticUsers(synthetic, config)
+        return config, model.world.catalog, provenance, (), lambda: SyntheticUsers(synthetic, config)
     loaded = Scenario.load(str(scenario))
     make_users(users, loaded, loaded.config)  # report bad users before creating a folder
     provenance = {"source": users, "scenario": loaded.name}
     if loaded.synthetic is not None:
         provenance["synthetic"] = loaded.synthetic.to_dict()
-    return loaded.config, loaded.catalog, provenance, lambda: make_users(users, loaded, loaded.config)
+    unidentified = loaded.unidentified if users == "learned" else ()
+    return (
+        loaded.config,
+        loaded.catalog,
+        provenance,
+        unidentified,
+        lambda: make_users(users, loaded, loaded.config),
+    )
 
 
 def log_batch(
@@ -142,6 +160,8 @@ def log_batch(
     wanted: int,
     randomised: RandomisedPolicy | None,
     policy: Policy | None,
+    *,
+    shipped_columns: bool = False,
 ) -> pa.Table:
     """Play the first episode of the first `wanted` rows; return its log, sorted by session and slot.
 
@@ -152,6 +172,7 @@ def log_batch(
         wanted: number of rows that play.
         randomised: policy that draws the actions; None if `policy` decides.
         policy: policy that decides instead, with unknown propensities.
+        shipped_columns: log the item columns too, since they are not those of the catalogue.
     """
     a, size, lag = batch.arrays, batch.num_envs, batch.config.lookahead
     batch.reset(np.arange(size), seed + np.arange(size))
@@ -182,6 +203,9 @@ def log_batch(
         step["item"] = a.placed_item.copy()
         d = batch.config.embedding_size
         step["scalars"] = a.window_cards[:, a.newest, d : d + 4].copy()
+        if shipped_columns:
+            step["item_columns"] = a.window_cards[:, a.newest, d + 4 : a.n_features].copy()
+            step["embedding_known"] = a.window_cards[:, a.newest, :d].any(axis=1)
         step["card_type"] = a.window_cards[:, a.newest, a.n_features :].argmax(axis=1)
         step["request"] = a.sent == 1
         step["answered"] = np.zeros(size, np.bool_)
@@ -255,6 +279,9 @@ def _table(
         "page_view_actions": list_column(response[:, PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS], click),
         "leave": pa.array(response[:, LEAVE] > 0, mask=~answered),
     }
+    if "item_columns" in steps[0]:
+        columns["embedding_known"] = column("embedding_known")
+        columns["item_columns"] = list_column(column("item_columns"), missing)
     if config.responses:
         columns["responses"] = list_column(response[:, RESPONSE_SIZE:], answered)
     schema = log_schema(columns)

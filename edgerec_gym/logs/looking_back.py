@@ -6,13 +6,14 @@ Every value of a row uses rows of earlier hours (items) or of earlier visits (us
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 
-from edgerec_gym.logs.table_items import sums_before
-
 HOUR = 3600
+HOURS = 2**21  # more than there are between 1970 and 2200
+RATE = ("views", "clicks")
 WINDOWS = {"hour": 1, "six_hours": 6, "day": 24}  # hours before the current one
 PRIOR_VIEWS = 10.0  # views at the average rate that are added to those of an item or user
 PRIOR_RATE = 0.05  # the average rate while nothing is known
@@ -44,52 +45,116 @@ USER_COLUMNS = (
 
 @dataclass(frozen=True)
 class HourlySums:
-    """Views and clicks by key (an item or a category) and hour, sorted by (key, hour).
+    """Sums by key (an item or a category) and hour.
 
     Attributes:
-        key: (n,) int64, from 0.
-        hour: (n,) int64, hours since 1970.
-        sums: (n, 2) float64, views and clicks of what was seen.
+        at: (n,) int64, key * HOURS + hour since 1970; sorted, without duplicates.
+        totals: (n + 1, k) float64, sums of the rows before each.
+        names: of the k columns; views and clicks of what was seen come first.
     """
 
-    key: np.ndarray
-    hour: np.ndarray
-    sums: np.ndarray
+    at: np.ndarray
+    totals: np.ndarray
+    names: tuple[str, ...] = RATE
 
     @classmethod
-    def of(cls, key: np.ndarray, hour: np.ndarray, sums: np.ndarray) -> HourlySums:
-        """Sum rows with the same key and hour."""
-        order = np.lexsort((hour, key))
-        key, hour, sums = key[order], hour[order], sums[order]
-        first = np.flatnonzero((np.diff(key, prepend=-1) != 0) | (np.diff(hour, prepend=-1) != 0))
-        return cls(key[first], hour[first], np.add.reduceat(sums, first, axis=0))
+    def of(
+        cls, key: np.ndarray, hour: np.ndarray, sums: np.ndarray, names: tuple[str, ...] = RATE
+    ) -> HourlySums:
+        """Sum rows (n, k) with the same key and hour, both (n,) int64 of at least 0."""
+        at = key * HOURS + hour
+        order = np.argsort(at, kind="stable")
+        at = at[order]
+        first = np.flatnonzero(np.diff(at, prepend=-1))
+        return cls(at[first], _totals(np.add.reduceat(sums[order], first, axis=0)), names)
 
-    def before(self, key: np.ndarray, hour: np.ndarray, window: int | None = None) -> np.ndarray:
-        """Return views and clicks (m, 2) of the `window` hours before each hour; None = all before."""
-        width = int(max(self.hour.max(), hour.max())) + 1
+    @property
+    def key(self) -> np.ndarray:
+        """The key of each sum, (n,) int64."""
+        return self.at // HOURS
+
+    @property
+    def hour(self) -> np.ndarray:
+        """The hour of each sum, (n,) int64."""
+        return self.at % HOURS
+
+    @property
+    def sums(self) -> np.ndarray:
+        """The sums, (n, k) float64."""
+        return np.diff(self.totals, axis=0)
+
+    @cached_property
+    def of_all(self) -> HourlySums:
+        """The sums of all keys by hour, under the key 0."""
+        hour = self.hour
+        return HourlySums.of(np.zeros_like(hour), hour, self.sums, self.names)
+
+    def before(
+        self, key: np.ndarray, hour: np.ndarray, window: int | None = None, names: tuple[str, ...] = RATE
+    ) -> np.ndarray:
+        """Return sums of the `window` hours before each hour; None = all before.
+
+        Args:
+            key: (m,) int64.
+            hour: (m,) int64 hours since 1970; fastest if sorted by key and hour.
+            window: in hours.
+            names: columns.
+
+        Returns:
+            (m, names) float64.
+        """
         begin = np.zeros_like(hour) if window is None else np.maximum(hour - window, 0)
-        return sums_before(self.key * width + self.hour, self.sums, key * width + begin, hour - begin)
+        low, high = (np.searchsorted(self.at, key * HOURS + time) for time in (begin, hour))
+        columns = [self.names.index(name) for name in names]
+        return np.column_stack([self.totals[high, k] - self.totals[low, k] for k in columns])
 
     def rate_before(self, hour: np.ndarray) -> np.ndarray:
         """Return the click rate of all keys before each hour, (m,) float64."""
-        order = np.argsort(self.hour, kind="stable")
-        views, clicks = sums_before(self.hour[order], self.sums[order], np.zeros_like(hour), hour).T
+        views, clicks = self.of_all.before(np.zeros_like(hour), hour).T
         return (clicks + PRIOR_RATE * PRIOR_VIEWS) / (views + PRIOR_VIEWS)
 
     def first_hour(self, key: np.ndarray) -> np.ndarray:
         """Return the first hour of each key (m,)."""
-        return self.hour[np.searchsorted(self.key, key)]
+        return self.at[np.searchsorted(self.at, key * HOURS)] % HOURS
 
     def last_before(self, key: np.ndarray, hour: np.ndarray) -> np.ndarray:
         """Return the last hour of each key before `hour`, (m,) int64; -1 if there is none."""
-        width = int(max(self.hour.max(), hour.max())) + 1
-        at = np.searchsorted(self.key * width + self.hour, key * width + hour) - 1
-        known = (at >= 0) & (self.key[np.maximum(at, 0)] == key)
-        return np.where(known, self.hour[np.maximum(at, 0)], -1)
+        at = self.at[np.maximum(np.searchsorted(self.at, key * HOURS + hour) - 1, 0)]
+        return np.where((at // HOURS == key) & (at % HOURS < hour), at % HOURS, -1)
+
+
+def distinct(key: np.ndarray, hour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distinct pairs sorted by key and hour, and the place of each given pair among them."""
+    at, place = np.unique(key * HOURS + hour, return_inverse=True)
+    return at // HOURS, at % HOURS, place
+
+
+def sums_before(key: np.ndarray, values: np.ndarray, base: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Sum the rows whose key is at least `base` and below `base + offset`.
+
+    Args:
+        key: (n,) int64 sorted.
+        values: (n, k).
+        base: (m,) int64.
+        offset: (m,) int64.
+
+    Returns:
+        (m, k) float64.
+    """
+    totals = _totals(values)
+    return totals[np.searchsorted(key, base + offset)] - totals[np.searchsorted(key, base)]
+
+
+def _totals(values: np.ndarray) -> np.ndarray:
+    """Return the sums of the rows before each, (n + 1, k) float64."""
+    totals = np.zeros((len(values) + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=totals[1:])
+    return totals
 
 
 def item_columns(sums: HourlySums, item: np.ndarray, hour: np.ndarray) -> np.ndarray:
     """Return :data:`ITEM_COLUMNS` of items (m,) as known when an hour (m,) began, (m, C) float32 in -1..1."""
+    item, hour, place = distinct(item, hour)
     rate = sums.rate_before(hour)
     last = sums.last_before(item, hour)
     total = sums.before(item, hour)
@@ -102,7 +167,7 @@ def item_columns(sums: HourlySums, item: np.ndarray, hour: np.ndarray) -> np.nda
     for window in WINDOWS.values():
         found = sums.before(item, hour, window)
         columns += [log_share(found[:, 0], MOST_VIEWS), lift(found, rate)]
-    return np.column_stack(columns).astype(np.float32)
+    return np.column_stack(columns).astype(np.float32)[place]
 
 
 def page_columns(columns: np.ndarray, page: np.ndarray) -> np.ndarray:
@@ -151,17 +216,29 @@ def user_item_columns(
 
 def category_columns(sums: HourlySums, category: np.ndarray, hour: np.ndarray) -> np.ndarray:
     """Return :data:`CATEGORY_COLUMNS` of categories (m,), (m, 2) float32 in -1..1."""
+    category, hour, place = distinct(category, hour)
     rate = sums.rate_before(hour)
     windows = (sums.before(category, hour), sums.before(category, hour, WINDOWS["day"]))
-    return np.column_stack([lift(found, rate) for found in windows]).astype(np.float32)
+    return np.column_stack([lift(found, rate) for found in windows]).astype(np.float32)[place]
 
 
 def hourly_sums(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sum the rows of one chunk by item and hour: columns item, hour, views, clicks."""
-    seen = pl.col("seen")
-    return rows.group_by("item", (pl.col("seconds") // HOUR).cast(pl.Int64).alias("hour")).agg(
-        views=seen.sum().cast(pl.Float64), clicks=pl.col("click").filter(seen).sum().cast(pl.Float64)
-    )
+    """Sum the rows of one chunk by item and hour.
+
+    Returns:
+        Columns item, hour, views and clicks of what was seen. As far as the table has them, also purchases
+        among these clicks, the sum of `price` and number of `prices`, and `ctr`, the sum of `base_ctr`.
+    """
+    seen, purchase = pl.col("seen"), pl.col("purchase") & pl.col("click")
+    sums = {"views": seen.sum(), "clicks": pl.col("click").filter(seen).sum()}
+    if "purchase" in rows.columns:  # per click, so that purchases without one do not count here
+        sums["purchases"] = purchase.filter(seen).sum()
+    if "price" in rows.columns:
+        sums |= {"price": pl.col("price").sum(), "prices": pl.len()}
+    if "base_ctr" in rows.columns:
+        sums["ctr"] = pl.col("base_ctr").filter(seen).sum()
+    hour = (pl.col("seconds") // HOUR).cast(pl.Int64).alias("hour")
+    return rows.group_by("item", hour).agg(sum.cast(pl.Float64).alias(name) for name, sum in sums.items())
 
 
 def user_columns(

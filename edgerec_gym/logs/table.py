@@ -38,19 +38,20 @@ from edgerec_gym.config import CloudConfig, FeedConfig
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_path, one_writer, scratch_folder
 from edgerec_gym.logs.ebnerd_features import MIN_READERS, unit_length
-from edgerec_gym.logs.looking_back import HOUR
+from edgerec_gym.logs.looking_back import HOUR, distinct, sums_before
 from edgerec_gym.logs.schema import list_column
 from edgerec_gym.logs.store import LogReader, LogWriter
 from edgerec_gym.logs.table_derived import DerivedColumns
 from edgerec_gym.logs.table_items import (
     DAY,
     FIT_SHARE,
+    click_rate,
     item_names,
     make_catalog,
     price_level,
-    sums_before,
+    purchase_rate,
 )
-from edgerec_gym.logs.table_mapping import RESPONSE, TableMapping, read_mapping
+from edgerec_gym.logs.table_mapping import MOST_POOL, RESPONSE, TableMapping, read_mapping
 from edgerec_gym.logs.table_sessions import cut_sessions, split_long
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import Progress, Survey, take_survey
@@ -58,7 +59,6 @@ from edgerec_gym.logs.text import ItemText, item_text
 
 ROWS_PER_PART = 500_000  # rows of the table; a part may have more, since it holds whole users
 SCAN_LIMIT = 256
-MOST_POOL = 1000  # FeedConfig.pool_size
 ORDER = "order"  # the named response that purchases without a click become
 
 
@@ -112,10 +112,12 @@ def _import(
     n_fit = int(FIT_SHARE * len(survey.days))
     cut = int(survey.days[n_fit])
     size = table.embedding_size or int(mapping.feed.get("embedding_size", FeedConfig().embedding_size))
-    early = np.unique(survey.sums.item[survey.sums.day < cut])
+    early = np.unique(survey.sums.key[survey.sums.hour < cut * DAY // HOUR])
     wanted = mapping.columns.query or not table.embedding_size
     text = item_text(survey.texts, early) if wanted else None
-    catalog, place, highest = make_catalog(survey.items, survey.sums, survey.clicks, text, cut, size, table)
+    catalog, place, highest = make_catalog(
+        survey.items, survey.sums, survey.prices, survey.clicks, text, cut, size, table
+    )
     derived = DerivedColumns(
         survey, catalog.category[place] if mapping.columns.category else None, text, cut, table
     )
@@ -187,9 +189,10 @@ def _config(
     latency = int(feed.get("request_latency", min(FeedConfig().request_latency, page - 1)))
     # Twice the longest session, since a session that reaches max_slots counts as truncated.
     slots = int(feed.get("max_slots", np.clip(2 * survey.session_slots.max(), 4 + lookahead, 200)))
-    least = max(3, int(survey.page_slots.max()), page + latency)
+    least = max(3, int(survey.page_slots.max()), page + latency, survey.highest_action + 1)
     if mapping.columns.propensity:  # off-policy estimates need all items of a day as candidates
-        daily = int(np.unique(survey.sums.day, return_counts=True)[1].max())
+        day = distinct(survey.sums.hour * HOUR // DAY, survey.sums.key)[0]
+        daily = int(np.bincount(day - day.min()).max())
         least = max(least, daily) if daily <= MOST_POOL else least
     pool = int(feed.get("pool_size", least))
     if cloud.supply != "logged":
@@ -349,9 +352,11 @@ def _part(
     first_hour = rows["page_start"].to_numpy().astype(np.int64) // HOUR
     shipped = derived.of_rows(rows, item, first_hour)
     # An embedding derived from clicks exists because of them, so it is hidden until enough were made.
-    clicks = survey.sums.before(("clicks",), item, day)[:, 0]
-    known = np.full(n, True) if table.embedding_size or text is not None else clicks >= MIN_READERS
-    ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else survey.sums.click_rate(item, day)
+    known = np.full(n, True)
+    if not table.embedding_size and text is None:
+        one, hour, at = distinct(item, day * DAY // HOUR)
+        known = (survey.sums.before(one, hour)[:, 1] >= MIN_READERS)[at]
+    ctr = rows["base_ctr"].to_numpy() if columns.base_ctr else click_rate(survey.sums, item, day)
     return answers | {
         "session": first_session + rows["session"].to_numpy(),
         "user": rows["user"].to_numpy(),
@@ -371,9 +376,9 @@ def _part(
         "item_columns": list_column(shipped, np.ones(n, np.bool_)),
         "price_level": price_level(rows["price"].to_numpy(), highest) if columns.price else np.zeros(n),
         "base_ctr": ctr,
-        "base_cvr": survey.sums.purchase_rate(item, day) if columns.purchase else np.zeros(n),
+        "base_cvr": purchase_rate(survey.sums, item, day) if columns.purchase else np.zeros(n),
         "freshness": derived.freshness(item, first_hour),
-        "action": nothing,
+        "action": rows["action"].to_numpy() if columns.action else nothing,
         "propensity": rows["propensity"].to_numpy() if columns.propensity else nothing,
         "randomised": rows["propensity"].to_numpy() < 1 if columns.propensity else no,
         "request": no,
@@ -410,7 +415,7 @@ def _user_features(
     user = rows["user"].to_numpy()
     low, high = int(user.min()), int(user.max())
     clicks = survey.clicks.filter(pl.col("user").is_between(low, high)).sort("user", "day", "item")
-    width = int(survey.sums.day.max()) + 2
+    width = int(survey.sums.hour.max()) * HOUR // DAY + 2
     key = clicks["user"].to_numpy() * width + clicks["day"].to_numpy()
     sums = sums_before(key, embeddings[clicks["item"].to_numpy()], user[first] * width, day[first])
     sums += derived.history(rows, first, embeddings)

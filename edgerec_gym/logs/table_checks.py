@@ -112,6 +112,21 @@ class Watch:
             )
 
 
+def check_actions(rows: pl.DataFrame, table: SourceTable) -> None:
+    """Refuse two items of a page that have the same index among its candidates."""
+    place = ["session", "page", "action"]
+    twice = rows.filter(pl.col("item").n_unique().over(place) > 1).sort(*place, "row")
+    if twice.height:
+        first = twice.row(0, named=True)
+        other = twice.filter(pl.col("item") != first["item"]).row(0, named=True)
+        table.fail(
+            other["row"],
+            f"column {table.mapping.columns.action!r} is {other['action']}, as in row "
+            f"{table.row_of(first['row'])} of the same page, but the items differ; allowed: the index of the "
+            "shown item among the page's candidates",
+        )
+
+
 def join_clicks(rows: pl.DataFrame, gap: float) -> tuple[pl.DataFrame, int]:
     """Join rows that are an answer of their own to the last row before that showed the user the item.
 

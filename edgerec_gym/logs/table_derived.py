@@ -17,6 +17,7 @@ from edgerec_gym.logs.looking_back import (
     USER_ITEM_COLUMNS,
     HourlySums,
     category_columns,
+    distinct,
     item_columns,
     page_columns,
     user_columns,
@@ -61,8 +62,9 @@ class DerivedColumns:
         self.items = survey.items["item"]
         self.by_category: HourlySums | None = None
         if category is not None:
-            hours = survey.hours
-            self.by_category = HourlySums.of(category[hours.key].astype(np.int64), hours.hour, hours.sums)
+            hours = survey.sums
+            own = category[hours.key].astype(np.int64)
+            self.by_category = HourlySums.of(own, hours.hour, hours.sums[:, :2])
         names = table.columns
         self.numbers = [name for name in names if name.startswith(NUMBER)]
         self.user_numbers = [name for name in names if name.startswith(USER_NUMBER)]
@@ -113,15 +115,17 @@ class DerivedColumns:
         return np.concatenate([*parts, np.zeros((len(item), unknown), np.float32)], axis=1)
 
     def _looking_back(self, item: np.ndarray, hour: np.ndarray) -> list[np.ndarray]:
-        parts = [item_columns(self.survey.hours, item, hour)]
+        parts = [item_columns(self.survey.sums, item, hour)]
         if self.by_category is not None and self.category is not None:
             parts.append(category_columns(self.by_category, self.category[item].astype(np.int64), hour))
         return parts
 
     def freshness(self, item: np.ndarray, hour: np.ndarray) -> np.ndarray:
         """Return 1 / (1 + days since items first appeared), (n,) float64."""
-        age = hour - np.minimum(self.survey.hours.first_hour(item), hour)
-        return 1 / (1 + age / 24)
+        one, at, place = distinct(item, hour)
+        age = at - np.minimum(self.survey.sums.first_hour(one), at)
+        freshness: np.ndarray = (1 / (1 + age / 24))[place]
+        return freshness
 
     def of_users(self, rows: pl.DataFrame, first: np.ndarray) -> np.ndarray:
         """Return the user features of the visits that begin at rows `first` (n,) bool, (m, U') float32."""
@@ -130,7 +134,7 @@ class DerivedColumns:
         counted = [seen, rows["click"].to_numpy() & seen]
         counted += [rows[name].cast(pl.Float64).fill_null(0).to_numpy() * seen for name in self.responses]
         hour = start.astype(np.int64) // HOUR
-        rates = [self.survey.hours.rate_before(hour)]
+        rates = [self.survey.sums.rate_before(hour)]
         rates += [np.full(len(hour), self.rates[name]) for name in self.responses]
         parts = [
             user_columns(

@@ -16,12 +16,13 @@ from typing import Any
 import polars as pl
 
 from edgerec_gym.errors import InputError
-from edgerec_gym.logs.table_files import TableFiles, open_table
+from edgerec_gym.logs.table_files import TableFiles, find_files, open_table
 from edgerec_gym.logs.table_mapping import REQUIRED, ROW, mapping_from
 from edgerec_gym.logs.table_names import NAMES
 from edgerec_gym.logs.table_proposal import Proposal, key_of, looks_like_time
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.table_survey import take_survey
+from edgerec_gym.logs.table_text import first_values
 
 SAMPLE = 100_000  # rows
 TRIES = 30
@@ -151,19 +152,28 @@ def _understood(content: dict[str, Any], table: Path, scratch: Path, original: P
 
 def _open(path: str | Path) -> tuple[TableFiles, list[str]]:
     """Open a table; if its first line is a row and no header, name the columns."""
-    files = open_table(path)
-    if not files.text or not files.separator:
-        return files, []
-    names = files.names
-    plain = [
-        n
-        for n in names
-        if re.fullmatch(r"[+-]?\d+(\.\d+)?|", n) or looks_like_time(n) or re.search(r"\S-[01]( |$)", n)
-    ]
-    if len(plain) * 2 < len(names) or any(re.fullmatch(p, key_of(n)) for n in names for p in NAMES["user"]):
-        return files, []
+    try:
+        files = open_table(path)
+    except InputError as error:
+        if "two columns are named" not in str(error):
+            raise
+        names, separator = first_values(find_files(Path(path))[0])  # a row may hold a value twice
+        if not _is_row(names):
+            raise
+    else:
+        names, separator = files.names, files.separator
+        if not files.text or not separator or not _is_row(names):
+            return files, []
     header = [f"column {k + 1}" for k in range(len(names))]
-    return open_table(path, files.separator, header), header
+    return open_table(path, separator, header), header
+
+
+def _is_row(values: list[str]) -> bool:
+    """Whether a first line holds values, and no names of columns."""
+    if any(re.fullmatch(p, key_of(n)) for n in values for p in NAMES["user"]):
+        return False
+    plain = [n for n in values if re.fullmatch(r"[+-]?\d+(\.\d+)?|", n) or re.search(r"\S-[01]( |$)", n)]
+    return any(map(looks_like_time, values)) or len(plain) * 2 >= len(values)
 
 
 def _shrunk(sample: pl.DataFrame) -> pl.DataFrame:

@@ -1,14 +1,13 @@
-"""What a table tells about its items: sums by day, and the catalogue. No number uses later days."""
+"""What a table tells about its items: rates by day, and the catalogue. No number uses later days."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.logs.ebnerd_features import MIN_READERS, article_embeddings, unit_length
+from edgerec_gym.logs.looking_back import HOUR, HOURS, HourlySums, distinct
 from edgerec_gym.logs.table_source import SourceTable
 from edgerec_gym.logs.text import ItemText
 
@@ -16,88 +15,36 @@ DAY = 24 * 3600
 FIT_SHARE = 0.7  # share of the days, the first ones, that values shared by all rows are derived from
 PRIOR_RATE, PRIOR_SHARE = 0.05, 20.0  # prior click rate, and its weight in views
 STAND_IN_CATEGORIES, ITEMS_PER_CATEGORY = 20, 50  # for tables without categories, since retrieval needs them
-SUMS = ("views", "clicks", "purchases", "price", "prices", "ctr", "highest_price")
 
 
-@dataclass(frozen=True)
-class ItemDays:
-    """Sums by item and day over what was seen, in order of (item, day).
-
-    Attributes:
-        item, day: (n,) int64; place of the item in the sorted ids, day since 1970.
-        sums: (n, 7) float64, columns of SUMS; highest_price is a maximum, not a sum.
-    """
-
-    item: np.ndarray
-    day: np.ndarray
-    sums: np.ndarray
-
-    def before(self, names: tuple[str, ...], item: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Sum over the days before `day` of each (item, day) pair, (m, names) float64."""
-        width = int(max(self.day.max(), day.max())) + 1
-        columns = self.sums[:, [SUMS.index(name) for name in names]]
-        return sums_before(self.item * width + self.day, columns, item * width, day)
-
-    def all_before(self, names: tuple[str, ...], day: np.ndarray) -> np.ndarray:
-        """Sum over all items and the days before each `day`, (m, names) float64."""
-        order = np.argsort(self.day, kind="stable")
-        columns = self.sums[order][:, [SUMS.index(name) for name in names]]
-        return sums_before(self.day[order], columns, np.zeros_like(day), day)
-
-    def click_rate(self, item: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Return clicks per view on earlier days, shrunk toward the rate of all items, (m,) float64."""
-        clicks, views = self.before(("clicks", "views"), item, day).T
-        return _smoothed(clicks, views, *self.all_before(("clicks", "views"), day).T)
-
-    def purchase_rate(self, item: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Return purchases per click, (m,) float64, like :meth:`click_rate`."""
-        purchases, clicks = self.before(("purchases", "clicks"), item, day).T
-        return _smoothed(purchases, clicks, *self.all_before(("purchases", "clicks"), day).T)
-
-
-def sums_before(key: np.ndarray, values: np.ndarray, base: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Sum the rows whose key is at least `base` and below `base + offset`.
+def click_rate(sums: HourlySums, item: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """Return clicks per view on earlier days, shrunk toward the rate of all items.
 
     Args:
-        key: (n,) int64 sorted.
-        values: (n, k).
-        base: (m,) int64.
-        offset: (m,) int64.
+        sums: of all items.
+        item: (m,) int64, place of the item in the sorted ids.
+        day: (m,) int64 days since 1970.
 
     Returns:
-        (m, k) float64.
+        (m,) float64.
     """
-    total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
-    return total[np.searchsorted(key, base + offset)] - total[np.searchsorted(key, base)]
+    return _rate_before(sums, ("clicks", "views"), item, day)
+
+
+def purchase_rate(sums: HourlySums, item: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """Return purchases per click, (m,) float64, like :func:`click_rate`."""
+    return _rate_before(sums, ("purchases", "clicks"), item, day)
+
+
+def _rate_before(sums: HourlySums, names: tuple[str, str], item: np.ndarray, day: np.ndarray) -> np.ndarray:
+    item, hour, place = distinct(item, day * DAY // HOUR)
+    hits, of = sums.before(item, hour, names=names).T
+    return _smoothed(hits, of, *sums.of_all.before(np.zeros_like(hour), hour, names=names).T)[place]
 
 
 def _smoothed(hits: np.ndarray, of: np.ndarray, all_hits: np.ndarray, all_of: np.ndarray) -> np.ndarray:
     rate = (all_hits + PRIOR_RATE * PRIOR_SHARE) / (all_of + PRIOR_SHARE)
     return (hits + rate * PRIOR_SHARE) / (of + PRIOR_SHARE)
-
-
-def daily_sums(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sum the rows of one chunk by item and day: columns item, day, then SUMS."""
-    seen = pl.col("seen")
-
-    def total(name: str) -> pl.Expr:
-        return pl.col(name).filter(seen).sum().cast(pl.Float64) if name in rows.columns else pl.lit(0.0)
-
-    price = "price" in rows.columns
-    return rows.group_by("item", (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")).agg(
-        views=seen.sum().cast(pl.Float64),
-        clicks=total("click"),
-        purchases=(
-            # per click, so that purchases without one do not count here
-            (pl.col("purchase") & pl.col("click")).filter(seen).sum().cast(pl.Float64)
-            if "purchase" in rows.columns
-            else pl.lit(0.0)
-        ),
-        price=pl.col("price").sum() if price else pl.lit(0.0),
-        prices=pl.len().cast(pl.Float64) if price else pl.lit(0.0),
-        ctr=total("base_ctr"),
-        highest_price=pl.col("price").max() if price else pl.lit(0.0),
-    )
 
 
 def fixed_values(rows: pl.DataFrame) -> pl.DataFrame:
@@ -140,7 +87,8 @@ def price_level(price: np.ndarray, highest: float) -> np.ndarray:
 
 def make_catalog(
     items: pl.DataFrame,
-    sums: ItemDays,
+    sums: HourlySums,
+    prices: pl.DataFrame,
     clicks: pl.DataFrame,
     text: ItemText | None,
     cut: int,
@@ -152,6 +100,7 @@ def make_catalog(
     Args:
         items: result of :func:`check_fixed`.
         sums: sums of the whole table.
+        prices: columns day and price, the highest one; empty without prices.
         clicks: distinct (user, item, day) rows of clicks; item is the place in `items`.
         text: what the texts of the items tell, if there are any.
         cut: first day (since 1970) that derived values must not use.
@@ -176,20 +125,15 @@ def make_catalog(
             at, found = article_embeddings(early, early.clear(), np.zeros(0, np.int64), size)
             vectors[at] = found
     every, today = np.arange(n), np.full(n, cut)
-    rate, scalars = sums.click_rate(every, today), np.zeros((n, 4))
-    names = ("ctr", "views", "price", "prices")
-    early_sums = sums.before(names, every, today)
-    # Items that first appear later use all of their days, since a catalogue needs some value.
-    later = sums.before(names, every, np.full(n, int(sums.day.max()) + 1))
-    ctr, views, price, prices = np.where(early_sums[:, [1, 1, 3, 3]] > 0, early_sums, later).T
+    rate, scalars, highest = click_rate(sums, every, today), np.zeros((n, 4)), 0.0
     if columns.base_ctr:
-        rate = ctr / np.maximum(views, 1)
-    before = sums.sums[sums.day < cut, SUMS.index("highest_price")]
-    highest = float((before if len(before) else sums.sums[:, SUMS.index("highest_price")]).max())
+        rate = _mean_before(sums, "ctr", "views", cut, n)
     if columns.price:
-        scalars[:, 0] = price_level(price / np.maximum(prices, 1), highest)
+        before = prices.filter(pl.col("day") < cut)
+        highest = float((before if before.height else prices)["price"].max())  # type: ignore[arg-type]
+        scalars[:, 0] = price_level(_mean_before(sums, "price", "prices", cut, n), highest)
     if columns.purchase:
-        scalars[:, 2] = sums.purchase_rate(every, today)
+        scalars[:, 2] = purchase_rate(sums, every, today)
     rate = np.clip(rate, 1e-6, 1 - 1e-6)
     scalars[:, 1] = np.log(rate / (1 - rate))
     card_type, category = np.zeros(n, np.int32), every % min(STAND_IN_CATEGORIES, 1 + n // ITEMS_PER_CATEGORY)
@@ -201,6 +145,20 @@ def make_catalog(
     place = np.empty(n, np.int64)
     place[order] = every
     return catalog, place, highest
+
+
+def _mean_before(sums: HourlySums, total: str, count: str, cut: int, n: int) -> np.ndarray:
+    """Return the mean of a value of each item before day `cut`, (n,) float64.
+
+    Items that first appear later use all of their days, since a catalogue needs some value.
+    """
+    every = np.arange(n)
+    early, late = (
+        sums.before(every, np.full(n, hour), names=(total, count)) for hour in (cut * DAY // HOUR, HOURS - 1)
+    )
+    value, of = np.where(early[:, [1]] > 0, early, late).T
+    mean: np.ndarray = value / np.maximum(of, 1)
+    return mean
 
 
 def item_names(items: pl.Series) -> np.ndarray:

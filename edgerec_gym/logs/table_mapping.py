@@ -26,6 +26,7 @@ OPTIONAL = (
     "card_type", "category", "price", "base_ctr", "propensity", "action",
 )  # fmt: skip
 GOODS = "goods"
+MOST_POOL = 1000  # FeedConfig.pool_size
 # What the names of the scan's optional columns begin with; then the name in the mapping.
 NUMBER, USER_NUMBER, USER_CATEGORY, RESPONSE = "number:", "user_number:", "user_category:", "response:"
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -106,7 +107,8 @@ class Mapping(Document):
         price: price at that time; at least 0, in any currency.
         base_ctr: the ranker's click probability in 0..1.
         propensity: probability with which the logging policy showed this item here, above 0 and up to 1.
-        action: the logging policy's choice as a whole number of at least 0.
+        action: the logging policy's choice: the index of the shown item among its candidates, from 0. Without
+            it, a page's candidates are known by the place that they were shown at.
         responses: further responses by name, each a flag or a column of numbers in 0..1; empty = not known.
         numbers: numeric columns of the item at that time; may be empty.
         user_numbers, user_categories: columns of the user at that time, numeric and text; may be empty.

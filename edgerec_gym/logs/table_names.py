@@ -10,7 +10,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "user": (
         r"user(_?id)?",
         r"(user|u)_?(id|key|hash|idx|no|code)|uid",
-        r"(visitor|customer|client|member|account|reader|viewer|shopper|profile|person|subscriber|player|listener|guest|consumer|cookie|buyer)s?(_?(id|key|hash|idx))?",
+        r"(visitor|customer|client|member|account|reader|viewer|shopper|profile|person|subscriber|reviewer|player|listener|guest|consumer|cookie|buyer)s?(_?(id|key|hash|idx))?",
         r"(device|distinct|anonymous|browser|machine)_?id|uuid|device_ip|.*user_?id",
     ),
     "item": (
@@ -63,7 +63,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "query": (r"(search_?)?(query|keywords?|search_?term|phrase)(_?text)?",),
     "history": (r"(.*_)?(history|hist|clicked_(news|items|articles|before))(_?(ids|list))?",),
-    "rating": (r"rating|stars|score|review_?(score|rating)|user_?rating",),
+    "rating": (r"rating|overall|stars|score|review_?(score|rating)|user_?rating",),
     "event": (
         r"(event|action|behaviour|behavior|interaction|activity|feedback)(_?(type|name|kind|code))?|type",
     ),
@@ -76,7 +76,7 @@ RESPONSES: dict[str, str] = {
     "long_view": r"(is_?)?(long_?view|complete[d]?|finish(ed)?|valid_?play|full_?play|watched_?through)",
     "hate": r"(is_?)?(hate[ds]?|dislike[ds]?|thumbs?_?down|downvote[ds]?|not_?interested"
     "|negative(_feedback)?|report(ed)?|block(ed)?|hide|hidden)",
-    "save": r"(is_?)?(save[ds]?|collect(ed)?|favou?rite[ds]?|bookmark(ed)?|wish_?list(ed)?|add_?to_?(cart"
+    "save": r"(is_?)?(save[ds]?|collect(ed)?|fav|favou?rite[ds]?|bookmark(ed)?|wish_?list(ed)?|add_?to_?(cart"
     "|fav|wishlist|basket)|cart|download(ed)?)",
     "profile": r"(is_?)?(profile(_?enter|_?visit)?|is_profile_enter)",
 }
@@ -87,7 +87,7 @@ SHOWN = (
 )
 OUTCOME = (
     r"play|watch|stay|dwell|active|read_?time|scroll|next_|gross|revenue|reward|label|click|view|session|spent"
-    r"|_id$|^id_?|index|^unnamed|zip|post_?code|phone|hour|date|minute|lat(itude)?$|lon(gitude)?$"
+    r"|_id$|(transaction|order|session|event)id$|vote|^id_?|index|^unnamed|zip|post_?code|phone|hour|date|minute|lat(itude)?$|lon(gitude)?$"
 )
 TEXT = r"(.*_)?(title|headline|text|name|caption|description|subtitle)"
 USER_CATEGORY = (

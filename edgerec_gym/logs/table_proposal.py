@@ -280,6 +280,8 @@ class Proposal:
             self.doubts.append(f"user: {user!r}, by its place; check it")
         if not lists:
             found = [n for _, n in self._candidates("item") if self._is_id(n) and n != user]
+            if {"site_id", "app_id"} <= {key_of(n) for n in self.sample.columns}:  # where an ad was shown
+                found = [n for n in found if key_of(n) not in ("site_id", "app_id")]
             item = found[0] if found else None
             if item is None and self.header:
                 item = next((n for n in by_values if n != user), None)
@@ -334,15 +336,19 @@ class Proposal:
                 if sure:
                     self.doubts.append(f"click: {name!r} is taken as the click")
                 return
-        for _, name in self._candidates("event"):
+        for name in [*(n for _, n in self._candidates("event")), *self._events_without_header()]:
             values = self.sample[name].cast(pl.String).drop_nulls().unique().to_list()
             hits = [v for v in values if re.fullmatch(CLICKS, key_of(v))]
             shown = [v for v in values if re.fullmatch(SHOWN, key_of(v)) and v not in hits]
+            unnamed = not hits and bool(shown)
+            if unnamed:  # views and what follows them, such as carts and orders
+                hits = [v for v in values if _is_response(v)]
             if len(values) <= 50 and hits and len(values) > len(hits):
                 content["click"] = {"column": self._use(name), "values": sorted(hits)}
+                others = ", ".join(sorted(set(values) - set(hits)))
                 self.doubts.append(
-                    f"click: {name!r} is {' or '.join(sorted(hits))}; other values are "
-                    f"{', '.join(sorted(set(values) - set(hits)))}"
+                    f"click: {name!r} is {' or '.join(sorted(hits))}; other values are {others}"
+                    + ("; no value is called a click, so that any of these counts as one" if unnamed else "")
                 )
                 if not shown:
                     self.doubts.append(
@@ -350,7 +356,15 @@ class Proposal:
                     )
                 self._events(content, name, values)
                 return
-        for name in [*(n for _, n in self._candidates("rating")), *(n for n in self._left() if self.header)]:
+        for name in self._left():
+            if (self.header or re.search(r"click", key_of(name))) and self._is_time_or_zero(name):
+                content["click"] = f"{self._use(name)} > 0"
+                self.doubts.append(
+                    f"click: {name!r} is 0 or a time; where it is a time, it counts as a click"
+                )
+                return
+        unnamed_ratings = [n for n in self._left() if self.header and self._is_rating(n)]
+        for name in [*(n for _, n in self._candidates("rating")), *unnamed_ratings]:
             number = self.numbers.get(name)
             if number is None or number.null_count() or not 2 <= number.n_unique() <= 100:
                 continue
@@ -363,9 +377,10 @@ class Proposal:
             )
             return
         flags = [n for n in self._left() if self._is_flag(n) and self._both(n)]
-        if not flags:
+        if not flags or not self.header:  # a name that says something else is not to be overruled
+            told = f"columns of 0 and 1 are {', '.join(flags)}; " if flags else ""
             raise InputError(
-                f"{self.files.path}: no column looks like a click; columns are "
+                f"{self.files.path}: no column looks like a click; {told}columns are "
                 f"{', '.join(self.sample.columns)[:300]}"
             )
         content["click"] = self._use(flags[0])
@@ -373,6 +388,40 @@ class Proposal:
 
     def _both(self, name: str) -> bool:
         return self.sample[name].n_unique() > 1
+
+    def _events_without_header(self) -> list[str]:
+        """Return the unnamed columns all of whose values are known names of events."""
+        if not self.header:
+            return []
+        return [
+            name
+            for name in self._left()
+            if name not in self.numbers
+            and self.sample[name].dtype == pl.String
+            and 1 < self.sample[name].n_unique() <= 20
+            and all(
+                _is_response(v) or re.fullmatch(f"{CLICKS}|{SHOWN}", key_of(v))
+                for v in self.sample[name].drop_nulls().unique()
+            )
+        ]
+
+    def _is_rating(self, name: str) -> bool:
+        """Whether an unnamed column holds ratings: up to 11 steps of a whole or a half, up to 10."""
+        if name not in self.numbers:
+            return False
+        levels = self.numbers[name].drop_nulls().unique().sort()
+        step = levels.diff().drop_nulls().unique().to_list()
+        return 2 < len(levels) <= 11 and 0 <= levels[0] and levels[-1] <= 10 and step in ([1.0], [0.5])
+
+    def _is_time_or_zero(self, name: str) -> bool:
+        number = self.numbers.get(name)
+        if number is None or number.null_count() or number.min() != 0:
+            return False
+        later = number.filter(number != 0)
+        return bool(len(later)) and any(
+            FIRST <= float(later.min()) * s and float(later.max()) * s <= LAST  # type: ignore[arg-type]
+            for s in UNITS.values()
+        )
 
     def _events(self, content: dict[str, Any], name: str, values: list[str]) -> None:
         """Take further values of an event column as responses."""
@@ -470,6 +519,13 @@ class Proposal:
             for n in self._left()
             if re.fullmatch(TEXT, key_of(n)) and n not in self.numbers and self.sample[n].dtype == pl.String
         ]
+        if "item" in content and (written := [n for n in texts if not self._is_of_items(n, content["item"])]):
+            self.doubts.append(
+                f"text: {', '.join(map(repr, written))} differ between the rows of an item, as reviews do; "
+                "not used"
+            )
+            texts = [n for n in texts if n not in written]
+            self.used |= set(written)
         if texts:
             content["text"] = [self._use(n) for n in texts[:2]]
         categories = [
@@ -495,6 +551,12 @@ class Proposal:
             self.doubts.append(f"numbers: {', '.join(numbers)} are taken as known before the click")
         if outcome or self._left():
             self.doubts.append(f"not used: {', '.join([*outcome, *self._left()])}")
+
+    def _is_of_items(self, name: str, item: str | list[str]) -> bool:
+        """Whether a text is the item's: the same in most rows of an item."""
+        of = self.sample.group_by(item).agg(rows=pl.len(), texts=pl.col(name).n_unique())
+        several = of.filter(pl.col("rows") > 1)
+        return not several.height or several["texts"].sum() <= 0.5 * several["rows"].sum()
 
     def _side_tables(self, content: dict[str, Any]) -> None:
         """Use RecBole's .item and .user files, and MIND's news.tsv, beside the table."""
@@ -544,6 +606,12 @@ class Proposal:
 def key_of(name: str) -> str:
     """Return a column name in small letters, words joined by _."""
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_")
+
+
+def _is_response(value: str) -> bool:
+    """Whether a value of a column of events names a response to a card."""
+    patterns = (*RESPONSES.values(), *NAMES["purchase"])
+    return any(re.fullmatch(pattern, key_of(value)) for pattern in patterns)
 
 
 def looks_like_time(text: str) -> bool:

@@ -27,6 +27,7 @@ from edgerec_gym.logs.table_mapping import (
     LIST_CLICK,
     LIST_ITEM,
     LIST_PLACE,
+    MOST_POOL,
     NUMBER,
     RESPONSE,
     ROW,
@@ -50,7 +51,7 @@ RANGES = {  # meaning -> (lowest, highest, allowed)
     "price": (0.0, LARGEST, "a number of at least 0"),
     "base_ctr": (0.0, 1.0, "0 to 1"),
     "propensity": (5e-324, 1.0, "a probability above 0, up to 1"),
-    "action": (0.0, 2.0**53, "a whole number of at least 0"),
+    "action": (0.0, MOST_POOL - 1.0, f"a whole number of 0 to {MOST_POOL - 1}"),
 }
 
 
@@ -106,6 +107,7 @@ class SourceTable:
         self.raw = self._raw({name for _, name in wanted})
         types = collect_schema(self.raw, self.path)
         self._check_types(wanted, types)
+        self.levels: dict[str, pl.Expr] = {}  # columns of responses that may be ratings, as numbers
         checks, expressions = self._expressions(types)
         self._check_values(checks, types)
         self.scan = self.raw.select(*expressions)
@@ -426,6 +428,7 @@ class SourceTable:
                 wrong = value.is_not_null() & ~number.is_between(0, 1).fill_null(False)
                 allowed = 'empty, 0 to 1, false, true (or map a comparison, such as "rating >= 4")'
                 checks.append(_Check(flag.column, wrong, allowed, value))
+                self.levels[flag.column] = number
             out.append(number.alias(RESPONSE + name))
         for meaning, prefix in (("numbers", NUMBER), ("user_numbers", USER_NUMBER)):
             for name in getattr(columns, meaning):
@@ -512,11 +515,19 @@ class SourceTable:
         ]
         click, seen, purchase = (self._true(meaning, types) for meaning in ("click", "seen", "purchase"))
         bought = purchase & ~click if self.mapping.columns.purchase else pl.lit(False)
+        levels = {
+            f"{name}:{k}": question
+            for k, level in enumerate(self.levels.values())
+            for name, question in (
+                ("between", ((level > 0) & (level < 1)).any()),
+                ("unrated", number.filter(level.is_null() & seen).min()),
+            )
+        }
         found = self.collect(
             self.raw.select(
                 pl.len().alias("rows"), *firsts, *duration_questions(self.mapping.columns),
                 clicked=click.any(), unseen=number.filter(click & ~seen).min(),
-                unopened=number.filter(bought).len(),
+                unopened=number.filter(bought).len(), **levels,
             )
         ).to_dicts()[0]  # fmt: skip
         if not found["rows"]:
@@ -536,6 +547,14 @@ class SourceTable:
         check_durations(found, self.mapping.columns, str(self.path))
         if found["unseen"] is not None:
             self._refuse(found["unseen"], "clicked, but not seen; allowed: a click on what was seen")
+        for k, name in enumerate(self.levels):
+            if found[f"between:{k}"] and (row := found[f"unrated:{k}"]) is not None:
+                self._refuse(
+                    row,
+                    f"column {name!r} is empty, but holds ratings between 0 and 1; no rating is not a "
+                    f'rating of 0; allowed: a rating in every seen row, or a comparison such as "{name} >= '
+                    '0.8", which an empty value does not fulfil',
+                )
         if found["unopened"]:
             self.notes.append(f"{found['unopened']} purchases are in rows without a click; kept")
         if not found["clicked"]:

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from edgerec_gym.logs.looking_back import HourlySums, hourly_sums
-from edgerec_gym.logs.table_checks import Watch
-from edgerec_gym.logs.table_items import DAY, SUMS, ItemDays, check_fixed, daily_sums, fixed_values
+from edgerec_gym.logs.table_checks import Watch, check_actions
+from edgerec_gym.logs.table_items import DAY, check_fixed, fixed_values
 from edgerec_gym.logs.table_mapping import NUMBER, USER_CATEGORY, USER_NUMBER, response_columns
 from edgerec_gym.logs.table_sessions import cut_sessions
 from edgerec_gym.logs.table_source import SourceTable
@@ -54,8 +54,8 @@ class Survey:
     Attributes:
         items: item, then the values shared by all its rows; sorted by item.
         texts: (items,) text of each item at its first row that has one, else null; of length 0 if not mapped.
-        sums: sums by item and day.
-        hours: views and clicks by item (place in `items`) and hour.
+        sums: sums by item (place in `items`) and hour.
+        prices: columns day and price, the highest one; empty without prices.
         numbers: sums of the numbers of items and users.
         responses: columns day, seen (rows), and the sum of each further response over these.
         levels: the most frequent values of each category of users.
@@ -63,13 +63,14 @@ class Survey:
         days: (d,) int64 sorted days since 1970 on which sessions begin.
         session_slots: (sessions,) int64 number of slots of each session.
         page_slots: (pages,) int64 number of slots of each page.
+        highest_action: the highest of the logged actions; -1 without them.
         counts: counts of what was kept, moved and dropped.
     """
 
     items: pl.DataFrame
     texts: pl.Series
-    sums: ItemDays
-    hours: HourlySums
+    sums: HourlySums
+    prices: pl.DataFrame
     numbers: NumberSums
     responses: pl.DataFrame
     levels: dict[str, list[str]]
@@ -77,6 +78,7 @@ class Survey:
     days: np.ndarray
     session_slots: np.ndarray
     page_slots: np.ndarray
+    highest_action: int
     counts: Counter[str]
 
 
@@ -92,18 +94,24 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         InputError: two rows contradict each other; the message names them.
     """
     counts: Counter[str] = Counter(rows=table.rows)
-    sums, hours, items, texts, clicks, days, sessions, pages = [], [], [], [], [], [], [], []
+    sums, prices, items, texts, clicks, days, sessions, pages = [], [], [], [], [], [], [], []
     numeric = tuple(name for name in table.columns if name.startswith((NUMBER, USER_NUMBER)))
     responses = response_columns(table.columns)
     grouped = [name for name in table.columns if name.startswith(USER_CATEGORY)]
+    highest_action = -1
     numbers, rates, levels = [], [], {name: Counter[str]() for name in grouped}
     watch = Watch(table)
     for k, chunk in enumerate(table.read(ranges)):
         rows, changes = cut_sessions(chunk, table)
         counts.update(changes)
         watch.add(rows)
-        sums.append(daily_sums(rows))
-        hours.append(hourly_sums(rows))
+        if "action" in rows.columns:
+            check_actions(rows, table)
+            highest_action = max(highest_action, int(rows["action"].max()))  # type: ignore[arg-type]
+        sums.append(hourly_sums(rows))
+        day = (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")
+        if "price" in rows.columns:
+            prices.append(rows.group_by(day).agg(pl.col("price").max()))
         numbers.append(_number_sums(rows, numeric))
         rates.append(_response_sums(rows, responses))
         for name in grouped:
@@ -111,7 +119,6 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         items.append(fixed_values(rows))
         if "text" in rows.columns:
             texts.append(_first_texts(rows))
-        day = (pl.col("seconds") // DAY).cast(pl.Int64).alias("day")
         clicks.append(rows.filter("click").select("user", "item", day).unique())
         days.append(rows.select((pl.col("start") // DAY).cast(pl.Int64).unique()).to_series().to_numpy())
         sessions.append(rows.group_by("session").len()["len"].to_numpy().astype(np.int64))
@@ -140,20 +147,13 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
     if texts:
         counts["items_with_text"] = len(text) - text.null_count()
         counts["items_with_several_texts"] = several
-    total = pl.concat(sums).group_by("item", "day").agg(pl.col(SUMS[:-1]).sum(), pl.col(SUMS[-1]).max())
-    total = total.join(place, on="item").sort("place", "day")
-    by_hour = pl.concat(hours).join(place, on="item")
     by_day = pl.concat(numbers).group_by("day").sum().sort("day")
     clicked = pl.concat(clicks).join(table.users.with_row_index("code"), on="user").join(place, on="item")
     return Survey(
         every,
         text,
-        ItemDays(total["place"].to_numpy(), total["day"].to_numpy(), total.select(SUMS).to_numpy()),
-        HourlySums.of(
-            by_hour["place"].to_numpy(),
-            by_hour["hour"].to_numpy(),
-            by_hour.select("views", "clicks").to_numpy(),
-        ),
+        _hourly(sums, place),
+        pl.concat(prices).group_by("day").max() if prices else pl.DataFrame(),
         NumberSums(by_day["day"].to_numpy(), numeric, by_day.drop("day").to_numpy()),
         pl.concat(rates).group_by("day").sum(),
         {name: _most_frequent(found) for name, found in levels.items()},
@@ -161,7 +161,19 @@ def take_survey(table: SourceTable, ranges: list[tuple[Any, Any]], progress: Pro
         np.unique(np.concatenate(days)),
         np.concatenate(sessions),
         np.concatenate(pages),
+        highest_action,
         counts,
+    )
+
+
+def _hourly(parts: list[pl.DataFrame], place: pl.DataFrame) -> HourlySums:
+    """Join the sums of the chunks; empties the list, since both together need much memory."""
+    rows = pl.concat(parts)
+    parts.clear()
+    rows = rows.join(place, on="item").drop("item")
+    names = tuple(name for name in rows.columns if name not in ("place", "hour"))
+    return HourlySums.of(
+        rows["place"].to_numpy(), rows["hour"].to_numpy(), rows.select(names).to_numpy(), names
     )
 
 

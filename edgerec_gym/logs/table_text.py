@@ -60,6 +60,26 @@ def convert(files: list[TextFile], folder: Path, names: Sequence[str]) -> tuple[
     return parts, notes
 
 
+def first_values(path: Path, separator: str = "") -> tuple[list[str], str]:
+    """Return the values of the first line and what separates them ("" = to be found out).
+
+    Raises:
+        InputError: the first line is no text, or nothing separates values.
+    """
+    block = next(blocks(path), b"")
+    first = next((line for line in block.split(b"\n") if line.strip()), b"")
+    try:
+        line = first.decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a readable table: its first line is not UTF-8") from None
+    if not line:
+        raise InputError(f"{path} is not a readable table: it is empty")
+    if "\0" in line:
+        raise InputError(f"{path} is not a readable table: its first line is not text")
+    separator = separator or sniff(line)
+    return split(line, separator), separator
+
+
 @dataclass
 class TextFile:
     """One text file, or one file of JSON lines (no separator).
@@ -83,18 +103,7 @@ class TextFile:
     @classmethod
     def open(cls, path: Path, separator: str, header: tuple[str, ...]) -> TextFile:
         """Read the first line; InputError if the columns cannot be told from it."""
-        block = next(blocks(path), b"")
-        first = next((line for line in block.split(b"\n") if line.strip()), b"")
-        try:
-            line = first.decode("utf-8-sig").rstrip("\r")
-        except UnicodeDecodeError:
-            raise InputError(f"{path} is not a readable table: its first line is not UTF-8") from None
-        if not line:
-            raise InputError(f"{path} is not a readable table: it is empty")
-        if "\0" in line:
-            raise InputError(f"{path} is not a readable table: its first line is not text")
-        separator = separator or sniff(line)
-        names = split(line, separator)
+        names, separator = first_values(path, separator)
         if header:
             if len(names) != len(header):
                 raise InputError(
@@ -106,7 +115,10 @@ class TextFile:
             names = [TYPED.sub(r"\1", name) for name in names]
         twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
         if twice is not None:
-            raise InputError(f"{path}: two columns are named {shown(twice)}; allowed: different names")
+            raise InputError(
+                f"{path}: two columns are named {shown(twice)}; allowed: different names (if the file has no "
+                f"header, 'header' of the mapping names its {len(names)} columns)"
+            )
         return cls(path, names, separator, bool(header))
 
     def keys(self) -> list[str]:

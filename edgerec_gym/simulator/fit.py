@@ -36,6 +36,7 @@ from edgerec_gym.simulator.trainer import UserTrainer, batch_slots
 
 CHECKPOINTS = "fit"  # subfolder of the scenario, removed at the end
 NO_HAZARD = 1e-9  # probability of leaving, where something else ends sessions
+BINS = 8  # of each number that users of an imported log read
 STOPPING_SESSIONS = 3000  # maximum number
 
 Report = Callable[[int, int, str], None]
@@ -59,8 +60,12 @@ def fit(
 ) -> dict[str, Any]:
     """Fit users on a log and write a scenario folder.
 
-    Each member sees its own bootstrap of the sessions. Called again with the same arguments, a killed fit
-    continues after each member's last complete epoch, and a finished one returns its figures.
+    Members see all sessions of an imported log, and differ by initial weights and order (Lakshminarayanan et
+    al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017). Those of
+    a collected log, which may be as long as one likes, see a bootstrap of its sessions each.
+
+    Called again with the same arguments, a killed fit continues after each member's last complete epoch, and
+    a finished one returns its figures.
 
     Args:
         log_folder: log folder, see :class:`~edgerec_gym.logs.store.LogReader`.
@@ -119,24 +124,34 @@ def fit(
     if needs_supply(reader.config, reader.unidentified):
         catalog = catalog.with_supply(sample_visits(reader, held_out_from, seed))
         hazard = NO_HAZARD  # a session is as long as the visit that it plays
+    imported = "synthetic" not in reader.provenance
     work = work_folder(out, settings | {"log": _log_digest(reader)}, resume)
     trainers = [
         UserTrainer(
             new_network(
-                reader.config, reader.unidentified, seen, seed=seed, member=k, hidden=hidden, hazard=hazard
+                reader.config,
+                reader.unidentified,
+                seen,
+                seed=seed,
+                member=k,
+                hidden=hidden,
+                hazard=hazard,
+                bins=BINS if imported else 0,
             ),
             train,
             stopping,
             heads,
-            bootstrap=[seed, k, 1] if ensemble > 1 else None,
+            bootstrap=[seed, k, 1] if ensemble > 1 and not imported else None,
             seed=[seed, k, 2],
             path=work / f"member{k}.safetensors",
+            averaged=imported,
         )
         for k in range(ensemble)
     ]
     torch_threads = torch.get_num_threads()
     try:
-        run_trainers(trainers, epochs, batch_slots(seen.slots), threads, progress)
+        slots = batch_slots(seen.slots, bootstrap=not imported)
+        run_trainers(trainers, epochs, slots, threads, progress)
         torch.set_num_threads(1)
         networks = [trainer.network.eval() for trainer in trainers]
         figures = held_out_figures(networks, held_out, heads, reader.config.responses)
@@ -253,13 +268,16 @@ def new_network(
     hidden: int = 48,
     behaviour: bool = True,
     hazard: float | None = None,
+    bins: int = 0,
 ) -> UserNetwork:
     """Make a network to train, in the units of a log; for the arguments see :func:`fit` and UserNetwork."""
     # Initial weights come from torch's global generator, whose state is restored.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1000 + member)
-        network = UserNetwork(config, unidentified, hidden, behaviour=behaviour)
+        network = UserNetwork(config, unidentified, hidden, behaviour=behaviour, bins=bins)
     network.inputs.set_scales(*seen.scales())
+    if bins:
+        network.inputs.set_bins(*seen.bins(bins, page=network.inputs.reads_page))
     if "leave" in unidentified:
         network.set_leave_hazard(seen.hazard if hazard is None else hazard)
     return network
@@ -280,7 +298,7 @@ def run_trainers(
     stop, lock = threading.Event(), threading.Lock()
 
     def total() -> int:
-        return sum(t.progress.epoch if t.progress.done else epochs for t in trainers)
+        return sum(t.progress.epoch if t.done else epochs for t in trainers)
 
     def report() -> None:
         if progress:
@@ -292,7 +310,7 @@ def run_trainers(
     def train(trainer: UserTrainer) -> None:
         torch.set_num_threads(1)  # for this worker; small matrices do not benefit from more
         try:
-            while not (stop.is_set() or trainer.progress.done or trainer.progress.epoch >= epochs):
+            while not (stop.is_set() or trainer.done or trainer.progress.epoch >= epochs):
                 trainer.run_epoch(slots, stop)
                 report()
             trainer.network.load_state_dict(trainer.best)

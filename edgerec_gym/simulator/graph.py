@@ -31,6 +31,7 @@ def step_graph(network: UserNetwork, weights: Weights) -> bytes:
     width, n_user = network.inputs.width, network.inputs.user_scale.shape[0]
     hidden = network.exposure_gru.hidden_size + network.page_view_gru.hidden_size
     compared = WINDOW + N_CONTEXT_CODE + WINDOW * network.pair.out_features + 3 * network.n_evidence
+    compared += network.inputs.n_codes
 
     gates = g.split(g.linear("past", "gates"), [2 * hidden, hidden, hidden])
     reset, update = g.split(g("Sigmoid", gates[0]), [hidden, hidden])

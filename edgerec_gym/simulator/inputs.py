@@ -1,4 +1,4 @@
-"""Inputs of the user network: units, masks and codes of cards, context and answers.
+"""Inputs of the user network: units, masks and codes of cards, context, answers and numbers.
 
 Inputs that a log does not identify, or that never vary in it, are multiplied by 0 here, both in fitting and
 at run time.
@@ -34,7 +34,7 @@ from edgerec_gym.answers import (
 )
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.spaces import LEAST_CTR, N_SCALARS
-from edgerec_gym.users.learned_layout import N_ACTIONS, N_SIGNS, N_WAVES
+from edgerec_gym.users.learned_layout import N_ACTIONS, N_SIGNS, N_WAVES, PRIOR_CLICKS, PRIOR_VIEWS
 
 # Without the named responses, which follow.
 N_ANSWER_CODE = DWELL_BUCKETS + (N_EXPOSURE_ACTIONS - 1) + 1 + PAGE_VIEW_BUCKETS + N_SIGNS
@@ -89,6 +89,23 @@ def answer_code(actions: Tensor) -> Tensor:
     return torch.cat([dwell, actions[..., 1:PAGE_VIEW], opened, signs, responses], -1)
 
 
+def numbers(config: FeedConfig, card: Tensor, user: Tensor, *page: Tensor) -> Tensor:
+    """Return the numbers that have bins: of the card, of the user, how the two match, and of the page.
+
+    Args:
+        config: config of the feed.
+        card: (N, F + T).
+        user: (N, U).
+        page: nothing, or the summary (N, 5) of the card's page.
+
+    Returns:
+        (N, K) scalars and item columns, the profile, the product of both embeddings, the summary.
+    """
+    d = config.embedding_size
+    match = (card[:, :d] * user[:, :d]).sum(1, keepdim=True)
+    return torch.cat([card[:, d : config.n_item_features], user[:, d:], match, *page], 1)
+
+
 class InputEncoder(nn.Module):
     """Units and masks of the inputs, as constants that are saved with the weights.
 
@@ -96,6 +113,7 @@ class InputEncoder(nn.Module):
         config: config of the feed; determines sizes and the units of the context.
         unidentified: what the log does not identify (scenario.py).
         behaviour: False hides the context columns that reveal earlier answers.
+        bins: bins of each number in :meth:`bin_code`; 0 = numbers are read as they are.
     """
 
     near: Tensor
@@ -107,10 +125,21 @@ class InputEncoder(nn.Module):
     age_shift: Tensor
     context_waves: Tensor
     wave_shift: Tensor
+    count_scale: Tensor
+    bin_start: Tensor
+    bin_factor: Tensor
 
-    def __init__(self, config: FeedConfig, unidentified: frozenset[str], behaviour: bool = True) -> None:
+    def __init__(
+        self, config: FeedConfig, unidentified: frozenset[str], behaviour: bool = True, bins: int = 0
+    ) -> None:
         super().__init__()
         self.d, self.width = config.embedding_size, config.n_item_features + config.n_types
+        self.config = config
+        # Cards that are answered at once compete, so what their page holds matters, and what came before it.
+        self.reads_page = "order_within_page" in unidentified
+        n_numbers = config.n_item_features + config.n_user_features - 2 * self.d + 1
+        n_numbers += len(PAGE_SUMMARY) if self.reads_page else 0
+        counts = torch.tensor([1 / math.log1p(config.max_slots)] * 2 + [1.0])
         self.n_attributes = self.width - self.d + 1  # scalars, item columns, type, and the logit of base ctr
         near = torch.ones(WINDOW, 1)
         near[FOCUSED + 1 + config.lookahead :] = 0  # not yet placed at the time of the answer
@@ -142,6 +171,9 @@ class InputEncoder(nn.Module):
             ("age_shift", shift.flatten()),
             ("context_waves", waves),
             ("wave_shift", torch.tensor([0.0, math.pi / 2])),
+            ("count_scale", counts if self.reads_page and behaviour else counts[:0]),
+            ("bin_start", torch.zeros(n_numbers, bins)),
+            ("bin_factor", torch.zeros(n_numbers, bins)),
         ):
             self.register_buffer(name, value)
 
@@ -178,6 +210,46 @@ class InputEncoder(nn.Module):
         fading = torch.exp(context @ self.context_ages + self.age_shift)
         waves = torch.sin(context @ self.context_waves + self.wave_shift)
         return scaled, attributes, torch.cat([context * self.context_scale, fading, waves], 1)
+
+    @torch.no_grad()
+    def set_bins(self, start: Tensor, factor: Tensor) -> None:
+        """Set where the bins of each number start, and 1 over their widths (0 = no bin), (K, bins) each."""
+        self.bin_start.copy_(start)
+        self.bin_factor.copy_(factor)
+
+    @property
+    def n_codes(self) -> int:
+        """Number of columns of :meth:`count_code` and :meth:`bin_code`."""
+        return len(self.count_scale) + self.bin_start.numel()
+
+    def count_code(self, context: Tensor) -> Tensor:
+        """Encode what was seen and clicked before a page, given the context (N, 8) at its start, (N, 3).
+
+        (N, 0) if answers on a page depend on each other, or the network knows no earlier answers.
+        """
+        if not len(self.count_scale):
+            return context[:, :0]
+        seen, clicked = context[:, N_EXPOSURES], context[:, N_PAGE_VIEWS]
+        rate = (clicked + PRIOR_CLICKS) / (seen + PRIOR_VIEWS)
+        return torch.stack([torch.log1p(seen), torch.log1p(clicked), rate], 1) * self.count_scale
+
+    def bin_code(self, card: Tensor, user: Tensor, page: Tensor) -> Tensor:
+        """Encode numbers by bins, so that their effect is piecewise linear, as trees' is piecewise constant.
+
+        Piecewise linear encoding (Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep
+        Learning", NeurIPS 2022), here within each bin clipped to 0..1.
+
+        Args:
+            card: (N, F + T) focused card.
+            user: (N, U).
+            page: (N, 5) summary of the card's page.
+
+        Returns:
+            (N, K * bins) how far each of the K numbers has come through each bin, 0..1.
+        """
+        found = numbers(self.config, card, user, *([page] if self.reads_page else []))
+        code = (found[:, :, None] - self.bin_start).mul_(self.bin_factor)
+        return code.clamp_(0, 1).flatten(1)
 
     def page_factors(self) -> tuple[Tensor, Tensor]:
         """Return factors and offsets (5,) that convert the summary of a page to the units of its cards."""

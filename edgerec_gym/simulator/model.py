@@ -71,6 +71,7 @@ class UserNetwork(nn.Module):
         behaviour: False makes a network for comparison that knows no earlier answers, and no earlier cards
             except the neighbours: its memory stays zero and its context hides page views. It has no step
             graph.
+        bins: bins of each number (:meth:`InputEncoder.bin_code`), 0 for none.
     """
 
     decay: Tensor
@@ -85,11 +86,12 @@ class UserNetwork(nn.Module):
         hidden: int = 48,
         *,
         behaviour: bool = True,
+        bins: int = 0,
     ) -> None:
         super().__init__()
         self.unidentified, self.behaviour = frozenset(unidentified), behaviour
         self.frozen_pages = "order_within_page" in self.unidentified
-        self.inputs = InputEncoder(config, self.unidentified, behaviour)
+        self.inputs = InputEncoder(config, self.unidentified, behaviour, bins)
         self.d, users, attributes = config.embedding_size, config.n_user_features, self.inputs.n_attributes
         self.n_responses = config.n_responses
         n_code = N_ANSWER_CODE + self.n_responses
@@ -106,6 +108,7 @@ class UserNetwork(nn.Module):
         width += 3 * self.n_evidence + QUERIES * self.d
         # Cards that are answered at once compete, so the rest of the page matters.
         width += len(PAGE_SUMMARY) if self.frozen_pages else 0
+        width += self.inputs.n_codes
         self.trunk = nn.Sequential(nn.Linear(width, trunk), nn.ReLU(), nn.Linear(trunk, trunk), nn.ReLU())
         self.heads = nn.Linear(trunk, sum(self.head_sizes.values()))
         self.exposure_by_dwell = nn.Parameter(torch.zeros(DWELL_BUCKETS, HEADS["exposure"]))
@@ -151,7 +154,9 @@ class UserNetwork(nn.Module):
         self.heads.weight[leave] = 0
         self.heads.bias[leave] = math.log(hazard / (1 - hazard))
 
-    def _logits(self, window: Window, user: Tensor, memory: Memory, page: Tensor) -> dict[str, Tensor]:
+    def _logits(
+        self, window: Window, user: Tensor, memory: Memory, page: Tensor, codes: list[Tensor]
+    ) -> dict[str, Tensor]:
         """Compute the logits of every head before any sample of the slot is known, (N, levels) each."""
         cards, attributes, context = window
         exposure, page_view, evidence_flat = memory
@@ -167,8 +172,8 @@ class UserNetwork(nn.Module):
         if self.frozen_pages:
             factor, offset = self.inputs.page_factors()
             compared.append(page * factor + offset)
-        inputs = torch.cat([remembered, focused, attributes.flatten(1), context, *compared], 1)  # (N, width)
-        outputs = self.heads(self.trunk(inputs)).split(list(self.head_sizes.values()), 1)
+        inputs = [remembered, focused, attributes.flatten(1), context, *compared, *codes]
+        outputs = self.heads(self.trunk(torch.cat(inputs, 1))).split(list(self.head_sizes.values()), 1)
         return dict(zip(self.head_sizes, outputs, strict=True))
 
     # --- a whole session at once, for fitting ---------------------------------------------------
@@ -192,16 +197,23 @@ class UserNetwork(nn.Module):
             memory = self._remember(seen, batch.actions)
         else:
             memory = [torch.zeros(*mask.shape, size) for size in self.memory_sizes]
+        before = batch.context[mask]
         if self.frozen_pages:
             first = page_starts(batch.context)
             page = (first + torch.arange(len(first))[:, None] * first.shape[1])[mask]
             first = first[:, :, None]
             memory = [m.gather(1, first.expand(-1, -1, m.shape[2])) for m in memory]
+            before = batch.context.gather(1, first.expand(-1, -1, batch.context.shape[2]))[mask]
             context = seen[:, :, -N_CONTEXT_CODE:].gather(1, first.expand(-1, -1, N_CONTEXT_CODE))[mask]
-        user = (batch.user * self.inputs.user_scale)[:, None].expand(-1, mask.shape[1], -1)[mask]
+        user = batch.user[:, None].expand(-1, mask.shape[1], -1)[mask]
+        codes = [
+            self.inputs.count_code(before),
+            self.inputs.bin_code(cards[:, FOCUSED], user, batch.page[mask]),
+        ]
+        user = user * self.inputs.user_scale
         exposure, page_view, evidence = (m[mask] for m in memory)
         window, memories = (scaled, attributes, context), (exposure, page_view, evidence)
-        logits = self._logits(window, user, memories, batch.page[mask])
+        logits = self._logits(window, user, memories, batch.page[mask], codes)
         by_dwell = logits["click"] + self.click_by_dwell
         logits["click_probability"] = (torch.softmax(logits["dwell"], 1) * torch.sigmoid(by_dwell)).sum(1)
         dwell = hat(rows[:, :1], DWELL_BUCKETS)

@@ -114,6 +114,7 @@ def pack(network: UserNetwork) -> Weights:
         "click_by_dwell": parameters["click_by_dwell"],
         "signs_by_page_view": parameters["signs_by_page_view"],
         "leave_by_answer": leave,
+        **{name: encoder[name] for name in ("count_scale", "bin_start", "bin_factor") if encoder[name].size},
     }
     if network.n_responses:
         leave[N_ANSWER:] = parameters["leave_by_responses"][0]
@@ -187,10 +188,11 @@ def _pack_trunk(
     users, weight = len(encoder["user_scale"]), p["trunk.0.weight"]
     page = len(PAGE_SUMMARY) if network.frozen_pages else 0
     compared = weight.shape[1] - hidden - users - d - WINDOW * network.inputs.n_attributes - N_CONTEXT_CODE
-    compared -= page
+    codes = network.inputs.n_codes
+    compared -= page + codes
     wanted = network.query.out_features
     before = {"cards": WINDOW * width, "user": users, "logit": WINDOW, "context": N_CONTEXT_CODE}
-    after = {"memory": hidden, "wanted": wanted, "page": page}
+    after = {"codes": codes, "memory": hidden, "wanted": wanted, "page": page}
     x = _Inputs({**before, "compared": compared - wanted, **after})
     x.add_all("memory", np.ones(hidden))
     x.add_all("user", encoder["user_scale"])
@@ -206,6 +208,7 @@ def _pack_trunk(
     factor, offset = network.inputs.page_factors()
     for k in range(page):
         x.add("page", k, float(factor[k]), float(offset[k]))
+    x.add_all("codes", np.ones(codes))
     return x.fold(weight, p["trunk.0.bias"])
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgerec_gym.answers import HOUR
+from edgerec_gym.answers import HOUR, PAGE_SUMMARY
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.logs.sessions import LoggedSessions
+from edgerec_gym.simulator.inputs import numbers
 from edgerec_gym.spaces import LEAST_CTR
 
 MOST_STARTS = 2000  # rows of the table of session starts
+MOST_NUMBERS = 20_000  # slots that quantiles are computed on
 
 
 class LogStatistics:
@@ -31,8 +33,10 @@ class LogStatistics:
     def __init__(self, config: FeedConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.slots = self.sessions = self.ended = 0
+        self._scalars = slice(config.embedding_size, config.n_item_features)  # and item columns
         self._moments: dict[str, list[Any]] = {}
         self._starts = (np.zeros(0), np.zeros((0, config.n_user_features), np.float32), np.zeros(0, np.int32))
+        self._numbers = (np.zeros(0), np.zeros((0, 0), np.float32))
 
     def add(self, chunk: LoggedSessions) -> None:
         """Add a chunk."""
@@ -47,6 +51,7 @@ class LogStatistics:
         # A session as long as the feed allows was truncated.
         self.ended += int((np.diff(chunk.starts)[answered] < self.config.max_slots).sum())
         self._sample_starts(chunk)
+        self._sample_numbers(chunk)
 
     def _count(self, name: str, values: np.ndarray) -> None:
         values = values.astype(np.float64)
@@ -70,8 +75,7 @@ class LogStatistics:
         """Return the arguments of :meth:`InputEncoder.set_scales`."""
         _, deviation, varied = self._spread("card")
         card = varied.astype(np.float64)
-        scalars = slice(self.config.embedding_size, self.config.n_item_features)
-        card[scalars] /= np.maximum(deviation[scalars], 0.05)
+        card[self._scalars] /= np.maximum(deviation[self._scalars], 0.05)
         mean, deviation, moved = self._spread("logit")
         logit = np.concatenate([mean, moved / np.maximum(deviation, 0.1)])
         return (
@@ -88,6 +92,33 @@ class LogStatistics:
         profile = slice(self.config.embedding_size, None)
         factors[profile] /= np.maximum(deviation[profile], 0.05)
         return factors
+
+    def _sample_numbers(self, chunk: LoggedSessions) -> None:
+        """Keep the answered slots with the lowest random numbers, and what their bins are made of."""
+        draw = np.random.default_rng([self.seed, 4, int(chunk.session[0])]).random(chunk.slots)
+        lowest = np.argsort(draw, kind="stable")[:MOST_NUMBERS]
+        rows = chunk.answered_rows(np.arange(len(chunk)))[lowest]
+        found = chunk.cards(rows), chunk.user[chunk.session_of(rows)], chunk.summary[rows]
+        sample = numbers(self.config, *map(torch.from_numpy, found)).numpy()
+        draws, kept = self._numbers
+        draws = np.concatenate([draws, draw[lowest]])
+        lowest = np.argsort(draws, kind="stable")[:MOST_NUMBERS]
+        self._numbers = draws[lowest], np.concatenate([kept, sample] if len(kept) else [sample])[lowest]
+
+    def bins(self, bins: int, page: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the arguments of :meth:`InputEncoder.set_bins` for bins with equally many answered slots.
+
+        The numbers are those of inputs.py, with the page's if `page`. Those with fewer than three values have
+        no bins, and those with frequent values have fewer.
+        """
+        sample = self._numbers[1][:, : None if page else -len(PAGE_SUMMARY)].astype(np.float64)
+        start, factor = np.zeros((2, sample.shape[1], bins))
+        for k, values in enumerate(sample.T):
+            edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
+            if len(edges) > 1 and ((values > values.min()) & (values < values.max())).any():
+                start[k, : len(edges) - 1] = edges[:-1]
+                factor[k, : len(edges) - 1] = 1 / np.diff(edges)
+        return _tensor(start), _tensor(factor)
 
     @property
     def hazard(self) -> float:

@@ -27,9 +27,11 @@ LEARNING_RATE = 4e-3
 WARM_UP = 30  # steps
 LEAST_GAIN = 3e-4  # relative; a smaller held-out gain in an epoch lowers the learning rate
 DROP = 0.25  # factor on the learning rate; training then continues from the best weights
-DROPS = 3  # the last one ends the training
+DROPS, DROPS_OF_AVERAGES = 3, 2  # the last one ends the training; averaged weights gain little by it
 GRADIENT_NORM = 1.0
+AVERAGING = 0.98  # decay per step of averaged weights
 BATCHES_PER_EPOCH = 60  # target, within the limits below
+BOOTSTRAP_SHARE = 0.632  # of the sessions that a bootstrap sees
 BATCH_SLOTS = (300, 4000)  # minimum and maximum number of padded slots in a batch
 
 
@@ -42,11 +44,6 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True):
     best_loss: float = math.inf
     held_out: list[float] = []  # loss after each epoch
 
-    @property
-    def done(self) -> bool:
-        """Whether training has ended: the learning rate was lowered DROPS times."""
-        return self.drops >= DROPS
-
 
 class UserTrainer:
     """Train one network.
@@ -58,6 +55,8 @@ class UserTrainer:
         heads: heads to fit.
         bootstrap: generator seeds of the member's session weights; None = every session counts once.
         seed: generator seeds of the order of batches.
+        averaged: judge and keep a moving average of the weights (Polyak and Juditsky, 1992), which is less
+            noisy than the last weights, so that fewer epochs are enough.
         path: checkpoint; training continues from it if it exists.
     """
 
@@ -71,14 +70,21 @@ class UserTrainer:
         bootstrap: list[int] | None,
         seed: list[int],
         path: Path,
+        averaged: bool = False,
     ) -> None:
         self.network, self.train, self.held_out, self.heads = network, train, held_out, heads
         self.bootstrap, self.seed, self.path = bootstrap, seed, path
         self.optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
         self.best = _copy(network)
+        self.average = _copy(network) if averaged else None
         self.progress = Progress()
         if path.exists():
             self._load()
+
+    @property
+    def done(self) -> bool:
+        """Whether training has ended: the learning rate was lowered often enough."""
+        return self.progress.drops >= (DROPS if self.average is None else DROPS_OF_AVERAGES)
 
     def run_epoch(self, batch_slots: int, stop: threading.Event) -> None:
         """Train on every session once and save a checkpoint; saves nothing if `stop` is set meanwhile."""
@@ -93,14 +99,18 @@ class UserTrainer:
                 self._step(chunk, index, weight[index], steps)
         progress = self.progress
         progress.epoch, progress.steps = progress.epoch + 1, steps
+        last = _copy(self.network)
+        judged = last if self.average is None else _copy_of(self.average)
+        self.network.load_state_dict(judged)
         loss = held_out_loss(self.network, self.held_out, self.heads)
         progress.held_out.append(loss)
         enough = loss < progress.best_loss * (1 - LEAST_GAIN)
         if loss < progress.best_loss:
-            progress.best_loss, self.best = loss, _copy(self.network)
+            progress.best_loss, self.best = loss, judged
         if not enough:
             progress.drops += 1
-            self.network.load_state_dict(self.best)
+            self.average = None if self.average is None else _copy_of(self.best)
+        self.network.load_state_dict(last if enough else self.best)
         self._save()
 
     def _weights(self, chunk: LoggedSessions) -> np.ndarray:
@@ -120,10 +130,20 @@ class UserTrainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         self.optimizer.step()
+        self._average(steps)
+
+    @torch.no_grad()
+    def _average(self, steps: int) -> None:
+        if self.average is None:
+            return
+        decay = min(AVERAGING, steps / (steps + 9))  # the first weights are soon forgotten
+        for name, value in self.network.named_parameters():
+            self.average[name].lerp_(value, 1 - decay)
 
     def _save(self) -> None:
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"average.{k}": v for k, v in (self.average or {}).items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
         with atomic_path(self.path) as temporary:
@@ -139,7 +159,8 @@ class UserTrainer:
             raise InputError(f"{self.path} is not a readable checkpoint: {reason}") from None
         self.progress = decode(told, Progress, f"{self.path}: progress")
         own = {name: value.shape for name, value in self.network.state_dict().items()}
-        wanted = {f"{part}.{name}": shape for part in ("network", "best") for name, shape in own.items()}
+        parts = ["network", "best", *([] if self.average is None else ["average"])]
+        wanted = {f"{part}.{name}": shape for part in parts for name, shape in own.items()}
         parameters = list(self.network.parameters())
         for number, parameter in enumerate(parameters):
             moments = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
@@ -151,6 +172,7 @@ class UserTrainer:
                 raise InputError(f"{self.path}: tensor {name!r} does not fit; another version saved it")
         self.network.load_state_dict(_below(tensors, "network."))
         self.best = _below(tensors, "best.")
+        self.average = None if self.average is None else _below(tensors, "average.")
         state = self.optimizer.state_dict()
         for number in range(len(parameters)):
             if known := _below(tensors, f"adam.{number}."):
@@ -158,14 +180,22 @@ class UserTrainer:
         self.optimizer.load_state_dict(state)
 
 
-def batch_slots(slots: int) -> int:
-    """Return the number of padded slots in a batch, for an epoch of `slots` answered slots."""
+def batch_slots(slots: int, *, bootstrap: bool = True) -> int:
+    """Return the number of padded slots in a batch, for an epoch of `slots` answered slots.
+
+    Without a bootstrap, batches are larger, so that an epoch has as many of them.
+    """
     least, most = BATCH_SLOTS
-    return min(most, max(least, slots // BATCHES_PER_EPOCH))
+    batches = BATCHES_PER_EPOCH if bootstrap else round(BATCHES_PER_EPOCH * BOOTSTRAP_SHARE)
+    return min(most, max(least, slots // batches))
 
 
 def _copy(network: UserNetwork) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+    return _copy_of(network.state_dict())
+
+
+def _copy_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

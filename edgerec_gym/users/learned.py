@@ -39,6 +39,7 @@ from edgerec_gym.users.learned_layout import (
     CLICK_AT,
     EXPOSURE_AT,
     N_ANSWER,
+    N_COUNTS,
     N_LOGITS,
     N_SIGNS,
     N_WAVES,
@@ -93,6 +94,10 @@ class Simulator:
         self.members = len(self._weights)
         # Users whose feed has no named responses lack their weights.
         apart.setdefault("responses_by_answer", [np.zeros((0, N_ANSWER), np.float32)] * self.members)
+        # Most networks read neither counts nor bins of numbers.
+        apart.setdefault("count_scale", [np.zeros(0, np.float32)] * self.members)
+        for name in ("bin_start", "bin_factor"):
+            apart.setdefault(name, [np.zeros((0, 0), np.float32)] * self.members)
         try:
             self.networks = Networks(**{name: np.stack(values) for name, values in apart.items()})
         except TypeError:
@@ -140,6 +145,9 @@ class Simulator:
             signs_by_page_view=(PAGE_VIEW_BUCKETS, N_SIGNS),
             leave_by_answer=(answer,),
             responses_by_answer=(responses, N_ANSWER),
+            count_scale=(N_COUNTS,) if n.count_scale.size else (0,),
+            bin_start=n.bin_start.shape[1:] if n.bin_start.ndim == 3 else (0, 0),
+            bin_factor=n.bin_start.shape[1:],
         )
         for name, shape in wanted.items():
             found = getattr(n, name)
@@ -290,7 +298,10 @@ class LearnedUsers:
         n_user, width, d = config.n_user_features, networks.card_scale.shape[2], config.embedding_size
         n_code = CONTEXT_SIZE + networks.context.shape[2]
         n_compared = WINDOW * networks.pair.shape[1] + 3 * networks.decay.shape[1]
-        n_seen = WINDOW * width + n_user + WINDOW + n_code + n_compared
+        n_counts, (n_numbers, n_bins) = networks.count_scale.shape[1], networks.bin_start.shape[1:]
+        n_seen = WINDOW * width + n_user + WINDOW + n_code + n_compared + n_counts + n_numbers * n_bins
+        numbers = config.n_item_features + n_user - 2 * d + 1
+        numbers += len(PAGE_SUMMARY) if "page_memory" in sizes else 0
         n_responses = networks.responses_by_answer.shape[1]
         n_last = width + WINDOW + n_code + N_ANSWER + n_responses
         if (
@@ -300,6 +311,7 @@ class LearnedUsers:
             or sizes["seen"] != n_seen
             or networks.query_bias.shape[1] % d
             or n_responses != config.n_responses
+            or n_numbers not in (0, numbers)
         ):
             raise InputError(
                 "embedding_size, profile_size, card_types and responses cannot be changed: the users of this "
@@ -324,7 +336,7 @@ class LearnedUsers:
             evidence=floats(followed, n_kinds, d),
             page_memory=floats(followed, sizes["memory"]),
             page_evidence=floats(followed, n_kinds, d),
-            page_code=floats(num_envs, n_code),
+            page_code=floats(num_envs, n_code + n_counts),
             click_probability=floats(followed),
             first=np.zeros(simulator.members + 1, np.int64),
             order=np.zeros(num_envs, np.int64),

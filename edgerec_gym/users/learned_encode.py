@@ -13,6 +13,8 @@ import numpy as np
 from edgerec_gym.answers import (
     CONTEXT_SIZE,
     FOCUSED,
+    N_EXPOSURES,
+    N_PAGE_VIEWS,
     PAGE_AGE,
     SLOT,
     WINDOW,
@@ -22,6 +24,8 @@ from edgerec_gym.compiled.jit import kernel, product_kernel
 from edgerec_gym.users.learned_layout import (
     N_ANSWER,
     N_WAVES,
+    PRIOR_CLICKS,
+    PRIOR_VIEWS,
 )
 
 
@@ -70,9 +74,49 @@ def _encode_context(net, focus, session, m, last, at):
     return CONTEXT_SIZE + net.context.shape[2]
 
 
+@kernel
+def _encode_counts(net, focus, session, m, code, at):
+    """Write what was seen and clicked before this slot."""
+    seen, clicked = focus.context[session, N_EXPOSURES], focus.context[session, N_PAGE_VIEWS]
+    code[at] = math.log1p(seen) * net.count_scale[m, 0]
+    code[at + 1] = math.log1p(clicked) * net.count_scale[m, 1]
+    code[at + 2] = (clicked + PRIOR_CLICKS) / (seen + PRIOR_VIEWS) * net.count_scale[m, 2]
+
+
+@product_kernel
+def _match(focus, memory, session):
+    """Return the product of the embeddings of user and focused card."""
+    match = np.float32(0.0)
+    for c in range(memory.evidence.shape[2]):
+        match += focus.cards[session, FOCUSED, c] * memory.user[session, c]
+    return match
+
+
+@kernel
+def _encode_bins(net, focus, memory, session, m, seen, at):
+    """Write how far the numbers of card, user and page have come through each of their bins."""
+    n_numbers, n_bins = net.bin_start.shape[1], net.bin_start.shape[2]
+    d, of_user, of_page = memory.evidence.shape[2], memory.user.shape[1] - memory.evidence.shape[2], 0
+    if memory.frozen_pages == 1:
+        of_page = focus.pages.shape[2]
+    of_card = n_numbers - of_user - 1 - of_page
+    for k in range(n_numbers):
+        if k < of_card:
+            value = focus.cards[session, FOCUSED, d + k]
+        elif k < of_card + of_user:
+            value = memory.user[session, d + k - of_card]
+        elif k == of_card + of_user:
+            value = _match(focus, memory, session)
+        else:
+            value = focus.pages[session, FOCUSED, k - of_card - of_user - 1]
+        for b in range(n_bins):
+            part = (value - net.bin_start[m, k, b]) * net.bin_factor[m, k, b]
+            seen[at + k * n_bins + b] = min(max(part, np.float32(0.0)), np.float32(1.0))
+
+
 @product_kernel
 def _compare(net, focus, memory, session, evidence, evidence_row, m, seen, at, last):
-    """Write how the focused card compares with its window and with the evidence."""
+    """Write how the focused card compares with its window and with the evidence; returns the next column."""
     width, n_pairs = focus.cards.shape[2], net.pair.shape[1]
     for w in range(WINDOW):
         for p in range(n_pairs):
@@ -91,6 +135,7 @@ def _compare(net, focus, memory, session, evidence, evidence_row, m, seen, at, l
         seen[at + k] = match
         seen[at + n_kinds + k] = size
         seen[at + 2 * n_kinds + k] = match / (size + 1)
+    return at + 3 * n_kinds
 
 
 @product_kernel
@@ -135,7 +180,10 @@ def see_slot(net, focus, memory, block, j, session, follower):
     if memory.frozen_pages == 0:
         for c in range(n_code):
             seen[column + c] = last[width + WINDOW + c]
-        _compare(net, focus, memory, session, memory.evidence, at, m, seen, column + n_code, last)
+        column = _compare(net, focus, memory, session, memory.evidence, at, m, seen, column + n_code, last)
+        if net.count_scale.shape[1]:
+            _encode_counts(net, focus, session, m, seen, column)
+        _encode_bins(net, focus, memory, session, m, seen, column + net.count_scale.shape[1])
         return
     starts = focus.context[session, PAGE_AGE] * focus.context[session, SLOT] == 0
     block.page_starts[j, 0] = 1.0 if starts else 0.0
@@ -146,9 +194,14 @@ def see_slot(net, focus, memory, block, j, session, follower):
     if starts:
         for c in range(n_code):
             memory.page_code[session, c] = last[width + WINDOW + c]
+        if net.count_scale.shape[1]:
+            _encode_counts(net, focus, session, m, memory.page_code[session], n_code)
         for k in range(memory.evidence.shape[1]):
             for c in range(memory.evidence.shape[2]):
                 memory.page_evidence[at, k, c] = memory.evidence[at, k, c]
     for c in range(n_code):
         seen[column + c] = memory.page_code[session, c]
-    _compare(net, focus, memory, session, memory.page_evidence, at, m, seen, column + n_code, last)
+    column = _compare(net, focus, memory, session, memory.page_evidence, at, m, seen, column + n_code, last)
+    for c in range(net.count_scale.shape[1]):
+        seen[column + c] = memory.page_code[session, n_code + c]
+    _encode_bins(net, focus, memory, session, m, seen, column + net.count_scale.shape[1])

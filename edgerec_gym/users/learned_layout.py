@@ -4,7 +4,7 @@ Layouts (d embedding size, W = F + T features of a card, U user features, K kind
 queries, R named responses, H memory):
 
 - seen: window of cards (5 W), user (U), logits of base ctr (5), context code, pairs (5 P), matches (K), sizes
-  (K), cosines (K)
+  (K), cosines (K), counts (3 or none), bins of numbers
 - last: focused card (W), logits of base ctr (5), context code, answer
 - answer: one-hot dwell (8), actions (18), one-hot page-view duration if clicked (8), named responses (R)
 - logits: dwell (8), e2..e6 (25), click (1), click by dwell (8), page-view duration (8), d2..d11 (10), buy by
@@ -37,6 +37,9 @@ OPENED = DWELL_BUCKETS + N_ACTIONS  # first column of the one-hot page-view dura
 LEVELS = (COUNT_LEVELS, SPEED_LEVELS, SPEED_LEVELS, COUNT_LEVELS, len(DELETE_REASONS))  # of e2..e6
 MOST_LEVELS = max(LEVELS)
 N_WAVES = 2  # last columns of the context code: waves of the hour; the columns before them decay with an age
+# Counts before the page: log of exposures, log of clicks, and their smoothed rate.
+N_COUNTS = 3
+PRIOR_CLICKS, PRIOR_VIEWS = 1.0, 10.0
 
 # Columns of the logits.
 DWELL_AT = 0
@@ -67,6 +70,9 @@ class Networks(NamedTuple):
     signs_by_page_view: Float32Cube  # (M, 8, 10)
     leave_by_answer: Float32Matrix  # (M, answer)
     responses_by_answer: Float32Cube  # (M, R, answer without responses)
+    count_scale: Float32Matrix  # (M, 3), or (M, 0) if the network does not read counts
+    bin_start: Float32Cube  # (M, numbers, bins), of card, user and page; (M, 0, 0) if it reads no bins
+    bin_factor: Float32Cube  # (M, numbers, bins), 1 over the width, or 0 for a bin that does not exist
 
 
 class SessionMemory(NamedTuple):
@@ -82,7 +88,7 @@ class SessionMemory(NamedTuple):
     evidence: Float32Cube  # (M' B, K, d)
     page_memory: Float32Matrix  # (M' B, H), memory at the page's start; likewise the next two
     page_evidence: Float32Cube  # (M' B, K, d)
-    page_code: Float32Matrix  # (B, context code)
+    page_code: Float32Matrix  # (B, context code and counts)
     click_probability: Float32Vector  # (M' B,)
     first: Int64Vector  # (M + 1,), where the sessions of each member begin in `order`
     order: Int64Vector  # (B,), active sessions by member

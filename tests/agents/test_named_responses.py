@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from small_rerankers import RERANKERS, build
 from small_responses import Responding
+from small_table import Place, table
 
 from edgerec_gym.agents.baselines import DeviceGreedy
 from edgerec_gym.agents.list_policy import ScoredList, SlotBySlot
 from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.agents.perception.perception import Perception
 from edgerec_gym.agents.ppo.pointer_policy import PointerNetwork
+from edgerec_gym.agents.registry import AGENTS
 from edgerec_gym.agents.rerank.reranker import ListScorer, RerankerConfig
 from edgerec_gym.agents.values.network import ValueConfig, ValueNetwork
+from edgerec_gym.commands.policies import _note_responses
 from edgerec_gym.spaces import ObservationSizes
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
@@ -98,3 +102,21 @@ def test_the_value_network_reads_the_responses() -> None:
     with torch.no_grad():
         before, after = network.score(tensors), network.score(changed(observation))
     assert before.shape == (3, env.config.pool_size) and (before != after).any()
+
+
+def test_whoever_learns_clicks_alone_says_so_where_responses_count(tmp_path, capsys) -> None:
+    place = Place(tmp_path)
+    frame = table().with_columns(like=pl.col("rank") % 2, hate=pl.col("rank") // 4)
+    place.run(frame, responses={"like": "like", "hate": "hate"}, feed={"reward": {"responses": {"hate": -2}}})
+    whole = {name for name, agent in AGENTS.items() if not agent.clicks_alone}
+    assert whole == {"pointer-ppo", "flat-ppo", "values-pg", "request-dqn"}
+    for name in AGENTS:
+        _note_responses(name, place.out, "lite")
+        said = capsys.readouterr().err
+        assert ("hate (-2) count in the reward" in said and f"but {name} learns" in said) == (
+            name not in whole
+        )
+        assert said.count("\n") <= 1 and "like" not in said
+    place.run(frame, out="plain", responses={"like": "like", "hate": "hate"})  # nothing weighs
+    _note_responses("dnn", place.out, "lite")
+    assert not capsys.readouterr().err

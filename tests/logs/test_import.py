@@ -333,7 +333,7 @@ class WithResponses(SourceTable):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        like = pl.when(pl.col("item") == 1000).then(None).otherwise(pl.col("position") / 10)
+        like = pl.when(pl.col("item") == 1000).then(None).otherwise((pl.col("position") > 2).cast(pl.Float64))
         hate = (pl.col("position") == 1).cast(pl.Float64)
         bought = (pl.col("position") == 2) | pl.col("click")
         self.scan = self.scan.with_columns(like.alias("response:like"), hate.alias("response:hate"))
@@ -364,7 +364,7 @@ def test_named_responses_are_imported(place, monkeypatch, orders):
     rows = pl.from_arrow(pa.concat_tables(reader.batches()))
     given = np.stack(rows["responses"].to_numpy())
     assert given[:, 1].sum() == (rank == 1).sum()
-    assert given[:, 0].sum() == pytest.approx((rank / 10)[~empty].sum(), rel=1e-5)
+    assert given[:, 0].sum() == (rank > 2)[~empty].sum()
     assert f"{int(empty.sum())} empty values of responses count as 0" in notes
     if orders:
         apart = int(((rank == 2) & (frame["clicked"] == 0).to_numpy()).sum())

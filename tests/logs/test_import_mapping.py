@@ -97,6 +97,24 @@ def test_what_may_be_empty(place, kind):
     place.run(frame, kind, propensity="p", responses={"like": "like"}, history="before")
 
 
+def test_no_rating_is_not_a_rating_of_zero(place):
+    stars = pl.when(pl.col("rank") % 2 == 1).then(pl.col("rank") / 4)
+    frame = small.table().with_columns(stars=stars)
+    with pytest.raises(
+        InputError, match=r"row 0: column 'stars' is empty, but holds ratings .* \"stars >= 0.8\""
+    ):
+        place.run(frame, responses={"rating": "stars"})
+    place.run(frame, out="high", responses={"rating": "stars >= 0.7"})
+    given = place.read()["responses"].explode().to_list()
+    assert given == [float(k == 3) for k in frame["rank"]]
+    unseen = frame.with_columns(
+        seen=pl.col("rank") % 2 == 1, clicked=pl.col("clicked") * (pl.col("rank") % 2)
+    )
+    place.run(unseen, out="unseen", responses={"rating": "stars"}, seen="seen")
+    log = place.read()
+    assert log.filter("answered")["responses"].explode().unique().sort().to_list() == [0.25, 0.75]
+
+
 @pytest.mark.parametrize("where", ["mapping", "table"])
 def test_side_tables_are_found_beside_the_mapping_or_the_table(place, where):
     frame = small.table().with_columns(

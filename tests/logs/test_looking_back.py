@@ -151,6 +151,29 @@ def test_a_chunk_is_summed_by_item_and_hour_over_what_was_seen():
     assert found == [("a", 1, 1.0, 1.0), ("a", 2, 1.0, 0.0), ("b", 1, 0.0, 0.0)]
 
 
+def test_sums_of_a_chunk_hold_what_the_table_has():
+    rows = pl.DataFrame(
+        {
+            "item": ["a"] * 4,
+            "seconds": [0.0] * 4,
+            "seen": [True, True, True, False],
+            "click": [True, False, False, False],
+            "purchase": [True, True, False, False],  # the second without a click
+            "price": [1.0, 2.0, 3.0, 4.0],
+            "base_ctr": [0.5, 0.25, 0.125, 1.0],
+        }
+    )
+    assert hourly_sums(rows).to_dicts() == [
+        {"item": "a", "hour": 0, "views": 3.0, "clicks": 1.0, "purchases": 1.0, "price": 10.0, "prices": 4.0}
+        | {"ctr": 0.875}
+    ]
+    sums = HourlySums.of(
+        np.array([1, 1]), np.array([5, 7]), np.array([[1.0, 2, 3], [4, 5, 6]]), ("a", "b", "c")
+    )
+    assert sums.before(np.array([1]), np.array([6]), names=("c", "a")).tolist() == [[3.0, 1.0]]
+    assert sums.of_all.before(np.array([0]), np.array([8]), 1, ("b",)).tolist() == [[5.0]]
+
+
 VISITS = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 200_000), st.booleans(), st.booleans(), st.booleans()),
     min_size=1,

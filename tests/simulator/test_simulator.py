@@ -83,10 +83,12 @@ def random_sessions(
     return SessionBatch(*inputs, torch.tensor(length), torch.ones(b), page)
 
 
-def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int) -> UserNetwork:
+def random_network(
+    config: FeedConfig, unidentified: tuple[str, ...], seed: int, bins: int = 0
+) -> UserNetwork:
     """A network whose every part matters."""
     torch.manual_seed(seed)
-    network = UserNetwork(config, unidentified, hidden=12)
+    network = UserNetwork(config, unidentified, hidden=12, bins=bins)
     with torch.no_grad():
         for parameter in network.parameters():
             noise = 0.3 * torch.randn_like(parameter)
@@ -99,6 +101,9 @@ def random_network(config: FeedConfig, unidentified: tuple[str, ...], seed: int)
         torch.tensor([-2.0, 0.7]),
         torch.tensor([1, 1, 0, 1, 1, 1, 1, 1.0]),
         torch.rand(config.n_user_features),
+    )
+    network.inputs.set_bins(
+        torch.randn_like(network.inputs.bin_start), torch.rand_like(network.inputs.bin_start) * 2
     )
     return network
 
@@ -136,12 +141,19 @@ def look(batch: SessionBatch, t: int, keys: np.ndarray) -> Focus:
 
 
 @pytest.mark.parametrize(
-    ("unidentified", "lookahead"),
-    [((), 2), ((), 0), (("order_within_page",), 2), (("page_view_duration",), 1), (REAL_LOG, 2)],
+    ("unidentified", "lookahead", "bins"),
+    [
+        ((), 2, 0),
+        ((), 0, 3),
+        (("order_within_page",), 2, 0),
+        (("page_view_duration",), 1, 0),
+        (REAL_LOG, 2, 0),
+        (REAL_LOG, 2, 3),
+    ],
 )
-def test_steps_of_the_graph_equal_the_whole_session(tmp_path, unidentified, lookahead):
+def test_steps_of_the_graph_equal_the_whole_session(tmp_path, unidentified, lookahead, bins):
     config = CONFIG.replace(lookahead=lookahead)
-    networks = [random_network(config, unidentified, seed) for seed in range(2)]
+    networks = [random_network(config, unidentified, seed, bins) for seed in range(2)]
     batch = random_sessions(config, unidentified, sessions=6, slots=9)
     scenario = Exported(tmp_path, networks, config)
     for k, network in enumerate(networks):

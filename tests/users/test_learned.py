@@ -59,6 +59,11 @@ def play(
     return batch, seen
 
 
+def test_users_of_a_collected_log_read_no_bins(fitted):
+    networks = LearnedUsers(Scenario.load(fitted)).simulator.networks
+    assert networks.bin_start.shape == (3, 0, 0) and networks.count_scale.shape == (3, 0)
+
+
 def test_the_same_seeds_give_the_same_sessions(fitted):
     scenario = Scenario.load(fitted)
     first, second = (play(LearnedUsers(scenario), scenario, 8, 90)[1] for _ in range(2))

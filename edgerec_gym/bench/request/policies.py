@@ -10,7 +10,6 @@ from edgerec_gym.agents.baselines import make_policy
 from edgerec_gym.agents.ppo.trained_policy import load_policy as load_trained
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.agents.requests import dqn
-from edgerec_gym.agents.requests.dqn import DQNScore
 from edgerec_gym.agents.requests.planner import OneExtra, RequestPlanner, Score, TrueEffectPlanner
 from edgerec_gym.agents.requests.scores import (
     ChanceScore,
@@ -85,6 +84,6 @@ def make_learner_at(place: Place, run: str, price: float) -> Policy:
 def learner_score(run: str | Path, scenario: Scenario) -> Score:
     """Return the score of a request from a run: values of DQN, or log-odds of PPO."""
     if read_run(run).agent == dqn.AGENT:
-        return DQNScore(run, scenario.config)
+        return dqn.DQNScore(dqn.load_network(run, scenario.config), scenario.config)
     env = make_feeds(ENV_ID, 1, scenario=scenario, users="synthetic")
     return PolicyScore(load_trained(run, env))

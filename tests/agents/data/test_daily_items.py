@@ -112,6 +112,51 @@ def test_a_pool_must_hold_the_items_of_a_day(tmp_path):
         DailyItems.of(LogReader(place.out))
 
 
+def test_actions_tell_the_places_among_the_candidates(tmp_path):
+    place, action = Place(tmp_path), {0: 4, 1: 0, 2: 2}
+    frame = table(2).with_columns(a=pl.col("sku").replace_strict(action))
+    place.run(frame, **MAPPING, action="a")
+    reader = LogReader(place.out)
+    assert place.read()["action"].to_list() == frame.sort("uid", "rank")["a"].to_list()
+    items = DailyItems.of(reader)
+    rows = items.rows(np.array([1, 0]), 6)
+    assert rows.shape == (2, 6) and [list(r >= 0) for r in rows] == 2 * [
+        [True, False, True, False, True, False]
+    ]
+    assert (items.day[rows[0][rows[0] >= 0]] == 1).all()
+    of = dict(zip(items.item.tolist(), items.row.tolist(), strict=True))
+    names = pl.read_parquet(place.out / "items.parquet")["item"]
+    assert {names[item]: row for item, row in of.items()} == action
+    found = off_policy_estimates(read_decisions(reader, Dearest()))
+    assert found["ips"]["mean"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (pl.col("sku") % 2, "the action 0 has the items"),
+        (pl.col("sku") + 3 * (pl.col("uid") % 2), "the item 0 has the actions 0 and 3"),
+    ],
+)
+def test_actions_that_tell_no_items_apart_are_refused(tmp_path, action, message):
+    place = Place(tmp_path)
+    place.run(table(1).with_columns(a=action), **MAPPING, action="a")
+    with pytest.raises(InputError, match=message):
+        DailyItems.of(LogReader(place.out))
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (pl.lit(3), r"row 1: column 'a' is 3, as in row 0 of the same page, but the items differ"),
+        (pl.lit(1000), "row 0: column 'a' is 1000; allowed: a whole number of 0 to 999"),
+    ],
+)
+def test_wrong_actions(tmp_path, action, message):
+    with pytest.raises(InputError, match=message):
+        Place(tmp_path).run(table(2).with_columns(a=action), **MAPPING, action="a")
+
+
 def test_the_commands(tmp_path):
     place = Place(tmp_path)
     place.run(table(2), **MAPPING)
@@ -130,7 +175,12 @@ def test_open_bandit_values_an_item_at_its_click_rate(tmp_path):
     click = np.concatenate([t["click"].to_numpy() for t in reader.batches(["session", "slot", "click"])])
     rates = np.bincount(logged, click) / np.bincount(logged)
     best = int(rates.argmax())
-    at = {int(day): int(np.flatnonzero(items.item[items.day == day] == best)[0]) for day in set(items.day)}
+    at = {
+        int(day): int(row)
+        for day, item, row in zip(items.day, items.item, items.row, strict=True)
+        if item == best
+    }
+    assert len(set(at.values())) == 1 and len(at) == len(set(items.day))  # the item's number, on each day
     days = np.concatenate([t["day"].to_numpy() for t in reader.batches(["session", "slot", "day"])])
 
     class Always(Dearest):
