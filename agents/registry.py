@@ -87,6 +87,7 @@ PPO, EDGEREC = "edgerec_gym.agents.ppo", "edgerec_gym.agents.edgerec"
 GRAPHS, WHOLE_GRAPHS = "edgerec_gym.agents.export.export", "edgerec_gym.agents.export.whole"
 RERANKER, GENERATOR, EVALUATOR, ESTIMATOR = "re-ranker", "generator", "list evaluator", "uplift estimator"
 INSERTER, GRADIENT, WHOLE, DISTILLED = "insertion", "policy gradient", "whole agent", "distilled"
+TEACHERS, TEACHER = "edgerec_gym.agents.teachers", "teacher"
 
 
 def reranker(name: str, network: Code, summary: str, **more: Any) -> Agent:
@@ -149,6 +150,18 @@ def _estimator(name: str, summary: str) -> Agent:
     )
 
 
+def _teacher(name: str, network: str, summary: str) -> Agent:
+    return Agent(
+        name=name,
+        summary=summary,
+        family=TEACHER,
+        network=f"{TEACHERS}.networks:{network}",
+        train=f"{TEACHERS}.train:train",
+        config=f"{TEACHERS}.networks:TeacherConfig",
+        load_network=f"{TEACHERS}.train:load_teacher",
+    )
+
+
 def _ppo(name: str, summary: str) -> Agent:
     return Agent(
         name=name,
@@ -192,6 +205,11 @@ _ALL = (
         "pointer network that writes lists, trained on clicks",
         family=GENERATOR,
         graphs=f"{GRAPHS}:pointer_parts",
+    ),
+    _teacher("lightgcn", "LightGCNTeacher", "teacher in the cloud: LightGCN (He et al., 2020)"),
+    _teacher("sasrec", "SASRecTeacher", "teacher in the cloud: SASRec over events (Kang & McAuley, 2018)"),
+    _teacher(
+        "deepfm", "DeepFMTeacher", "teacher in the cloud: DeepFM (Guo et al., 2017) with SASRec's state"
     ),
     Agent(
         name="evaluator",

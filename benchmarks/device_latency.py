@@ -18,8 +18,7 @@ import argparse
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +46,7 @@ from edgerec_gym.device.description import SEQUENCES
 from edgerec_gym.device.engines.engine import ENGINES
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.session import DeviceSession, load
+from edgerec_gym.evaluation.latency import measure
 from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
@@ -57,7 +57,6 @@ PLACES = 50  # K
 GOALS = {"crban": 5.0, "pointer": 15.0, "sequence-search": 15.0}  # p99 in ms of a re-rank
 GOAL_DECISION = 15.0
 GOAL_BYTES = 3_000_000
-WARM_UP = 20  # number of calls that are not counted
 PAGE_AGE, SLOT = CONTEXT.index("page_age"), CONTEXT.index("slot")
 
 
@@ -90,30 +89,6 @@ def networks(config: FeedConfig) -> dict[str, Reranker]:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
     search = SequenceSearch(config, evaluator, generator, SearchConfig(stability=1.0))
     return {"crban": crban, "pointer": generator, "sequence-search": search}
-
-
-Calls = Sequence[Callable[[], Any]]
-
-
-def measure(calls: Mapping[str, Calls], count: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of `count` calls of each engine in turn: quantiles of wall and of processor time."""
-    wall, own = ({name: np.empty(count) for name in calls} for _ in range(2))
-    for k in range(-WARM_UP, count):
-        for name, several in calls.items():
-            call = several[k % len(several)]
-            started, started_own = time.perf_counter(), time.process_time()
-            call()
-            ended_own, ended = time.process_time(), time.perf_counter()
-            if k >= 0:
-                wall[name][k], own[name][k] = ended - started, ended_own - started_own
-    return {
-        name: {
-            **{f"p{q}": float(np.percentile(wall[name], q) * 1e3) for q in (50, 95, 99)},
-            "least": float(wall[name].min() * 1e3),
-            **{f"cpu_p{q}": float(np.percentile(own[name], q) * 1e3) for q in (50, 99)},
-        }
-        for name in calls
-    }
 
 
 def torch_call(network: Reranker, observation: Observation) -> Callable[[], Any]:

@@ -12,7 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from edgerec_gym import __version__, interrupts
-from edgerec_gym.commands import bench, console, logs, offline, pages, policies, studies, users
+from edgerec_gym.commands import (
+    bench,
+    compress,
+    console,
+    distil,
+    logs,
+    offline,
+    pages,
+    policies,
+    studies,
+    users,
+)
 from edgerec_gym.errors import InputError, MissingExtraError
 
 # Recent versions of typer bundle their own click; this is the UsageError of whichever it uses.
@@ -86,7 +97,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": users.fit,
     "train": policies.train,
     "evaluate": policies.evaluate,
+    "distil": distil.distil,
     "export": policies.export,
+    "compress": compress.compress,
     "export-logs": offline.export_logs,
     "off-policy": offline.off_policy,
     "replay": pages.replay,
@@ -99,6 +112,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+bench.bench.command("distil")(distil.bench_distil)
 app.add_typer(bench.bench, name="bench")
 
 

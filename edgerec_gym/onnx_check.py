@@ -18,9 +18,10 @@ MOST_NODES = 100_000
 MOST_NUMBERS = 2**28  # that the shapes written into a graph may ask for
 IR_VERSIONS, OPSETS = range(7, 14), range(13, 26)
 OPERATORS = frozenset(  # those of simulator/graph.py and agents/export/
-    "Abs Add Clip Concat CumSum Div Exp Expand GRU Gather Gemm Identity LSTM LayerNormalization Log "
-    "MatMul Min Mul Pad Range ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Sign Slice "
-    "Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze".split()
+    "Abs Add Cast Clip Concat CumSum DequantizeLinear Div DynamicQuantizeLinear Exp Expand GRU Gather Gemm "
+    "Identity LSTM LayerNormalization Log MatMul MatMulInteger Max Min Mul Pad Range ReduceMax ReduceMean "
+    "ReduceSum Relu Reshape Round Shape Sigmoid Sign Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose "
+    "Unsqueeze".split()
 )
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 FLOAT, INT64 = 1, 7  # data types of tensors

@@ -50,13 +50,16 @@ class Record(OpenDocument):
     logs: dict[str, Any] | None = None
     versions: dict[str, str] = {}
     network: dict[str, Any] = {}
+    compression: dict[str, Any] = {}
     based_on: dict[str, Any] | list[Any] = {}
     identified: list[bool] = []
     rules: str = ""
     price: float = 0.0
     quantiles: list[float] = []
     gauc: list[Number] = []
+    ndcg: list[Number] = []
     loss: list[Number] = []
+    distance: list[Number] = []
     residual_loss: list[Number] = []
     reward: list[Number] = []
     teaching_loss: list[Number] = []

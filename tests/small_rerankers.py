@@ -11,7 +11,9 @@ from edgerec_gym.agents.rerank.reranker import Reranker, RerankerConfig
 from edgerec_gym.config import FeedConfig
 
 RERANKERS: dict[str, type[Reranker]] = {
-    name: agent.code("network") for name, agent in registry.AGENTS.items() if agent.network is not None
+    name: registry.AGENTS[name].code("network")
+    for name in registry.family(registry.RERANKER, registry.GENERATOR)
+    if registry.AGENTS[name].network is not None
 }
 
 

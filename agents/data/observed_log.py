@@ -93,7 +93,7 @@ class ObservedLog:
             "exposures": self._exposures(begin, count),
             "page_views": self._page_views(begin, count),
             "screen": self._screen(begin, now),
-            "context": self._context(begin, now, count),
+            "context": self.context(begin, now, count),
         }
 
     def _pool(self, now: np.ndarray) -> np.ndarray:
@@ -146,7 +146,14 @@ class ObservedLog:
         present = rows >= begin[:, None]
         return self.sessions.cards(np.where(present, rows, 0)) * present[..., None]
 
-    def _context(self, begin: np.ndarray, now: np.ndarray, count: np.ndarray) -> np.ndarray:
+    def context(self, begin: np.ndarray, now: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Return the context (R, C) float32 before the placed slots `now` (R,) int64 are filled.
+
+        Args:
+            begin: (R,) int64 first placed slot of each session.
+            now: (R,) int64.
+            count: (R,) int64 number of answers known then.
+        """
         config, n_caps = self.config, self.config.n_types - 1
         slot = now - begin
         since_sent = now - self.pages.sent[self.pages.of_slot[now]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.runs import read_run
+from edgerec_gym.runs import Run, read_run
 
 try:
     import onnx  # noqa: F401
@@ -17,7 +17,7 @@ except ImportError:
     raise MissingExtraError("an export", "train") from None
 
 from edgerec_gym.agents.export.evaluator_graphs import evaluator_graphs
-from edgerec_gym.agents.export.folder import Told, float32_for, write_model
+from edgerec_gym.agents.export.folder import Packer, Told, float32_for, write_model
 from edgerec_gym.agents.export.graphs import crban_graphs, generator_graphs
 from edgerec_gym.agents.export.parts import Parts
 from edgerec_gym.agents.lists.pointer_net import PointerNet, gumbel
@@ -30,7 +30,17 @@ from edgerec_gym.device.description import MOST_PLACES, Origin
 from edgerec_gym.device.engines.engine import REFERENCE
 from edgerec_gym.scenario import Scenario
 
-TOLD = ("agent", "seed", "steps", "hyper", "network", "logs", "scenario", "based_on")  # fields of a run
+TOLD = (
+    "agent",
+    "seed",
+    "steps",
+    "hyper",
+    "network",
+    "compression",
+    "logs",
+    "scenario",
+    "based_on",
+)  # fields of a run
 
 
 def export(
@@ -40,6 +50,7 @@ def export(
     scenario: str | Scenario = "default",
     places: int | None = None,
     engine: str = REFERENCE.name,
+    pack: Packer | None = None,
 ) -> dict[str, Any]:
     """Write the device model of a run.
 
@@ -50,6 +61,7 @@ def export(
         places: K, maximum number of cards in a list; default: the scenario's slate_size.
         engine: engine that runs the graphs on the phone, a name of
             :data:`~edgerec_gym.device.engines.engine.ENGINES`.
+        pack: how graphs are stored, in place of float32 graphs for that engine.
 
     Returns:
         The content of device.json.
@@ -61,18 +73,24 @@ def export(
     """
     place = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     trained = read_run(run)
-    agent = find_agent(trained.agent)
+    agent = check_exported(trained)
+    load = agent.code("load_whole") or agent.code("load_network")
+    network = load(trained, place.config)
+    told = {key: trained.record[key] for key in TOLD if key in trained.record}
+    return export_network(network, out, agent, place.name, place.config, places, told, engine, pack)
+
+
+def check_exported(run: Run) -> Agent:
+    """Return the agent of a run; InputError if it has no form for a device."""
+    agent = find_agent(run.agent)
     if agent.graphs is None:
         allowed = ", ".join(name for name, known in AGENTS.items() if known.graphs is not None)
         why = f": {agent.not_exported}" if agent.not_exported else ""
         raise InputError(
-            f"{run} holds the agent {agent.name!r}, which cannot be exported to a device{why}; allowed: "
-            f"{allowed}"
+            f"{run.folder} holds the agent {agent.name!r}, which cannot be exported to a device{why}; "
+            f"allowed: {allowed}"
         )
-    load = agent.code("load_whole") or agent.code("load_network")
-    network = load(trained, place.config)
-    told = {key: trained.record[key] for key in TOLD if key in trained.record}
-    return export_network(network, out, agent, place.name, place.config, places, told, engine)
+    return agent
 
 
 def export_network(
@@ -84,6 +102,7 @@ def export_network(
     places: int | None = None,
     told: dict[str, Any] | None = None,
     engine: str = REFERENCE.name,
+    pack: Packer | None = None,
 ) -> dict[str, Any]:
     """Write the device model of a network; see :func:`export`.
 
@@ -96,6 +115,7 @@ def export_network(
         places: maximum K; default: the slate's.
         told: what device.json reports about the run.
         engine: engine that runs the graphs.
+        pack: how graphs are stored, in place of float32 graphs for that engine.
     """
     places = config.slate_size if places is None else places
     if not 1 <= places <= MOST_PLACES:
@@ -105,7 +125,7 @@ def export_network(
     about = Told(
         agent.name, scenario, config, places, parts.beams, parts.settings, parts.files, Origin(run=told or {})
     )
-    return write_model(out, about, parts.by_name(), float32_for(engine))
+    return write_model(out, about, parts.by_name(), pack or float32_for(engine))
 
 
 def make_parts(agent: Agent, network: Any, places: int) -> Parts:

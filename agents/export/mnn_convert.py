@@ -19,18 +19,36 @@ from edgerec_gym.errors import InputError
 MOST_SECONDS = 120.0
 # A graph over a free number of candidates keeps its GRU as one node.
 OPTIONS = ("-f", "ONNX", "--bizCode", "edgerec_gym", "--useOriginRNNImpl")
+QUANTISED: dict[int, tuple[str, ...]] = {
+    32: (),
+    8: ("--weightQuantBits", "8"),
+    4: ("--weightQuantBits", "4", "--weightQuantBlock", "32"),
+}
 OUTPUT = "graph.mnn"
 ID = rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
-def to_mnn(graph: bytes, name: str) -> bytes:
+def to_mnn(graph: bytes, name: str, bits: int = 32) -> bytes:
     """Return an ONNX model as an MNN model; InputError names the graph if that fails.
 
     The same model gives the same bytes.
+
+    Args:
+        graph: the ONNX model.
+        name: name of the graph, for messages.
+        bits: of the weights: 8 with a scale for each output, 4 with one for each block of inputs, or 32.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "graph.onnx").write_bytes(graph)
-        command = ["MNNConvert", *OPTIONS, "--modelFile", "graph.onnx", "--MNNModel", OUTPUT]
+        command = [
+            "MNNConvert",
+            *OPTIONS,
+            *QUANTISED[bits],
+            "--modelFile",
+            "graph.onnx",
+            "--MNNModel",
+            OUTPUT,
+        ]
         # -I: only what is installed is imported, nothing from this folder or PYTHONPATH.
         process = [sys.executable, "-I", str(Path(__file__).with_name("mnn_process.py")), *command]
         try:

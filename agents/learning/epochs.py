@@ -51,7 +51,7 @@ class EpochTrainer(Generic[Network]):
 
     Attributes:
         network: network after the last epoch.
-        best: network after the epoch with the best figure on the early-stopping sessions.
+        best: what is kept of the network, after the best epoch on the early-stopping sessions.
     """
 
     figure: str  # the record's key for the figure of every epoch
@@ -60,7 +60,7 @@ class EpochTrainer(Generic[Network]):
     def __init__(self, network: Network, record: dict[str, Any], settings: Any, stream: Stream) -> None:
         self.network, self.record, self.settings, self.stream = network, record, settings, stream
         self.seed = record["seed"]
-        self.best = copy.deepcopy(network)
+        self.best: Any = copy.deepcopy(self.kept())  # of the class that `kept` returns
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -73,6 +73,10 @@ class EpochTrainer(Generic[Network]):
     def stopping_figure(self) -> float:
         """Return the network's figure on the early-stopping sessions."""
         raise NotImplementedError
+
+    def kept(self) -> nn.Module:
+        """Return the part of the network that is kept at its best and plays: all of it, unless overridden."""
+        return self.network
 
     def _scores(self) -> list[float]:
         """Return the figures of the epochs so far, signed so that larger is better."""
@@ -98,9 +102,13 @@ class EpochTrainer(Generic[Network]):
             shuffled = order.permutation(len(chunk))
             for at in range(0, len(chunk), self.settings.batch_size):
                 self._step(self.loss(chunk, shuffled[at : at + self.settings.batch_size], generator))
+        self._keep_best(epoch)
+
+    def _keep_best(self, epoch: int) -> None:
+        """Score the early-stopping sessions, keep the network if it is the best so far, count the epoch."""
         figure = self.stopping_figure()
         if self.sign * figure > max(self._scores(), default=-np.inf):
-            self.best.load_state_dict(self.network.state_dict())
+            self.best.load_state_dict(self.kept().state_dict())
         figures = [*self.record[self.figure], figure]
         self.record = self.record | {"steps": epoch + 1, self.figure: figures}
 

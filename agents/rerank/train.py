@@ -106,7 +106,7 @@ def train(
     if start is not None and is_finished(run):
         return read_run(run).record  # finished with the same settings
     with torch_threads(threads):
-        trainer = RerankTrainer(reader, record, settings, network)
+        trainer = RerankTrainer(reader, record, settings, build(network, reader.config, settings, seed))
         trainer.run(run, start, "GAUC", progress)
     parameters.save_parameters(run / PARAMETERS, trainer.best)
     write_record(run, trainer.record)
@@ -120,15 +120,14 @@ class RerankTrainer(EpochTrainer[Reranker]):
         reader: the log.
         record: content of policy.json; steps and gauc are updated.
         settings: hyper-parameters.
-        kind: class of the re-ranker.
+        network: with initial parameters; trained in place.
     """
 
     figure, sign = "gauc", 1
 
     def __init__(
-        self, reader: LogReader, record: dict[str, Any], settings: RerankerConfig, kind: type[Reranker]
+        self, reader: LogReader, record: dict[str, Any], settings: RerankerConfig, network: Reranker
     ) -> None:
-        network = build(kind, reader.config, settings, record["seed"])
         train, stop, _ = split_moments(reader, **moment_settings(settings, record["seed"]))
         super().__init__(network, record, settings, train)
         self.stopping = Held.from_stream(stop)
@@ -223,10 +222,11 @@ def load_reranker(folder: str | Path | Run, config: FeedConfig) -> Reranker:
     """Load a re-ranker from a run; raise InputError if files are broken or made for other sizes."""
     run = read_run(folder)
     kind = find_agent(run.agent).code("network")
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, Reranker)):
         raise InputError(f"{run.folder} holds the agent {run.agent!r}, which is not a re-ranker")
     check_sizes(run, config)
-    network: Reranker = build(kind, config, RerankerConfig.from_dict(run.record["hyper"]))
+    settings = RerankerConfig.from_dict(run.record.get("network", run.record["hyper"]))
+    network: Reranker = build(kind, config, settings)
     parameters.load_parameters(run.parameters, network)
     return network.eval()
 

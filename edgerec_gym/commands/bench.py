@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgerec_gym.bench.track import TRACKS, find_track, track_names
-from edgerec_gym.commands import console
+from edgerec_gym.commands import compress, console
 from edgerec_gym.commands.options import AsJson
 from edgerec_gym.errors import InputError
 
@@ -197,3 +197,4 @@ def track(
 for _name in track_names():
     _known = TRACKS.get(_name)
     bench.command(_name, help="A track of an installed package." if _known is None else _known.summary)(track)
+bench.command("compress")(compress.bench_compress)

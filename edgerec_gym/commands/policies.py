@@ -131,6 +131,8 @@ def _progress_made(record: dict[str, Any]) -> str:
     steps = record["steps"]
     if "gauc" in record:
         return f"{steps} epochs, GAUC {max(record['gauc']):.4f} on the stopping sessions"
+    if "ndcg" in record:
+        return f"{steps} epochs, NDCG@10 {max(record['ndcg']):.4f} on the stopping sessions"
     if record.get("held_out"):
         best = max(figures["value"] for figures in record["held_out"])
         return f"{steps} updates, reward {best:.3f} a session on users held out"

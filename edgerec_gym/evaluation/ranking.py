@@ -85,3 +85,20 @@ def auc_by_group(score: np.ndarray, click: np.ndarray, group: np.ndarray) -> tup
 def auc(score: np.ndarray, happened: np.ndarray) -> float:
     """Return the AUC of a score for whether something happened; NaN if it always or never did."""
     return grouped_auc(score, happened, np.zeros(len(score), np.int64))
+
+
+def ndcg(score: np.ndarray, gain: np.ndarray, shown: np.ndarray, cut: int = 10) -> np.ndarray:
+    """Return the NDCG of each list, (R,) float64; NaN where nothing can be gained.
+
+    Args:
+        score: (R, K); of equal scores, the first counts as higher.
+        gain: (R, K) not negative, linear: a click, or the probability of one.
+        shown: (R, K) bool, the entries that are ranked.
+        cut: places that count; the one at rank r from 0 counts 1 / log2(r + 2) (Järvelin & Kekäläinen, 2002).
+    """
+    gain = np.where(shown, gain, 0.0)
+    order = np.argsort(np.where(shown, -score, np.inf), axis=1, kind="stable")[:, :cut]
+    discount = 1 / np.log2(np.arange(order.shape[1]) + 2)
+    found = np.take_along_axis(gain, order, 1) @ discount
+    best = -np.sort(-gain, axis=1)[:, : order.shape[1]] @ discount
+    return np.divide(found, best, out=np.full(len(gain), np.nan), where=best > 0)

@@ -37,6 +37,7 @@ from edgerec_gym.users import make_users
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS_PER_PART = 500
+SPLITS = ("log", "eval")
 DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle of each exposure bucket
 PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])  # of each page-view bucket
 
@@ -54,6 +55,7 @@ def collect(
     moments: int | None = None,
     policy: Policy | None = None,
     synthetic: dict[str, Any] | None = None,
+    split: str = "log",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Log sessions into a folder; continues a folder left by an earlier, killed run.
@@ -71,6 +73,7 @@ def collect(
         policy: log this policy of EdgeFeed-v0 instead; its propensities are unknown (null).
         synthetic: with `preset_name`, SyntheticUserConfig fields that differ from the preset's, for another
             ground truth such as {"pseudo_click": 0.0}.
+        split: "log", or "eval" for users and days that no log shows: to judge, never to learn from.
         progress: called with (sessions done, total).
 
     Returns:
@@ -91,6 +94,10 @@ def collect(
         "randomise": list(randomise) if policy is None else [],
         "sessions_per_part": SESSIONS_PER_PART,
     }
+    if split != "log":
+        if split not in SPLITS:
+            raise InputError(f"split = {split!r}; allowed: {', '.join(SPLITS)}")
+        provenance["split"] = split
     if moments is not None:  # keeps the provenance of other logs unchanged
         provenance["moments"] = moments
     writer = LogWriter(out, config, catalog, provenance, unidentified)
@@ -102,7 +109,7 @@ def collect(
     for part in range(first_part, parts):
         first = part * SESSIONS_PER_PART
         wanted = min(SESSIONS_PER_PART, sessions - first)
-        batch = FeedBatch(size, "joint", config, catalog, make(), split="log")
+        batch = FeedBatch(size, "joint", config, catalog, make(), split=split)
         writer.write(
             log_batch(
                 batch,

@@ -87,7 +87,7 @@ def test_some_misses_stand_for_all(logs: Path) -> None:
             reader,
             log_record("dnn", "rerank", reader, 0, settings) | {"gauc": []},
             settings,
-            RERANKERS["dnn"],
+            training.build(RERANKERS["dnn"], reader.config, settings),
         )
         return float(trainer.loss(chunk, index, torch.Generator()).detach())
 

@@ -1,0 +1,1 @@
+"""Students for the phone, distilled from a teacher in the cloud."""

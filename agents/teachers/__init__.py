@@ -1,0 +1,1 @@
+"""Large recommenders of the cloud: LightGCN, SASRec and DeepFM, alone and on the cloud's logs."""

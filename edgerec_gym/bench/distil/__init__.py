@@ -1,0 +1,1 @@
+"""The study of distillation: teachers, students, and what each loss term is worth."""
