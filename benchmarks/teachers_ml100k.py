@@ -127,11 +127,11 @@ def light_gcn(rows: Any, seed: int, quick: bool) -> dict[str, Figures]:
     rng = np.random.default_rng(seed)
     part = per_user_split(user, (0.75, 0.25), rng)
     train, test = (matrix(user[part == p], item[part == p], shape) for p in (0, 1))
-    edges = np.nonzero(train)
+    users_of, items_of = np.nonzero(train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LightGCN(normalised_adjacency(*edges, *shape), shape[0])
-    sampler = EdgeSampler(*edges, shape[1])
+        model = LightGCN(normalised_adjacency(users_of, items_of, shape[0], shape[1]), shape[0])
+    sampler = EdgeSampler(users_of, items_of, shape[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
     for _ in range(2 if quick else 15):
         train_epoch(model, sampler, optimizer, rng, batch_size=1024, penalty=1e-4)
@@ -233,12 +233,12 @@ def fields(folder: Path, user: np.ndarray, item: np.ndarray) -> tuple[np.ndarray
             columns.append(code[at][:, None])
             sizes.append(len(known))
     genres = [str(text or "").split() for text in items["class"]]
-    known = sorted({genre for own in genres for genre in own})
+    names_of = sorted({genre for own in genres for genre in own})
     codes = np.full((len(genres), max(map(len, genres))), -1, np.int64)
     for row, own in enumerate(genres):
-        codes[row, : len(own)] = [known.index(genre) for genre in own]
+        codes[row, : len(own)] = [names_of.index(genre) for genre in own]
     columns.append(codes[item])
-    sizes.append(len(known))
+    sizes.append(len(names_of))
     values = np.full((len(user), len(columns), codes.shape[1]), -1, np.int64)
     for k, column in enumerate(columns):
         values[:, k, : column.shape[1]] = column
@@ -274,8 +274,8 @@ def deepfm(rows: Any, seed: int, quick: bool, folder: Path) -> dict[str, Figures
 
         best_epoch(model, epoch, lambda: figure(valid), 2 if quick else 60)
         result = figure(test)
-    rate = np.bincount(item[part == 0], rating[part == 0] >= 4, minlength=sizes[1])
-    rate = (rate + 1) / (np.bincount(item[part == 0], minlength=sizes[1]) + 2)
+    clicks = np.bincount(item[part == 0], rating[part == 0] >= 4, minlength=sizes[1])
+    rate = (clicks + 1) / (np.bincount(item[part == 0], minlength=sizes[1]) + 2)
     popular = auc(rate[item[part == 2]], rating[part == 2] >= 4)
     return {"DeepFM": {"auc": result}, "rate of the item, rows at random": {"auc": popular}}
 
@@ -312,8 +312,8 @@ def main() -> None:
                     print(name, seed, {key: round(value, 4) for key, value in figures.items()}, flush=True)
     results = {name: summary(figures) for name, figures in found.items()}
     table = Table("model", "figure", "here, ± twice the standard error", "published")
-    for name, figures in results.items():
-        for figure, value in figures.items():
+    for name, means in results.items():
+        for figure, value in means.items():
             published = PUBLISHED.get(name, {}).get(figure)
             told = "" if published is None else f"{published:.4f}"
             table.add_row(name, figure, f"{value['mean']:.4f} ± {value['error']:.4f}", told)

@@ -7,6 +7,7 @@ evaluated and exported like any other. The teacher's scores are computed once pe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,11 +236,11 @@ class TaughtStream:
         self.teacher, self.with_codes, self.at_once = teacher.eval(), with_codes, at_once
         self._kept: list[TaughtMoments] | None = None
 
-    def chunks(self) -> list[TaughtMoments]:
-        """Return all chunks, in the order of the log."""
+    def chunks(self) -> Iterator[TaughtMoments]:
+        """Yield all chunks, in the order of the log."""
         if self._kept is None:
             self._kept = [self._taught(chunk) for chunk in self.stream.chunks()]
-        return self._kept
+        yield from self._kept
 
     def _taught(self, chunk: SessionSequences) -> TaughtMoments:
         log, s = chunk.log, self.settings

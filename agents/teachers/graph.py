@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def teacher_graph(teacher: PageTeacher, example: dict[str, np.ndarray]) -> bytes
         teacher: the teacher.
         example: inputs as from :func:`page_inputs`; at least two events, so that their number stays free.
     """
-    content = io.BytesIO()
+    content: Any = io.BytesIO()  # torch writes to it, though its annotation names paths alone
     module = _OneSession(teacher.eval())
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(example[name])) for name in INPUTS)
     with warnings.catch_warnings(), torch.no_grad():

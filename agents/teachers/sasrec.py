@@ -67,9 +67,9 @@ class CausalEncoder(nn.Module):
         A place sees itself and earlier present ones. Absent places have arbitrary codes.
         """
         size = places.shape[1]
-        later = torch.ones(size, size, dtype=torch.bool, device=places.device).triu(1)
-        itself = torch.eye(size, dtype=torch.bool, device=places.device)
-        hidden = later | (~present.unsqueeze(1) & ~itself)
+        place = torch.arange(size, device=places.device)
+        later, other = place > place[:, None], place != place[:, None]
+        hidden = later | (~present.unsqueeze(1) & other)
         x = functional.dropout(places + self.position[:size], self.dropout, self.training)
         for block in self.blocks:
             x = block(x, hidden)

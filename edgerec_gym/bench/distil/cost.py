@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def teacher_cost(teacher: PageTeacher, judge: Judge) -> dict[str, float]:
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     read = {value.name for value in session.get_inputs()}  # a teacher may not read everything
     inputs = [{name: value for name, value in given.items() if name in read} for given in inputs]
-    calls: list[Callable[[], object]] = [lambda given=given: session.run(None, given) for given in inputs]
+    calls: list[Callable[[], object]] = [partial(session.run, None, given) for given in inputs]
     return {"bytes": float(len(content)), **timed(calls)}
 
 
@@ -82,11 +83,10 @@ def student_cost(student: ListScorer, scenario: str, config: FeedConfig, judge: 
     for part, row in moments(judge):
         observation = {key: values[row] for key, values in judge.pages[part].observation.items()}
         session = _after_events(model, observation)
-        calls.append(lambda session=session, seen=observation: session.scores(seen))
+        calls.append(partial(session.scores, observation))
         last = observation["exposures"][-1]
         if last.any():
-            spare = DeviceSession(model)
-            events.append(lambda session=spare, last=last: session.append("exposures", last))
+            events.append(partial(DeviceSession(model).append, "exposures", last))
     figures = {"bytes": float(size), **timed(calls)}
     if events:
         figures |= {f"event_{name}": value for name, value in timed(events).items()}
