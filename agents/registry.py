@@ -159,6 +159,8 @@ def _teacher(name: str, network: str, summary: str) -> Agent:
         train=f"{TEACHERS}.train:train",
         config=f"{TEACHERS}.networks:TeacherConfig",
         load_network=f"{TEACHERS}.train:load_teacher",
+        not_exported="it teaches in the cloud and does not play; edgerec distil makes a student of it",
+        clicks_alone=True,
     )
 
 

@@ -100,7 +100,9 @@ def _candidates(
     page = of_slot[goods]
     at = np.arange(len(goods)) - np.searchsorted(page, page)  # in display order
     if not table["action"].null_count:
-        at = table["action"].to_numpy()[goods].astype(np.int64)
+        action = table["action"].to_numpy()[goods].astype(np.int64)
+        if (action < config.pool_size).all():  # else requests are actions, too, and not all are pool rows
+            at = action
     fits = at < config.pool_size
     candidates[page[fits], at[fits]] = sessions.item[goods[fits]]
     return candidates, logged

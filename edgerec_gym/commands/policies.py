@@ -116,6 +116,7 @@ def _note_responses(name: str, logs: Path | None, scenario: str) -> None:
     agent = find_agent(name)
     if not agent.clicks_alone:
         return
+    agent.code("train")  # first: it says which extra is missing
     config = Scenario.load(scenario).config if logs is None else LogReader(logs, allow_empty=True).config
     counted = [f"{response} ({weight:g})" for response, weight in config.reward.responses if weight]
     if counted:
