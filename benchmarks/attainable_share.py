@@ -21,14 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from edgerec_gym.agents.baselines import baselines_of
-from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.bench.rows import difference, exploitation_gap, gap_closed
+from edgerec_gym.bench.setting import make_policy, reference_entry
 from edgerec_gym.commands.console import progress_bar
 from edgerec_gym.config import SHIFTS
 from edgerec_gym.evaluation.cache import Entry, Place, played
 from edgerec_gym.evaluation.intervals import Interval, interval_text, seeds_interval
 from edgerec_gym.files import write_json
-from edgerec_gym.policy import Policy
 from edgerec_gym.registration import track_of
 from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
@@ -47,19 +46,16 @@ def heuristics_of(env_id: str, scenario: Scenario) -> list[str]:
     return [name for name in known if name in HEURISTICS]
 
 
-def policy_at(place: Place, name: str) -> Policy:
-    """Return the policy of a name or a run's folder, to play in a place."""
-    return find_policy(name, place.env_id, Scenario.load(place.scenario), place.users, place.seed)
-
-
 def entries_of(policy: str, runs: list[Path]) -> list[Entry]:
     """Return the entries of a policy: one for each run, or one of a policy that is not trained."""
+    if policy == ATTAINABLE:
+        return [reference_entry(policy)]
     if not runs:
-        return [Entry(policy, policy_at, {"name": policy})]
+        return [Entry(policy, make_policy, {"name": policy})]
     entries = []
     for seed, run in enumerate(runs):
         parts = sorted(file.parent for file in run.rglob("policy.json") if "checkpoints" not in file.parts)
-        entries.append(Entry(policy, policy_at, {"name": str(run)}, tuple(parts), seed))
+        entries.append(Entry(policy, make_policy, {"name": str(run)}, tuple(parts), seed))
     return entries
 
 

@@ -12,11 +12,8 @@ Without RUN, the trained runs that are shipped are compared, each on its scenari
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,8 @@ from edgerec_gym.agents.device.policy import load_policy as load_device_policy
 from edgerec_gym.agents.export.export import export
 from edgerec_gym.agents.registry import AGENTS, load_policy
 from edgerec_gym.errors import InputError
-from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.evaluation.latency import measured_on
+from edgerec_gym.files import folder_bytes, make_folder, write_json
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.runs import read_run
 from edgerec_gym.scenario import Scenario
@@ -48,11 +46,6 @@ def shipped() -> list[tuple[Path, str, str]]:
         if AGENTS[read_run(record.parent).agent].graphs is not None:
             found.append((record.parent, record.parts[-6], record.parts[-4]))
     return found
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size of all files of an exported folder."""
-    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def compare(
@@ -162,12 +155,7 @@ def main() -> None:
     if arguments.runs:
         pairs = [text.rsplit("=", 1) for text in arguments.runs]
         chosen = [(Path(run), scenario, read_run(run).record["track"]) for run, scenario in pairs]
-    about = {
-        "edgerec_gym": edgerec_gym.__version__,
-        **{name: version(name) for name in ("onnxruntime", "torch", "numpy")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": round(os.getloadavg()[0], 2),
-    }
+    about = measured_on("onnxruntime", "torch", "numpy")
     default = make_folder(Path(__file__).parent / "results") / "device_actions.json"
     rows: list[dict[str, Any]] = []
     for run, scenario, track in chosen:

@@ -12,11 +12,8 @@ machine it includes other processes.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import edgerec_gym
-from benchmarks.device_actions import folder_bytes
 from edgerec_gym.agents.device.policy import DevicePolicy, Phone, load_policy
 from edgerec_gym.agents.device.settings import ValueSettings
 from edgerec_gym.agents.edgerec.agent import EdgeRec
@@ -43,7 +38,8 @@ from edgerec_gym.agents.values.policy import candidates_of
 from edgerec_gym.agents.values.train import make_network as make_values
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.engines.engine import ENGINES
-from edgerec_gym.files import make_folder, write_json
+from edgerec_gym.evaluation.latency import measured_on
+from edgerec_gym.files import folder_bytes, make_folder, write_json
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
@@ -149,10 +145,7 @@ def main() -> None:
     if arguments.quick:
         return
     about = {
-        "edgerec_gym": edgerec_gym.__version__,
-        **{name: version(name) for name in ("onnxruntime", "MNN", "torch", "numpy")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": round(os.getloadavg()[0], 2),
+        **measured_on("onnxruntime", "MNN", "torch", "numpy"),
         "scenario": scenario.name,
         "weights": "random, not trained",
         "goals": {"p99_ms": GOAL_DECISION, "bytes": GOAL_BYTES},

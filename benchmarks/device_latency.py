@@ -15,12 +15,9 @@ own processor time, since on a busy machine it includes other processes. Goals a
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import edgerec_gym
 from edgerec_gym.agents.data.exposed_lists import OUTCOMES
 from edgerec_gym.agents.export.export import export_network
 from edgerec_gym.agents.learning.tensors import to_tensors
@@ -46,7 +42,7 @@ from edgerec_gym.device.description import SEQUENCES
 from edgerec_gym.device.engines.engine import ENGINES
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.session import DeviceSession, load
-from edgerec_gym.evaluation.latency import measure
+from edgerec_gym.evaluation.latency import measure, measured_on
 from edgerec_gym.files import make_folder, write_json
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
@@ -198,10 +194,7 @@ def main() -> None:
     if arguments.quick:
         return
     about = {
-        "edgerec_gym": edgerec_gym.__version__,
-        **{name: version(name) for name in ("onnxruntime", "MNN", "torch", "numpy")},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": round(os.getloadavg()[0], 2),
+        **measured_on("onnxruntime", "MNN", "torch", "numpy"),
         "scenario": scenario.name,
         "weights": "random, not trained; the search's early stop is off",
         "moments": len(moments),

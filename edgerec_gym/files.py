@@ -304,6 +304,11 @@ def read_bytes(path: str | Path, most_bytes: int) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of the files in a folder, in bytes; folders in it do not count."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
 def make_folder(path: str | Path) -> Path:
     """Create a folder for output and remove leftovers in it; InputError if it cannot be written to."""
     path = Path(path)

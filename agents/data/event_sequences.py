@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.data.log_stream import Keep, LogStream, split_stream
-from edgerec_gym.agents.data.observed_log import OBSERVED_COLUMNS, ObservedLog
+from edgerec_gym.agents.data.observed_log import ObservedLog
 from edgerec_gym.answers import CLICK, LEAVE
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation
@@ -146,7 +146,6 @@ class SessionSequences:
         rows = np.where(there, begin[:, None] + np.arange(size), 0)
         flat = rows[there]
         begins, known = sessions.starts[self.session_of[flat]], self.known[flat]
-        context = np.zeros((*rows.shape, 0), np.float32)
         values = log.context(begins, flat, known)
         context = np.zeros((*rows.shape, values.shape[1]), np.float32)
         context[there] = values
@@ -187,9 +186,6 @@ class SequenceStream(LogStream[SessionSequences]):
         earlier: H.
         cached_slots: largest number of slots that is cached in memory.
     """
-
-    columns = OBSERVED_COLUMNS
-    cached_slots = 2_000_000
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from edgerec_gym.agents.data.observed_log import ObservedLog
+from edgerec_gym.agents.data.observed_log import OBSERVED_COLUMNS, ObservedLog
 from edgerec_gym.logs.sessions import LoggedSessions, split_sessions
 from edgerec_gym.logs.store import LogReader
 
@@ -22,7 +22,7 @@ Keep = Callable[[np.ndarray], np.ndarray]  # session ids (S,) int64 -> (S,) bool
 class LogStream(Generic[Chunk]):
     """Training data from some days of a log, one chunk of sessions at a time.
 
-    A subclass defines the columns to read and builds the chunks.
+    A subclass builds the chunks, and may read other columns or cache another number of slots.
 
     Args:
         reader: the log.
@@ -32,8 +32,8 @@ class LogStream(Generic[Chunk]):
         cached_slots: largest number of slots that is cached in memory; None uses the class's default.
     """
 
-    columns: ClassVar[list[str]]
-    cached_slots: int
+    columns: ClassVar[list[str]] = OBSERVED_COLUMNS
+    cached_slots: int = 2_000_000
 
     def __init__(
         self, reader: LogReader, days: list[int] | None, keep: Keep, seed: int, cached_slots: int | None

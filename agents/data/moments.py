@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.agents.data.log_stream import Keep, LogStream, split_stream
-from edgerec_gym.agents.data.observed_log import NOT_SHOWN, OBSERVED_COLUMNS, ObservedLog
+from edgerec_gym.agents.data.observed_log import NOT_SHOWN, ObservedLog
 from edgerec_gym.errors import InputError
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.policy import Observation
@@ -75,9 +75,6 @@ class RerankStream(LogStream[RerankMoments]):
         seed: seed of that draw.
         cached_slots: largest number of slots that is cached in memory.
     """
-
-    columns = OBSERVED_COLUMNS
-    cached_slots = 2_000_000
 
     def __init__(
         self,

@@ -8,13 +8,14 @@ from edgerec_gym.agents.device.settings import EdgeRecSettings
 from edgerec_gym.agents.edgerec.agent import Judgement
 from edgerec_gym.agents.edgerec.values import PlanValues
 from edgerec_gym.agents.insertion.values import SlotValues, goods_in_order, pool_order, slots_left
+from edgerec_gym.agents.list_policy import order_of
 from edgerec_gym.agents.perception.intent_change import current_interest, intent_signals, state_vector
 from edgerec_gym.agents.ppo.modes import best_of_groups, legal_probabilities
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.description import DQN, EDGEREC, ESAN, PPO, VALUES
 from edgerec_gym.device.engines.engine import Arrays
 from edgerec_gym.device.session import ABSENT, DeviceSession
-from edgerec_gym.policy import NOT_SHOWN, Explanation, Observation, best_legal
+from edgerec_gym.policy import Explanation, Observation, best_legal
 from edgerec_gym.spaces import CONTEXT
 
 SLOT, PAGE_VIEWS = CONTEXT.index("slot"), CONTEXT.index("page_views")
@@ -53,10 +54,7 @@ class DeviceScores:
         else:
             n_pool = observation["pool"].shape[1]
             places = min(self.session.model.places, n_pool) if self.whole else 1
-            rows = self.lists(observation, places)[0]
-            rows = rows[rows != NOT_SHOWN]
-            self._last = np.zeros((1, n_pool), np.float32)
-            self._last[0, rows] = np.arange(len(rows), 0, -1)
+            self._last = order_of(self.lists(observation, places), n_pool)
         return best_legal(self._last, observation["action_mask"])
 
     def explain(self, row: int) -> Explanation:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.agents.device.players import RERANK_TRACKS, player
-from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate
+from edgerec_gym.agents.device.players import RERANK_TRACKS, Player, player
+from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate, order_of
 from edgerec_gym.device.budget import StandingOrder, TimedDecisions, read_budget
 from edgerec_gym.device.description import SEQUENCES
 from edgerec_gym.device.files import DeviceModel
@@ -23,7 +23,6 @@ from edgerec_gym.spaces import CONTEXT, observation_layout
 SLOT = CONTEXT.index("slot")
 COUNTS = {name: CONTEXT.index(name) for name in SEQUENCES}
 ONLY = np.ones(1, np.bool_)  # a phone has one session
-Player = Callable[[DeviceSession], Policy]
 
 
 class Standing:
@@ -52,12 +51,9 @@ class Standing:
             self._order.keep(left[np.argsort(-told.scores[left], kind="stable")], pool)
 
     def scores(self, observation: Observation) -> np.ndarray:
-        """Score the pool, (1, N): n - place in the order that stands."""
+        """Score the pool, (1, N), by the order that stands."""
         pool = observation["pool"][0]
-        rows = self._order.order(pool)
-        found = np.full((1, len(pool)), ABSENT, np.float32)
-        found[0, rows] = np.arange(len(rows), 0, -1)
-        return found
+        return order_of(self._order.order(pool)[None], len(pool))
 
     def act(self, observation: Observation) -> Any:
         """Return the action of the track; where the order is not decided, it is keep's."""
@@ -137,7 +133,7 @@ class DevicePolicy:
         self.name, self.model, self.timed, self.feed = name, model, timed, feed
         self.make, self.max_slots = player(model, feed, timed is not None), feed.config.max_slots
         self.phones: list[Phone] = []
-        self._standing: list[Standing] = []
+        self._standing: list[Standing | None] = []
         self._slot = np.zeros(0, np.float32)
         self._last: list[Any] = []
 
@@ -145,10 +141,12 @@ class DevicePolicy:
         """Start new sessions where `mask` (B,) is True."""
         if len(self.phones) != len(mask):
             mask = np.ones(len(mask), np.bool_)
-            self.phones, self._standing = [None] * len(mask), [None] * len(mask)  # type: ignore[list-item]
+            self.phones = [self._phone() for _ in mask]
+            self._standing = [self._stands() for _ in mask]
             self._slot, self._last = np.full(len(mask), -1, np.float32), [None] * len(mask)
-        for row in np.flatnonzero(mask).tolist():
-            self._restart(row)
+        else:
+            for row in np.flatnonzero(mask).tolist():
+                self._restart(row)
         self._slot[mask] = -1
         if self.timed is not None:
             self.timed.reset(mask)
@@ -176,17 +174,23 @@ class DevicePolicy:
         return policy.explain(0) if hasattr(policy, "explain") else None
 
     def _restart(self, row: int) -> None:
-        self.phones[row] = Phone(self.model, self.make, self.max_slots)
-        if self.timed is not None:
-            self._standing[row] = Standing(self.feed, self.timed.budget.fallback)
+        self.phones[row], self._standing[row] = self._phone(), self._stands()
+
+    def _phone(self) -> Phone:
+        return Phone(self.model, self.make, self.max_slots)
+
+    def _stands(self) -> Standing | None:
+        """What a new session shows if it is late; None without a budget."""
+        return None if self.timed is None else Standing(self.feed, self.timed.budget.fallback)
 
     def _decide(self, row: int, one: Observation, started: float) -> Any:
         """Follow an observation of a batch of one, and act on it; if that is late, return what stands."""
         phone = self.phones[row]
-        if self.timed is None:
+        standing = self._standing[row]
+        if self.timed is None or standing is None:
             return phone.act(one)
         phone.follow(one)
-        slot, standing = round(float(one["context"][0, SLOT]) * self.max_slots), self._standing[row]
+        slot = round(float(one["context"][0, SLOT]) * self.max_slots)
         acted: Callable[[], Any] = partial(phone.policy.act, one)
         action, in_time = self.timed.decide(row, slot, started, acted, partial(standing.act, one))
         if in_time:

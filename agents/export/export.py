@@ -136,11 +136,6 @@ def make_parts(agent: Agent, network: Any, places: int) -> Parts:
     return parts
 
 
-def make_graphs(agent: Agent, network: Any, places: int) -> dict[str, bytes]:
-    """The graphs of an agent's network as ONNX models, by `<network>.<graph>`."""
-    return make_parts(agent, network, places).by_name()
-
-
 def crban_parts(network: CRBAN, places: int) -> Parts:
     """Graphs of CRBAN."""
     return Parts({"crban": crban_graphs(network)})

@@ -38,7 +38,7 @@ from edgerec_gym.evaluation.intervals import Interval, seeds_interval
 from edgerec_gym.evaluation.latency import measure
 from edgerec_gym.evaluation.play import play
 from edgerec_gym.evaluation.ranking import ndcg
-from edgerec_gym.files import atomic_path, make_folder, write_json
+from edgerec_gym.files import atomic_path, folder_bytes, make_folder, write_json
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.policy import Observation
 from edgerec_gym.registration import make_feeds
@@ -248,7 +248,7 @@ def figures_of(
         num_envs=min(128, sizes.sessions),
     )
     return {
-        "bytes": np.array(sum(file.stat().st_size for file in folder.iterdir())),
+        "bytes": np.array(folder_bytes(folder)),
         "ndcg": ndcg(score, gain, np.array(there), CUT),
         "decisions": decisions,
         "value": played["value"],

@@ -12,6 +12,7 @@ from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, ScenarioName, Seed
 from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import folder_bytes
 
 
 def compress(
@@ -86,7 +87,7 @@ def compress(
     if as_json:
         console.print_json(described | {"out": str(out)})
         return
-    size = sum(file.stat().st_size for file in out.iterdir())
+    size = folder_bytes(out)
     pruned = f", {prune:.0%} of the units pruned" if prune else ""
     print(f"{out}: {described['agent']} for {engine}, {bits} bits{pruned}, {size / 1e3:.1f} kB")
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.device.budget import RULES
 from edgerec_gym.device.engines.engine import ENGINES, Port
 from edgerec_gym.documents import SMALL, Document, OpenDocument, read_document, read_object
 from edgerec_gym.errors import InputError, shown
@@ -21,7 +22,7 @@ from edgerec_gym.files import read_bytes
 from edgerec_gym.spaces import CONTEXT, N_PAGE_VIEW_COLUMNS, exposure_columns, observation_layout
 
 DESCRIPTION, GOLDEN = "device.json", "golden.safetensors"
-FILES = ("rules.toml",)  # further files that an agent may read
+FILES = (RULES,)  # further files that an agent may read
 KIND, SCHEMA_VERSION = "edgerec_gym device model", 2
 PROTOCOL = (1, 1)  # oldest and newest version of the messages between phone and cloud that this version knows
 MOST_PLACES = 1000  # cards in a list; a pool has no more

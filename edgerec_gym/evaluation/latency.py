@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+
+from edgerec_gym import __version__
 
 WARM_UP = 20  # number of calls that are not counted
 
@@ -34,4 +39,14 @@ def measure(calls: Mapping[str, Sequence[Callable[[], Any]]], count: int) -> dic
             **{f"cpu_p{q}": float(np.percentile(own[name], q) * 1e3) for q in (50, 99)},
         }
         for name in calls
+    }
+
+
+def measured_on(*packages: str) -> dict[str, Any]:
+    """Return what times depend on: versions of this package and of `packages`, machine and its load."""
+    return {
+        "edgerec_gym": __version__,
+        **{name: version(name) for name in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "load_average": round(os.getloadavg()[0], 2),
     }

@@ -17,7 +17,7 @@ from command_line import fails_with
 from small_devices import crban, evaluator, exported, followed, one, pointer, search
 
 from edgerec_gym.agents.export import mnn_convert, mnn_process
-from edgerec_gym.agents.export.export import make_graphs
+from edgerec_gym.agents.export.export import make_parts
 from edgerec_gym.agents.lists.sequence_search import SearchConfig, SequenceSearch
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.device import session as device_session
@@ -131,9 +131,8 @@ def test_the_graphs_hold_nothing_that_mnn_gets_wrong() -> None:
     import onnx
 
     network = search(match=1)
-    graphs = make_graphs(find_agent("sequence-search"), network, 6) | make_graphs(
-        find_agent("crban"), crban(), 6
-    )
+    graphs = make_parts(find_agent("sequence-search"), network, 6).by_name()
+    graphs |= make_parts(find_agent("crban"), crban(), 6).by_name()
     for name, content in graphs.items():
         nodes = onnx.load_from_string(content).graph.node
         used = {node.op_type for node in nodes}
@@ -216,9 +215,7 @@ def test_a_conversion_that_fails_says_so() -> None:
 
 
 def test_the_same_graph_gives_the_same_bytes() -> None:
-    [graph] = (
-        g for name, g in make_graphs(find_agent("crban"), crban(), 6).items() if name == "crban.scores"
-    )
+    graph = make_parts(find_agent("crban"), crban(), 6).by_name()["crban.scores"]
     assert mnn_convert.to_mnn(graph, "x") == mnn_convert.to_mnn(graph, "x")
     assert ports(graph)[0]["candidates"].shape == ["n", 20]
 

@@ -20,6 +20,7 @@ from edgerec_gym.bench.distil.judge import Judge
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.session import DeviceModel, DeviceSession, load
 from edgerec_gym.errors import InputError
+from edgerec_gym.files import folder_bytes
 from edgerec_gym.policy import Observation
 
 CALLS, WARM_UP = 1000, 20
@@ -76,7 +77,7 @@ def student_cost(student: ListScorer, scenario: str, config: FeedConfig, judge: 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model"
         export_network(student, out, find_agent("crban"), scenario, config)
-        size = sum(file.stat().st_size for file in out.iterdir())
+        size = folder_bytes(out)
         model = load(out)
     calls: list[Callable[[], object]] = []
     events: list[Callable[[], object]] = []
