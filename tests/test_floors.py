@@ -30,6 +30,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "state",
     "policy",
     "onnx_graph",
+    "protocol",
     "cloud",
     "scenario",
     "users",
@@ -45,6 +46,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "runs",
     "evaluation",
     "logs",
+    "service",
     "simulator",
     "fidelity",
     "pages",
@@ -79,6 +81,8 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
 ABOVE_AGENTS = ("bench", "commands", "cli")
 WITHOUT_TORCH = (
     "device",
+    "protocol",
+    "service",
     "cloud",
     "compiled",
     "users",

@@ -1,0 +1,1 @@
+"""What phone and cloud say to each other: messages, their coding and their limits."""

@@ -1,0 +1,1 @@
+"""The cloud as a service: pages, sessions and models over a connection."""
