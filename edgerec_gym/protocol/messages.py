@@ -55,7 +55,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=False):
     """Base of all messages: an array whose first entry is the name of the message."""
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """The phone begins or continues a session; the first message of a connection.
 
     Attributes:
@@ -82,7 +82,7 @@ class Hello(Message, tag="hello"):
     model: Digest = ""
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """The cloud answers a Hello.
 
     Attributes:
@@ -128,20 +128,20 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     requested: bool = False
 
 
-class Delta(Message, tag="delta"):
+class Delta(Message, frozen=True, tag="delta"):
     """Answers of the session, in order and without gaps."""
 
     first: Number
     answers: Annotated[list[Answer], Meta(min_length=1, max_length=MOST_ANSWERS)]
 
 
-class Ack(Message, tag="ack"):
+class Ack(Message, frozen=True, tag="ack"):
     """The number of answers that the cloud has applied and committed."""
 
     answers: Number
 
 
-class PageRequest(Message, tag="request"):
+class PageRequest(Message, frozen=True, tag="request"):
     """The phone asks for a page. The page is a function of this message and of the answers that it names.
 
     Attributes:
@@ -161,7 +161,7 @@ class PageRequest(Message, tag="request"):
     coding: Coding = "float32"
 
 
-class Page(Message, tag="page"):
+class Page(Message, frozen=True, tag="page"):
     """A page, N pool rows in the cloud's order and M cards; empty places hold the item -1.
 
     Attributes:
@@ -185,14 +185,14 @@ class Page(Message, tag="page"):
     coding: Coding = "float32"
 
 
-class End(Message, tag="end"):
+class End(Message, frozen=True, tag="end"):
     """The session is over: the cards that were placed but never answered, as answers without actions."""
 
     answers: Number
     placed: Annotated[list[Answer], Meta(max_length=MOST_ITEMS)]
 
 
-class Ended(Message, tag="ended"):
+class Ended(Message, frozen=True, tag="ended"):
     """The cloud has committed the end of the session."""
 
     answers: Number
@@ -205,14 +205,14 @@ class ModelFile(msgspec.Struct, frozen=True, array_like=True):
     bytes: Annotated[int, Meta(ge=0, le=2**26)]
 
 
-class ModelOffer(Message, tag="offer"):
+class ModelOffer(Message, frozen=True, tag="offer"):
     """The cloud offers a model; sent whenever the channel of the phone has changed."""
 
     digest: Digest
     files: Annotated[list[ModelFile], Meta(max_length=64)]
 
 
-class ModelWant(Message, tag="want"):
+class ModelWant(Message, frozen=True, tag="want"):
     """The phone asks for a part of a file of a model."""
 
     digest: Digest
@@ -220,7 +220,7 @@ class ModelWant(Message, tag="want"):
     offset: Annotated[int, Meta(ge=0, le=2**26)]
 
 
-class ModelChunk(Message, tag="chunk"):
+class ModelChunk(Message, frozen=True, tag="chunk"):
     """A part of a file of a model."""
 
     digest: Digest
@@ -229,7 +229,7 @@ class ModelChunk(Message, tag="chunk"):
     data: Annotated[bytes, Meta(max_length=CHUNK)]
 
 
-class Refuse(Message, tag="refuse"):
+class Refuse(Message, frozen=True, tag="refuse"):
     """A message was not accepted.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Tokens of devices: who holds one may speak for one user until a day.
 
-A token is `DEVICE.USER.DAY.MAC`, the MAC an HMAC-SHA256 under the service's secret (RFC 2104). Comparing takes
-the same time whatever is wrong.
+A token is `DEVICE.USER.DAY.MAC`, where MAC is an HMAC-SHA256 under the service's secret (RFC 2104). Comparing
+takes the same time whatever is wrong.
 """
 
 from __future__ import annotations
