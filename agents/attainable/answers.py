@@ -14,6 +14,7 @@ from edgerec_gym.answers import (
     PAGE_VIEW_BUCKETS,
     SPEED_LEVELS,
 )
+from edgerec_gym.cloud.interest import DWELL_CENTRE
 from edgerec_gym.compiled.jit import kernel, product_kernel, sigmoid
 from edgerec_gym.users.synthetic_kernels import (
     CARD_APPEAL,
@@ -23,7 +24,6 @@ from edgerec_gym.users.synthetic_kernels import (
     WEARINESS_MEMORY,
 )
 
-DWELL_CENTRE = 0.4  # as in feed/kernels.py
 BUY_ACTION = 2  # place of `buy` among the page-view actions
 LEAST = 1e-12  # probabilities below it count as this much
 LIKELIHOOD, BORED, LOG, SLOPE = range(4)  # rows of the workspace `point`

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from edgerec_gym.answers import CLICK, PAGE_VIEW
+from edgerec_gym.cloud.interest import DWELL_CENTRE
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.logs.sessions import LoggedSessions
 from edgerec_gym.policy import NOT_SHOWN
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgerec_gym.agents.perception.cards import BASE_CTR, LOGIT_SCALE
+from edgerec_gym.cloud.interest import DWELL_CENTRE
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.policy import Observation
 from edgerec_gym.spaces import CONTEXT, LEAST_CTR
 

@@ -25,8 +25,8 @@ from edgerec_gym.agents.perception.perception import (
     occupied,
 )
 from edgerec_gym.agents.rerank.reranker import ABSENT, ListScorer
+from edgerec_gym.cloud.interest import DWELL_CENTRE
 from edgerec_gym.config import Config, FeedConfig, bounded
-from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.spaces import context_size
 
 SLOWEST, FASTEST = 0.03, 0.7  # initial decays of the evidence per slot, from head to head

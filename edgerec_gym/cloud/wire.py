@@ -115,6 +115,22 @@ def make_cloud(catalog: Catalog, config: FeedConfig) -> CloudArrays:
     )
 
 
+def phone_cloud(config: FeedConfig) -> CloudArrays:
+    """Return what a phone knows of the cloud: its settings, and no items."""
+    d = config.embedding_size
+    return CloudArrays(
+        items=np.zeros((0, d + 4), np.float32),
+        item_columns=np.zeros((0, len(config.item_columns)), np.float32),
+        group_bounds=np.zeros(1, np.int64),
+        centroids=np.zeros((0, d), np.float32),
+        type_bounds=np.zeros(config.n_types + 1, np.int64),
+        supply=SUPPLIES.index(config.cloud.supply),
+        **_supply_arrays(None),
+        sync=SYNC_MODES.index(config.cloud.sync),
+        **{name: getattr(config.cloud, name) for name in _NUMBERS},
+    )
+
+
 def _check_supply(supply: Supply, config: FeedConfig) -> None:
     """Raise InputError if visits do not fit the feed: kernels read them by address."""
     if supply.features.shape[1] != config.n_user_features:

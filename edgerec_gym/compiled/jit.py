@@ -28,6 +28,8 @@ CHECKED = os.environ.get("EDGEREC_CHECK", "0") not in ("", "0")  # kernels check
 _KERNELS = {"kernel", "product_kernel", "entry_point"}
 _SOURCES = (
     "answers.py",
+    "cloud/interest.py",
+    "service/pages.py",
     "cloud/retrieval.py",
     "cloud/supply.py",
     "cloud/wire.py",
@@ -35,6 +37,7 @@ _SOURCES = (
     "compiled/jit.py",
     "compiled/random_stream.py",
     "compiled/selection.py",
+    "device/features.py",
     "feed/batch.py",
     "feed/kernels.py",
     "feed/observe.py",

@@ -28,6 +28,7 @@ from edgerec_gym.answers import (
     SINCE_PAGE_VIEW,
     SLOT,
 )
+from edgerec_gym.cloud.interest import evidence_of, moved_interest
 from edgerec_gym.cloud.retrieval import build_page, mark_shown
 from edgerec_gym.cloud.supply import SUPPLY_CATALOGUE, SUPPLY_LOGGED, draw_visit
 from edgerec_gym.cloud.wire import SYNC_INCREMENTAL, SYNC_PERIODIC, receive, send, upload
@@ -39,8 +40,6 @@ from edgerec_gym.feed.rules import insertion_allowed
 from edgerec_gym.spaces import MIX, REQUEST, RERANK
 from edgerec_gym.state import NO_ITEM, UNUSED
 
-DWELL_CENTRE = 0.4  # e1 or d1 in 0..1 below which a look is evidence against the item
-
 
 @kernel
 def next_episode(feed, row):
@@ -50,8 +49,8 @@ def next_episode(feed, row):
 
 
 @kernel
-def begin(feed, cloud, row, worker):
-    """Start a session and ship its first page; the user's features, `hour` and `key` must be in place."""
+def clear_session(feed, row):
+    """Forget the last session; the user's features, `hour` and `key` of the next one stay."""
     clear_history(feed, row)
     feed.slot[row] = 0
     feed.exposures[row] = 0
@@ -77,11 +76,17 @@ def begin(feed, cloud, row, worker):
         feed.interest[row, k] = 0.0
         feed.known_interest[row, k] = 0.0
         feed.wire_interest[row, k] = 0.0
+    clear_outcome(feed, row)
+
+
+@kernel
+def begin(feed, cloud, row, worker):
+    """Start a session and ship its first page; the user's features, `hour` and `key` must be in place."""
+    clear_session(feed, row)
     n_visits = cloud.visit_slots.shape[0]
     if n_visits > 0:
         feed.visit[row] = draw_visit(feed.key[row], feed.split, cloud.held_out, n_visits)
     build_page(feed, cloud, row, worker)
-    clear_outcome(feed, row)
     pool_changed(feed, row)
     observe(feed, row)
 
@@ -229,7 +234,6 @@ def _record_answer(feed, cloud, row):
         0, N_EXPOSURE_ACTIONS, feed.n_responses,
     )  # fmt: skip
     feed.exposures[row] += 1
-    evidence = cloud.dwell_weight * (feed.response[row, 0] - DWELL_CENTRE) + cloud.click_weight * click
     if click > 0:
         append(
             feed, row, slot, feed.page_views_at, feed.n_page_view_rows, feed.page_views[row],
@@ -237,11 +241,12 @@ def _record_answer(feed, cloud, row):
         )  # fmt: skip
         feed.page_views[row] += 1
         feed.last_page_view[row] = slot
-        evidence += cloud.page_view_weight * (feed.response[row, PAGE_VIEW] - DWELL_CENTRE)
     feed.last_clicked[row] = int(click)
+    evidence = evidence_of(cloud, feed.response, row)
     for k in range(feed.n_embedding):
-        seen = feed.window_cards[row, FOCUSED, k]
-        feed.interest[row, k] = cloud.interest_decay * feed.interest[row, k] + evidence * seen
+        feed.interest[row, k] = moved_interest(
+            cloud, feed.interest[row, k], evidence, feed.window_cards[row, FOCUSED, k]
+        )
     reward.count_answer(feed, row, feed.window_cards[row, FOCUSED, feed.n_features] == 0)
 
 
@@ -258,16 +263,22 @@ def _turn_page(feed, cloud, row, worker):
 
 
 @kernel
-def absorb(feed, cloud, row, worker):
-    """Process the answer: update history, cloud, pages, end, reward and observation."""
+def take_in(feed, cloud, row):
+    """Process the answer, if there is one: histories, interest, and the end of the session."""
     if feed.focus_active[row]:
         _record_answer(feed, cloud, row)
         feed.terminated[row] = feed.response[row, LEAVE] > 0
         if cloud.visit_slots.shape[0] > 0:
             last = cloud.visit_slots[feed.visit[row]]
             feed.terminated[row] = feed.terminated[row] or (last > 0 and feed.exposures[row] >= last)
+    feed.truncated[row] = feed.slot[row] >= feed.max_slots and not feed.terminated[row]
+
+
+@kernel
+def absorb(feed, cloud, row, worker):
+    """Process the answer: update history, cloud, pages, end, reward and observation."""
+    take_in(feed, cloud, row)
     slot = feed.slot[row]
-    feed.truncated[row] = slot >= feed.max_slots and not feed.terminated[row]
     if cloud.sync == SYNC_INCREMENTAL or (cloud.sync == SYNC_PERIODIC and slot % cloud.sync_period == 0):
         upload(feed, row)
     if feed.wire[row] > 0:

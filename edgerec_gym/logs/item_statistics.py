@@ -25,10 +25,10 @@ import numpy as np
 
 from edgerec_gym.answers import CLICK, DWELL_BUCKETS, LAST_CLICKED, PAGE_AGE, PAGE_VIEW, SLOT
 from edgerec_gym.cloud.catalog import Catalog
+from edgerec_gym.cloud.interest import DWELL_CENTRE
 from edgerec_gym.cloud.item_table import COUNT_SCALE, LIFT_SCALE, ItemTable
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
-from edgerec_gym.feed.kernels import DWELL_CENTRE
 from edgerec_gym.logs.sessions import LoggedSessions, SessionStream, days_of
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.spaces import LEAST_CTR

@@ -266,6 +266,7 @@ class LearnedUsers:
     Attributes:
         uncertainty: (B,) float32, standard deviation over the members of the click probability of the last
             answered card; None unless enabled.
+        numbers: (B,) int64, each session's user as a row of :attr:`shipped`.
 
     Raises:
         InputError: the scenario has no learned users, its files are corrupted, or it lacks such members.
@@ -289,6 +290,12 @@ class LearnedUsers:
                 f"numbered from 0"
             )
         self._members = np.array(chosen, np.int64)
+
+    @property
+    def shipped(self) -> np.ndarray:
+        """What the cloud ships about every user that a session may have, (V, U) float32."""
+        features: np.ndarray = self.simulator.features if self.supply is None else self.supply.features
+        return features
 
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
         """Allocate `num_envs` sessions, once; InputError if the feed's sizes differ from the logs' ones."""
@@ -342,6 +349,7 @@ class LearnedUsers:
             order=np.zeros(num_envs, np.int64),
         )
         self.uncertainty = floats(num_envs) if self._follow_all else None
+        self.numbers = np.zeros(num_envs, np.int64)
         self._n_seen, self._n_responses, self._workers = n_seen, n_responses, workers
         self._link()
 
@@ -406,6 +414,7 @@ class LearnedUsers:
             draw_visits(keys, split, supply.held_out, len(hours), len(self._members), starts, members)
         memory.member[rows] = self._members[members]
         memory.user[rows] = features[starts]
+        self.numbers[rows] = starts
         memory.last[rows] = 0.0
         memory.page_code[rows] = 0.0
         for values in (memory.memory, memory.evidence, memory.page_memory, memory.page_evidence):

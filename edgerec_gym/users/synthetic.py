@@ -188,6 +188,17 @@ class SyntheticUsers:
         self._traits = np.stack(traits, axis=1, dtype=np.float32, casting="unsafe")
         self._shipped = np.concatenate([self.world.estimate, self.world.profile], axis=1)
 
+    @property
+    def shipped(self) -> np.ndarray:
+        """What the cloud ships about every user, (V, U) float32."""
+        return self._shipped
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Each session's user as a row of :attr:`shipped`, (B,) int32."""
+        users: np.ndarray = self.arrays.user
+        return users
+
     def allocate(self, num_envs: int, config: FeedConfig, workers: Workers) -> None:
         """Allocate the state of `num_envs` sessions; InputError if they have been, or the sizes differ."""
         if hasattr(self, "kernel_state"):
