@@ -10,6 +10,10 @@ from typing import Protocol
 import msgspec
 
 
+class StoreError(Exception):
+    """A store cannot read or write now: nothing of the failed call was promised; it may be tried again."""
+
+
 class Begun(msgspec.Struct, frozen=True, array_like=True):
     """The beginning of a session, as the first Hello told it."""
 
@@ -35,7 +39,11 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class SessionStore(Protocol):
-    """Sessions, their answers and their pages. What a method returns is committed to disk."""
+    """Sessions, their answers and their pages. What a method returns is committed to disk.
+
+    Every method but :meth:`close` raises StoreError if the store cannot read or write, and writes to a session
+    that has not begun raise KeyError.
+    """
 
     async def begin(self, begun: Begun) -> Held:
         """Begin a session, or return it if it has begun before."""
@@ -43,7 +51,8 @@ class SessionStore(Protocol):
     async def append(self, session: int, first: int, answers: list[bytes]) -> int:
         """Append encoded answers of which the first has the number `first`.
 
-        Answers that are held already are dropped. If answers are missing in between, nothing is appended.
+        Answers that are held already are dropped. If answers are missing in between, or if the session has
+        ended, nothing is appended.
 
         Returns:
             The number of answers held.
@@ -63,6 +72,9 @@ class SessionStore(Protocol):
 
     async def end(self, session: int, placed: list[bytes]) -> None:
         """Record the end of a session and what was placed but never answered; again changes nothing."""
+
+    async def placed(self, session: int) -> list[bytes]:
+        """Return what the end of a session recorded."""
 
     async def close(self) -> None:
         """Write everything and let go of files and connections."""
