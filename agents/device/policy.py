@@ -173,6 +173,25 @@ class DevicePolicy:
         policy: Any = self.phones[row].policy
         return policy.explain(0) if hasattr(policy, "explain") else None
 
+    def swap(self, model: DeviceModel) -> None:
+        """Go on with another model in every session; its plans begin anew.
+
+        Raises:
+            InputError: the model does not play this feed, or cannot take over a session; the old one stays.
+        """
+        make = player(model, self.feed, self.timed is not None)
+        fresh = []
+        for phone in self.phones:
+            session = DeviceSession(phone.session.model)
+            vars(session).update(vars(phone.session))  # so that a failure in another session changes nothing
+            session.swap(model)
+            policy = make(session)
+            policy.reset(ONLY)
+            fresh.append((session, policy))
+        for phone, (session, policy) in zip(self.phones, fresh, strict=True):
+            phone.session, phone.policy = session, policy
+        self.model, self.make = model, make
+
     def _restart(self, row: int) -> None:
         self.phones[row], self._standing[row] = self._phone(), self._stands()
 

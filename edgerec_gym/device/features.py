@@ -189,36 +189,23 @@ class SessionFeatures:
         """Slots until a page is expected; 0 if none is on its way."""
         return int(self.arrays.wire[0])
 
-    def turn(self, page: Page) -> None:
-        """Go on with a page, without what was placed since it was built.
+    def check(self, page: Page) -> None:
+        """Raise InputError if a page is not the next one, has other sizes, wrong features or no candidate."""
+        self._read(page)
 
-        Raises:
-            InputError: another number than the next, other sizes, features out of range, or no candidate.
-        """
+    def turn(self, page: Page) -> None:
+        """Go on with a page, without what was placed since it was built; InputError as :meth:`check`."""
         a, config = self.arrays, self.config
-        if page.page != self.page + 1:
-            raise InputError(f"page {page.page} has come; expected is {self.page + 1}")
-        items = _items(page.items, config.pool_size, "pool")
-        cards = _items(page.cards, config.n_cards, "cards")
-        width = config.n_item_features
-        pool = read_features(page.pool, (config.pool_size, width), page.coding)
-        features = read_features(page.card_features, (config.n_cards, width), page.coding)
-        summary = np.frombuffer(page.summary, np.float32)
-        if not np.isfinite(summary).all():
-            raise InputError(f"page {page.page} has a summary that is not finite")
-        if not (items >= 0).any():
-            raise InputError(f"page {page.page} holds no candidate")
-        pool[items < 0] = 0.0
-        features[cards < 0] = 0.0
-        own = self._cards()
+        items, pool, cards, features = self._read(page)
+        width, own = config.n_item_features, self._cards()
         self._pool()[:] = pool
         own[:, :width], own[:, width:] = features, 0.0
         rows = np.flatnonzero(cards >= 0)
         own[rows, width + 1 + rows % max(1, config.n_types - 1)] = 1.0
-        a.pool_items[0], a.card_items[0], a.page_summary[0] = items, cards, summary
+        a.pool_items[0], a.card_items[0] = items, cards
+        a.page_summary[0] = np.frombuffer(page.summary, np.float32)
         _drop_shown(self._feed.address)
-        first = self.page < 0
-        if first:
+        if self.page < 0:
             a.page[0] = 0
         else:
             _turn_page(self._feed.address)
@@ -280,6 +267,15 @@ class SessionFeatures:
         """Return the observation as a batch of one: read-only views that the next slot changes."""
         return self._views.copy()
 
+    def wait_for_page(self) -> None:
+        """Expect the page that was asked for at the next slot, since it should be here and is not."""
+        a = self.arrays
+        a.wire[0] = max(1, a.wire[0])
+
+    def items_since(self, answers: int) -> list[int]:
+        """Return the items that were placed after the first so many answered ones."""
+        return [card.item for card in self._cards_placed[answers:]]
+
     def placed(self) -> list[Answer]:
         """Return the cards that were placed and have no answer, oldest first, as answers without actions."""
         return self._cards_placed[self.answers :]
@@ -302,6 +298,23 @@ class SessionFeatures:
             page_view=to_levels(row[PAGE_VIEW : PAGE_VIEW + N_PAGE_VIEW_ACTIONS]) if clicked else b"",
             leave=bool(row[LEAVE]),
         )
+
+    def _read(self, page: Page) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return items (N,), their features, cards (M,) and theirs; InputError if the page does not fit."""
+        config, width = self.config, self.config.n_item_features
+        if page.page != self.page + 1:
+            raise InputError(f"page {page.page} has come; expected is {self.page + 1}")
+        items = _items(page.items, config.pool_size, "pool")
+        cards = _items(page.cards, config.n_cards, "cards")
+        pool = read_features(page.pool, (config.pool_size, width), page.coding)
+        features = read_features(page.card_features, (config.n_cards, width), page.coding)
+        if not np.isfinite(np.frombuffer(page.summary, np.float32)).all():
+            raise InputError(f"page {page.page} has a summary that is not finite")
+        if not (items >= 0).any():
+            raise InputError(f"page {page.page} holds no candidate")
+        pool[items < 0] = 0.0
+        features[cards < 0] = 0.0
+        return items, pool, cards, features
 
     def _pool(self) -> np.ndarray:
         a = self.arrays

@@ -133,13 +133,14 @@ class PageBuilder:
             session: key of the session, signed.
             user: number of the user.
             request: the request.
-            answers: the session's answers so far, in order; those beyond `request.answers` count as placed.
+            answers: the session's answers, in order; those beyond `request.answers` are not read.
 
         Raises:
             InputError: unknown items, answers of another feed, or more cards than a session has.
         """
         a, answered = self._arrays, self._answered
-        known = min(request.answers, len(answers))
+        answers = answers[: request.answers]
+        known = len(answers)
         items = [answer.item for answer in answers]
         seen = set(items)
         items += [item for item in dict.fromkeys(request.placed) if item not in seen]
@@ -150,7 +151,7 @@ class PageBuilder:
         if items and max(items) >= self.n_items:
             raise InputError(f"item {max(items)} is not in the catalogue; allowed: 0 to {self.n_items - 1}")
         answered.items[: len(items)] = items
-        for row, answer in zip(answered.responses, answers[:known], strict=False):
+        for row, answer in zip(answered.responses, answers, strict=False):
             row[:] = response_of(answer, self.config.n_responses)
         a.key[0], a.slot[0], a.page[0] = session % KEY, request.slot, request.page
         a.observation[0, a.user_at : a.user_at + a.n_user] = self.features(user)

@@ -1,0 +1,1 @@
+"""Phone and cloud measured: parity with the environment, faults, load, and what each part is worth."""
