@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from edgerec_gym.device.event_store import Decision, EventStore, PhoneSession
+from edgerec_gym.device.link import Link
+from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
 
 from edgerec_gym.agents.device.policy import DevicePolicy
 from edgerec_gym.answers import CLICK, DELETE_REASON, DWELL_EDGES, Focus
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.description import feature_digest
-from edgerec_gym.device.event_store import Decision, EventStore, PhoneSession
 from edgerec_gym.device.features import ASKED, NOTHING, SessionFeatures
 from edgerec_gym.device.files import DeviceModel
-from edgerec_gym.device.link import Link
-from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.protocol.messages import Page, PageRequest

@@ -111,9 +111,7 @@ class RedisStore:
 
     async def begin(self, begun: Begun) -> Held:
         """Begin a session, or return it if it has begun before."""
-        found, answers, ended = await self._write(
-            self._begin, begun.session, msgspec.msgpack.encode(begun)
-        )
+        found, answers, ended = await self._write(self._begin, begun.session, msgspec.msgpack.encode(begun))
         return Held(msgspec.msgpack.decode(found, type=Begun), answers, bool(ended))
 
     async def append(self, session: int, first: int, answers: list[bytes]) -> int:

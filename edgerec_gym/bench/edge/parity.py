@@ -84,7 +84,9 @@ def reward_bytes(reward: float, terms: Sequence[float]) -> bytes:
     return np.array([reward, *terms], np.float64).tobytes()
 
 
-def play_environment(make: Make, env_id: str, scenario: str, users: str, seeds: Sequence[int]) -> list[Trajectory]:
+def play_environment(
+    make: Make, env_id: str, scenario: str, users: str, seeds: Sequence[int]
+) -> list[Trajectory]:
     """Play sessions in the environment, one after the other."""
     env: Any = gym.make(env_id, scenario=scenario, users=users, split="eval").unwrapped
     policy, found = make(env), []
@@ -106,7 +108,12 @@ def play_environment(make: Make, env_id: str, scenario: str, users: str, seeds: 
 
 
 async def play_phone(
-    make: Make, track: str, scenario: str, users: str, seeds: Sequence[int], phone_of: Callable[[int], Phone],
+    make: Make,
+    track: str,
+    scenario: str,
+    users: str,
+    seeds: Sequence[int],
+    phone_of: Callable[[int], Phone],
     folder: Path,
 ) -> list[Trajectory]:
     """Play the same sessions on a phone that speaks to a service.
@@ -133,8 +140,14 @@ async def play_phone(
             trajectory.rewards.append(reward_bytes(float(a.reward[0]), a.reward_terms[0].tolist()))
 
         session = Session(
-            world.config, track, Recorded(policy, trajectory), phone_of(person.user), store,
-            np.random.default_rng(int(seed)), pace=Pace(virtual=True), watch=watch,
+            world.config,
+            track,
+            Recorded(policy, trajectory),
+            phone_of(person.user),
+            store,
+            np.random.default_rng(int(seed)),
+            pace=Pace(virtual=True),
+            watch=watch,
         )
         await session.play(person, lambda focus: people.answer(0, focus))
         trajectory.observations.append(digest(session.features.observation()))
