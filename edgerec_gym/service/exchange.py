@@ -8,8 +8,9 @@
 | End | Ended; Refuse "order" with the number held, if answers have not come |
 | ModelWant | ModelChunk |
 
-Everything else is refused with a code. After a refusal the connection is closed, and the phone comes back and
-sends again what was not acknowledged. Only after "order" and "unknown" it stays open, once a Hello was accepted.
+Everything else is refused with a code. After a refusal the connection is closed, and the phone comes back
+and sends again what was not acknowledged. After "order" and "unknown" it stays open, once a Hello was
+accepted.
 """
 
 from __future__ import annotations

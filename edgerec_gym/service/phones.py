@@ -1,7 +1,7 @@
 """The phones that are connected: their sockets, limits, and how a connection ends.
 
-Messages of a phone are answered one after the other, so that it waits for its own commits. Pages and ends wait
-beside them, a few at once, since they may name answers that come after them.
+Messages of a phone are answered one after the other, so that it waits for its own commits. Pages and ends
+wait beside them, a few at once, since they may name answers that come after them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from edgerec_gym.errors import MissingExtraError
@@ -30,6 +31,7 @@ except ImportError:
 
 CLOSE_CODES = {"version": 1002, "size": 1009, "malformed": 1007, "busy": 1013, "rate": 1013}
 POLICY, ENDING, FAULT = 1008, 1012, 1011  # close codes of other refusals, of the service's end, of its faults
+OFFER_SECONDS = 5.0  # for sending an offer
 END_SECONDS = 5.0  # for what is in work when the service ends
 
 _log = logging.getLogger(__name__)
@@ -116,7 +118,13 @@ class Phones:
     async def offer(self, offer: ModelOffer) -> None:
         """Tell all phones of another model."""
         told = reply(offer)
-        await asyncio.gather(*(phone.tell(told) for phone in self._connected if phone.greeted))
+
+        async def tell(phone: Phone) -> None:
+            with suppress(TimeoutError):  # it does not read: it will hear of the model in its next Welcome
+                async with asyncio.timeout(OFFER_SECONDS):
+                    await phone.tell(told)
+
+        await asyncio.gather(*(tell(phone) for phone in self._connected if phone.greeted))
 
     async def end(self) -> None:
         """Finish what is in work, and send all phones away."""

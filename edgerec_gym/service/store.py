@@ -48,8 +48,8 @@ class Held(msgspec.Struct, frozen=True):
 class SessionStore(Protocol):
     """Sessions, their answers and their pages. What a method returns is committed to disk.
 
-    Every method but :meth:`close` raises StoreError if the store cannot read or write. Writes to a session that
-    has not begun raise NotBegunError.
+    Every method but :meth:`close` raises StoreError if the store cannot read or write. Writes to a session
+    that has not begun raise NotBegunError.
     """
 
     async def begin(self, begun: Begun) -> Held:
