@@ -30,7 +30,7 @@ class SmallPages:
     """Pages whose items are a function of everything that they are built from."""
 
     config = CONFIG
-    n_users = N_USERS
+    n_items, n_users = N_ITEMS, N_USERS
 
     def __init__(self) -> None:
         self.built = 0
@@ -40,17 +40,15 @@ class SmallPages:
             raise InputError(f"no user {user}")
         return np.full(CONFIG.n_user_features, user / N_USERS, np.float32)
 
-    def build(
-        self, session: int, user: int, hour: int, request: PageRequest, answers: Sequence[Answer]
-    ) -> Page:
+    def build(self, session: int, user: int, request: PageRequest, answers: Sequence[Answer]) -> Page:
         self.built += 1
-        told = [session % 2**16, user, hour, request.page, *request.placed, *(a.item for a in answers)]
+        told = [session % 2**16, user, request.page, *request.placed, *(a.item for a in answers)]
         items = np.array(told, np.int32).tobytes()
         return Page(request.page, len(answers), items, b"pool", b"", b"", bytes(20), request.coding)
 
 
 def small_service(store: SessionStore, **settings: Any) -> FeedService:
-    return FeedService(SmallPages(), N_ITEMS, store, SECRET, **settings)
+    return FeedService(SmallPages(), store, SECRET, **settings)
 
 
 def hello(session: int = 1, **changes: Any) -> Hello:

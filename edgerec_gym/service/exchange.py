@@ -63,17 +63,19 @@ _log = logging.getLogger(__name__)
 
 
 class Builder(Protocol):
-    """Builds pages (:class:`edgerec_gym.cloud.pages.PageBuilder`)."""
+    """Builds pages (:class:`edgerec_gym.service.pages.PageBuilder`)."""
 
     config: FeedConfig
-    n_users: int
+    n_items: int
+
+    @property
+    def n_users(self) -> int:
+        """Number of users; they are numbered from 0."""
 
     def features(self, user: int) -> np.ndarray:
         """Return what the cloud ships about a user, (U,) float32; InputError if unknown."""
 
-    def build(
-        self, session: int, user: int, hour: int, request: PageRequest, answers: Sequence[Answer]
-    ) -> Page:
+    def build(self, session: int, user: int, request: PageRequest, answers: Sequence[Answer]) -> Page:
         """Build a page from the first answers of a session; a function of the arguments alone."""
 
 
@@ -104,7 +106,6 @@ class FeedService:
 
     Attributes:
         builder: builds the pages.
-        n_items: number of items in the catalogue.
         store: keeps the sessions.
         secret: of the tokens.
         models: what phones are offered; None for nothing.
@@ -114,7 +115,6 @@ class FeedService:
     """
 
     builder: Builder
-    n_items: int
     store: SessionStore
     secret: bytes
     models: Models | None = None
@@ -126,6 +126,7 @@ class FeedService:
         self.sessions = Sessions(self.store)
         self.features = feature_digest(config)
         self.config = config.digest()
+        self.n_items = self.builder.n_items
         self.most_slots = config.max_slots
         self.actions = n_actions(config, "joint")
         self.exposure = N_EXPOSURE_ACTIONS + config.n_responses
@@ -306,9 +307,7 @@ class Exchange:
             return Reply("page", data)
         if not await session.wait_for(request.answers, WAIT):
             await service.sessions.read_on(session)
-        page = service.builder.build(
-            begun.session, begun.user, begun.hour, request, session.answers[: request.answers]
-        )
+        page = service.builder.build(begun.session, begun.user, request, session.answers[: request.answers])
         # The first page of a number stays, so one that was built before is found here.
         return Reply("page", await service.store.keep_page(begun.session, request.page, encode(page)))
 

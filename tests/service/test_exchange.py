@@ -91,10 +91,10 @@ def test_a_session_from_hello_to_end(tmp_path: Path) -> None:
         assert welcome.config == CONFIG.digest() and len(welcome.config) == 64
         assert np.frombuffer(welcome.user, np.float32).tolist() == service.builder.features(USER).tolist()
         page = await ask(exchange, request())
-        assert (page.page, page.answers) == (0, 0) and items(page) == [1, USER, 9, 0]
+        assert (page.page, page.answers) == (0, 0) and items(page) == [1, USER, 0]
         assert await ask(exchange, delta(0, 3)) == Ack(3)
         page = await ask(exchange, request(1, 3, placed=[4, 5], coding="uint8"))
-        assert page.answers == 3 and items(page) == [1, USER, 9, 1, 4, 5, 0, 1, 2]
+        assert page.answers == 3 and items(page) == [1, USER, 1, 4, 5, 0, 1, 2]
         assert page.coding == "uint8"
         assert await ask(exchange, end(3, [4, 5])) == Ended(3)
         assert [msgspec.msgpack.decode(data)[0] for data in await service.store.placed(1)] == [4, 5]
@@ -139,7 +139,7 @@ def test_after_a_restart_the_same_page_has_the_same_bytes(tmp_path: Path) -> Non
         exchange = Exchange(service)
         assert (await ask(exchange, hello(hour=23))).acknowledged == 5
         page = await ask(exchange, request(1, 5))
-        assert items(page) == [1, USER, 9, 1, 0, 1, 2, 3, 4]  # the hour of the first Hello
+        assert items(page) == [1, USER, 1, 0, 1, 2, 3, 4]
         return await exchange.answer(request(0, 0, placed=[3]))
 
     assert with_service(tmp_path, before) == with_service(tmp_path, after)
@@ -159,7 +159,7 @@ def test_another_worker_goes_on_with_a_session_in_redis(redis_url: str) -> None:
         assert await ask(two, delta(2, 5)) == Ack(5)
         assert await ask(one, delta(4, 6)) == Ack(6)  # it reads on what the other one has kept
         built = await ask(two, request(1, 6))
-        assert built.answers == 6 and items(built)[4:] == [0, 1, 2, 3, 4, 5]
+        assert built.answers == 6 and items(built)[3:] == [0, 1, 2, 3, 4, 5]
         assert await ask(two, end(6)) == Ended(6)
         await refused(one, delta(6, 7), "order", "has ended")
         for store in stores:
@@ -175,7 +175,7 @@ def test_a_page_waits_for_the_answers_that_it_names(tmp_path: Path) -> None:
         page, ended, _ = await asyncio.gather(
             ask(exchange, request(0, 3)), ask(exchange, end(3)), ask(exchange, delta(0, 3))
         )
-        assert page.answers == 3 and items(page)[4:] == [0, 1, 2] and ended == Ended(3)
+        assert page.answers == 3 and items(page)[3:] == [0, 1, 2] and ended == Ended(3)
 
     with_service(tmp_path, body)
 
@@ -186,11 +186,11 @@ def test_without_the_answers_a_page_is_built_from_what_is_there(tmp_path: Path) 
         await exchange.answer(hello())
         await exchange.answer(delta(0, 2))
         page = await ask(exchange, request(0, 4))
-        assert page.answers == 2 and items(page)[4:] == [0, 1]
+        assert page.answers == 2 and items(page)[3:] == [0, 1]
         assert await refused(exchange, end(4), "order", "answers 2 to 3 have not come") == "2"
         assert not (await ask(Exchange(service), hello())).ended
         page = await ask(exchange, request(1, 1))  # and not from more than it names
-        assert page.answers == 1 and items(page)[4:] == [0]
+        assert page.answers == 1 and items(page)[3:] == [0]
 
     with_service(tmp_path, body)
 
@@ -225,7 +225,7 @@ def test_sessions_that_left_memory_are_read_again(tmp_path: Path) -> None:
         await ask(Exchange(service), hello(2))
         again = Exchange(service)
         assert (await ask(again, hello(1))).acknowledged == 3
-        assert items(await ask(again, request(0, 3)))[4:] == [0, 1, 2]
+        assert items(await ask(again, request(0, 3)))[3:] == [0, 1, 2]
 
     with_service(tmp_path, body)
 
@@ -418,7 +418,7 @@ def test_a_store_that_was_emptied_makes_the_phone_begin_again(tmp_path: Path) ->
         again = Exchange(service)
         assert (await ask(again, hello())).acknowledged == 0
         assert await ask(again, delta(0, 4)) == Ack(4)
-        assert items(await ask(again, request(0, 4)))[4:] == [0, 1, 2, 3]
+        assert items(await ask(again, request(0, 4)))[3:] == [0, 1, 2, 3]
 
     with_service(tmp_path, body)
 
