@@ -108,10 +108,9 @@ class Running:
         self.fault: BaseException | None = None
 
     async def _run(self) -> None:
-        from edgerec_gym.service.server import FeedServer, bind
-
         from edgerec_gym.service.app import make_app
         from edgerec_gym.service.metrics import Metrics
+        from edgerec_gym.service.server import FeedServer, bind
 
         try:
             metrics = Metrics()
@@ -119,7 +118,8 @@ class Running:
             self.service = small_service(store, **self._settings)
             self.app = make_app(self.service, metrics, self._limits, model_seconds=self._model_seconds)
             self.socket = bind("127.0.0.1", 0)
-            self.port = self.socket.getsockname()[1]
+            self.socket_name = self.socket.getsockname()
+            self.port = self.socket_name[1]
             self.server = FeedServer(self.app, self._ready.set)
             await self.server.serve([self.socket])
             await store.close()
