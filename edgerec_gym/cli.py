@@ -17,6 +17,7 @@ from edgerec_gym.commands import (
     compress,
     console,
     distil,
+    edge,
     logs,
     offline,
     pages,
@@ -107,6 +108,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": users.info,
     "fidelity": users.fidelity,
     "scenario": users.refit,
+    "serve": edge.serve,
+    "token": edge.token,
     "demo": studies.demo,
     "bench-env": studies.bench_env,
 }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -84,6 +86,10 @@ class Config:
                 value = value.to_dict()
             values[f.name] = dict(value) if f.metadata.get("named") else value
         return values
+
+    def digest(self) -> str:
+        """Return the sha256 of all fields: configs with the same digest are equal."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def replace(self: ConfigT, **changes: Any) -> ConfigT:
         """Return a copy with some fields changed; unknown fields raise InputError.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.service.store import Begun, Held, StoreError
+from edgerec_gym.service.store import Begun, Held, NotBegunError, StoreError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -93,7 +93,7 @@ class RedisStore:
             raise InputError(f"--redis {where}: {error}") from None
         client = Redis(connection_pool=pool)
         try:
-            found: dict[str, Any] = await client.config_get(*DURABLE)
+            found: Any = await client.config_get(*DURABLE)
         except (exceptions.RedisError, OSError) as error:
             await client.aclose()
             await pool.disconnect()
@@ -104,8 +104,8 @@ class RedisStore:
                 await client.aclose()
                 await pool.disconnect()
                 raise InputError(
-                    f"--redis {where}: {name} is {settings.get(name)!r}; it must be {needed!r}, so that nothing "
-                    "acknowledged is lost"
+                    f"--redis {where}: {name} is {settings.get(name)!r}; it must be {needed!r}, so that "
+                    "nothing acknowledged is lost"
                 )
         return cls(client, on_commit)
 
@@ -156,14 +156,14 @@ class RedisStore:
         await self._client.connection_pool.disconnect()
 
     async def _write(self, script: Any, session: int, *arguments: bytes | int) -> Any:
-        """Run a script on the keys of a session; KeyError if it needs a session that has not begun."""
+        """Run a script on the keys of a session; NotBegunError if the session is not held."""
         began = time.perf_counter()
         async with _errors():
             result = await script(keys=_keys(session), args=arguments)
         if self._on_commit is not None:
             self._on_commit(time.perf_counter() - began, 1)
         if isinstance(result, int) and result < 0:
-            raise KeyError(f"session {session} has not begun")
+            raise NotBegunError(session)
         return result
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from edgerec_gym.errors import InputError
-from edgerec_gym.service.store import Begun, Held, StoreError
+from edgerec_gym.service.store import Begun, Held, NotBegunError, StoreError
 
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ class SqliteStore:
             for write in writes:
                 try:
                     results.append(write.act(self._writer))
-                except KeyError as error:  # it has written nothing
+                except NotBegunError as error:  # it has written nothing
                     results.append(error)
             self._writer.execute("COMMIT")
         except Exception as error:  # sqlite3.Error, and whatever else: the thread must live
@@ -259,8 +259,8 @@ def _tell(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
 
 
 def _answers_and_end(connection: sqlite3.Connection, session: int) -> tuple[int, bool]:
-    """Return the number of answers held and whether the session has ended; KeyError if it never began."""
+    """Return the number of answers held and whether the session has ended; NotBegunError if there is none."""
     found = connection.execute(_FIND, (session,)).fetchone()
     if found is None:
-        raise KeyError(f"session {session} has not begun")
+        raise NotBegunError(session)
     return found[4], bool(found[5])

@@ -14,6 +14,13 @@ class StoreError(Exception):
     """A store cannot read or write now: nothing of the failed call was promised; it may be tried again."""
 
 
+class NotBegunError(Exception):
+    """A session is not held: it has never begun, or the store was emptied."""
+
+    def __init__(self, session: int) -> None:
+        super().__init__(f"session {session} has not begun")
+
+
 class Begun(msgspec.Struct, frozen=True, array_like=True):
     """The beginning of a session, as the first Hello told it."""
 
@@ -41,8 +48,8 @@ class Held(msgspec.Struct, frozen=True):
 class SessionStore(Protocol):
     """Sessions, their answers and their pages. What a method returns is committed to disk.
 
-    Every method but :meth:`close` raises StoreError if the store cannot read or write, and writes to a session
-    that has not begun raise KeyError.
+    Every method but :meth:`close` raises StoreError if the store cannot read or write. Writes to a session
+    that has not begun raise NotBegunError.
     """
 
     async def begin(self, begun: Begun) -> Held:

@@ -21,7 +21,7 @@ from places import ROOT
 from edgerec_gym.errors import InputError
 from edgerec_gym.service.redis_store import RedisStore
 from edgerec_gym.service.sqlite_store import SqliteStore
-from edgerec_gym.service.store import Begun, Held, SessionStore, StoreError
+from edgerec_gym.service.store import Begun, Held, NotBegunError, SessionStore, StoreError
 
 Open = Callable[[], Awaitable[SessionStore]]
 _keys = itertools.count(1)
@@ -126,7 +126,7 @@ def test_a_session_that_never_began_is_not_written_to(open_store: Open) -> None:
             store.keep_page(session, 0, b"page"),
             store.end(session, []),
         ):
-            with pytest.raises(KeyError, match="has not begun"):
+            with pytest.raises(NotBegunError, match="has not begun"):
                 await write
         assert await store.answers(session) == [] and await store.pages(session) == []
 
