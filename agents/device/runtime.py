@@ -17,16 +17,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from edgerec_gym.device.event_store import Decision, EventStore, PhoneSession
-from edgerec_gym.device.link import Link
-from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
+from msgspec import structs
 
 from edgerec_gym.agents.device.policy import DevicePolicy
 from edgerec_gym.answers import CLICK, DELETE_REASON, DWELL_EDGES, Focus
 from edgerec_gym.config import FeedConfig
+from edgerec_gym.device.budget import TimedDecisions
 from edgerec_gym.device.description import feature_digest
+from edgerec_gym.device.event_store import Decision, EventStore, PhoneSession
 from edgerec_gym.device.features import ASKED, NOTHING, SessionFeatures
 from edgerec_gym.device.files import DeviceModel
+from edgerec_gym.device.link import Link
+from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
 from edgerec_gym.protocol.messages import Page, PageRequest
@@ -322,10 +324,11 @@ class Session:
 
     def _record(self, ms: float) -> None:
         model = self.policy.model.digest if isinstance(self.policy, DevicePolicy) else ""
-        timed = getattr(self.policy, "timed", None)
-        missed = int(timed.missed[0]) if timed is not None and len(timed.missed) else 0
-        late, self.report.missed = missed > self.report.missed, missed
-        fallback = timed.budget.fallback if late else ""
+        timed: TimedDecisions | None = getattr(self.policy, "timed", None)
+        fallback = ""
+        if timed is not None and len(timed.missed):
+            late, self.report.missed = timed.missed[0] > self.report.missed, int(timed.missed[0])
+            fallback = timed.budget.fallback if late else ""
         trigger = self.reason or ("page" if self.features.arrays.page_age[0] == 1 else "slot")
         self.store.record(
             self.features.arrays.key.view(np.int64)[0].item(),
@@ -350,6 +353,4 @@ class Session:
 
 def replace_page(page: Page, number: int) -> Page:
     """Return a page under another number."""
-    from msgspec import structs
-
     return structs.replace(page, page=number, answers=0)

@@ -73,7 +73,7 @@ def phone(
 def _line(row: dict[str, Any]) -> str:
     state = "delivered" if row["delivered"] else row["refused"] or "to be delivered later"
     return (
-        f"session {row['seed']}: {row['slots']} cards, {row['clicks']:.0f} clicks, reward {row['reward']:+.2f}, "
-        f"{row['pages']} pages, decisions p99 {row['decision_p99_ms']:.1f} ms, {row['missed']} late, "
+        f"session {row['seed']}: {row['slots']} cards, {row['clicks']:.0f} clicks, "
+        f"reward {row['reward']:+.2f}, {row['pages']} pages, decisions p99 {row['decision_p99_ms']:.1f} ms, {row['missed']} late, "
         f"{row['bytes_up']:,} bytes up, {row['bytes_down']:,} down, {state}"
     )

@@ -200,6 +200,16 @@ class EventStore:
             return None
         return page if isinstance(page, Page) else None
 
+    def last_page(self, user: int) -> Page | None:
+        """Return the newest page of any session of a user, to play when the cloud cannot be reached."""
+        rows = self._read(
+            "SELECT data FROM pages JOIN sessions USING (session) WHERE user = ? "
+            "ORDER BY place DESC, page DESC LIMIT 1",
+            (user,),
+        )
+        page = from_cloud(rows[0][0]) if rows else None
+        return page if isinstance(page, Page) else None
+
     def keep_snapshot(self, session: int, snapshot: Snapshot) -> bool:
         """Keep the state of a model in place of its earlier ones."""
         return self._write(

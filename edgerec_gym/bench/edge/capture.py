@@ -2,8 +2,8 @@
 
 A mood switch is a change of the ground truth's intent to another direction (cosine of old and new below
 :data:`OTHER_MOOD`). It is captured within H slots if the estimate of the user's interest is nearer to the new
-mood than to the old one at some slot until then. Only switches count after which the session and the mood last
-for H slots. The cloud's estimate is what it has been told; the phone's own is the ceiling.
+mood than to the old one at some slot until then. Only switches count after which session and mood last for H
+slots. The cloud's estimate is what it has been told; the phone's own is the ceiling.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Switches:
     def rate(self, horizon: int, where: str = CLOUD) -> Interval:
         """Return the capture rate within so many slots, with an interval over sessions."""
         counts = self.lasted >= horizon
-        captured = counts & (self.noticed[where] <= horizon)
+        captured, n = counts & (self.noticed[where] <= horizon), self.sessions
         return ratio_interval(
-            np.bincount(self.session, captured, self.sessions),
-            np.bincount(self.session, counts, self.sessions),
+            np.bincount(self.session, captured, n),
+            np.bincount(self.session, counts, n),
         )
 
     def count(self, horizon: int) -> int:
@@ -75,7 +75,7 @@ def find_switches(scenario: Scenario, sync: str, seeds: Sequence[int], split: st
     if sync not in SYNC_MODES:
         raise InputError(f"unknown sync {sync!r}; allowed: {', '.join(SYNC_MODES)}")
     config = scenario.config.replace(cloud={"sync": sync})
-    found: list[tuple[int, int, int, int]] = []
+    found: list[tuple[int, ...]] = []
     for first in range(0, len(seeds), BATCH):
         part = np.asarray(seeds[first : first + BATCH], np.int64)
         users = SyntheticUsers(scenario.synthetic, config)
