@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import structs
 
@@ -31,7 +32,8 @@ from edgerec_gym.device.link import Link
 from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
 from edgerec_gym.errors import InputError
 from edgerec_gym.policy import Policy
-from edgerec_gym.protocol.messages import Page, PageRequest
+from edgerec_gym.protocol.answers import response_of
+from edgerec_gym.protocol.messages import Answer, Page, PageRequest
 from edgerec_gym.users.people import Person
 
 ONE = np.ones(1, np.bool_)
@@ -39,6 +41,7 @@ LONG_DWELL = 5 / 7  # e1 from which a look is told at once: 8 seconds with dwell
 # Middle of each dwell bucket, seconds with dwell_scale 1
 SECONDS = np.array([0.35, *(np.array(DWELL_EDGES[:-1]) * np.array(DWELL_EDGES[1:])) ** 0.5, 45.0])
 
+_card = msgspec.msgpack.Decoder(Answer)
 Ask = Callable[[Focus], np.ndarray]
 Watch = Callable[["Session"], None]
 
@@ -142,18 +145,23 @@ class Session:
         self.report = SessionReport()
         self.action, self.reason = -1, ""
         self._asked: PageRequest | None = None  # the request whose page has not been played
-        self._asked_at = 0.0
+        self._asked_at = 0.0  # when it was sent; 0 if it has not been
         self._synced = 0  # answers that a request names, with sync="periodic"
         self._next_model: DeviceModel | None = None
 
-    async def play(self, person: Person, ask: Ask) -> SessionReport:
+    async def play(self, person: Person, ask: Ask, remind: Ask | None = None) -> SessionReport:
         """Play the session of a person to its end, and deliver it if the cloud can be reached.
+
+        A session that the store knows goes on where it was.
 
         Args:
             person: who holds the phone.
             ask: answers the card in focus, (21 + R,).
+            remind: shown the cards that had been answered before the phone was killed; simulated people must
+                see them again.
         """
         store, features = self.store, self.features
+        goes_on = bool(store.decisions(person.session))
         session = PhoneSession(
             person.session, person.user, 0, person.hour, features=feature_digest(self.config)
         )
@@ -161,7 +169,10 @@ class Session:
         self.link = link = Link(self.phone, session, store, self._generator, self._settings, heard)
         talking = asyncio.create_task(link.run())
         try:
-            await self._begin(person, link)
+            if goes_on:
+                await self._go_on(person, link, ask, remind)
+            else:
+                await self._begin(person, link)
             while not features.ended and not self.report.starved:
                 await self._slot(link, ask)
             if not self.report.starved or features.slot:
@@ -195,40 +206,87 @@ class Session:
         else:
             self._turn(page)
 
+    async def _go_on(self, person: Person, link: Link, ask: Ask, remind: Ask | None) -> None:
+        """Replay what the store knows of the session, then go on."""
+        features, store, session = self.features, self.store, person.session
+        features.begin(session, person.features, person.hour)
+        self.policy.reset(ONE)
+        answers, cards = store.answers(session), [_card.decode(d.card) for d in store.decisions(session)]
+        for card in cards:
+            while features.page < card.page:
+                page = store.page(session, features.page + 1)
+                if page is None:
+                    raise InputError(
+                        f"{store.path}: page {features.page + 1} of session {session} is missing"
+                    )
+                self._turn(page)
+            self._decide()  # which lets the policy follow
+            known = features.answers
+            self._sent(features.replay(card), known)
+            response = None
+            if features.focus.active[0]:
+                if known < len(answers):
+                    response = response_of(answers[known], self.config.n_responses)
+                    if remind is not None:
+                        remind(features.focus)
+                else:  # killed between card and answer
+                    response = ask(features.focus)
+            self._take_in(response, link if known >= len(answers) else None)
+            if self._asked is not None and not self.pace.virtual:
+                features.wait_for_page()
+            features.show()
+        page = store.page(session, features.page + 1)
+        if page is not None and not (self.pace.virtual and features.page_due):
+            self._turn(page)
+        elif self._asked is not None and not self.pace.virtual:
+            self._ask_page(link, self._asked)
+        elif not cards:
+            await self._begin(person, link)
+        else:
+            await self._page_between_slots(link)
+
+    def _sent(self, sent: int, known: int) -> None:
+        """Note what a slot has sent, when so many answers were known."""
+        if sent == NOTHING:
+            return
+        self.report.requests += sent == ASKED
+        named = known if self.config.cloud.sync != "periodic" else self._synced
+        reason: Any = "request" if sent == ASKED else "automatic"
+        self._asked = PageRequest(self.features.page + 1, 0, named, [], reason)
+
+    def _take_in(self, response: np.ndarray | None, link: Link | None) -> None:
+        """Let the phone perceive an answer, and tell the cloud unless it has been told."""
+        features, report = self.features, self.report
+        told = features.answer(response)
+        if told is not None and response is not None and link is not None:
+            urgent = response[CLICK] > 0 or response[DELETE_REASON] > 0 or response[0] >= LONG_DWELL
+            link.tell(told, bool(urgent))
+        if features.slot % self.config.cloud.sync_period == 0:
+            self._synced = features.answers
+        report.slots, report.answers = features.slot, features.answers
+        report.reward += float(features.arrays.reward[0])
+        terms = features.arrays.reward_terms[0].tolist()
+        for name, value in zip(self.config.reward_terms, terms, strict=True):
+            report.terms[name] = report.terms.get(name, 0.0) + value
+
     async def _slot(self, link: Link, ask: Ask) -> None:
         """Decide, show, sense and tell."""
-        features, report, config = self.features, self.report, self.config
+        features, report = self.features, self.report
         if not await self._has_candidates(link):
             return
         self._swap()
         started = time.perf_counter()
-        action = self._decide()
+        self.action = self._decide()
         report.decision_ms.append(1000 * (time.perf_counter() - started))
         known = features.answers
-        sent = features.place(action)
-        self.action = action
-        if sent != NOTHING:
-            report.requests += sent == ASKED
-            named = known if config.cloud.sync != "periodic" else self._synced
-            reason: Any = "request" if sent == ASKED else "automatic"
-            self._asked = PageRequest(features.page + 1, 0, named, [], reason)
-            if not self.pace.virtual:
-                self._ask_page(link, self._asked)
-        active = bool(features.focus.active[0])
-        response = ask(features.focus) if active else None
-        told = features.answer(response)
-        if told is not None and response is not None:
-            urgent = response[CLICK] > 0 or response[DELETE_REASON] > 0 or response[0] >= LONG_DWELL
-            link.tell(told, bool(urgent))
-        if features.slot % config.cloud.sync_period == 0:
-            self._synced = features.answers
-        report.slots, report.answers = features.slot, features.answers
-        report.reward += float(features.arrays.reward[0])
-        for name, value in zip(config.reward_terms, features.arrays.reward_terms[0].tolist(), strict=True):
-            report.terms[name] = report.terms.get(name, 0.0) + value
-        report.offline_slots += not link.connected
-        report.stale_slots += features.arrays.page_age[0] > config.page_size
+        self._sent(features.place(self.action), known)
+        if self._asked is not None and not self._asked_at and not self.pace.virtual:
+            self._ask_page(link, self._asked)
         self._record(report.decision_ms[-1])
+        response = ask(features.focus) if active else None
+        self._take_in(response, link)
+        report.offline_slots += not link.connected
+        report.stale_slots += features.arrays.page_age[0] > self.config.page_size
         if self.watch is not None:
             self.watch(self)
         await self._pass_time(response, link)
@@ -301,9 +359,10 @@ class Session:
             return None
 
     def _turn(self, page: Page) -> None:
-        self.report.page_seconds.append(time.perf_counter() - self._asked_at)
+        if self._asked_at:
+            self.report.page_seconds.append(time.perf_counter() - self._asked_at)
         self.report.pages += 1
-        self._asked = None
+        self._asked, self._asked_at = None, 0.0
         self.features.turn(page)
 
     def _check(self, page: Page) -> None:
@@ -332,7 +391,14 @@ class Session:
         trigger = self.reason or ("page" if self.features.arrays.page_age[0] == 1 else "slot")
         self.store.record(
             self.features.arrays.key.view(np.int64)[0].item(),
-            Decision(self.features.slot - 1, trigger[:100], model, ms, fallback),
+            Decision(
+                self.features.slot - 1,
+                trigger[:100],
+                model,
+                ms,
+                fallback,
+                card=msgspec.msgpack.encode(self.features.last_placed),
+            ),
         )
 
     async def _pass_time(self, response: np.ndarray | None, link: Link) -> None:

@@ -238,6 +238,17 @@ class SessionFeatures:
         )
         return sent
 
+    def replay(self, card: Answer) -> int:
+        """Place a card again as it was placed before; returns what :meth:`place` does."""
+        joint = card.action
+        if self.track == "joint" and card.requested:
+            joint = self.n_actions - 1
+        elif self.track == "mix":
+            joint = max(0, joint - self.config.pool_size + 1)
+        elif self.track == "request":
+            joint = int(card.requested)
+        return self.place(joint)
+
     def answer(self, response: np.ndarray | None) -> Answer | None:
         """Take in what the user did with the card in focus; without one, the time passes.
 
@@ -275,6 +286,11 @@ class SessionFeatures:
     def items_since(self, answers: int) -> list[int]:
         """Return the items that were placed after the first so many answered ones."""
         return [card.item for card in self._cards_placed[answers:]]
+
+    @property
+    def last_placed(self) -> Answer:
+        """The card that was placed last, as an answer without actions."""
+        return self._cards_placed[-1]
 
     def placed(self) -> list[Answer]:
         """Return the cards that were placed and have no answer, oldest first, as answers without actions."""

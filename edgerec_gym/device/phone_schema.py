@@ -66,6 +66,7 @@ COLUMNS = {
         "ms": "REAL NOT NULL",
         "fallback": "TEXT NOT NULL",
         "why": "TEXT NOT NULL",
+        "card": "BLOB NOT NULL",  # MessagePack of an answer without actions
     },
 }
 _KEYS = {
@@ -141,6 +142,7 @@ class Decision(msgspec.Struct, frozen=True):
         ms: wall time that it took.
         fallback: what played instead of the model; "" if the model did.
         why: the explanation.
+        card: the card that was placed, as MessagePack of an Answer without actions; empty if none was.
     """
 
     slot: int
@@ -149,3 +151,4 @@ class Decision(msgspec.Struct, frozen=True):
     ms: float
     fallback: str = ""
     why: str = ""
+    card: bytes = b""

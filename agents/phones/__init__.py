@@ -1,0 +1,1 @@
+"""Phones that run agents in simulations: who holds them, and what they play."""
