@@ -75,6 +75,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.oracle",
     "agents.attainable",
     "agents.find_policy",
+    "agents.phones",
     "bench",
     "commands",
     "cli",

@@ -216,9 +216,7 @@ class Session:
             while features.page < card.page:
                 page = store.page(session, features.page + 1)
                 if page is None:
-                    raise InputError(
-                        f"{store.path}: page {features.page + 1} of session {session} is missing"
-                    )
+                    raise InputError(f"{store.path}: session {session} lacks its page {features.page + 1}")
                 self._turn(page)
             self._decide()  # which lets the policy follow
             known = features.answers
@@ -283,7 +281,7 @@ class Session:
         if self._asked is not None and not self._asked_at and not self.pace.virtual:
             self._ask_page(link, self._asked)
         self._record(report.decision_ms[-1])
-        response = ask(features.focus) if active else None
+        response = ask(features.focus) if features.focus.active[0] else None
         self._take_in(response, link)
         report.offline_slots += not link.connected
         report.stale_slots += features.arrays.page_age[0] > self.config.page_size

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerec_gym.agents.device.runtime import Pace, Session, SessionReport, Watch
 from edgerec_gym.agents.find_policy import find_policy
+from edgerec_gym.answers import Focus
 from edgerec_gym.device.description import DESCRIPTION
 from edgerec_gym.device.event_store import EventStore
 from edgerec_gym.device.link_settings import LinkSettings, Phone
@@ -108,7 +109,11 @@ async def play_sessions(
                 pace=Pace(speed=settings.speed),
                 watch=watch,
             )
-            report = await session.play(person, lambda focus: people.answer(0, focus))
+
+            def ask(focus: Focus) -> np.ndarray:
+                return people.answer(0, focus)
+
+            report = await session.play(person, ask, remind=ask)
             reports.append(report)
             if tell is not None:
                 tell({"seed": seed} | figures(session))

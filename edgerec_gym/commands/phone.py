@@ -40,7 +40,7 @@ def phone(
     as_json: AsJson = False,
 ) -> None:
     """Play sessions on a phone that speaks to edgerec serve; works offline, and delivers later."""
-    from edgerec_gym.agents.device.simulated import PhoneSettings, play_sessions
+    from edgerec_gym.agents.phones.simulated import PhoneSettings, play_sessions
     from edgerec_gym.protocol.tokens import read_secret
 
     settings = PhoneSettings(
@@ -74,6 +74,7 @@ def _line(row: dict[str, Any]) -> str:
     state = "delivered" if row["delivered"] else row["refused"] or "to be delivered later"
     return (
         f"session {row['seed']}: {row['slots']} cards, {row['clicks']:.0f} clicks, "
-        f"reward {row['reward']:+.2f}, {row['pages']} pages, decisions p99 {row['decision_p99_ms']:.1f} ms, {row['missed']} late, "
+        f"reward {row['reward']:+.2f}, {row['pages']} pages, "
+        f"decisions p99 {row['decision_p99_ms']:.1f} ms, {row['missed']} late, "
         f"{row['bytes_up']:,} bytes up, {row['bytes_down']:,} down, {state}"
     )

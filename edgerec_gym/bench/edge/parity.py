@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from edgerec_gym.agents.device.runtime import Pace, Session
+from edgerec_gym.answers import Focus
 from edgerec_gym.device.event_store import EventStore
 from edgerec_gym.device.link_settings import Phone
 from edgerec_gym.policy import Observation, Policy
@@ -149,7 +150,11 @@ async def play_phone(
             pace=Pace(virtual=True),
             watch=watch,
         )
-        await session.play(person, lambda focus: people.answer(0, focus))
+
+        def ask(focus: Focus) -> np.ndarray:
+            return people.answer(0, focus)
+
+        await session.play(person, ask, remind=ask)
         trajectory.observations.append(digest(session.features.observation()))
         found.append(trajectory)
     store.close()
