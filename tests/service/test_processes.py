@@ -224,6 +224,7 @@ def listening(pid: int) -> set[int]:
         (["--port", "65535", "--workers", "2"], "--port 65535 leaves no ports for 2 workers"),
         (["--redis", "redis://127.0.0.1:1", "--port", "0"], "redis://127.0.0.1:1 cannot be used"),
         (["--models", "/nothing/here", "--port", "0"], "/nothing/here/device.json does not exist"),
+        (["--logs", "logs", "--redis", "redis://127.0.0.1:1"], "--logs needs the sessions in SQLite"),
         (["--secret", "/nothing/here", "--port", "0"], "/nothing/here does not exist"),
     ],
 )
