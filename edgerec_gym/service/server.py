@@ -25,7 +25,7 @@ from typing import Any
 from edgerec_gym.documents import Document, read_document
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import atomic_path, make_folder, write_json
-from edgerec_gym.protocol.messages import MOST_BYTES
+from edgerec_gym.protocol.messages import MOST_BYTES, PageRequest
 from edgerec_gym.protocol.tokens import new_secret, read_secret
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.service.app import PATH, make_app
@@ -245,6 +245,7 @@ def serve_worker(
     """
     scenario = Scenario.load(settings.scenario)
     builder = PageBuilder(scenario, settings.users)
+    builder.build(0, 0, PageRequest(0, 0, 0, [], "start"), [])  # loads the kernels before phones wait for it
     models = None if settings.models is None else Models(settings.models, builder.config)
     secret = secret_of(settings.state, settings.secret)
     metrics = Metrics()
