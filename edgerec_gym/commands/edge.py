@@ -38,6 +38,9 @@ def serve(
         Path | None, typer.Option(help="Folder of a device model (edgerec export) to offer to phones.")
     ] = None,
     secret: SecretFile = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for logs of ended sessions, as edgerec collect writes them.")
+    ] = None,
     connections: Annotated[int, typer.Option(min=1, help="Phones connected to a worker at once.")] = 5000,
     rate: Annotated[
         float, typer.Option(min=0.1, help="Messages a second of one phone in the long run.")
@@ -48,6 +51,8 @@ def serve(
         raise InputError(f"--users is {users!r}; allowed: synthetic, learned")
     if port and port + workers - 1 > 65_535:
         raise InputError(f"--port {port} leaves no ports for {workers} workers")
+    if logs is not None and redis is not None:
+        raise InputError("--logs needs the sessions in SQLite; omit --redis")
     from edgerec_gym.service.phones import Limits
     from edgerec_gym.service.server import ServeSettings, address, is_loopback
     from edgerec_gym.service.workers import serve as run
@@ -62,6 +67,7 @@ def serve(
         redis,
         models,
         secret,
+        logs,
         Limits(connections=connections, rate=rate, burst=max(1, round(5 * rate))),
     )
     if not is_loopback(host):

@@ -160,12 +160,15 @@ class Phone:
         deadline = asyncio.get_running_loop().time() + limits.hello_seconds
         try:
             while not self._closed:
-                try:
-                    async with asyncio.timeout_at(None if self.greeted else deadline):
-                        data = await self._receive()
-                except TimeoutError:
-                    await self.refuse(Refuse("order", "no Hello has come"))
-                    return
+                if self.greeted:
+                    data = await self._receive()
+                else:
+                    try:
+                        async with asyncio.timeout_at(deadline):
+                            data = await self._receive()
+                    except TimeoutError:
+                        await self.refuse(Refuse("order", "no Hello has come"))
+                        return
                 if data is None:
                     return
                 await self._take(data)

@@ -25,7 +25,7 @@ from typing import Any
 from edgerec_gym.documents import Document, read_document
 from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.files import atomic_path, make_folder, write_json
-from edgerec_gym.protocol.messages import MOST_BYTES
+from edgerec_gym.protocol.messages import MOST_BYTES, PageRequest
 from edgerec_gym.protocol.tokens import new_secret, read_secret
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.service.app import PATH, make_app
@@ -35,6 +35,7 @@ from edgerec_gym.service.models import Models
 from edgerec_gym.service.pages import PageBuilder
 from edgerec_gym.service.phones import Limits
 from edgerec_gym.service.redis_store import RedisStore
+from edgerec_gym.service.session_log import SessionLog
 from edgerec_gym.service.sqlite_store import SqliteStore
 from edgerec_gym.service.store import SessionStore
 
@@ -66,6 +67,7 @@ class ServeSettings:
         redis: address of a Redis that keeps the sessions; None for SQLite.
         models: folder of the device model to offer; None for none.
         secret: file of the secret of the tokens; None for the one in the state folder.
+        logs: folder that logs of ended sessions are written to, `worker-0` and so on; None for none.
         limits: what phones may do.
     """
 
@@ -78,6 +80,7 @@ class ServeSettings:
     redis: str | None = None
     models: Path | None = None
     secret: Path | None = None
+    logs: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -242,16 +245,22 @@ def serve_worker(
     """
     scenario = Scenario.load(settings.scenario)
     builder = PageBuilder(scenario, settings.users)
+    builder.build(0, 0, PageRequest(0, 0, 0, [], "start"), [])  # loads the kernels before phones wait for it
     models = None if settings.models is None else Models(settings.models, builder.config)
     secret = secret_of(settings.state, settings.secret)
     metrics = Metrics()
 
     async def run() -> None:
         store: SessionStore
+        log: SessionLog | None = None
         if settings.redis is not None:
             store = await RedisStore.open(settings.redis, metrics.committed)
         else:
             store = SqliteStore(settings.state / f"worker-{worker}.db", metrics.committed)
+            if settings.logs is not None:
+                folder = settings.logs / f"worker-{worker}"
+                log = SessionLog(folder, store, scenario, builder.features, settings.users)
+                await log.begin()
         try:
             spread = settings.redis is None and len(ports) > 1
             elsewhere = Routing(settings, ports, worker) if spread else None
@@ -259,7 +268,10 @@ def serve_worker(
             server = FeedServer(make_app(service, metrics, settings.limits), ready)
             if stop is not None:
                 stop(server)
+            logging_sessions = None if log is None else asyncio.create_task(log.run())
             await server.serve([listening])
+            if log is not None and logging_sessions is not None:
+                await log.end(logging_sessions)
         finally:
             await store.close()
 

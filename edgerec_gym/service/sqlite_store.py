@@ -26,12 +26,14 @@ T = TypeVar("T")
 
 VERSION = 1  # of the tables, in PRAGMA user_version
 MOST_WRITES = 1024  # in a transaction
+NO_PART = -1  # of a session that cannot be logged
 LOCK_SECONDS = 2.0  # to wait for another process that holds the file
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sessions (
     session INTEGER PRIMARY KEY, user INTEGER NOT NULL, device TEXT NOT NULL, day INTEGER NOT NULL,
-    hour INTEGER NOT NULL, answers INTEGER NOT NULL DEFAULT 0, placed BLOB
+    hour INTEGER NOT NULL, answers INTEGER NOT NULL DEFAULT 0, placed BLOB, part INTEGER
 );
+CREATE INDEX IF NOT EXISTS unlogged ON sessions (session) WHERE placed IS NOT NULL AND part IS NULL;
 CREATE TABLE IF NOT EXISTS answers (
     session INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (session, number)
 ) WITHOUT ROWID;
@@ -164,6 +166,33 @@ class SqliteStore:
         found = await self._column("SELECT placed FROM sessions WHERE session = ?", session)
         return msgspec.msgpack.decode(found[0], type=list[bytes]) if found and found[0] else []
 
+    async def ended(self, most: int) -> list[Begun]:
+        """Return up to `most` sessions that have ended and belong to no part of a log."""
+        rows = await self._rows(
+            "SELECT session, user, device, day, hour FROM sessions "
+            "WHERE placed IS NOT NULL AND part IS NULL ORDER BY session LIMIT ?",
+            most,
+        )
+        return [Begun(*row) for row in rows]
+
+    async def assign_part(self, sessions: list[int], part: int) -> None:
+        """Note the part of the log that sessions go into; NO_PART: into none, ever."""
+
+        def act(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "UPDATE sessions SET part = ? WHERE session = ?", [(part, session) for session in sessions]
+            )
+
+        await self._write(act)
+
+    async def release_parts(self, part: int) -> None:
+        """Forget the parts from this one on: they were not written."""
+
+        def act(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE sessions SET part = NULL WHERE part >= ?", (part,))
+
+        await self._write(act)
+
     async def close(self) -> None:
         """Write everything and let go of the file."""
         if self._closed:
@@ -186,10 +215,14 @@ class SqliteStore:
 
     async def _column(self, query: str, *arguments: int) -> list[bytes]:
         """Return the only column of what a query finds."""
+        return [row[0] for row in await self._rows(query, *arguments)]
 
-        def read() -> list[bytes]:
+    async def _rows(self, query: str, *arguments: int) -> list[tuple[Any, ...]]:
+        """Return what a query finds."""
+
+        def read() -> list[tuple[Any, ...]]:
             try:
-                return [row[0] for row in self._reader.execute(query, arguments)]
+                return self._reader.execute(query, arguments).fetchall()
             except sqlite3.Error as error:
                 raise StoreError(f"{self.path} cannot be read: {error}") from None
 

@@ -102,6 +102,7 @@ class Worker:
         lived = now - self._started
         self._pause = PAUSES[0] if lived > SHORT_LIFE else min(2 * self._pause, PAUSES[1])
         self.start_at = now if lived > SHORT_LIFE else now + self._pause
+        self.ready = False
         self.process.join()
         _log.warning(
             "worker %d has ended with code %s and is started again", self.number, self.process.exitcode
@@ -128,6 +129,7 @@ class Supervisor:
         self._workers = [Worker(settings, one, ports, number) for number, one in enumerate(listening)]
         self._wake_read, self._wake_write = os.pipe()
         self._ending = False
+        self._served = False  # whether all have served at once
 
     def run(self, ready: Callable[[], object]) -> None:
         """Serve until a signal; `ready` is called once, when all workers accept connections.
@@ -136,13 +138,12 @@ class Supervisor:
             InputError: a worker cannot serve.
         """
         before = {number: signal.signal(number, self._stop) for number in SIGNALS}
-        told = False
         try:
             while not self._ending:
                 self._start_due()
                 self._wait()
-                if not told and all(worker.ready for worker in self._workers):
-                    told = True
+                if not self._served and all(worker.ready for worker in self._workers):
+                    self._served = True
                     ready()
         finally:
             self._end_workers()
@@ -177,18 +178,21 @@ class Supervisor:
             self._hear(about)
             if found == about.process.sentinel and not self._ending:
                 about.ended()
+                if not self._served:
+                    raise InputError(f"worker {about.number} has ended before it could serve")
 
-    @staticmethod
-    def _hear(worker: Worker) -> None:
-        """Hear what a worker tells; InputError if it is that it cannot serve."""
+    def _hear(self, worker: Worker) -> None:
+        """Hear what a worker tells; InputError if it is that it cannot serve, and none has served yet."""
         try:
             while worker.told.poll():
                 what, why = worker.told.recv_bytes().decode().split(" ", 1)
-                if what == WRONG:
+                if what == WRONG and not self._served:
                     raise InputError(why)
-                worker.ready = True
+                if what == WRONG:  # what it reads has changed; the others serve on
+                    _log.error("worker %d cannot serve: %s", worker.number, why)
+                worker.ready = what == READY
         except EOFError:
-            worker.ready = True  # it has died; its sentinel tells
+            pass  # it has died, as its sentinel tells
 
     def _end_workers(self) -> None:
         running = [worker for worker in self._workers if worker.process is not None]

@@ -356,6 +356,8 @@ def test_an_address_that_is_taken_is_one_error() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}"):
             bind("127.0.0.1", port)
+    with pytest.raises(InputError, match="cannot listen on 192.0.2.1:0"):  # reserved for documentation
+        bind("192.0.2.1", 0)
 
 
 def test_a_token_bucket_holds_its_rate_whatever_the_clock_does() -> None:
