@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.agents.device.players import RERANK_TRACKS, Player, player
+from edgerec_gym.agents.edgerec.triggers import TriggeredSlots
 from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate, order_of
 from edgerec_gym.device.budget import StandingOrder, TimedDecisions, read_budget
 from edgerec_gym.device.description import SEQUENCES
@@ -103,6 +104,28 @@ class Phone:
         """Follow an observation of a batch of one, and act on it."""
         self.follow(observation)
         return self.policy.act(observation)
+
+    def swap(self, model: DeviceModel, make: Player) -> None:
+        """Go on with another model from the next slot on; nothing has changed unless all of it succeeds.
+
+        Args:
+            model: the model that takes over, see :meth:`DeviceSession.swap`.
+            make: makes the policy that plays it.
+
+        Raises:
+            InputError: the model does not fit the session, or its policy cannot be made.
+        """
+        before = dict(vars(self.session))
+        self.session.swap(model)
+        try:
+            policy = make(self.session)
+        except InputError:
+            vars(self.session).update(before)
+            raise
+        policy.reset(ONLY)
+        if isinstance(policy, TriggeredSlots) and isinstance(self.policy, TriggeredSlots):
+            policy.follow_on(self.policy)
+        self.policy = policy
 
     def _counts(self, observation: Observation) -> dict[str, int]:
         context = observation["context"][0]
