@@ -157,7 +157,10 @@ class TriggerWatch:
         return why
 
     def _cooled(self, name: str, now: np.ndarray) -> np.ndarray:
-        cooled: np.ndarray = now - self._fired[name] >= self._cool_downs.get(name, 0)
+        passed = now - self._fired[name]
+        cooled: np.ndarray = (passed >= self._cool_downs.get(name, 0)) | (
+            passed < 0
+        )  # began anew unannounced
         return cooled
 
     def _due(self, observation: Observation, new: Answered) -> dict[str, np.ndarray]:
