@@ -8,7 +8,7 @@ A policy that decides slot by slot can plan a list only if it has scores (:class
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -192,6 +192,45 @@ class SlateBySlate:
         return self.list_policy.explain(row) if hasattr(self.list_policy, "explain") else None
 
 
+class Answered(NamedTuple):
+    """What the sessions of a batch have answered since the last slot; at most one card each.
+
+    Attributes:
+        answered: (B,) bool, a card was answered.
+        clicked: (B,) bool, it was clicked.
+        deleted: (B,) bool, it was deleted.
+        newest: (B,) int64, its row in `exposures`.
+    """
+
+    answered: np.ndarray
+    clicked: np.ndarray
+    deleted: np.ndarray
+    newest: np.ndarray
+
+
+class NewAnswers:
+    """Tells what is new in the observations of a batch; asked once per slot."""
+
+    def __init__(self, n_sessions: int) -> None:
+        self._exposures, self._page_views = np.zeros((2, n_sessions), np.float32)
+
+    def reset(self, mask: np.ndarray) -> None:
+        """Restart the rows where `mask` (B,) is True."""
+        self._exposures[mask] = 0
+        self._page_views[mask] = 0
+
+    def see(self, observation: Observation) -> Answered:
+        """Return what has been answered since the last call."""
+        context, history = observation["context"], observation["exposures"]
+        answered = context[:, EXPOSURES] > self._exposures
+        clicked = context[:, PAGE_VIEWS] > self._page_views
+        newest = history[:, :, -1].argmax(axis=1)  # the last column is the slot
+        reason = first_action(observation) + DELETE_REASON
+        deleted = answered & (history[np.arange(len(history)), newest, reason] > 0)
+        self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
+        return Answered(answered, clicked, deleted, newest)
+
+
 class SlotBySlot:
     """Play a list policy in EdgeFeed-v0, EdgeFeedRerank-v0 or EdgeFeedMix-v0 from observations only.
 
@@ -224,15 +263,14 @@ class SlotBySlot:
         if not len(self._stale):
             self._stale = np.ones(len(mask), np.bool_)
             self._position, self._quiet = np.zeros((2, len(mask)), np.int64)  # in the plan; since a click
-            self._slot, self._exposures, self._page_views = np.zeros((3, len(mask)), np.float32)
+            self._slot, self._answers = np.zeros(len(mask), np.float32), NewAnswers(len(mask))
             self._last = np.zeros(len(mask), np.int64)
             self._why = np.full(len(mask), "", object)  # the most recent trigger
             self._said: list[Explanation | None] = [None] * len(mask)  # explanations given with the plan
             self._plan: Plan | None = None
         self._stale |= mask
         self._slot[mask] = -1
-        self._exposures[mask] = 0
-        self._page_views[mask] = 0
+        self._answers.reset(mask)
 
     def act(self, observation: Observation) -> np.ndarray:
         """Return (B,) int64; sessions that have ended repeat their last action."""
@@ -257,17 +295,11 @@ class SlotBySlot:
 
     def _events(self, observation: Observation) -> dict[str, np.ndarray]:
         """Return the triggers in order of priority, (B,) bool each; called once per slot."""
-        context, history = observation["context"], observation["exposures"]
-        answered = context[:, EXPOSURES] > self._exposures
-        clicked = context[:, PAGE_VIEWS] > self._page_views
-        newest = history[:, :, -1].argmax(axis=1)  # the last column is the slot
-        reason = first_action(observation) + DELETE_REASON
-        deleted = answered & (history[np.arange(len(history)), newest, reason] > 0)
-        self._exposures, self._page_views = context[:, EXPOSURES].copy(), context[:, PAGE_VIEWS].copy()
-        self._quiet += answered
-        quiet = np.zeros_like(clicked) if self.every is None else self._quiet >= self.every
-        page = context[:, PAGE_AGE] == 0
-        return {"new page": page, "click": clicked, "deletion": deleted, "no click for long": quiet}
+        new = self._answers.see(observation)
+        self._quiet += new.answered
+        quiet = np.zeros_like(new.clicked) if self.every is None else self._quiet >= self.every
+        page = observation["context"][:, PAGE_AGE] == 0
+        return {"new page": page, "click": new.clicked, "deletion": new.deleted, "no click for long": quiet}
 
     def _renew(self, observation: Observation, stale: np.ndarray) -> None:
         """Make new plans where the old ones are `stale` (B,) bool."""

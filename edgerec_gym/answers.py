@@ -57,6 +57,9 @@ PAGE_VIEW_ACTIONS = (
 # Exposure durations in seconds, times FeedConfig.dwell_scale; the last bucket is open-ended.
 DWELL_EDGES = (0.5, 1, 2, 4, 8, 16, 32)
 PAGE_VIEW_EDGES = (2, 5, 10, 20, 40, 80, 160)  # page-view durations in seconds
+# The middle of each bucket, in seconds; exposures times FeedConfig.dwell_scale.
+DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])
+PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])
 DWELL_BUCKETS, PAGE_VIEW_BUCKETS = len(DWELL_EDGES) + 1, len(PAGE_VIEW_EDGES) + 1
 COUNT_LEVELS = 4  # exposure count 1..4 and scroll count 1..4, stored as (count - 1) / 3
 SPEED_LEVELS = 5  # scroll speed and scroll duration

@@ -23,6 +23,7 @@ from edgerec_gym.commands import (
     pages,
     phone,
     policies,
+    registry,
     studies,
     users,
 )
@@ -119,6 +120,7 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 bench.bench.command("distil")(distil.bench_distil)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(registry.registry, name="registry")
 
 
 def main() -> None:

@@ -152,10 +152,15 @@ class DeviceJudge:
             mixed=encoded["mixed"],
             organic=encoded["organic"][order[0, : graph.fixed("organic")[0]]],
         )
+        values = slot_values(found, observation, goods, self.config)
+        return Judgement(values, self.gain(observation, rows), self._prices)
+
+    def gain(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        """Gain of a request, (1,) float64."""
+        seen = self._seen(observation)
         signals = intent_signals(seen, self.config)
         gain = self.session.decide(EDGEREC, "gain", _one(seen), signals=signals)["gain"]
-        values = slot_values(found, observation, goods, self.config)
-        return Judgement(values, gain[:, 0].astype(np.float64), self._prices)
+        return gain[:, 0].astype(np.float64)
 
     def _encode(self, seen: Observation) -> Arrays:
         interest = current_interest(seen, self.config)

@@ -22,7 +22,8 @@ from edgerec_gym.agents.device.settings import (
     ValueSettings,
 )
 from edgerec_gym.agents.edgerec.agent import EdgeRec
-from edgerec_gym.agents.edgerec.rules import FILE, load_rules
+from edgerec_gym.agents.edgerec.rules import FILE, load_rules, read_triggers
+from edgerec_gym.agents.edgerec.triggers import Clock, TriggeredSlots, TriggerWatch
 from edgerec_gym.agents.insertion import policies as insertion
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.requests.effects import TRACKS as REQUEST_TRACKS
@@ -41,32 +42,33 @@ Player = Callable[[DeviceSession], Policy]
 Settings = TypeVar("Settings", bound=Document)
 
 
-def player(model: DeviceModel, feed: Any, timed: bool = False) -> Player:
+def player(model: DeviceModel, feed: Any, timed: bool = False, clock: Clock | None = None) -> Player:
     """Return what makes a phone's policy for one session.
 
     Args:
         model: the exported model.
         feed: the environment to play.
         timed: whether decisions have a budget.
+        clock: seconds that triggers read; None counts the time that the answers took.
 
     Raises:
         InputError: the agent does not play the environment's track, or its settings are wrong.
     """
     graphs = model.graphs
     if EDGEREC in graphs:
-        return _whole(model, feed)
+        return _whole(model, feed, clock)
     if VALUES in graphs:
         settings = settings_of(model, VALUES, ValueSettings)
         if feed.track == settings.track == "joint":
             return _values(model, feed, settings)
-        return _reranker(model, feed, timed)
+        return _reranker(model, feed, timed, clock)
     if ESAN in graphs:
         return _insertion(model, feed)
     if PPO in graphs:
         return _policy(model, feed)
     if UPLIFT in graphs or DQN in graphs:
         return _requests(model, feed)
-    return _reranker(model, feed, timed)
+    return _reranker(model, feed, timed, clock)
 
 
 def settings_of(model: DeviceModel, network: str, kind: type[Settings]) -> Settings:
@@ -82,7 +84,7 @@ def _plays(model: DeviceModel, does: str, tracks: tuple[str, ...], feed: Any) ->
         )
 
 
-def _whole(model: DeviceModel, feed: Any) -> Player:
+def _whole(model: DeviceModel, feed: Any, clock: Clock | None) -> Player:
     _plays(model, "takes all three decisions", ("joint",), feed)
     settings = settings_of(model, EDGEREC, EdgeRecSettings)
     config, n_plan = feed.config, len(settings.plan)
@@ -93,7 +95,12 @@ def _whole(model: DeviceModel, feed: Any) -> Player:
             f"of {n_plan} x {n_plan} numbers"
         )
     rules = load_rules(model.folder / FILE)
-    return lambda session: EdgeRec(DeviceJudge(session, settings, config), config, rules, model.agent)
+
+    def make(session: DeviceSession) -> Policy:
+        judge = DeviceJudge(session, settings, config)
+        return EdgeRec(judge, config, rules, model.agent, clock=clock)
+
+    return make
 
 
 def _values(model: DeviceModel, feed: Any, settings: ValueSettings) -> Player:
@@ -139,7 +146,7 @@ def _policy(model: DeviceModel, feed: Any) -> Player:
     return lambda session: DeviceLogits(model.agent, session, settings.groups, settings.keys)
 
 
-def _reranker(model: DeviceModel, feed: Any, timed: bool) -> Player:
+def _reranker(model: DeviceModel, feed: Any, timed: bool, clock: Clock | None) -> Player:
     _plays(model, "re-ranks", RERANK_TRACKS, feed)
     k = feed.config.slate_size
     scored = any("scores" in graphs for graphs in model.graphs.values()) or VALUES in model.graphs
@@ -147,12 +154,17 @@ def _reranker(model: DeviceModel, feed: Any, timed: bool) -> Player:
         raise InputError(
             f"{model.folder} was exported for lists of {model.places} cards; this environment asks for {k}"
         )
+    triggers = read_triggers(model.folder)
+    if triggers is not None:
+        TriggerWatch(triggers, feed.config)  # says what is wrong before a session begins
 
     def make(session: DeviceSession) -> Policy:
         source = DeviceScores(model.agent, session, timed)
         plans = ScoredList(source, k) if scored else EmittedList(source, k)
         if feed.track == SLATE:
             return SlateBySlate(plans)
+        if triggers is not None:
+            return TriggeredSlots(plans, TriggerWatch(triggers, feed.config, clock=clock))
         if model.search is not None:
             return SlotBySlot(plans, model.search.settings.every)
         return source

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgerec_gym.agents.device.players import RERANK_TRACKS, Player, player
+from edgerec_gym.agents.edgerec.triggers import Clock, TriggeredSlots
 from edgerec_gym.agents.list_policy import ScoredList, SlateBySlate, order_of
 from edgerec_gym.device.budget import StandingOrder, TimedDecisions, read_budget
 from edgerec_gym.device.description import SEQUENCES
@@ -124,14 +125,23 @@ class DevicePolicy:
         model: the exported model to run.
         feed: the environment to play.
         timed: holds decisions to a budget (:mod:`edgerec_gym.device.budget`); None measures nothing.
+        clock: seconds that triggers read; None counts the time that the answers took.
 
     Raises:
         InputError: the agent does not play the environment's track, or its settings are wrong.
     """
 
-    def __init__(self, name: str, model: DeviceModel, feed: Any, timed: TimedDecisions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: DeviceModel,
+        feed: Any,
+        timed: TimedDecisions | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.name, self.model, self.timed, self.feed = name, model, timed, feed
-        self.make, self.max_slots = player(model, feed, timed is not None), feed.config.max_slots
+        self.max_slots, self.clock = feed.config.max_slots, clock
+        self.make = player(model, feed, timed is not None, clock)
         self.phones: list[Phone] = []
         self._standing: list[Standing | None] = []
         self._slot = np.zeros(0, np.float32)
@@ -173,13 +183,18 @@ class DevicePolicy:
         policy: Any = self.phones[row].policy
         return policy.explain(0) if hasattr(policy, "explain") else None
 
+    def keep_time(self, clock: Clock | None) -> None:
+        """Let the triggers of new sessions read a clock, in seconds; None counts the time of the answers."""
+        self.make = player(self.model, self.feed, self.timed is not None, clock)
+        self.clock = clock
+
     def swap(self, model: DeviceModel) -> None:
         """Go on with another model in every session; its plans begin anew.
 
         Raises:
             InputError: the model does not play this feed, or cannot take over a session; the old one stays.
         """
-        make = player(model, self.feed, self.timed is not None)
+        make = player(model, self.feed, self.timed is not None, self.clock)
         fresh = []
         for phone in self.phones:
             session = DeviceSession(phone.session.model)
@@ -187,6 +202,8 @@ class DevicePolicy:
             session.swap(model)
             policy = make(session)
             policy.reset(ONLY)
+            if isinstance(policy, TriggeredSlots) and isinstance(phone.policy, TriggeredSlots):
+                policy.follow_on(phone.policy)
             fresh.append((session, policy))
         for phone, (session, policy) in zip(self.phones, fresh, strict=True):
             phone.session, phone.policy = session, policy

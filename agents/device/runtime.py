@@ -148,6 +148,8 @@ class Session:
         self._asked_at = 0.0  # when it was sent; 0 if it has not been
         self._synced = 0  # answers that a request names, with sync="periodic"
         self._next_model: DeviceModel | None = None
+        if isinstance(policy, DevicePolicy):
+            policy.keep_time(self._clock())
 
     async def play(self, person: Person, ask: Ask, remind: Ask | None = None) -> SessionReport:
         """Play the session of a person to its end, and deliver it if the cloud can be reached.
@@ -189,6 +191,13 @@ class Session:
     def swap(self, model: DeviceModel) -> None:
         """Go on with another model from the next slot on; a model that fails to take over is dropped."""
         self._next_model = model
+
+    def _clock(self) -> Callable[[], float] | None:
+        """The person's seconds, for triggers; None where the time of the answers is all the time there is."""
+        speed = self.pace.speed
+        if self.pace.virtual or speed == float("inf"):
+            return None
+        return lambda: speed * time.monotonic()
 
     async def _begin(self, person: Person, link: Link) -> None:
         """Begin with the cloud's first page, or without it with the last page of an earlier session."""

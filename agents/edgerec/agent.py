@@ -1,10 +1,10 @@
 """The EdgeRec agent: order, insertions and requests together, decided anew whenever something has happened.
 
-The agent plays a plan slot by slot. A click, a deletion, some exposures without a click, a new page or the
-end of the plan trigger a new one: first the order of the pool, then the cards whose value in that order
-exceeds what they displace, then whether a request gains more than its price (Gong et al., EdgeRec, CIKM'20,
-and its later talks on insertion and AdaRequest). With the joint option, several whole plans are compared by
-their learned value (values.py). Rules: rules.py.
+The agent plays a plan slot by slot. A new page, the end of the plan, or what its rules name (triggers.py: by
+default a click, a deletion, some exposures without a click) starts a new one: first the order of the pool,
+then the cards whose value in that order exceeds what they displace, then whether a request gains more than
+its price (Gong et al., EdgeRec, CIKM'20, and its later talks on insertion and AdaRequest). With the joint
+option, several whole plans are compared by their learned value (values.py). Rules: rules.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from edgerec_gym.agents.edgerec.rules import Rules
+from edgerec_gym.agents.edgerec.triggers import Clock, TriggeredSlots, TriggerWatch
 from edgerec_gym.agents.edgerec.values import Candidate, PlanValues, candidates, features
 from edgerec_gym.agents.insertion.policies import insertions, net_gains, solve
 from edgerec_gym.agents.insertion.values import SlotValues
-from edgerec_gym.agents.list_policy import SLOT, SlotBySlot
+from edgerec_gym.agents.list_policy import SLOT
 from edgerec_gym.agents.perception.live_interest import LiveInterest
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -62,12 +63,15 @@ class Judge(Protocol):
     def judge(self, observation: Observation, rows: np.ndarray, scores: np.ndarray) -> Judgement:
         """Judge the rest, with the pool ordered by `scores` (R, N); follows `scores` at the same slot."""
 
+    def gain(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        """Gain of a request alone, (R,) float64, as in :meth:`judge`."""
+
 
 # (rows, features (R, P, F), slots of the session (R,)) -> (R,) chosen plans
 Choose = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-class EdgeRec(SlotBySlot):
+class EdgeRec(TriggeredSlots):
     """Plays EdgeFeed-v0; every decision obeys the rules.
 
     Args:
@@ -77,6 +81,7 @@ class EdgeRec(SlotBySlot):
         name: the policy's name.
         choose: picks among whole plans (:func:`~edgerec_gym.agents.edgerec.values.candidates`), for training;
             None: the rules say whether their learned values decide.
+        clock: the runtime's clock for triggers, in seconds; None counts the time that the answers took.
 
     Raises:
         InputError: rules that do not fit the feed.
@@ -89,11 +94,11 @@ class EdgeRec(SlotBySlot):
         rules: Rules | None = None,
         name: str = NAME,
         choose: Choose | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.judge, self.config, self.rules = judge, config, rules or Rules()
         self._interest = LiveInterest(item_columns=config.item_columns)
-        triggers = self.rules.triggers
-        super().__init__(_Unasked(name), triggers.quiet_exposures)
+        super().__init__(_Unasked(name), TriggerWatch(self.rules.triggers, config, self._gain_of_page, clock))
         self.limits = self.rules.feed(config)
         self.price, self.cool_down = self.rules.charge(config), self.rules.cool_down(config)
         self.n_slots = config.page_size  # maximum number of slots that plans look ahead
@@ -105,7 +110,6 @@ class EdgeRec(SlotBySlot):
                     f"{name!r} has not learned what whole plans are worth; [decide] joint needs it"
                 )
             self._choose = lambda rows, told, slots: plans.best(told)
-        self._off = tuple(name for name in ("click", "deletion") if not getattr(triggers, name))
 
     def reset(self, mask: np.ndarray) -> None:
         """Restart the rows where `mask` (B,) is True."""
@@ -129,13 +133,19 @@ class EdgeRec(SlotBySlot):
         self._asked[asked] = self._now[asked]
         return action
 
-    def _events(self, observation: Observation) -> dict[str, np.ndarray]:
-        found = super()._events(observation)
-        for name in self._off:
-            found.pop(name)
-        if self.rules.triggers.every_slot:
-            found["every slot"] = np.ones(len(self._now), np.bool_)
-        return found
+    def follow_on(self, earlier: TriggeredSlots) -> None:
+        """Go on in the sessions of another agent, whose requests count against the rules, too."""
+        super().follow_on(earlier)
+        if isinstance(earlier, EdgeRec):
+            self._asked, self._requests = earlier._asked.copy(), earlier._requests.copy()
+
+    def _gain_of_page(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        """Estimated gain of a request in rows (R,) int64; -inf where none is allowed."""
+        gain, may = np.full(len(rows), -np.inf), self._may_ask(observation, rows)
+        if may.any():
+            asked = {key: values[may] for key, values in observation.items()}
+            gain[may] = self.judge.gain(asked, rows[may])
+        return gain
 
     def _planned(self, observation: Observation, rows: np.ndarray) -> Plan:
         decide = self.rules.decide

@@ -62,7 +62,11 @@ class Parts:
         """Values from ESAN and gain from the uplift model."""
         order = pool_order(observation, scores)
         values = self._values.values(observation, order, self.esan.config.page_size)
-        return Judgement(values, np.asarray(self._gain(observation), np.float64), self._price)
+        return Judgement(values, self.gain(observation, rows), self._price)
+
+    def gain(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        """Gain from the uplift model."""
+        return np.asarray(self._gain(observation), np.float64)
 
 
 KINDS = {  # by family
@@ -188,6 +192,16 @@ class JointNetwork:
         values = SlotValues(cards, goods, exposure * (np.arange(n_slots) < left[:, None]))
         return Judgement(values, gain, network.prices().detach().double().numpy()[:, None])
 
+    def gain(self, observation: Observation, rows: np.ndarray) -> np.ndarray:
+        """Gain of the request head, which needs no cards."""
+        seen, behaviour, parts = self.network.seen(observation), self.behaviour(rows), []
+        with torch_threads(self.threads), torch.no_grad():
+            for at in range(0, len(rows), PLAY_BATCH):
+                some = slice(at, at + PLAY_BATCH)
+                parts.append(self.network.gain(agent_inputs(seen, some), _some(behaviour, some)))
+        found: np.ndarray = torch.cat(parts).double().numpy()
+        return found
+
     def _encode(self, observation: Observation, rows: np.ndarray) -> list[_Encoded]:
         seen, behaviour = self.network.seen(observation), self.behaviour(rows)
         parts = []
@@ -195,10 +209,7 @@ class JointNetwork:
             for at in range(0, len(rows), PLAY_BATCH):
                 some = slice(at, at + PLAY_BATCH)
                 tensors = agent_inputs(seen, some)
-                codes = {
-                    name: BehaviourCodes(part.items[some], part.values[some], part.present[some])
-                    for name, part in behaviour.items()
-                }
+                codes = _some(behaviour, some)
                 parts.append(_Encoded(tensors, codes, self.network.encode(tensors, codes)))
         return parts
 
@@ -207,6 +218,13 @@ class _Encoded(NamedTuple):
     observation: TensorObservation
     behaviour: Behaviour
     coded: Coded
+
+
+def _some(behaviour: Behaviour, rows: slice) -> Behaviour:
+    return {
+        name: BehaviourCodes(part.items[rows], part.values[rows], part.present[rows])
+        for name, part in behaviour.items()
+    }
 
 
 def agent_inputs(observation: Observation, rows: slice | np.ndarray = slice(None)) -> TensorObservation:

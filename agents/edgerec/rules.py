@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgerec_gym.config import Config, FeedConfig, bounded
+from edgerec_gym.config import Config, FeedConfig, bounded, later
 from edgerec_gym.device.budget import MOST_RULES, RULES, Budget
 from edgerec_gym.documents import read_object
 from edgerec_gym.errors import InputError, shown
@@ -60,6 +60,41 @@ class Triggers(Config):
     click: Switch = True
     deletion: Switch = True
     quiet_exposures: int | None = bounded(4, 1, 10_000)  # exposures without a click; left out: never
+    # The others are off where they are left out.
+    long_dwell: float | None = later(None, range=(0.01, 100_000.0))  # seconds, lower edge of the dwell bucket
+    fast_scroll: float | None = later(None, range=(0.01, 1.0))  # scroll speed
+    category_repeat: int | None = later(None, range=(2, 10_000))  # cards of one category without a click
+    same_category: float = later(0.6, range=(-1.0, 1.0))  # cosine of two embeddings of one category
+    after_seconds: float | None = later(None, range=(0.01, 100_000.0))  # since the last plan
+    request_uplift: float | None = later(None, range=(-1e3, 1e3))  # estimated gain of a page, reward units
+    # Minimum slots from one firing of a trigger to its next, by the trigger's name; left out: 0
+    cool_downs: tuple[tuple[str, int], ...] = later((), named=True, range=(0, 10_000))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = []
+        for name, slots in self.cool_downs:
+            if name not in TRIGGERS:
+                raise InputError(
+                    f"Triggers.cool_downs names {shown(name)}; triggers are {', '.join(TRIGGERS)}"
+                )
+            if slots != int(slots):
+                raise InputError(
+                    f"Triggers.cool_downs[{name!r}] must be a whole number of slots, got {slots}"
+                )
+            whole.append((name, int(slots)))
+        object.__setattr__(self, "cool_downs", tuple(whole))
+
+
+OPTIONAL = (  # triggers that `false` switches off
+    "quiet_exposures",
+    "long_dwell",
+    "fast_scroll",
+    "category_repeat",
+    "after_seconds",
+    "request_uplift",
+)
+TRIGGERS = ("every_slot", "click", "deletion", *OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -121,6 +156,8 @@ class Rules(Config):
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {_toml(entry)}' for name, entry in value.items())} }}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
@@ -144,8 +181,8 @@ def rules_from(values: dict[str, Any], where: str = "rules") -> Rules:
         if not isinstance(content, dict):
             raise InputError(f"{where}: {section} must be a section, [{section}], got {shown(content)}")
         content = dict(content)
-        if section == "triggers" and content.get("quiet_exposures") is False:
-            content["quiet_exposures"] = None
+        if section == "triggers":
+            content |= {name: None for name in OPTIONAL if content.get(name) is False}
         kind: Any = sections[section]
         try:
             found[section] = kind.from_dict(content)
@@ -159,3 +196,15 @@ def rules_from(values: dict[str, Any], where: str = "rules") -> Rules:
 def load_rules(path: str | Path) -> Rules:
     """Read a rules file; InputError names the file, the field and what is allowed."""
     return rules_from(read_object(path, most_bytes=MOST_RULES, toml=True), str(path))
+
+
+def read_triggers(folder: Path) -> Triggers | None:
+    """Return the triggers of a device model, None unless its rules.toml has a section for them.
+
+    Raises:
+        InputError: a bad rules file; names the file, the field and what is allowed.
+    """
+    file = folder / FILE
+    if not file.is_file() or "triggers" not in read_object(file, most_bytes=MOST_RULES, toml=True):
+        return None
+    return load_rules(file).triggers

@@ -19,12 +19,13 @@ from edgerec_gym.device.engines.engine import ENGINES, Port
 from edgerec_gym.documents import SMALL, Document, OpenDocument, read_document, read_object
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.files import read_bytes
+from edgerec_gym.protocol.messages import VERSIONS
 from edgerec_gym.spaces import CONTEXT, N_PAGE_VIEW_COLUMNS, exposure_columns, observation_layout
 
 DESCRIPTION, GOLDEN = "device.json", "golden.safetensors"
 FILES = (RULES,)  # further files that an agent may read
 KIND, SCHEMA_VERSION = "edgerec_gym device model", 2
-PROTOCOL = (1, 1)  # oldest and newest version of the messages between phone and cloud that this version knows
+PROTOCOL = VERSIONS  # of the messages that a model written by this version can serve
 MOST_PLACES = 1000  # cards in a list; a pool has no more
 MOST_BYTES = 2**26  # of a file
 EXPOSURES, PAGE_VIEWS = SEQUENCES = ("exposures", "page_views")

@@ -15,10 +15,12 @@ import pyarrow as pa
 
 from edgerec_gym.answers import (
     CLICK,
+    DWELL_SECONDS,
     LEAVE,
     N_EXPOSURE_ACTIONS,
     N_PAGE_VIEW_ACTIONS,
     PAGE_VIEW,
+    PAGE_VIEW_SECONDS,
     RESPONSE_SIZE,
     UserModel,
 )
@@ -38,8 +40,6 @@ from edgerec_gym.users.synthetic import SyntheticUsers
 
 SESSIONS_PER_PART = 500
 SPLITS = ("log", "eval")
-DWELL_SECONDS = np.array([0.35, 0.7, 1.4, 2.8, 5.6, 11.3, 22.6, 45.0])  # middle of each exposure bucket
-PAGE_VIEW_SECONDS = np.array([1.0, 3.2, 7.1, 14.0, 28.0, 57.0, 113.0, 226.0])  # of each page-view bucket
 
 
 @one_writer("out")

@@ -213,7 +213,7 @@ def test_a_network_that_is_not_finite_is_not_exported(lite: Scenario, tmp_path: 
             lambda f: change(f, features="0" * 64),
             "features is not the digest of what a model for this config",
         ),
-        (lambda f: change(f, protocol=[7, 9]), "protocol is 7 to 9; this version speaks 1 to 1"),
+        (lambda f: change(f, protocol=[7, 9]), "protocol is 7 to 9; this version speaks 1 to 2"),
         (lambda f: cut(f / "golden.safetensors"), "golden.safetensors is corrupted: it has"),
         (lambda f: flip(f / "golden.safetensors"), "golden.safetensors is corrupted: its content differs"),
         (
