@@ -53,7 +53,7 @@ class Limits:
     rate: float = 100.0
     burst: int = 500
     pending: int = 4
-    hello_seconds: float = 10.0
+    hello_seconds: float = 30.0
 
 
 class TokenBucket:
