@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgerec_gym.device.link_settings import Phone
 from edgerec_gym.errors import InputError
+from edgerec_gym.protocol.tokens import make_token
 from edgerec_gym.service.server import (
     FeedServer,
     ServeSettings,
@@ -27,6 +29,10 @@ class LocalService:
 
     url: str
     secret: bytes
+
+    def phone(self, user: int, device: str = "phone-1") -> Phone:
+        """Return a phone that may speak for a user."""
+        return Phone(self.url, device, make_token(self.secret, device, user))
 
 
 @contextmanager
