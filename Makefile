@@ -10,8 +10,9 @@ STAMP := .venv/.installed
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
 
+# worksteal keeps the tests of a file together, so that what they share is made once.
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(STAMP)  ## style, format, spelling, types
 	$(BIN)/ruff check .

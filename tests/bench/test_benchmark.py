@@ -124,12 +124,13 @@ def test_rows_of_other_runs_stay(tmp_path):
 
 
 def test_the_track_rerank_runs_through(tmp_path):
-    hyper = {agent: {"epochs": 1} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
+    hyper = {agent: {"epochs": 1, "hidden": 8} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
+    hyper |= {"pointer-ppo": {"n_steps": 4, "n_epochs": 1, "hidden": 8}}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
     hyper |= {
         a: {"updates": 1, "sessions": 8, "select_sessions": 8} for a in ("distilled-values", "values-pg")
     }
-    sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=4096, hyper=hyper)
+    sizes = Sizes(log_sessions=150, sessions=8, learned_sessions=8, steps=512, hyper=hyper)
     rows = run_track("rerank", tmp_path, sizes=sizes, seeds=1, workers=1)
     policies = {item["policy"] for item in rows}
     assert policies >= {

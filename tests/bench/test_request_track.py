@@ -24,7 +24,7 @@ TINY = Sizes(
     oracle_sessions=6,
     effect_sessions=30,
     audit_sessions=8,
-    ppo_steps=4096,
+    ppo_steps=512,
     dqn_steps=600,
     concurrent=40,
     ticks=10,
@@ -33,6 +33,7 @@ TINY = Sizes(
     hyper={
         **{agent: {"epochs": 1, "behaviour": 0, "hidden": 4} for agent in ESTIMATORS},
         "request-dqn": {"learning_starts": 200},
+        "pointer-ppo": {"n_steps": 4, "n_epochs": 1, "hidden": 8},
     },
 )
 
@@ -46,6 +47,27 @@ def test_savings_by_hand() -> None:
     assert gained(means) == pytest.approx(3 / 3 - 1)
     means[0, 2] = 9.0
     assert np.isnan(saved(means))
+
+
+def test_many_curves_at_once_are_those_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.random((400, 9))
+    means[::2] = np.round(4 * means[::2]) / 4  # points of equal requests, rules on a point
+    means[:, 1] *= 2  # some rules ask more often than any point of the curve
+    many = saved(means), gained(means)
+    finite = 0
+    for row, less, more in zip(means, *many, strict=True):
+        (x, y), xs, ys = row[1:3], [0.0, *row[3::2]], [row[0], *row[4::2]]
+        order = np.argsort(xs, kind="stable")
+        xs, ys = np.array(xs)[order], np.array(ys)[order]
+        expected = np.interp(x, xs, ys) / y - 1 if y > 0 and x <= xs[-1] else np.nan
+        np.testing.assert_equal(more, expected)
+        k = int((ys >= y).argmax())  # the first point that earns as much as the rule
+        reached = x > 0 and ys[k] >= y
+        finite += reached
+        needed = xs[0] if k == 0 else np.interp(y, ys[k - 1 : k + 1], xs[k - 1 : k + 1])
+        assert less == pytest.approx(1 - needed / x if reached else np.nan, nan_ok=True)
+    assert 100 < finite < 400
 
 
 def test_one_bootstrap_for_all_is_that_of_seeds() -> None:

@@ -192,9 +192,9 @@ def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monkey
     sizes = mix.Sizes(
         log_sessions=150,
         held_sessions=200,
-        sessions=10,
-        price_sessions=10,
-        frontier_sessions=5,
+        sessions=6,
+        price_sessions=6,
+        frontier_sessions=3,
         hyper={"esan": {"epochs": 1, "hidden": 8}, "esan-pg": {"updates": 1, "batch_size": 4, "samples": 2}},
     )
     monkeypatch.setitem(mix.FULL, "lite", sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,7 +20,6 @@ FIGURES = {  # of a session -> its name in `play`; benefit is computed from clic
     "value": "value",
 }
 LEARNERS = ("pointer-ppo", "request-dqn")
-Figure = Callable[[float, float, float, np.ndarray, np.ndarray], float]  # keep, rule (x, y), curve (xs, ys)
 
 
 def family(policy: str) -> str:
@@ -205,32 +204,34 @@ def saved(means: np.ndarray) -> np.ndarray:
     Returns:
         (...) 1 - requests / requests of the rule; nan where the curve does not reach the rule.
     """
-    return _each(means, lambda keep, x, y, xs, ys: 1 - _first_reach(xs, ys, y) / x if x > 0 else np.nan)
+    x, y, xs, ys = _curve(means)
+    reached = ys >= y[..., None]
+    k = reached.argmax(axis=-1)  # 0 also where nothing is reached
+    (x0, y0), (x1, y1) = _point(xs, ys, np.maximum(k - 1, 0)), _point(xs, ys, k)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        needed = np.where(k > 0, x0 + (x1 - x0) * (y - y0) / (y1 - y0), x1)
+        return np.where(reached.any(axis=-1) & (x > 0), 1 - needed / x, np.nan)
 
 
 def gained(means: np.ndarray) -> np.ndarray:
     """Return how much more a curve earns than a rule at equal requests, as a share; nan past its end."""
-    return _each(
-        means, lambda keep, x, y, xs, ys: np.interp(x, xs, ys) / y - 1 if y > 0 and x <= xs[-1] else np.nan
-    )
+    x, y, xs, ys = _curve(means)
+    k = (xs <= x[..., None]).sum(axis=-1) - 1
+    (x0, y0), (x1, y1) = _point(xs, ys, k), _point(xs, ys, np.minimum(k + 1, xs.shape[-1] - 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        earned = np.where(x == x0, y0, (y1 - y0) / (x1 - x0) * (x - x0) + y0)
+        return np.where((y > 0) & (x <= xs[..., -1]), earned / y - 1, np.nan)
 
 
-def _each(means: np.ndarray, figure: Figure) -> np.ndarray:
-    flat = means.reshape(-1, means.shape[-1])
-    values = np.empty(len(flat))
-    for k, (keep, x, y, *points) in enumerate(flat):
-        xs, ys = np.array([0.0, *points[0::2]]), np.array([keep, *points[1::2]])
-        order = np.argsort(xs, kind="stable")
-        values[k] = figure(keep, x, y, xs[order], ys[order])
-    return values.reshape(means.shape[:-1])
+def _curve(means: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return requests and earnings of the rule (...), and of the curve's points (..., 1 + k), sorted."""
+    keep = means[..., :1]
+    xs = np.concatenate([np.zeros_like(keep), means[..., 3::2]], axis=-1)
+    ys = np.concatenate([keep, means[..., 4::2]], axis=-1)
+    order = np.argsort(xs, axis=-1, kind="stable")
+    return means[..., 1], means[..., 2], *(np.take_along_axis(part, order, axis=-1) for part in (xs, ys))
 
 
-def _first_reach(xs: np.ndarray, ys: np.ndarray, y: float) -> float:
-    """Return the smallest x at which the piecewise linear curve reaches y; nan if it does not."""
-    reached = np.flatnonzero(ys >= y)
-    if not len(reached):
-        return np.nan
-    k = reached[0]
-    if k == 0:
-        return float(xs[0])
-    return float(xs[k - 1] + (xs[k] - xs[k - 1]) * (y - ys[k - 1]) / (ys[k] - ys[k - 1]))
+def _point(xs: np.ndarray, ys: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (np.take_along_axis(part, k[..., None], axis=-1)[..., 0] for part in (xs, ys))
+    return x, y
