@@ -31,6 +31,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "policy",
     "onnx_graph",
     "protocol",
+    "faults",
     "cloud",
     "scenario",
     "users",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -40,7 +41,9 @@ class _CountingTransport:
 class Connection(ClientConnection):
     """A connection of the websockets library whose bytes are counted."""
 
-    traffic: Traffic  # set by the class that `opened` makes
+    def __init__(self, *args: Any, traffic: Traffic, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.traffic = traffic
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count what is sent from now on."""
@@ -53,7 +56,16 @@ class Connection(ClientConnection):
         super().data_received(data)
 
 
-def opened(url: str, traffic: Traffic, open_seconds: float, ping_seconds: float, silent_seconds: float) -> connect:
+class _Opened(connect):
+    """Follows no redirection of HTTP: the protocol has its own."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+def opened(
+    url: str, traffic: Traffic, open_seconds: float, ping_seconds: float, silent_seconds: float
+) -> connect:
     """Return a context manager that opens a connection.
 
     Args:
@@ -63,12 +75,7 @@ def opened(url: str, traffic: Traffic, open_seconds: float, ping_seconds: float,
         ping_seconds: time between signs of life.
         silent_seconds: a connection is given up if a sign of life is not answered for so long.
     """
-
-    class Counted(Connection):
-        pass
-
-    Counted.traffic = traffic
-    return connect(
+    return _Opened(
         url,
         subprotocols=[Subprotocol(SUBPROTOCOL)],
         compression=None,  # so that the bytes of a frame are those of its message
@@ -80,5 +87,5 @@ def opened(url: str, traffic: Traffic, open_seconds: float, ping_seconds: float,
         close_timeout=CLOSE_SECONDS,
         max_size=MOST_BYTES,
         logger=_logger,
-        create_connection=Counted,
+        create_connection=cast(Any, partial(Connection, traffic=traffic)),
     )

@@ -12,14 +12,23 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
 
-from edgerec_gym.device.phone_schema import COLUMNS, SCHEMA, VERSION
+from edgerec_gym.device.phone_schema import (
+    COLUMNS,
+    SCHEMA,
+    VERSION,
+    Decision,
+    ModelState,
+    PhoneSession,
+    Snapshot,
+    StoredModel,
+)
 from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import MOST_SLOTS, Answer, Page, encode, from_cloud
 
@@ -28,74 +37,10 @@ KEPT_REJECTED = 100  # models
 LOCK_SECONDS = 0.2  # for another process that reads the file
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _ANSWER = ", ".join(Answer.__struct_fields__)
+_PLACES = ", ".join("?" * len(Answer.__struct_fields__))
+_APPEND = f"INSERT INTO events (session, number, {_ANSWER}) VALUES (?, ?, {_PLACES})"
 _DELETED = ("events", "pages", "snapshots", "decisions", "sessions")
 _answers = msgspec.msgpack.Decoder(list[Answer])
-
-ModelState = Literal["active", "previous", "rejected"]
-
-
-class PhoneSession(msgspec.Struct, frozen=True):
-    """A session as the phone knows it.
-
-    Attributes:
-        session: its key, a signed number of 64 bits.
-        user: number of the user.
-        day, hour: the phone's, when it began.
-        features: digest of what the model reads, as in Hello.
-        user_features: (U,) float32 bytes, what the cloud last shipped about the user; empty before.
-        answers: number of answers that are kept.
-        acknowledged: number of answers that the cloud has committed.
-        placed: cards that were placed but never answered; None while the session runs.
-        ended: whether the cloud has committed the end.
-    """
-
-    session: int
-    user: int
-    day: int
-    hour: int
-    features: str = ""
-    user_features: bytes = b""
-    answers: int = 0
-    acknowledged: int = 0
-    placed: list[Answer] | None = None
-    ended: bool = False
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The state of a model after the first `number` answers, as safetensors bytes."""
-
-    number: int
-    model: str
-    tensors: bytes
-
-
-class StoredModel(msgspec.Struct, frozen=True):
-    """A model on the phone: its digest, its folder, its state, and why it was rejected."""
-
-    digest: str
-    folder: str
-    state: ModelState
-    reason: str = ""
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """A decision and its reason.
-
-    Attributes:
-        slot: slot that it was made for.
-        trigger: name of the trigger that fired.
-        model: digest of the model that decided; "" if none did.
-        ms: wall time that it took.
-        fallback: what played instead of the model; "" if the model did.
-        why: the explanation.
-    """
-
-    slot: int
-    trigger: str
-    model: str
-    ms: float
-    fallback: str = ""
-    why: str = ""
 
 
 def _print(line: str) -> None:
@@ -105,8 +50,8 @@ def _print(line: str) -> None:
 class EventStore:
     """The phone's store. One process writes to it, in one thread.
 
-    A damaged file is set aside as `phone.db.corrupt-N` and an empty one takes its place. A file that cannot be
-    written is read; if even that fails, the store is empty and read-only.
+    A damaged file is set aside as `phone.db.corrupt-N` and an empty one takes its place. A file that cannot
+    be written is read; if even that fails, the store is empty and read-only.
 
     Args:
         path: the file; its folder is made.
@@ -126,6 +71,8 @@ class EventStore:
         self.read_only = ""
         self._keep, self._say = keep, say
         self._counts: dict[int, int] = {}  # answers by session
+        self._gaps: set[int] = set()  # sessions with an answer that was not kept
+        self._lasting = False  # whether the reason for being read-only cannot pass
         self._database = self._open()
 
     def close(self) -> None:
@@ -139,7 +86,9 @@ class EventStore:
 
         Old sessions are removed. A full disk may have room again, so a store that is read-only tries anew.
         """
-        was, self.read_only = self.read_only, ""
+        was = self.read_only
+        if not self._lasting:
+            self.read_only = ""
         kept = self._write(
             (
                 "INSERT OR IGNORE INTO sessions (session, user, day, hour, features) VALUES (?, ?, ?, ?, ?)",
@@ -165,13 +114,20 @@ class EventStore:
         """Commit the session's next answer; returns its number, None if it cannot be kept.
 
         After a failure none of the session's later answers is kept either: answers have no gaps.
+
+        Raises:
+            InputError: a number in it is out of range; the cloud would refuse it.
         """
+        values = msgspec.structs.astuple(answer)
+        try:
+            _checked_answer(values)
+        except msgspec.ValidationError as error:
+            raise InputError(f"an answer: {error}") from None
         number = self._count(session)
-        if number >= MOST_SLOTS:
+        if number >= MOST_SLOTS or session in self._gaps:
             return None
-        row = (session, number, *(getattr(answer, name) for name in Answer.__struct_fields__))
-        places = ", ".join("?" * len(row))
-        if not self._write((f"INSERT INTO events (session, number, {_ANSWER}) VALUES ({places})", row)):
+        if not self._write((_APPEND, (session, number, *values))):
+            self._gaps.add(session)
             return None
         self._counts[session] = number + 1
         return number
@@ -357,7 +313,7 @@ class EventStore:
             self._turn_read_only(str(error))
             return []
 
-    def _write(self, *statements: tuple[str, Iterable[Any]], silent: bool = False) -> bool:
+    def _write(self, *statements: tuple[str, Sequence[Any]], silent: bool = False) -> bool:
         """Run statements as one transaction; False, and a store that is read-only, if that fails."""
         if self.read_only:
             return False
@@ -373,6 +329,7 @@ class EventStore:
             with suppress(sqlite3.Error, OSError):
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
+            self._lasting = self._lasting or _is_damage(error)
             self._turn_read_only(str(error), silent)
             return False
         return True
@@ -421,6 +378,7 @@ class EventStore:
 
     def _open_read_only(self, reason: str) -> sqlite3.Connection:
         """Open a file that cannot be written; an empty store in memory if it cannot be read either."""
+        self._lasting = True
         self._turn_read_only(reason)
         address = self.path.absolute().as_uri()
         for options in ("mode=ro", "mode=ro&immutable=1"):
@@ -489,9 +447,14 @@ def _check(database: sqlite3.Connection) -> None:
 def _answer(row: Sequence[Any]) -> Answer:
     """Return an answer from its columns; ValidationError if one is out of range."""
     *values, leave, requested = row
-    return msgspec.convert((*values, leave == 1, requested == 1), Answer)
+    return _checked_answer((*values, leave == 1, requested == 1))
+
+
+def _checked_answer(values: Sequence[Any]) -> Answer:
+    return msgspec.convert(values, Answer, builtin_types=(bytes,))  # else text is read as base64
 
 
 def _session(row: Sequence[Any]) -> PhoneSession:
     *values, placed, ended = row
-    return PhoneSession(*values, None if placed is None else _answers.decode(placed), ended == 1)
+    cards = None if placed is None else _answers.decode(placed)
+    return PhoneSession(*(*values, cards, ended == 1))

@@ -1,6 +1,12 @@
-"""The tables of phone.db."""
+"""The tables of phone.db, and what their rows are outside of it."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgerec_gym.protocol.messages import Answer
 
 VERSION = 1  # of the tables; a file of another version is set aside
 
@@ -77,3 +83,69 @@ def _table(name: str) -> str:
 
 
 SCHEMA = "".join(map(_table, COLUMNS)) + "CREATE INDEX of_session ON decisions (session);"
+
+ModelState = Literal["active", "previous", "rejected"]
+
+
+class PhoneSession(msgspec.Struct, frozen=True):
+    """A session as the phone knows it.
+
+    Attributes:
+        session: its key, a signed number of 64 bits.
+        user: number of the user.
+        day, hour: the phone's, when it began.
+        features: digest of what the model reads, as in Hello.
+        user_features: (U,) float32 bytes, what the cloud last shipped about the user; empty before.
+        answers: number of answers that are kept.
+        acknowledged: number of answers that the cloud has committed.
+        placed: cards that were placed but never answered; None while the session runs.
+        ended: whether the cloud has committed the end.
+    """
+
+    session: int
+    user: int
+    day: int
+    hour: int
+    features: str = ""
+    user_features: bytes = b""
+    answers: int = 0
+    acknowledged: int = 0
+    placed: list[Answer] | None = None
+    ended: bool = False
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The state of a model after the first `number` answers, as safetensors bytes."""
+
+    number: int
+    model: str
+    tensors: bytes
+
+
+class StoredModel(msgspec.Struct, frozen=True):
+    """A model on the phone: its digest, its folder, its state, and why it was rejected."""
+
+    digest: str
+    folder: str
+    state: ModelState
+    reason: str = ""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """A decision and its reason.
+
+    Attributes:
+        slot: slot that it was made for.
+        trigger: name of the trigger that fired.
+        model: digest of the model that decided; "" if none did.
+        ms: wall time that it took.
+        fallback: what played instead of the model; "" if the model did.
+        why: the explanation.
+    """
+
+    slot: int
+    trigger: str
+    model: str
+    ms: float
+    fallback: str = ""
+    why: str = ""

@@ -1,7 +1,7 @@
 """Bytes on the wire, by direction and kind of message.
 
-Messages are whole frames without compression, so a frame is its payload and a header of known length (RFC 6455,
-section 5.2). Whatever else the socket carried (handshakes, pings, closing frames) is the rest.
+Messages are whole frames without compression, so a frame is its payload and a header of known length
+(RFC 6455, section 5.2). Whatever else the socket carried (handshakes, pings, closing frames) is the rest.
 """
 
 from __future__ import annotations

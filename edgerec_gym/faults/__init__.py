@@ -1,0 +1,1 @@
+"""Bad networks on demand."""
