@@ -22,9 +22,9 @@ import numpy as np
 
 from edgerec_gym.device.backoff import Backoff
 from edgerec_gym.device.event_store import EventStore
-from edgerec_gym.device.link_settings import Heard, LinkCounts, LinkSettings, Phone
+from edgerec_gym.device.link_settings import Heard, LinkCounts, LinkSettings, Phone, is_address
 from edgerec_gym.device.model_download import Download
-from edgerec_gym.device.outbox import Outbox
+from edgerec_gym.device.outbox import Outbox, StuckError
 from edgerec_gym.device.phone_schema import PhoneSession
 from edgerec_gym.device.traffic import Traffic
 from edgerec_gym.errors import InputError, MissingExtraError
@@ -306,6 +306,9 @@ class Link:
             except OSError as error:
                 self._drop_model(f"it cannot be written: {error.strerror}")
                 continue
+            except StuckError:
+                await connection.close()
+                return
             except BaseException:
                 await connection.close()  # ends the other task, which then raises this
                 raise
@@ -444,7 +447,7 @@ class Link:
             self.refused = f"{refusal.code}: {refusal.text}"
         elif refusal.code == "elsewhere":
             secure = self._phone.url.startswith("wss://")
-            if not refusal.allowed.startswith("wss://" if secure else ("ws://", "wss://")):
+            if not is_address(refusal.allowed) or (secure and not refusal.allowed.startswith("wss://")):
                 raise _ViolationError("it names no address")
             self._url = refusal.allowed
             self._hops += 1

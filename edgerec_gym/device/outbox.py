@@ -15,7 +15,12 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import MOST_ANSWERS, Answer, Delta, End, FromPhone, PageRequest
 
 WINDOW = 2 * MOST_ANSWERS  # answers on their way without an acknowledgement
+MOST_TRIES = 4  # of a message on one connection
 CODINGS_SINCE = 2  # version in which a phone may choose the coding of pages
+
+
+class StuckError(Exception):
+    """The cloud does not reply on this connection, or the two sides disagree: a new one makes it clear."""
 
 
 class _Repeat:
@@ -32,10 +37,14 @@ class _Repeat:
     def reset(self) -> None:
         """Send at once, and wait the shortest time for the reply."""
         self.at = 0.0
+        self._tries = 0
         self._seconds = self._settings.reply_seconds
 
     def sent(self, now: float) -> None:
-        """Wait for a reply."""
+        """Wait for a reply; StuckError if there was none too often."""
+        self._tries += 1
+        if self._tries > MOST_TRIES:
+            raise StuckError
         self.at = now + self._seconds
         self._seconds = min(2 * self._seconds, self._settings.longest_reply_seconds)
 
@@ -157,6 +166,7 @@ class Outbox:
 
         Raises:
             OSError: the folder of a model that is being fetched cannot be read.
+            StuckError: a message has been sent too often without a reply.
         """
         if now >= self._gathered_at:
             self.send_all()

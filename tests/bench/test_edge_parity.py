@@ -14,7 +14,7 @@ import pytest
 from edgerec_gym.agents.baselines import Keep
 from edgerec_gym.agents.device.policy import DevicePolicy
 from edgerec_gym.agents.export.export import export
-from edgerec_gym.bench.edge.parity import Trajectory, play_environment, play_phone
+from edgerec_gym.bench.edge.parity import Trajectory, play_environment, play_phones
 from edgerec_gym.device.session import load
 from edgerec_gym.policy import Observation
 from edgerec_gym.scenario import SHIPPED_FOLDER, Scenario
@@ -41,7 +41,7 @@ def compare(make: Any, env_id: str, track: str, scenario: str, users: str, seeds
     """Slots played; all of them must be the same."""
     expected = play_environment(make, env_id, scenario, users, seeds)
     with local_service(scenario, folder / "service", users=users) as service:
-        found = asyncio.run(play_phone(make, track, scenario, users, seeds, service.phone, folder))
+        found = asyncio.run(play_phones(make, track, scenario, users, seeds, service.phone, folder))
     assert [a.differences(b) for a, b in zip(expected, found, strict=True)] == [0] * len(seeds)
     return sum(len(trajectory.actions) for trajectory in expected)
 
