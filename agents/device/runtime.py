@@ -30,10 +30,11 @@ from edgerec_gym.device.features import ASKED, NOTHING, SessionFeatures
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.link import Link
 from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
-from edgerec_gym.errors import InputError
+from edgerec_gym.device.registry import ModelRegistry
+from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.policy import Policy
 from edgerec_gym.protocol.answers import response_of
-from edgerec_gym.protocol.messages import Answer, Page, PageRequest
+from edgerec_gym.protocol.messages import Answer, ModelOffer, Page, PageRequest
 from edgerec_gym.users.people import Person
 
 ONE = np.ones(1, np.bool_)
@@ -112,6 +113,7 @@ class Session:
         generator: draws the waits of the link.
         link_settings: of the link.
         pace: how time passes.
+        models: where models that the cloud offers are kept; None to take none.
         watch: called after every slot, for who looks on.
 
     Attributes:
@@ -120,6 +122,7 @@ class Session:
         report: what has happened so far.
         action: the last action.
         reason: what made the policy decide as it did at the last slot.
+        said: the last line about a model that was not taken; "" if there is none.
     """
 
     def __init__(
@@ -133,9 +136,11 @@ class Session:
         *,
         link_settings: LinkSettings | None = None,
         pace: Pace | None = None,
+        models: ModelRegistry | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.config, self.policy, self.phone, self.store = config, policy, phone, store
+        self.models = models
         self.features = SessionFeatures(config, track)
         self.pace, self.watch = pace or Pace(), watch
         cloud = config.cloud
@@ -148,6 +153,8 @@ class Session:
         self._asked_at = 0.0  # when it was sent; 0 if it has not been
         self._synced = 0  # answers that a request names, with sync="periodic"
         self._next_model: DeviceModel | None = None
+        self._receiving: set[asyncio.Task[None]] = set()
+        self.said = ""
         if isinstance(policy, DevicePolicy):
             policy.keep_time(self._clock())
 
@@ -167,7 +174,12 @@ class Session:
         session = PhoneSession(
             person.session, person.user, 0, person.hour, features=feature_digest(self.config)
         )
-        heard = Heard(check_page=self._check)
+        heard = Heard(
+            check_page=self._check,
+            offer=self._offered,
+            model=lambda offer, _: self._receive(offer),
+            model_failed=lambda offer, reason: self._say(reason),
+        )
         self.link = link = Link(self.phone, session, store, self._generator, self._settings, heard)
         talking = asyncio.create_task(link.run())
         try:
@@ -183,6 +195,7 @@ class Session:
         finally:
             link.stop()
             (error,) = await asyncio.gather(talking, return_exceptions=True)
+            await asyncio.gather(*self._receiving)
             if isinstance(error, Exception):
                 raise error
         self.report.delivered, self.report.refused = link.done, link.refused
@@ -385,8 +398,44 @@ class Session:
             if not isinstance(self.policy, DevicePolicy):
                 raise InputError(f"policy {self.policy.name!r} is no exported agent")
             self.policy.swap(model)
+            if self.models is not None:
+                self.models.activate(model.digest)
         except InputError as error:
-            self.reason = f"the old model stays: {error}"
+            if self.models is not None:
+                self.models.reject(model.digest, str(error))
+            self._say(str(error))
+
+    def _offered(self, offer: ModelOffer) -> None:
+        """Fetch the model that the cloud offers, unless it runs, is here or was rejected."""
+        if self.models is None or self.link is None:
+            return
+        try:
+            room = self.models.room(offer)
+            if room is not None:
+                self.link.want_model(offer, room)
+            elif self.models.is_wanted(offer.digest):
+                self._receive(offer)
+        except (InputError, OSError) as error:
+            self._say(str(error))
+
+    def _receive(self, offer: ModelOffer) -> None:
+        """Verify a model that has come, beside play; it takes over at the next slot."""
+        task = asyncio.get_running_loop().create_task(self._verify(offer))
+        self._receiving.add(task)
+        task.add_done_callback(self._receiving.discard)
+
+    async def _verify(self, offer: ModelOffer) -> None:
+        models, link = self.models, self.link
+        assert models is not None and link is not None
+        version = None if link.welcome is None else link.welcome.version
+        try:
+            self._next_model = await asyncio.to_thread(models.receive, offer.digest, offer.files, version)
+        except (InputError, MissingExtraError) as error:
+            self._say(str(error))
+
+    def _say(self, line: str) -> None:
+        """Note why a model is not taken; the old one plays on."""
+        self.said = line
 
     def _record(self, ms: float) -> None:
         model = self.policy.model.digest if isinstance(self.policy, DevicePolicy) else ""
