@@ -306,7 +306,7 @@ class Session:
         response = ask(features.focus) if features.focus.active[0] else None
         self._take_in(response, link)
         report.offline_slots += not link.connected
-        report.stale_slots += features.arrays.page_age[0] > self.config.page_size
+        report.stale_slots += int(features.arrays.page_age[0] > self.config.page_size)
         if self.watch is not None:
             self.watch(self)
         await self._pass_time(response, link)

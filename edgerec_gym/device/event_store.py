@@ -1,4 +1,4 @@
-"""What a phone keeps in phone.db: answers, pages, states of its model, models, arms and decisions.
+"""What a phone keeps in phone.db: answers, pages, arms and decisions. Its models are in a registry.
 
 SQLite with a write-ahead log. What a method has written is committed when it returns: it survives the end of
 the process, and only a loss of power can take the last commits. Answers are ordered by their numbers within a
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
@@ -24,22 +24,18 @@ from edgerec_gym.device.phone_schema import (
     SCHEMA,
     VERSION,
     Decision,
-    ModelState,
     PhoneSession,
-    Snapshot,
-    StoredModel,
 )
 from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import MOST_SLOTS, Answer, Page, encode, from_cloud
 
 KEPT_SESSIONS = 20
-KEPT_REJECTED = 100  # models
 LOCK_SECONDS = 0.2  # for another process that reads the file
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _ANSWER = ", ".join(Answer.__struct_fields__)
 _PLACES = ", ".join("?" * len(Answer.__struct_fields__))
 _APPEND = f"INSERT INTO events (session, number, {_ANSWER}) VALUES (?, ?, {_PLACES})"
-_DELETED = ("events", "pages", "snapshots", "decisions", "sessions")
+_DELETED = ("events", "pages", "decisions", "sessions")
 _answers = msgspec.msgpack.Decoder(list[Answer])
 
 
@@ -209,54 +205,6 @@ class EventStore:
         )
         page = from_cloud(rows[0][0]) if rows else None
         return page if isinstance(page, Page) else None
-
-    def keep_snapshot(self, session: int, snapshot: Snapshot) -> bool:
-        """Keep the state of a model in place of its earlier ones."""
-        return self._write(
-            (
-                "DELETE FROM snapshots WHERE session = ? AND model = ? AND number < ?",
-                (session, snapshot.model, snapshot.number),
-            ),
-            (
-                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)",
-                (session, snapshot.number, snapshot.model, snapshot.tensors),
-            ),
-        )
-
-    def snapshot(self, session: int, model: str) -> Snapshot | None:
-        """Return the last state of a model in a session, None if there is none."""
-        rows = self._read(
-            "SELECT number, model, tensors FROM snapshots WHERE session = ? AND model = ? "
-            "ORDER BY number DESC LIMIT 1",
-            (session, model),
-        )
-        return Snapshot(*rows[0]) if rows else None
-
-    def keep_model(self, model: StoredModel) -> bool:
-        """Keep a model's state. A new active model makes the one before it `previous`, the only one."""
-        if model.state not in get_args(ModelState):
-            raise InputError(f"model state {model.state!r}; allowed: {', '.join(get_args(ModelState))}")
-        demote = (
-            ("DELETE FROM models WHERE state = 'previous' AND digest != ?", (model.digest,)),
-            ("UPDATE models SET state = 'previous' WHERE state = 'active' AND digest != ?", (model.digest,)),
-        )
-        return self._write(
-            *(demote if model.state == "active" else ()),
-            (
-                "INSERT OR REPLACE INTO models (digest, folder, state, reason) VALUES (?, ?, ?, ?)",
-                (model.digest, model.folder, model.state, model.reason),
-            ),
-            (
-                "DELETE FROM models WHERE state = 'rejected' AND added <= "
-                "(SELECT added FROM models WHERE state = 'rejected' ORDER BY added DESC LIMIT 1 OFFSET ?)",
-                (KEPT_REJECTED,),
-            ),
-        )
-
-    def models(self) -> list[StoredModel]:
-        """Return the models in the order in which they were last kept."""
-        rows = self._read("SELECT digest, folder, state, reason FROM models ORDER BY added", ())
-        return [StoredModel(*row) for row in rows]
 
     def keep_arms(self, arms: dict[str, str]) -> bool:
         """Keep the user's arms in place of all earlier ones."""
