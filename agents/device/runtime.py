@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,12 +58,14 @@ class Pace:
         first_page_seconds: time to wait for the first page before the last one of an earlier session is
             played.
         patience_seconds: time to wait with an empty pool before the session is given up.
+        deliver_seconds: time to wait at the end of a session for a connection that is not there.
     """
 
     virtual: bool = False
     speed: float = 1.0
     first_page_seconds: float = 3.0
     patience_seconds: float = 60.0
+    deliver_seconds: float = 1.0
 
 
 @dataclass
@@ -467,10 +470,10 @@ class Session:
 
     async def _deliver(self, link: Link) -> None:
         """Wait until the cloud has the session; without a network the next session delivers it."""
-        try:
-            await asyncio.wait_for(link.wait_done(), self.pace.patience_seconds if link.connected else 0.0)
-        except TimeoutError:
-            return
+        pace = self.pace
+        with suppress(TimeoutError):
+            seconds = pace.patience_seconds if link.connected else pace.deliver_seconds
+            await asyncio.wait_for(link.wait_done(), seconds)
 
 
 def replace_page(page: Page, number: int) -> Page:

@@ -247,10 +247,11 @@ class Link:
         """Speak over one connection until it ends."""
         settings = self._settings
         url, self._url = self._url, self._phone.url  # if it does not serve, back to the known address
+        opening = self._network.opened(
+            url, self.traffic, settings.open_seconds, settings.ping_seconds, settings.silent_seconds
+        )
         try:
-            async with self._network.opened(
-                url, self.traffic, settings.open_seconds, settings.ping_seconds, settings.silent_seconds
-            ) as connection:
+            async with opening as connection:
                 if connection.subprotocol != SUBPROTOCOL:
                     raise _ViolationError(f"it does not speak {SUBPROTOCOL}")
                 await self._converse(connection)
@@ -259,6 +260,7 @@ class Link:
         except self._network.FAILURES:
             self.counts.failures += 1
         finally:
+            opening.abort()
             self.connected = False
             self._note()
 

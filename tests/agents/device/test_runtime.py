@@ -34,7 +34,8 @@ from edgerec_gym.service.local import LocalService, local_service  # noqa: E402
 SCENARIO = "lite"
 NOBODY = Phone("ws://127.0.0.1:9/v1/feed", "phone-1", "no token")
 QUICK = LinkSettings(first_wait=0.01, longest_wait=0.05, open_seconds=2.0)
-FAST = Pace(speed=float("inf"), first_page_seconds=0.3, patience_seconds=0.5)
+FAST = Pace(speed=float("inf"), first_page_seconds=20.0, patience_seconds=20.0, deliver_seconds=20.0)
+OFFLINE = Pace(speed=float("inf"), first_page_seconds=0.1, patience_seconds=0.1, deliver_seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +84,11 @@ def test_without_a_network_the_last_page_is_played_and_delivered_later(
     service: LocalService, store: EventStore
 ) -> None:
     """The same user's next session begins with the page that the last one ended with."""
-    asyncio.run(play(session(store, phone_of(service, 1)), 1))
+    asyncio.run(play(session(store, phone_of(service, 11)), 11))
     people = People(Scenario.load(SCENARIO), "synthetic")
-    user = people.begin(0, 1).user
-    seed = next(seed for seed in range(2, 4000) if people.begin(0, seed).user == user)
-    report = asyncio.run(play(session(store, NOBODY), seed, people))
+    user = people.begin(0, 11).user
+    seed = next(seed for seed in range(100, 4000) if people.begin(0, seed).user == user)
+    report = asyncio.run(play(session(store, NOBODY, pace=OFFLINE), seed, people))
     assert report.slots > 3 and report.offline_slots == report.slots and not report.delivered
     again = next(k for k in range(seed + 1, 8000) if people.begin(0, k).user == user)
     asyncio.run(play(session(store, service.phone(user)), again, people))
@@ -95,12 +96,12 @@ def test_without_a_network_the_last_page_is_played_and_delivered_later(
 
 
 def test_without_any_page_there_is_nothing_to_show(store: EventStore) -> None:
-    report = asyncio.run(play(session(store, NOBODY), 1))
+    report = asyncio.run(play(session(store, NOBODY, pace=OFFLINE), 1))
     assert report.starved and report.slots == 0 and not report.delivered
 
 
 def test_a_phone_that_may_not_speak_plays_nothing(service: LocalService, store: EventStore) -> None:
-    report = asyncio.run(play(session(store, Phone(service.url, "phone-1", "forged")), 1))
+    report = asyncio.run(play(session(store, Phone(service.url, "phone-1", "forged"), pace=OFFLINE), 1))
     assert report.refused.startswith("token:")
 
 
@@ -120,7 +121,7 @@ class Failing(Keep):
 def test_the_feed_goes_on_in_its_own_order_when_a_model_fails(
     service: LocalService, store: EventStore
 ) -> None:
-    report = asyncio.run(play(session(store, phone_of(service, 1), Failing()), 1))
+    report = asyncio.run(play(session(store, phone_of(service, 12), Failing()), 12))
     assert report.delivered and report.slots > 3
     triggers = [decision.trigger for decision in store.decisions(store.sessions()[0].session)]
     assert triggers[2] == "the model failed: scores are not finite"
@@ -143,8 +144,12 @@ def test_a_killed_phone_goes_on_where_it_was(
     service: LocalService, store: EventStore, tmp_path: Path, virtual: bool
 ) -> None:
     """Killed every four slots, a session in virtual time is still the same."""
-    pace = Pace(virtual=True, patience_seconds=10.0) if virtual else FAST
-    seed = 2
+    pace = (
+        Pace(virtual=True, first_page_seconds=20.0, patience_seconds=20.0, deliver_seconds=20.0)
+        if virtual
+        else FAST
+    )
+    seed = 21 + virtual
     whole = EventStore(tmp_path / "whole.db")
     expected = asyncio.run(play(session(whole, phone_of(service, seed), pace=pace), seed))
     with local_service(SCENARIO, tmp_path / "another") as other:
