@@ -18,6 +18,7 @@ from edgerec_gym.commands import (
     console,
     distil,
     edge,
+    edge_studies,
     logs,
     offline,
     pages,
@@ -119,6 +120,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 bench.bench.command("distil")(distil.bench_distil)
+bench.bench.command("sync")(edge_studies.bench_sync)
+bench.bench.command("edge")(edge_studies.bench_edge)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(registry.registry, name="registry")
 
