@@ -324,13 +324,13 @@ class Link:
     async def _send(self, connection: ClientConnection, message: FromPhone) -> None:
         data = encode(message)
         await connection.send(data)
-        self.traffic.count("up", _kind(message), len(data))
+        self.traffic.count("up", message.kind, len(data))
 
     def _decode(self, data: str | bytes) -> FromCloud:
         if isinstance(data, bytes):
             with suppress(msgspec.MsgspecError):
                 message = from_cloud(data)
-                self.traffic.count("down", _kind(message), len(data))
+                self.traffic.count("down", message.kind, len(data))
                 return message
         self.traffic.count("down", "malformed", len(data.encode() if isinstance(data, str) else data))
         raise _ViolationError("a message cannot be decoded")
@@ -478,7 +478,3 @@ class Link:
 
 class _ViolationError(Exception):
     """The cloud sent something that the protocol does not allow."""
-
-
-def _kind(message: FromPhone | FromCloud) -> str:
-    return str(message.__struct_config__.tag)

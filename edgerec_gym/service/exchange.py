@@ -171,7 +171,7 @@ def decode(data: bytes) -> FromPhone:
 
 def reply(message: Message) -> Reply:
     """Return a message as it is sent."""
-    return Reply(str(message.__struct_config__.tag), encode(message))
+    return Reply(message.kind, encode(message))
 
 
 class Exchange:

@@ -195,7 +195,7 @@ class Phone:
             self._phones.metrics.count("in", "refused", len(data))
             await self.refuse(refused.message)
             return
-        self._phones.metrics.count("in", str(message.__struct_config__.tag), len(data))
+        self._phones.metrics.count("in", message.kind, len(data))
         if isinstance(message, PageRequest | End) and self.greeted:
             while len(self._waiting) >= self._phones.limits.pending:
                 await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)
