@@ -263,7 +263,7 @@ class Exchange:
         if (session.begun.user, session.begun.device) != (hello.user, hello.device):
             raise Refused("session", "the session belongs to another user or device")
         self._session, self.hello, self.version = session, hello, version
-        model = None if service.models is None else service.models.current
+        model = None if service.models is None else service.models.for_user(hello.user)
         replies = [
             reply(
                 Welcome(
