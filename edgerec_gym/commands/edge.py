@@ -36,7 +36,7 @@ def serve(
     ] = None,
     models: Annotated[
         Path | None,
-        typer.Option(help="What phones are offered: a device model, or a model's folder in a registry."),,
+        typer.Option(help="What phones are offered: a device model, or a model's folder in a registry."),
     ] = None,
     secret: SecretFile = None,
     logs: Annotated[

@@ -125,12 +125,12 @@ def test_what_cannot_be_offered_leaves_the_old_model(tmp_path: Path) -> None:
     file.write_bytes(b"cut")
     with pytest.raises(InputError, match="is corrupted"):
         models.renew()
-    assert models.current is not None and models.current.digest == first
+    assert models.for_user(0) is not None and models.for_user(0).digest == first
     assert not models.renew()  # said once
     (tmp_path / "model" / "device.json").unlink()
     assert not models.renew()
     third = write_model(tmp_path / "model", b"the third one")
-    assert models.renew() and models.current.digest == third
+    assert models.renew() and models.for_user(0).digest == third
     shutil.copytree(tmp_path / "model", tmp_path / "copy")
     shutil.rmtree(tmp_path / "model")
     time.sleep(0.01)
