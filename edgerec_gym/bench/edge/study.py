@@ -20,6 +20,7 @@ from edgerec_gym.bench.edge.phones import PACE, each_answer_alone, measure
 from edgerec_gym.bench.setting import make_policy
 from edgerec_gym.config import SYNC_MODES
 from edgerec_gym.errors import InputError
+from edgerec_gym.device.description import DESCRIPTION
 from edgerec_gym.evaluation.cache import Entry, Place, played
 from edgerec_gym.evaluation.intervals import mean_interval
 from edgerec_gym.files import folder_bytes
@@ -223,7 +224,9 @@ class Study:
         """Return what each session earns in the environment."""
         self.tell(f"{scenario}: {system.name} in the environment")
         place = Place(env_id, scenario, sessions=sessions, config={"cloud": system.cloud(scenario)})
-        files = (Path(system.policy),) if Path(system.policy).is_dir() else ()
+        folder = Path(system.policy)
+        exported = folder / DESCRIPTION  # which has the digests of all other files
+        files = (exported,) if exported.is_file() else (folder,) if folder.is_dir() else ()
         entry = Entry(system.name, make_policy, {"name": system.policy}, files)
         return next(iter(played([entry], place, self.folder / "played", workers=1).values()))
 
