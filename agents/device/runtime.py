@@ -392,8 +392,12 @@ class Session:
         self.features.turn(page)
 
     def _check(self, page: Page) -> None:
-        """Refuse a page that does not fit the feed, before it counts as come."""
-        self.features.check(page)
+        """Refuse a page that does not fit the feed, before it counts as come.
+
+        A session that began with a kept page goes on with it when the cloud's first page comes late.
+        """
+        if page.page > self.features.page:
+            self.features.check(page)
 
     def _swap(self) -> None:
         """Let the next model take over, between two slots."""

@@ -39,6 +39,7 @@ BASELINES = ("item-greedy", "device-greedy")  # where torch is missing, so that 
 START_SECONDS = 60.0  # for the service
 END_SECONDS = 10.0  # for it to end
 FOREVER = 1e9  # seconds
+FIRST_SEED = 471  # its user comes often, and stays long
 # A person watches: the phone tries again soon when the network is back.
 LINK = LinkSettings(sync="incremental", first_wait=0.2, longest_wait=1.5, open_seconds=12.0)
 
@@ -51,7 +52,7 @@ class LiveSettings:
         folder: of what it writes; exported models in it are used again, everything else begins anew.
         port: of the page; 0 lets the system choose.
         speed: how much faster than people the phone plays.
-        seed: where the search for sessions begins.
+        seed: which user holds the phone, and which sessions they have.
         baselines: play baselines instead of the shipped agent.
     """
 
@@ -152,7 +153,8 @@ async def _show(
                 "", proxy.url(), read_secret(settings.folder / "cloud" / "secret"), PRESET,
                 env_id=ENV_ID, store=settings.folder / "phone", link=LINK,
             ),
-            agents, clock, lambda document: audience.tell(document), network.state, settings.seed,
+            agents, clock, lambda document: audience.tell(document), network.state,
+            FIRST_SEED + settings.seed,
         )  # fmt: skip
         audience = Audience(phone.everything)
 

@@ -73,8 +73,13 @@ class SpeedOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     speed: float
 
 
-ORDERS = {"/network": NetworkOrder, "/model": ModelOrder, "/pause": PauseOrder, "/speed": SpeedOrder}
 Order = NetworkOrder | ModelOrder | PauseOrder | SpeedOrder
+ORDERS: dict[str, Any] = {  # by path
+    "/network": NetworkOrder,
+    "/model": ModelOrder,
+    "/pause": PauseOrder,
+    "/speed": SpeedOrder,
+}
 
 
 class Audience:

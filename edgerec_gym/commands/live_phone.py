@@ -23,7 +23,7 @@ from edgerec_gym.device.event_store import EventStore
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.link_settings import Phone
 from edgerec_gym.device.traffic import Amount, Traffic, frame_header
-from edgerec_gym.drawing.screen import REQUESTED, Card, Screen, ScreenRecorder
+from edgerec_gym.drawing.screen import Card, Screen, ScreenRecorder
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import BEGIN, PLAY
 from edgerec_gym.files import make_folder
@@ -207,6 +207,7 @@ class LivePhone:
         self._slots: list[Document] = []
         self._about: Document = {}
         self._frame: Document = {}
+        self._kept: dict[int, bool] = {}  # by number of the page
         self._missed = self._late = self._decisions = self._sessions = 0
         self._told: Document = {}
         self._run = secrets.token_hex(8)  # an open page notices that another demo has taken over
@@ -281,6 +282,7 @@ class LivePhone:
         self._recorder = ScreenRecorder(feed, self._catalog)
         self._recorder(np.array([BEGIN]))
         self._sessions += 1
+        self._kept = {}
         self._missed, self._slots, self._frame = 0, [], {"page": 0, "page_from": "automatic"}
         self._about = {
             "kind": "session", "number": self._sessions, "user": person.user, "hour": person.hour,
@@ -354,7 +356,7 @@ class LivePhone:
             "p99": float(np.percentile(self._ms, 99)),
             "decisions": self._decisions,
             "missed": self._late,
-            "page_ms": 1000 * report.page_seconds[-1],
+            "page_ms": None if self._is_kept_page(session) else 1000 * report.page_seconds[-1],
         }
         try:
             why = None if late else explained(policy, OwnFeed(self.config, session.features.arrays))
@@ -370,14 +372,20 @@ class LivePhone:
                 told["of"] = 1 + len(others)
         return told
 
+    def _is_kept_page(self, session: Session) -> bool:
+        """Whether the page is one of an earlier session, since the network was away at the beginning."""
+        number = session.features.page
+        if number not in self._kept:  # looked up when it is new: the cloud's first page may still come
+            self._kept[number] = self._store.page(_key(session), number) is None
+        return self._kept[number]
+
     def _messages(self) -> list[Document]:
         session = self._session
         if session is None or session.link is None:
             return []
 
         def snapshot_bytes() -> int:
-            key = int(session.features.arrays.key.view(np.int64)[0])
-            payload = len(encode(Delta(0, self._store.answers(key))))
+            payload = len(encode(Delta(0, self._store.answers(_key(session)))))
             return payload + frame_header(payload, masked=True)
 
         return self._wire.look(session.link.traffic, snapshot_bytes)
@@ -390,7 +398,7 @@ class LivePhone:
         if isinstance(self._policy, DevicePolicy):
             playing = next(one for one in self._choices if one.model is self._policy.model)
         features = None if session is None else session.features
-        current = None if features is None else int(features.arrays.key.view(np.int64)[0])
+        current = None if session is None else _key(session)
         waiting = [one for one in self._store.sessions() if not one.ended and one.session != current]
         return {
             "kind": "state",
@@ -419,6 +427,11 @@ class LivePhone:
         }
 
 
+def _key(session: Session) -> int:
+    """Return the key of a session, signed."""
+    return int(session.features.arrays.key.view(np.int64)[0])
+
+
 def _frame(screen: Screen) -> Document:
     """Return the situation after a slot."""
     return {
@@ -426,5 +439,4 @@ def _frame(screen: Screen) -> Document:
         "page_from": screen.page_from,
         "wire": screen.on_the_wire,
         "arrives_in": screen.arrives_in,
-        "requested": screen.on_the_wire == REQUESTED,
     }

@@ -2,6 +2,7 @@
 "use strict";
 const LAGS = [0, 200, 1000]; // milliseconds, there and back
 const FAST = [0.5, 1.5, 4];
+const AWAY = 1500; // milliseconds without a connection before it is told
 const by = (id) => document.getElementById(id);
 const times = [];
 let messages = [];
@@ -9,6 +10,7 @@ let state = null;
 let last = null; // the slot that was played last
 let seen = 0; // number of the last message
 let how = ""; // how phone and cloud stand
+let awaySince = null; // when the connection ended, in ms of this page
 let running = null; // which demo this page belongs to
 
 // --- what happens ---------------------------------------------------------------------------------------
@@ -34,6 +36,8 @@ function played(told) {
 function stands(told) {
   const before = state;
   state = told;
+  if (told.connected || told.delivered) awaySince = null;
+  else awaySince ??= performance.now();
   for (const message of told.wire.messages) {
     if (message.number <= seen) continue;
     seen = message.number;
@@ -42,6 +46,9 @@ function stands(told) {
   }
   messages = messages.slice(-LATEST);
 }
+
+// Between two sessions the phone connects anew, which is no news.
+const isAway = () => awaySince !== null && performance.now() - awaySince > AWAY;
 
 const HEARD = {
   all(told) {
@@ -94,7 +101,7 @@ function drawState() {
   by("route").className = now;
   by("phone-says").textContent = last ? `session ${about.session}, slot ${last.slot + 1}` : "a session begins";
   by("cloud-says").textContent = `${state.acknowledged} of ${plural(state.answers, "answer")}`;
-  by("way-says").textContent = state.network.cut ? "cut" : lag ? `lag ${milliseconds(lag)}` : "no lag";
+  by("way-says").textContent = state.network.cut ? "cut" : isAway() ? "connecting" : lag ? `lag ${milliseconds(lag)}` : "no lag";
   by("route").setAttribute("aria-label", `phone and cloud: ${words}`);
   if (now !== how && (now === "cut" || how === "cut" || how === "behind")) say(words);
   how = now;
@@ -110,7 +117,7 @@ function drawButtons() {
   const { cut, lag_ms: lag } = state.network;
   label("cut", cut ? "Restore the network" : "Cut the network", cut ? "on bad" : "");
   label("lag", lag ? `Lag: ${milliseconds(lag)}` : "Lag: none", lag ? "on" : "");
-  label("model", `Swap the model (${state.model.next || state.model.form})`, state.model.next ? "on" : "");
+  label("model", `Model: ${state.model.next || state.model.form}`, state.model.next ? "on" : "");
   label("pause", state.paused ? "Go on" : "Pause", state.paused ? "on" : "");
   label("speed", `Speed × ${state.speed}`, "");
   document.body.classList.toggle("paused", state.paused);
@@ -122,7 +129,7 @@ function travel({ way, bytes: size }) {
   if (still.matches || document.hidden) return;
   const lane = document.querySelector("#route .lane");
   if (lane.childElementCount > 12) return;
-  const dot = element("i", { class: way, style: `--size: ${Math.min(16, 4 + 1.6 * Math.log2(1 + size / 40)).toFixed(1)}px; --travel: ${0.6 + state.network.lag_ms / 2000}s` });
+  const dot = element("i", { class: way, style: `--size: ${Math.min(18, 7 + 1.4 * Math.log2(1 + size / 40)).toFixed(1)}px; --travel: ${0.6 + state.network.lag_ms / 2000}s` });
   dot.addEventListener("animationend", () => dot.remove());
   lane.append(dot);
 }

@@ -7,11 +7,11 @@ from typing import Any
 from edgerec_gym.pages.html import POLICY, data, escape, page
 
 TITLE = "Phone and cloud, live"
-PANELS = {"now": "On the phone", "wire": "On the wire", "cloud": "In the cloud"}
+PANELS = {"now": "On the phone", "cloud": "In the cloud", "wire": "On the wire"}
 BUTTONS = (  # name, words, key
     ("cut", "Cut the network", "C"),
     ("lag", "Lag: none", "L"),
-    ("model", "Swap the model", "M"),
+    ("model", "Model", "M"),
     ("pause", "Pause", "Space"),
     ("speed", "Speed", "S"),
 )

@@ -1,8 +1,8 @@
 // What the panels of the live page show: of the slot that was played last, and of phone, wire and cloud now.
 "use strict";
 const KINDS = {
-  hello: "hello", welcome: "welcome", delta: "answers", ack: "received", request: "page, please", page: "page",
-  end: "session over", ended: "all received", offer: "model offered", want: "model, please", chunk: "part of a model",
+  hello: "hello", welcome: "welcome", delta: "answers", ack: "acknowledged", request: "page request", page: "page",
+  end: "end of session", ended: "end acknowledged", offer: "model offered", want: "model request", chunk: "part of a model",
   refuse: "refused", malformed: "malformed",
 };
 const REASONS = { "": "", click: "after a click", deletion: "after a deletion" };
@@ -40,8 +40,10 @@ function nowPanel(slot, times, state) {
       element("div", { class: told.late ? "bar late" : "bar" }, element("i", { style: `width: ${within}%` }),
         told.budget ? element("em", { style: "left: 80%", title: `budget: ${milliseconds(told.budget)}` }) : null)),
     history(times, told.budget),
-    element("p", { class: "soft" }, `Median ${milliseconds(told.p50)}, p99 ${milliseconds(told.p99)} of ${plural(told.decisions, "decision")}, ${told.missed} late. `
-      + `The last page took ${milliseconds(told.page_ms)} through the network.`),
+    element("p", { class: "soft" }, `Last ${plural(times.length, "decision")}${told.budget ? "; dashed: the budget" : ""}. `
+      + `Median ${milliseconds(told.p50)}, p99 ${milliseconds(told.p99)} of ${told.decisions}, ${told.missed} late.`),
+    element("p", { class: "soft" }, told.page_ms === null ? "The page is one of an earlier session: the network was away."
+      : `The last page came into play ${milliseconds(told.page_ms)} after its request. No decision waits for a page.`),
     element("p", { class: "soft", id: "plays" }, `Model: ${state.model.name}, ${state.model.form}`
       + (state.model.kilobytes ? `, ${number(state.model.kilobytes, 0)} kB, digest ${state.model.digest.slice(0, 8)}` : "")
       + (state.model.next ? `; ${state.model.next} takes over before the next card.` : ".")),
@@ -86,7 +88,7 @@ function standing(state) {
   const waits = state.answers - state.acknowledged + state.earlier_answers;
   if (state.network.cut) return ["cut", `Cut off. The phone plays on, and keeps ${plural(waits, "answer")} for later.`];
   if (state.refused) return ["cut", `The cloud refuses this session: ${state.refused}.`];
-  if (!state.connected && !state.delivered) return ["cut", "The phone tries to connect."];
+  if (isAway()) return ["cut", `No connection: the phone tries again, and keeps ${plural(waits, "answer")}.`];
   if (state.earlier) return ["behind", "The phone delivers an earlier session."];
   if (waits > 2) return ["behind", `Catching up: ${plural(waits, "answer")} to go.`];
   return ["level", waits ? `The cloud knows all but the last ${waits === 1 ? "answer" : "two answers"}.` : "The cloud knows every answer."];
@@ -101,7 +103,7 @@ function cloudPanel(state) {
     element("div", { class: "gauge" },
       element("span", {}, element("b", { id: "acknowledged" }, String(acknowledged)), ` of ${plural(made, "answer")} acknowledged`),
       element("div", { class: `bar known ${how}` }, element("i", { style: `width: ${known}%` }))),
-    element("p", { class: "soft" }, state.page < 0 ? "The first page has been asked for."
+    element("p", { class: "soft" }, state.page < 0 ? "The phone has asked for its first page. At the very first start the cloud compiles its code, which may take a minute."
       : `Page ${state.page + 1} is on the phone, ${plural(state.candidates, "candidate")} of ${session.pool_size} left.`
         + (state.candidates || state.ended ? "" : " The phone waits for a page.")),
     element("p", { class: "soft" }, state.earlier ? `${plural(state.earlier, "earlier session")} with ${plural(state.earlier_answers, "answer")} still to deliver.` : "No earlier session waits."),
