@@ -15,7 +15,7 @@ from typing import Any
 
 from edgerec_gym import interrupts
 from edgerec_gym.agents.device.policy import DevicePolicy
-from edgerec_gym.agents.device.simulated import PhoneSettings, phone_policy
+from edgerec_gym.agents.phones.simulated import PhoneSettings, phone_policy
 from edgerec_gym.bench.shipped import shipped_folder
 from edgerec_gym.commands import console
 from edgerec_gym.commands.demo import AGENT, ENV_ID, PRESET

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgerec_gym.agents.device.policy import DevicePolicy
 from edgerec_gym.agents.device.runtime import ONE, Pace, Session, look_seconds
-from edgerec_gym.agents.device.simulated import DATABASE, PhoneSettings
+from edgerec_gym.agents.phones.simulated import DATABASE, PhoneSettings
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.device.budget import TimedDecisions
 from edgerec_gym.device.event_store import EventStore
@@ -420,6 +420,7 @@ class LivePhone:
                 "kilobytes": playing.kilobytes,
                 "digest": "" if playing.model is None else playing.model.digest,
                 "next": "" if playing is choice else choice.form,
+                "said": "" if session is None else session.said,
             },
             "paused": self._clock.paused,
             "speed": self._clock.speed,

@@ -46,7 +46,8 @@ function nowPanel(slot, times, state) {
       : `The last page came into play ${milliseconds(told.page_ms)} after its request. No decision waits for a page.`),
     element("p", { class: "soft", id: "plays" }, `Model: ${state.model.name}, ${state.model.form}`
       + (state.model.kilobytes ? `, ${number(state.model.kilobytes, 0)} kB, digest ${state.model.digest.slice(0, 8)}` : "")
-      + (state.model.next ? `; ${state.model.next} takes over before the next card.` : ".")),
+      + (state.model.next ? `; ${state.model.next} takes over before the next card.` : ".")
+      + (state.model.said ? ` The other one was refused: ${state.model.said}.` : "")),
   ];
 }
 
