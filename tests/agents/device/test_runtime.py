@@ -98,10 +98,10 @@ def test_without_a_network_the_last_page_is_played_and_delivered_later(
 
 def test_a_first_page_that_comes_late_breaks_nothing(service: LocalService, store: EventStore) -> None:
     """A session that began with a kept page goes on with it, over one connection."""
-    asyncio.run(play(session(store, phone_of(service, 3)), 3))
+    asyncio.run(play(session(store, phone_of(service, 13)), 13))
     people = People(Scenario.load(SCENARIO), "synthetic")
-    user = people.begin(0, 3).user
-    seed = next(seed for seed in range(4, 4000) if people.begin(0, seed).user == user)
+    user = people.begin(0, 13).user
+    seed = next(seed for seed in range(200, 4000) if people.begin(0, seed).user == user)
 
     async def offline_at_first() -> Session:
         async with LagProxy(int(service.url.split(":")[2].split("/")[0])) as proxy:
