@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -31,7 +32,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     code, stderr = started.end(signal.SIGINT)
     assert (code, stderr.splitlines()[-1]) == (130, LINE)
     assert "Traceback" not in stderr
-    assert not [number for number in children if Path(f"/proc/{number}").exists()]
+    deadline = time.monotonic() + 30
+    while left := [number for number in children if Path(f"/proc/{number}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def test_events_tell_every_slot(demo: Demo) -> None:
@@ -57,11 +61,15 @@ def test_events_tell_every_slot(demo: Demo) -> None:
         assert decision["ms"] > 0 and decision["budget"] == 20 and decision["late"] in (True, False)
         assert 0 <= state["acknowledged"] <= state["answers"] <= slot["slot"] + 1
         assert state["page"] == slot["after"]["page"] and len(state["model"]["digest"]) == 64
-        assert state["wire"]["up"] >= sums["up"] > 0 or state["wire"]["up"] > 0
     assert any(slot["answered"] for slot in slots)
     wire = slots[-1]["state"]["wire"]
-    assert wire["up"] >= sums["up"] and wire["down"] >= sums["down"]
+    assert wire["up"] >= sums["up"] > 0 and wire["down"] >= sums["down"] > 0
     assert wire["snapshots"] >= wire["told"] >= 0
+
+
+def waits(state: dict[str, Any]) -> int:
+    """Number of answers that the cloud lacks."""
+    return state["answers"] - state["acknowledged"] + state["earlier_answers"]
 
 
 def test_a_cut_network_is_caught_up(demo: Demo) -> None:
@@ -70,13 +78,12 @@ def test_a_cut_network_is_caught_up(demo: Demo) -> None:
     wait_for(events, lambda state: state["connected"] and state["acknowledged"] > 0)
     assert demo.press("network", {"action": "cut"}) == (200, {"done": True})
     cut = wait_for(events, lambda state: state["network"]["cut"] and not state["connected"])
-    waits = lambda state: state["answers"] - state["acknowledged"] + state["earlier_answers"]  # noqa: E731
     seen = wait_for(events, lambda state: waits(state) >= 3)
     assert sum(document["kind"] == "slot" for document in [*cut, *seen]) >= 2
     assert demo.press("network", {"action": "restore"})[0] == 200
-    wait_for(events, lambda state: state["connected"] and not waits(state) and not state["earlier"])
-    state = state_of(wait_for(events, lambda state: not state["refused"])[-1])
-    assert not state["network"]["cut"]
+    seen = wait_for(events, lambda state: state["connected"] and not waits(state) and not state["earlier"])
+    last = state_of(seen[-1])
+    assert not last["network"]["cut"] and not last["refused"]
 
 
 def test_buttons_change_lag_model_pause_and_speed(demo: Demo) -> None:
