@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -30,6 +30,7 @@ from edgerec_gym.files import json_ready
 try:
     from fastapi import FastAPI, Request, Response
     from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+    from starlette.types import Message, Receive, Scope, Send
 except ImportError:
     raise MissingExtraError("the live demo", "edge") from None
 
@@ -130,7 +131,7 @@ class Audience:
             self._queues.discard(queue)
 
 
-def make_app(page: str, token: str, audience: Audience, act: Callable[[Order], object]) -> FastAPI:
+def make_app(page: str, token: str, audience: Audience, act: Callable[[Order], object]) -> Guard:
     """Return the application.
 
     Args:
@@ -140,21 +141,6 @@ def make_app(page: str, token: str, audience: Audience, act: Callable[[Order], o
         act: does what a button asks for; InputError if it cannot.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        host = request.headers.get("host", "")
-        if host.rpartition(":")[0] not in HOSTS:
-            response: Response = _refused(421, f"unknown host; allowed: {', '.join(HOSTS)}")
-        elif request.method == "POST" and request.headers.get("origin") != f"http://{host}":
-            response = _refused(403, "the request does not come from the page")
-        elif request.method == "POST" and not _same(request.headers.get(TOKEN, ""), token):
-            response = _refused(403, "the token is missing or wrong: load the page again")
-        else:
-            response = await call_next(request)
-        for name, value in HEADERS.items():
-            response.headers[name] = value
-        return response
 
     @app.get("/")
     async def index() -> Response:
@@ -177,7 +163,42 @@ def make_app(page: str, token: str, audience: Audience, act: Callable[[Order], o
 
     for path, kind in ORDERS.items():
         button(path, kind)
-    return app
+    return Guard(app, token)
+
+
+class Guard:
+    """Lets nothing through that the page has not asked for, and adds what browsers should know.
+
+    Args:
+        app: the application.
+        token: that requests of buttons must bring.
+    """
+
+    def __init__(self, app: FastAPI, token: str) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        if scope["type"] == "http":
+            answer = self._refusal(Request(scope)) or self._app
+            await answer(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        host, is_button = request.headers.get("host", ""), request.method == "POST"
+        if host.rpartition(":")[0] not in HOSTS:
+            return _refused(421, f"unknown host; allowed: {', '.join(HOSTS)}")
+        if is_button and request.headers.get("origin") != f"http://{host}":
+            return _refused(403, "the request does not come from the page")
+        if is_button and not _same(request.headers.get(TOKEN, ""), self._token):
+            return _refused(403, "the token is missing or wrong: load the page again")
+        return None
 
 
 async def _order(request: Request, kind: type[T]) -> T:

@@ -62,7 +62,7 @@ user does. Cut the network: the phone plays on, and the cloud catches up later.<
 {panels}
 </div>
 </main>
-<div id="controls" role="group" aria-label="controls"><div>{buttons}</div></div>
+<div id="controls" role="region" aria-label="controls"><div>{buttons}</div></div>
 <div id="lost" role="alert" hidden></div>
 <div id="said" aria-live="polite"></div>
 <noscript><p class="note">This page needs JavaScript.</p></noscript>
