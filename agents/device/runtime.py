@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +59,7 @@ class Pace:
             played.
         patience_seconds: time to wait with an empty pool before the session is given up.
         deliver_seconds: time to wait at the end of a session for a connection that is not there.
+        sleep: lets seconds of the phone pass, in real time.
     """
 
     virtual: bool = False
@@ -66,6 +67,7 @@ class Pace:
     first_page_seconds: float = 3.0
     patience_seconds: float = 60.0
     deliver_seconds: float = 1.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 @dataclass
@@ -389,8 +391,12 @@ class Session:
         self.features.turn(page)
 
     def _check(self, page: Page) -> None:
-        """Refuse a page that does not fit the feed, before it counts as come."""
-        self.features.check(page)
+        """Refuse a page that does not fit the feed, before it counts as come.
+
+        A session that began with a kept page goes on with it when the cloud's first page comes late.
+        """
+        if page.page > self.features.page:
+            self.features.check(page)
 
     def _swap(self) -> None:
         """Let the next model take over, between two slots."""
@@ -465,8 +471,8 @@ class Session:
         if self.pace.virtual or self.pace.speed == float("inf"):
             await asyncio.sleep(0)
             return
-        bucket = 0 if response is None else round(float(response[0]) * (len(SECONDS) - 1))
-        await asyncio.sleep(float(SECONDS[bucket]) * self.config.dwell_scale / self.pace.speed)
+        looked = 0.0 if response is None else float(response[0])
+        await self.pace.sleep(look_seconds(looked, self.config) / self.pace.speed)
 
     async def _deliver(self, link: Link) -> None:
         """Wait until the cloud has the session; without a network the next session delivers it."""
@@ -474,6 +480,11 @@ class Session:
         with suppress(TimeoutError):
             seconds = pace.patience_seconds if link.connected else pace.deliver_seconds
             await asyncio.wait_for(link.wait_done(), seconds)
+
+
+def look_seconds(looked: float, config: FeedConfig) -> float:
+    """Return the seconds that a look takes; `looked` is its bucket in 0..1 (e1)."""
+    return float(SECONDS[round(looked * (len(SECONDS) - 1))]) * config.dwell_scale
 
 
 def replace_page(page: Page, number: int) -> Page:

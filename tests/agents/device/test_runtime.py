@@ -23,6 +23,7 @@ from edgerec_gym.device.link_settings import LinkSettings, Phone
 from edgerec_gym.device.registry import ModelRegistry
 from edgerec_gym.device.session import load
 from edgerec_gym.errors import InputError
+from edgerec_gym.faults.lag_proxy import LagProxy
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.people import People
@@ -93,6 +94,38 @@ def test_without_a_network_the_last_page_is_played_and_delivered_later(
     again = next(k for k in range(seed + 1, 8000) if people.begin(0, k).user == user)
     asyncio.run(play(session(store, service.phone(user)), again, people))
     assert all(kept.ended for kept in store.sessions())
+
+
+def test_a_first_page_that_comes_late_breaks_nothing(service: LocalService, store: EventStore) -> None:
+    """A session that began with a kept page goes on with it, over one connection."""
+    asyncio.run(play(session(store, phone_of(service, 13)), 13))
+    people = People(Scenario.load(SCENARIO), "synthetic")
+    user = people.begin(0, 13).user
+    seed = next(seed for seed in range(200, 4000) if people.begin(0, seed).user == user)
+
+    async def offline_at_first() -> Session:
+        async with LagProxy(int(service.url.split(":")[2].split("/")[0])) as proxy:
+            proxy.refuse(1e9)
+
+            async def until_delivered(seconds: float) -> None:
+                if one.features.slot == 3:
+                    proxy.refuse(0)
+                    async with asyncio.timeout(20):
+                        assert one.link is not None
+                        while one.link.acknowledged < one.link.answers or one.store.page(key) is None:
+                            await asyncio.sleep(0.01)
+
+            key = people.begin(0, seed).session
+            phone = Phone(proxy.url(), "phone-1", service.phone(user).token)
+            pace = Pace(first_page_seconds=0.3, sleep=until_delivered)
+            one = session(store, phone, pace=pace)
+            await play(one, seed, people)
+            return one
+
+    one = asyncio.run(offline_at_first())
+    assert one.link is not None
+    assert one.report.offline_slots >= 3 and one.report.delivered
+    assert one.link.counts.violations == 0 and one.link.counts.welcomes == 1
 
 
 def test_without_any_page_there_is_nothing_to_show(store: EventStore) -> None:
