@@ -157,7 +157,7 @@ class Session:
         session = PhoneSession(
             person.session, person.user, 0, person.hour, features=feature_digest(self.config)
         )
-        heard = Heard(check_page=self._check)
+        heard = Heard(check_page=self._check, page=self._came)
         self.link = link = Link(self.phone, session, store, self._generator, self._settings, heard)
         talking = asyncio.create_task(link.run())
         try:
@@ -301,10 +301,13 @@ class Session:
             return None
 
     def _turn(self, page: Page) -> None:
-        self.report.page_seconds.append(time.perf_counter() - self._asked_at)
         self.report.pages += 1
         self._asked = None
         self.features.turn(page)
+
+    def _came(self, page: Page) -> None:
+        """Note how long a page took, which may be played later: between two slots."""
+        self.report.page_seconds.append(time.perf_counter() - self._asked_at)
 
     def _check(self, page: Page) -> None:
         """Refuse a page that does not fit the feed, before it counts as come."""
