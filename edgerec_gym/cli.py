@@ -18,6 +18,7 @@ from edgerec_gym.commands import (
     console,
     distil,
     edge,
+    load,
     logs,
     offline,
     pages,
@@ -118,6 +119,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 bench.bench.command("distil")(distil.bench_distil)
+bench.bench.command("load")(load.bench_load)
 app.add_typer(bench.bench, name="bench")
 
 

@@ -45,7 +45,7 @@ class Compared:
     @property
     def exactly_once(self) -> bool:
         """Whether the service holds everything, exactly once."""
-        return self.safe and not (self.missing or self.open)
+        return self.safe and self.answers > 0 and not (self.missing or self.open)
 
 
 def compare(stores: Iterable[EventStore], state: Path) -> Compared:
@@ -56,7 +56,7 @@ def compare(stores: Iterable[EventStore], state: Path) -> Compared:
         state: the service's folder; it may be serving.
 
     Raises:
-        InputError: the folder holds no sessions in SQLite, or they cannot be read.
+        InputError: the folder holds no sessions in SQLite, or something cannot be read.
     """
     found = Compared()
     files = sorted(state.glob("worker-*.db"))
@@ -75,7 +75,8 @@ def compare(stores: Iterable[EventStore], state: Path) -> Compared:
     except sqlite3.Error as error:
         raise InputError(f"{state}: the sessions cannot be read: {error}") from None
     for store in stores:
-        for session in store.sessions():
+        sessions = store.sessions()
+        for session in sessions:
             theirs, ended = held.get(session.session, ([], False))
             ours = [_encoder.encode(answer) for answer in store.answers(session.session)]
             found.sessions += 1
@@ -85,4 +86,6 @@ def compare(stores: Iterable[EventStore], state: Path) -> Compared:
             found.surplus += max(0, len(theirs) - len(ours))
             found.different += sum(mine != other for mine, other in zip(ours, theirs, strict=False))
             found.open += not ended
+        if store.read_only:
+            raise InputError(f"the store {store.path} of a phone cannot be trusted: {store.read_only}")
     return found

@@ -23,7 +23,7 @@ import numpy as np
 from edgerec_gym.agents.device.policy import DevicePolicy
 from edgerec_gym.agents.device.runtime import Pace, Session
 from edgerec_gym.agents.device.simulated import phone_policy
-from edgerec_gym.bench.edge.light_phone import LightSession, Told, record_people
+from edgerec_gym.bench.edge.light_phone import LightSession, Told, record_people, seconds_of_page
 from edgerec_gym.device.budget import TimedDecisions
 from edgerec_gym.device.event_store import EventStore
 from edgerec_gym.device.link import Link
@@ -306,6 +306,7 @@ class Fleet:
     Attributes:
         phones: the phones.
         tally: what they write down.
+        page_seconds: seconds that people take for a page, of a fleet of light phones.
 
     Raises:
         InputError: the scenario or the policy cannot be used.
@@ -321,6 +322,7 @@ class Fleet:
         policies: list[Policy | None] = [None] * settings.phones
         if settings.light:
             world.scripts = record_people(scenario, settings.users, SCRIPTS, settings.seed)
+            self.page_seconds = seconds_of_page(world.scripts, scenario.config.page_size)
         else:
             world.people = People(scenario, settings.users, settings.phones)
             policies = [*_policies(settings)]

@@ -81,6 +81,12 @@ def _told(response: np.ndarray, config: FeedConfig) -> Told:
     )
 
 
+def seconds_of_page(scripts: Sequence[Sequence[Told]], page_size: int) -> float:
+    """Return the mean seconds that people take for a page, the first of each session included."""
+    pages = sum(-(-len(script) // page_size) for script in scripts)
+    return sum(told.seconds for script in scripts for told in script) / pages
+
+
 class LightSession:
     """One session of a phone without a policy.
 
@@ -92,7 +98,6 @@ class LightSession:
             page that it asks for.
 
     Attributes:
-        asked: pages that were asked for.
         page_seconds: seconds from each request to its page.
     """
 
@@ -101,7 +106,6 @@ class LightSession:
     ) -> None:
         self._config, self._session, self._script, self._speed = config, session, script, speed
         self._asked_at = 0.0
-        self.asked = 0
         self.page_seconds: list[float] = []
 
     def came(self, page: Page) -> None:
@@ -142,7 +146,6 @@ class LightSession:
     def _ask(self, link: Link, number: int) -> None:
         slot = min(link.answers, self._config.max_slots)
         self._asked_at = asyncio.get_running_loop().time()
-        self.asked += 1
         link.want_page(PageRequest(number, slot, link.answers, [], "automatic" if number else "start"))
 
 

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgerec_gym.errors import InputError
@@ -17,6 +19,7 @@ from edgerec_gym.files import make_folder
 
 START_SECONDS = 120.0  # the first start may compile kernels
 END_SECONDS = 40.0
+TURN_SECONDS = 0.1  # of being held and let go
 TRIES = 5  # to find free ports
 
 
@@ -85,6 +88,32 @@ class Served:
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
         return len(workers)
+
+    @contextmanager
+    def held_to(self, share: float) -> Iterator[None]:
+        """Let the processes that serve have a share of the time only, by SIGSTOP and SIGCONT in turns."""
+        over = threading.Event()
+
+        def hold() -> None:
+            while not over.is_set():
+                self._tell(signal.SIGSTOP)
+                over.wait(TURN_SECONDS * (1 - share))
+                self._tell(signal.SIGCONT)
+                over.wait(TURN_SECONDS * share)
+
+        holding = threading.Thread(target=hold)
+        holding.start()
+        try:
+            yield
+        finally:
+            over.set()
+            holding.join()
+            self._tell(signal.SIGCONT)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for process in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def counters(self) -> dict[str, float]:
         """Return the counters of all workers, added up; empty where one does not answer."""
