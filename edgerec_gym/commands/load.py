@@ -44,6 +44,10 @@ def bench_load(
     sync: Annotated[str, typer.Option(help="When phones tell the cloud: page, periodic, incremental.")] = (
         "incremental"
     ),
+    stages: Annotated[
+        list[str] | None,
+        typer.Option("--stage", help="pace, capacity, overload, stampede; repeatable. Default: all."),
+    ] = None,
     url: Annotated[
         str | None, typer.Option(help="A service that runs already; pace and capacity only.")
     ] = None,
@@ -88,6 +92,7 @@ def bench_load(
         url=url,
         secret=secret,
         state=state,
+        stages=tuple(stages or load.STAGES),
     )
     results = results or (Path("runs/bench-load-quick.json") if quick else RESULTS / "load.json")
     saved_rows(results)  # fail before the work starts

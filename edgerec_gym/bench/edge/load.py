@@ -26,14 +26,17 @@ from typing import Any
 
 import numpy as np
 
+from edgerec_gym.agents.device.simulated import phone_policy
 from edgerec_gym.bench.edge.compared import compare
 from edgerec_gym.bench.edge.fleet import Fleet, FleetSettings
 from edgerec_gym.bench.edge.served import Served, memory, quantile, raise_open_files
-from edgerec_gym.device.link_settings import LinkSettings
+from edgerec_gym.device.link_settings import LinkSettings, Phone
 from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.tokens import read_secret
+from edgerec_gym.scenario import Scenario
 from edgerec_gym.service.server import SECRET
 
+STAGES = ("pace", "capacity", "overload", "stampede")
 FILES_PER_PHONE = 2
 OTHER_FILES = 200
 SETTLE_SECONDS = 2.0  # between the last arrival and the first figure
@@ -42,6 +45,7 @@ HELD = 1 / 3  # share of its time that an overloaded service has, so that the fl
 TWICE = 2.0
 LEAST_RETURN, MOST_RETURN = 15.0, 120.0  # seconds that are looked at after the kill
 POLL_SECONDS = 0.05
+STEADY_SECONDS = 10.0  # least time that is looked at before a kill and after it
 WARM_SECONDS = 3.0
 WARM_SEED, SEED_STEP = 10**6, 10_000
 
@@ -68,6 +72,7 @@ class LoadSettings:
         url: address of a service that runs already; None to start one for each stage.
         secret: file with its secret.
         state: its folder, to compare answers; None to trust what it has acknowledged.
+        stages: those of :data:`STAGES` that are played; pace and capacity alone with a service that runs.
     """
 
     phones: tuple[int, ...] = (100, 500, 2000)
@@ -84,8 +89,12 @@ class LoadSettings:
     url: str | None = None
     secret: Path | None = None
     state: Path | None = None
+    stages: tuple[str, ...] = STAGES
 
     def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise InputError(f"unknown stage {stage!r}; allowed: {', '.join(STAGES)}")
         if not self.phones or min(self.phones) < 1 or not self.workers or min(self.workers) < 1:
             raise InputError("phones and workers must be 1 or more")
         if not 1 <= self.seconds <= 3600:
@@ -103,29 +112,42 @@ def run(settings: LoadSettings, tell: Tell = lambda text: None) -> list[Row]:
     """Measure everything; `tell` hears of each stage.
 
     Raises:
-        InputError: the service does not begin, or the system allows too few open files.
+        InputError: scenario, policy or secret cannot be used, the service does not begin, or the system
+            allows too few open files.
     """
-    most = max(*settings.phones, settings.closed, settings.stampede)
-    raise_open_files(FILES_PER_PHONE * most + OTHER_FILES)
+    _check(settings)
     rows: list[Row] = []
 
-    def stage(name: str, workers: int, play: Callable[[_Place], Any]) -> Row:
-        tell(name)
-        row = _stage(settings, workers, len(rows), play)
-        rows.append({"stage": name.partition(",")[0], "workers": workers, **row})
-        return rows[-1]
+    def stage(name: str, workers: int, play: Callable[[_Place], Any]) -> None:
+        kind = name.partition(",")[0]
+        if kind in settings.stages:
+            tell(name)
+            load = round(os.getloadavg()[0], 2)
+            row = _stage(settings, workers, len(rows), play)
+            rows.append({"stage": kind, "workers": workers, "load_average_before": load, **row})
 
     for workers in settings.workers if settings.url is None else (0,):
         told = f"{workers} worker{'s' if workers > 1 else ''}" if workers else str(settings.url)
         for phones in settings.phones:
             stage(f"pace, {phones} phones, {told}", workers, partial(_pace, phones=phones))
         stage(f"capacity, {told}", workers, _capacity)
-    if settings.url is not None:
-        return rows
-    workers = settings.workers[0]
-    stage(f"overload, {workers} workers", workers, _overload)
-    stage("stampede", max(2, *settings.workers), _stampede)
+    if settings.url is None:
+        stage("overload", settings.workers[0], _overload)
+        stage("stampede", max(2, *settings.workers), _stampede)
     return rows
+
+
+def _check(settings: LoadSettings) -> None:
+    """Raise InputError for whatever can be known to be wrong before the work starts."""
+    raise_open_files(
+        FILES_PER_PHONE * max(*settings.phones, settings.closed, settings.stampede) + OTHER_FILES
+    )
+    if settings.secret is not None:
+        read_secret(settings.secret)
+    if settings.url is not None:
+        Phone(settings.url, "fleet", "")
+    Scenario.load(settings.scenario)
+    phone_policy(settings.policy, "EdgeFeed-v0", settings.scenario, settings.users)
 
 
 @dataclass
@@ -302,7 +324,7 @@ async def _stampede(place: _Place) -> Row:
     fleet = place.fleet(phones, light=True, speed=1.0, arrival=settings.arrival_seconds)
     fleet.start()
     await fleet.measure(settings.arrival_seconds + SETTLE_SECONDS)
-    before = await place.figures(fleet, max(10.0, settings.seconds / 3))
+    before = await place.figures(fleet, max(STEADY_SECONDS, settings.seconds / 3))
     welcomes = [phone.total_welcomes() for phone in fleet.phones]
     returned = np.full(phones, np.nan)
     killed = served.kill_workers()
@@ -322,7 +344,7 @@ async def _stampede(place: _Place) -> Row:
         fleet, MOST_RETURN, lambda: looking.done() and time.monotonic() > began + LEAST_RETURN
     )
     looking.cancel()
-    after = await place.figures(fleet, max(10.0, settings.seconds / 3))
+    after = await place.figures(fleet, max(STEADY_SECONDS, settings.seconds / 3))
     missing = int(np.isnan(returned).sum())
     times = returned[~np.isnan(returned)]
     return {
