@@ -39,7 +39,9 @@ from edgerec_gym.service.server import SECRET
 STAGES = ("pace", "capacity", "overload", "stampede")
 FILES_PER_PHONE = 2
 OTHER_FILES = 200
+ARRIVALS = 50.0  # phones a second that come
 SETTLE_SECONDS = 2.0  # between the last arrival and the first figure
+CONNECTED, CONNECT_SECONDS = 0.95, 60.0  # share of the phones that is waited for, and how long
 DELIVER_SECONDS = 120.0
 HELD = 1 / 3  # share of its time that an overloaded service has, so that the fleet can offer twice as much
 TWICE = 2.0
@@ -102,11 +104,6 @@ class LoadSettings:
         if self.url is not None and self.secret is None:
             raise InputError("a service that runs already (--url) needs --secret, the file with its secret")
 
-    @property
-    def arrival_seconds(self) -> float:
-        """Time within which the phones come."""
-        return min(20.0, self.seconds / 3)
-
 
 def run(settings: LoadSettings, tell: Tell = lambda text: None) -> list[Row]:
     """Measure everything; `tell` hears of each stage.
@@ -117,13 +114,14 @@ def run(settings: LoadSettings, tell: Tell = lambda text: None) -> list[Row]:
     """
     _check(settings)
     rows: list[Row] = []
+    own = _Memory()
 
     def stage(name: str, workers: int, play: Callable[[_Place], Any]) -> None:
         kind = name.partition(",")[0]
         if kind in settings.stages:
             tell(name)
             load = round(os.getloadavg()[0], 2)
-            row = _stage(settings, workers, len(rows), play)
+            row = _stage(settings, workers, len(rows), own, play)
             rows.append({"stage": kind, "workers": workers, "load_average_before": load, **row})
 
     for workers in settings.workers if settings.url is None else (0,):
@@ -151,6 +149,26 @@ def _check(settings: LoadSettings) -> None:
 
 
 @dataclass
+class _Memory:
+    """Memory of this process: before any fleet, and the most so far, bytes."""
+
+    before: float = float("nan")
+    most: float = 0.0
+
+    def begin(self) -> None:
+        """Note what is used before the first fleet."""
+        if not self.most:
+            self.before = self.most = memory(os.getpid())
+
+    def per_phone(self, phones: int) -> float:
+        """Return bytes per phone; nan if an earlier fleet took more, whose memory this one has reused."""
+        now = memory(os.getpid())
+        larger = now > self.most
+        self.most = max(self.most, now)
+        return (now - self.before) / phones if larger else float("nan")
+
+
+@dataclass
 class _Place:
     """Where a stage is played."""
 
@@ -159,6 +177,14 @@ class _Place:
     secret: bytes
     state: Path | None
     seed: int
+    own: _Memory
+
+    async def gather(self, fleet: Fleet, arrival: float) -> None:
+        """Let the phones of a fleet come, and wait until nearly all are connected."""
+        fleet.start()
+        await fleet.measure(arrival + SETTLE_SECONDS)
+        wanted = CONNECTED * len(fleet.phones)
+        await fleet.measure(CONNECT_SECONDS, lambda: fleet.connected >= wanted)
 
     def fleet(self, phones: int, *, light: bool, speed: float, arrival: float, seed: int = 0) -> Fleet:
         """Return a fleet of this place; `seed` tells it from the others of the stage."""
@@ -181,9 +207,11 @@ class _Place:
             )
         )
 
-    async def figures(self, fleet: Fleet, seconds: float, until: Any = None) -> Row:
-        """Return what fleet and service do in so many seconds."""
-        served = self.served
+    async def figures(
+        self, fleet: Fleet, seconds: float, until: Callable[[], bool] | None = None, *, ask: bool = True
+    ) -> Row:
+        """Return what fleet and service do in so many seconds; `ask`: the service tells its counters."""
+        served = self.served if ask else None
         own, cpu = time.process_time(), self.processor_seconds()
         before = {} if served is None else await asyncio.to_thread(served.counters)
         row = await fleet.measure(seconds, until)
@@ -225,19 +253,22 @@ class _Place:
         return row
 
 
-def _stage(settings: LoadSettings, workers: int, number: int, play: Callable[[_Place], Any]) -> Row:
+def _stage(
+    settings: LoadSettings, workers: int, number: int, own: _Memory, play: Callable[[_Place], Any]
+) -> Row:
     """Play a stage with a service of its own, or with the one that runs."""
     seed = settings.seed * SEED_STEP * 100 + number * SEED_STEP
     if settings.url is not None:
         assert settings.secret is not None
-        place = _Place(settings, None, read_secret(settings.secret), settings.state, seed)
+        place = _Place(settings, None, read_secret(settings.secret), settings.state, seed, own)
+        asyncio.run(_warm_up(place))
         row: Row = asyncio.run(play(place))
         return row
     with tempfile.TemporaryDirectory(prefix="edgerec-load-") as folder:
         state = Path(folder)
         served = Served(settings.scenario, state, workers, settings.users)
         try:
-            place = _Place(settings, served, read_secret(state / SECRET), state, seed)
+            place = _Place(settings, served, read_secret(state / SECRET), state, seed, own)
             asyncio.run(_warm_up(place))
             row = asyncio.run(play(place))
             row["service_lives"] = served.lives
@@ -261,13 +292,13 @@ async def _warm_up(place: _Place) -> None:
 async def _pace(place: _Place, phones: int) -> Row:
     settings = place.settings
     gc.collect()
-    light = phones >= settings.light_from
-    before, served_before = memory(os.getpid()), place.memory()
-    fleet = place.fleet(phones, light=light, speed=1.0, arrival=settings.arrival_seconds)
-    fleet.start()
-    await fleet.measure(settings.arrival_seconds + SETTLE_SECONDS)
+    light, arrival = phones >= settings.light_from, phones / ARRIVALS
+    place.own.begin()
+    served_before = place.memory()
+    fleet = place.fleet(phones, light=light, speed=1.0, arrival=arrival)
+    await place.gather(fleet, arrival)
     row = await place.figures(fleet, settings.seconds)
-    row["fleet_kb_per_phone"] = (memory(os.getpid()) - before) / phones / 1e3
+    row["fleet_kb_per_phone"] = place.own.per_phone(phones) / 1e3
     row["service_kb_per_phone"] = (place.memory() - served_before) / phones / 1e3
     return {"phones": phones, "kind": "light" if light else "whole", **row, **await place.put_away(fleet)}
 
@@ -321,9 +352,9 @@ async def _stampede(place: _Place) -> Row:
     settings, served = place.settings, place.served
     assert served is not None
     phones = settings.stampede
-    fleet = place.fleet(phones, light=True, speed=1.0, arrival=settings.arrival_seconds)
-    fleet.start()
-    await fleet.measure(settings.arrival_seconds + SETTLE_SECONDS)
+    arrival = phones / ARRIVALS
+    fleet = place.fleet(phones, light=True, speed=1.0, arrival=arrival)
+    await place.gather(fleet, arrival)
     before = await place.figures(fleet, max(STEADY_SECONDS, settings.seconds / 3))
     welcomes = [phone.total_welcomes() for phone in fleet.phones]
     returned = np.full(phones, np.nan)
@@ -341,7 +372,7 @@ async def _stampede(place: _Place) -> Row:
 
     looking = asyncio.create_task(look())
     row = await place.figures(
-        fleet, MOST_RETURN, lambda: looking.done() and time.monotonic() > began + LEAST_RETURN
+        fleet, MOST_RETURN, lambda: looking.done() and time.monotonic() > began + LEAST_RETURN, ask=False
     )
     looking.cancel()
     after = await place.figures(fleet, max(STEADY_SECONDS, settings.seconds / 3))
