@@ -19,6 +19,7 @@ from edgerec_gym.commands import (
     distil,
     edge,
     edge_studies,
+    load,
     logs,
     offline,
     pages,
@@ -122,6 +123,7 @@ for _name, _command in COMMANDS.items():
 bench.bench.command("distil")(distil.bench_distil)
 bench.bench.command("sync")(edge_studies.bench_sync)
 bench.bench.command("edge")(edge_studies.bench_edge)
+bench.bench.command("load")(load.bench_load)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(registry.registry, name="registry")
 

@@ -181,6 +181,7 @@ class Session:
         )
         heard = Heard(
             check_page=self._check,
+            page=self._came,
             offer=self._offered,
             model=lambda offer, _: self._receive(offer),
             model_failed=lambda offer, reason: self._say(reason),
@@ -384,11 +385,13 @@ class Session:
             return None
 
     def _turn(self, page: Page) -> None:
-        if self._asked_at:
-            self.report.page_seconds.append(time.perf_counter() - self._asked_at)
         self.report.pages += 1
         self._asked, self._asked_at = None, 0.0
         self.features.turn(page)
+
+    def _came(self, page: Page) -> None:
+        """Note how long a page took, which may be played later: between two slots."""
+        self.report.page_seconds.append(time.perf_counter() - self._asked_at)
 
     def _check(self, page: Page) -> None:
         """Refuse a page that does not fit the feed, before it counts as come.

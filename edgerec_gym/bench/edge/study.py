@@ -19,8 +19,8 @@ from edgerec_gym.bench.edge.capture import CLOUD, HORIZONS, PHONE, find_switches
 from edgerec_gym.bench.edge.phones import PACE, each_answer_alone, measure
 from edgerec_gym.bench.setting import make_policy
 from edgerec_gym.config import SYNC_MODES
-from edgerec_gym.errors import InputError
 from edgerec_gym.device.description import DESCRIPTION
+from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.cache import Entry, Place, played
 from edgerec_gym.evaluation.intervals import mean_interval
 from edgerec_gym.files import folder_bytes
