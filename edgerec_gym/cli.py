@@ -18,6 +18,7 @@ from edgerec_gym.commands import (
     console,
     distil,
     edge,
+    faults,
     logs,
     offline,
     pages,
@@ -119,6 +120,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 bench.bench.command("distil")(distil.bench_distil)
+bench.bench.command("faults")(faults.bench_faults)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(registry.registry, name="registry")
 

@@ -78,6 +78,7 @@ class SessionReport:
         terms: the reward by term.
         requests: pages that the policy asked for.
         pages: pages that were played.
+        short_pages: pages that the cloud built from fewer answers than the request named, since they came later.
         offline_slots: slots that were decided without a connection.
         stale_slots: slots that were played from a page that is older than it should be.
         starved: whether it was given up, since no candidate was left and no page came, or since what the
@@ -95,6 +96,7 @@ class SessionReport:
     terms: dict[str, float] = field(default_factory=dict)
     requests: int = 0
     pages: int = 0
+    short_pages: int = 0
     offline_slots: int = 0
     stale_slots: int = 0
     starved: bool = False
@@ -401,6 +403,7 @@ class Session:
         if self._asked_at:
             self.report.page_seconds.append(time.perf_counter() - self._asked_at)
         self.report.pages += 1
+        self.report.short_pages += self._asked is not None and page.answers < self._asked.answers
         self._asked, self._asked_at = None, 0.0
         self.features.turn(page)
 

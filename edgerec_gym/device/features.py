@@ -293,7 +293,7 @@ class SessionFeatures:
         return self._cards_placed[-1]
 
     def placed_since(self, answers: int) -> list[Answer]:
-        """Return the cards behind the first so many answered ones, oldest first, as answers without actions."""
+        """Return the cards after the first so many, oldest first, as answers without actions."""
         return self._cards_placed[answers:]
 
     def _take(self, response: np.ndarray) -> Answer:
