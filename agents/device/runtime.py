@@ -78,7 +78,7 @@ class SessionReport:
         terms: the reward by term.
         requests: pages that the policy asked for.
         pages: pages that were played.
-        short_pages: pages that the cloud built from fewer answers than the request named, since they came later.
+        short_pages: pages that were built from fewer answers than the request named, which came later.
         offline_slots: slots that were decided without a connection.
         stale_slots: slots that were played from a page that is older than it should be.
         starved: whether it was given up, since no candidate was left and no page came, or since what the

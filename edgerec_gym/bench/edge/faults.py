@@ -12,8 +12,8 @@ Once all of a session has been delivered:
 - *features*: slots at which a phone that was started again perceived something else than before it was
   killed, or, in virtual time, than `EdgeFeed-v0` with the same seed.
 
-A request may overtake the answers that it names on a bad network. The service waits 50 ms for them, then builds
-the page from what it has, as the protocol says. Sessions with such a *short page* are not those of the
+A request may overtake the answers that it names on a bad network. The service waits 50 ms for them, then
+builds the page from what it has, as the protocol says. Sessions with such a *short page* are not those of the
 environment, and are counted instead.
 """
 
