@@ -19,6 +19,7 @@ from edgerec_gym.commands import (
     distil,
     edge,
     edge_studies,
+    faults,
     load,
     logs,
     offline,
@@ -124,6 +125,7 @@ bench.bench.command("distil")(distil.bench_distil)
 bench.bench.command("sync")(edge_studies.bench_sync)
 bench.bench.command("edge")(edge_studies.bench_edge)
 bench.bench.command("load")(load.bench_load)
+bench.bench.command("faults")(faults.bench_faults)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(registry.registry, name="registry")
 

@@ -80,9 +80,11 @@ class SessionReport:
         terms: the reward by term.
         requests: pages that the policy asked for.
         pages: pages that were played.
+        short_pages: pages that were built from fewer answers than the request named, which came later.
         offline_slots: slots that were decided without a connection.
         stale_slots: slots that were played from a page that is older than it should be.
-        starved: whether it was given up, since no candidate was left and no page came.
+        starved: whether it was given up, since no candidate was left and no page came, or since what the
+            phone keeps of it cannot be read.
         delivered: whether the cloud has all of it.
         decision_ms: milliseconds of each decision.
         missed: decisions that were late.
@@ -96,6 +98,7 @@ class SessionReport:
     terms: dict[str, float] = field(default_factory=dict)
     requests: int = 0
     pages: int = 0
+    short_pages: int = 0
     offline_slots: int = 0
     stale_slots: int = 0
     starved: bool = False
@@ -189,14 +192,16 @@ class Session:
         self.link = link = Link(self.phone, session, store, self._generator, self._settings, heard)
         talking = asyncio.create_task(link.run())
         try:
+            was_over = link.is_ending
             if goes_on:
                 await self._go_on(person, link, ask, remind)
-            else:
+            elif not was_over:
                 await self._begin(person, link)
-            while not features.ended and not self.report.starved:
+            while not (features.ended or self.report.starved or was_over):
                 await self._slot(link, ask)
-            if not self.report.starved or features.slot:
-                link.end(features.placed())
+            if not was_over and (not self.report.starved or features.slot):
+                link.end(features.placed_since(link.answers))
+            if link.is_ending:
                 await self._deliver(link)
         finally:
             link.stop()
@@ -224,9 +229,10 @@ class Session:
         self.policy.reset(ONE)
         self._ask_page(link, PageRequest(0, 0, 0, [], "start"))
         page = await self._wait_page(link, self.pace.first_page_seconds)
-        if page is None:
-            kept = self.store.last_page(person.user)
-            page = None if kept is None else replace_page(kept, 0)
+        if page is None and (kept := self.store.last_page(person.user)) is not None:
+            page = replace_page(kept, 0)
+            link.leave_page()  # it comes too late
+            self.store.keep_page(person.session, page)
         if page is None:
             page = await self._wait_page(link, self.pace.patience_seconds)
         if page is None:
@@ -239,12 +245,13 @@ class Session:
         features, store, session = self.features, self.store, person.session
         features.begin(session, person.features, person.hour)
         self.policy.reset(ONE)
-        answers, cards = store.answers(session), [_card.decode(d.card) for d in store.decisions(session)]
+        answers, cards = store.answers(session), self._cards(session)
         for card in cards:
             while features.page < card.page:
                 page = store.page(session, features.page + 1)
                 if page is None:
-                    raise InputError(f"{store.path}: session {session} lacks its page {features.page + 1}")
+                    self.report.starved = True
+                    return
                 self._turn(page)
             self._decide()  # which lets the policy follow
             known = features.answers
@@ -255,12 +262,16 @@ class Session:
                     response = response_of(answers[known], self.config.n_responses)
                     if remind is not None:
                         remind(features.focus)
+                elif link.is_ending:
+                    break
                 else:  # killed between card and answer
                     response = ask(features.focus)
             self._take_in(response, link if known >= len(answers) else None)
             if self._asked is not None and not self.pace.virtual:
                 features.wait_for_page()
             features.show()
+        if features.ended or link.is_ending:
+            return
         page = store.page(session, features.page + 1)
         if page is not None and not (self.pace.virtual and features.page_due):
             self._turn(page)
@@ -270,6 +281,14 @@ class Session:
             await self._begin(person, link)
         else:
             await self._page_between_slots(link)
+
+    def _cards(self, session: int) -> list[Answer]:
+        """Return the cards that were placed, as far as they are kept: a full disk may have left a gap."""
+        cards: list[Answer] = []
+        for decision in self.store.decisions(session):
+            if decision.slot == len(cards):
+                cards.append(_card.decode(decision.card))
+        return cards
 
     def _sent(self, sent: int, known: int) -> None:
         """Note what a slot has sent, when so many answers were known."""
@@ -372,9 +391,8 @@ class Session:
         features = self.features
         ahead = 0 if self.pace.virtual or request.page == 0 else self.config.request_latency
         slot = min(features.slot + ahead, self.config.max_slots)
-        self._asked = PageRequest(
-            request.page, slot, request.answers, features.items_since(request.answers), request.reason
-        )
+        answers = min(request.answers, link.answers)  # a full disk has kept no more
+        self._asked = PageRequest(request.page, slot, answers, features.items_since(answers), request.reason)
         self._asked_at = time.perf_counter()
         link.want_page(self._asked)
 
@@ -382,10 +400,11 @@ class Session:
         try:
             return await asyncio.wait_for(link.wait_page(), seconds)
         except TimeoutError:
-            return None
+            return link.take_page()
 
     def _turn(self, page: Page) -> None:
         self.report.pages += 1
+        self.report.short_pages += self._asked is not None and page.answers < self._asked.answers
         self._asked, self._asked_at = None, 0.0
         self.features.turn(page)
 

@@ -128,6 +128,12 @@ class EventStore:
         self._counts[session] = number + 1
         return number
 
+    def cut(self, session: int, answers: int) -> bool:
+        """Forget a session's answers from a number on, and keep none after them."""
+        self._gaps.add(session)
+        self._counts.pop(session, None)
+        return self._write(("DELETE FROM events WHERE session = ? AND number >= ?", (session, answers)))
+
     def answers(self, session: int, first: int = 0, last: int = MOST_SLOTS) -> list[Answer]:
         """Return the answers with the numbers first..last-1, as far as they are kept."""
         rows = self._read(
@@ -187,14 +193,7 @@ class EventStore:
             "ORDER BY page DESC LIMIT 1",
             (session, number),
         )
-        if not rows:
-            return None
-        try:
-            page = from_cloud(rows[0][0])
-        except msgspec.MsgspecError as error:
-            self._turn_read_only(f"a page in it is damaged ({error})")
-            return None
-        return page if isinstance(page, Page) else None
+        return self._read_page(rows)
 
     def last_page(self, user: int) -> Page | None:
         """Return the newest page of any session of a user, to play when the cloud cannot be reached."""
@@ -203,8 +202,7 @@ class EventStore:
             "ORDER BY place DESC, page DESC LIMIT 1",
             (user,),
         )
-        page = from_cloud(rows[0][0]) if rows else None
-        return page if isinstance(page, Page) else None
+        return self._read_page(rows)
 
     def keep_arms(self, arms: dict[str, str]) -> bool:
         """Keep the user's arms in place of all earlier ones."""
@@ -243,6 +241,17 @@ class EventStore:
         return self._write(
             *((f"DELETE FROM {table} WHERE session = ?", row) for row in rows for table in _DELETED)
         )
+
+    def _read_page(self, rows: list[Any]) -> Page | None:
+        """Return the page of a row; None, and a store that is read-only, if it is damaged."""
+        if not rows:
+            return None
+        try:
+            page = from_cloud(rows[0][0])
+        except msgspec.MsgspecError as error:
+            self._turn_read_only(f"a page in it is damaged ({error})")
+            return None
+        return page if isinstance(page, Page) else None
 
     def _sessions(self, where: str, values: tuple[Any, ...]) -> list[PhoneSession]:
         rows = self._read(

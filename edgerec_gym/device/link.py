@@ -124,6 +124,11 @@ class Link:
         return self._outbox.kept
 
     @property
+    def is_ending(self) -> bool:
+        """Whether the session is over for the phone."""
+        return self._outbox.is_ending
+
+    @property
     def acknowledged(self) -> int:
         """Number of answers that the cloud has committed."""
         return self._outbox.acknowledged
@@ -156,6 +161,11 @@ class Link:
         """Return the page that was asked for last, once; None if it has not come."""
         page, self._page = self._page, None
         return page
+
+    def leave_page(self) -> None:
+        """Wait for the page that was asked for no longer."""
+        self._page = None
+        self._outbox.came()
 
     async def wait_page(self) -> Page | None:
         """Wait for the page that was asked for last, and take it; None if the link ends before."""
@@ -365,9 +375,13 @@ class Link:
             low, high = self._settings.versions
             self.refused = f"version: the cloud speaks {welcome.version}, this phone {low} to {high}"
             return False
-        if welcome.acknowledged > self.answers and not self._is_earlier:  # a loss of power took the last ones
+        could_have = max(self._session.answers, self._outbox.most_sent)
+        if welcome.acknowledged > could_have and not self._is_earlier:  # a loss of power took the last ones
+            # What the user has answered since stands in their place: the cloud must not take it for what
+            # follows on them.
+            self._outbox.cut(self._session.answers)
             self.refused = (
-                f"session: the cloud has {welcome.acknowledged} answers of it, the phone {self.answers}; "
+                f"session: the cloud has {welcome.acknowledged} answers of it, the phone had {could_have}; "
                 "begin a new session"
             )
             return False

@@ -18,6 +18,7 @@ from edgerec_gym.compiled.arrays import AddressTable, Float32Matrix, Int32Vector
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.compiled.random_stream import SPLITS
 from edgerec_gym.errors import InputError
+from edgerec_gym.protocol.answers import responses_of
 from edgerec_gym.protocol.coding import write_features
 from edgerec_gym.protocol.messages import Answer, Page, PageRequest
 from edgerec_gym.scenario import Scenario

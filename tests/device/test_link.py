@@ -499,7 +499,9 @@ def test_a_phone_that_lost_its_last_answers_begins_anew(store: EventStore) -> No
                 store.append(KEY, answer(number))
             link = make_link(cloud.url, store)
             await link.run()
-            assert link.refused == "session: the cloud has 5 answers of it, the phone 3; begin a new session"
+            assert (
+                link.refused == "session: the cloud has 5 answers of it, the phone had 3; begin a new session"
+            )
             following = make_link(cloud.url, store, session=msgspec.structs.replace(SESSION, session=KEY + 1))
             async with running(following):
                 following.end()

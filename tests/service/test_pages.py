@@ -16,9 +16,9 @@ from edgerec_gym.answers import (
     RESPONSE_SIZE,
 )
 from edgerec_gym.errors import InputError
+from edgerec_gym.protocol.answers import responses_of
 from edgerec_gym.protocol.coding import LEVELS, from_levels
 from edgerec_gym.protocol.messages import Answer
-from edgerec_gym.service.pages import responses_of
 
 
 def answer(exposure: bytes, page_view: bytes = b"") -> Answer:
