@@ -68,14 +68,14 @@ def test_trains_and_loads(lite: Scenario, tmp_path: Path, slot_id: str, agent: s
     assert np.array_equal(loaded.act(observation), load_policy(tmp_path, env).act(observation))
 
 
-@pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedRequest-v0"])
-def test_learns_what_pays(lite: Scenario, tmp_path: Path, env_id: str) -> None:
+@pytest.mark.parametrize(("env_id", "recurrent"), [("EdgeFeed-v0", 1), ("EdgeFeedRequest-v0", 0)])
+def test_learns_what_pays(lite: Scenario, tmp_path: Path, env_id: str, recurrent: int) -> None:
     """Where only requests pay, the trained policy asks whenever it may."""
     pays = RewardConfig(click=0, purchase=0, request=1, invalid=0)
     scenario = dataclasses.replace(lite, config=lite.config.replace(reward=pays))
-    quick(
-        scenario, tmp_path, env_id, steps=8192, num_envs=32, n_steps=16, batch_size=128, n_epochs=4, gamma=0.5
-    )
+    hyper = {"learning_rate": 1e-2, "gamma": 0.5, "hidden": 16, "recurrent": recurrent}
+    rollout = {"num_envs": 16, "n_steps": 16, "batch_size": 128, "n_epochs": 4}
+    quick(scenario, tmp_path, env_id, steps=2048, **hyper, **rollout)
     env = make_env(lite, env_id)
     policy = load_policy(tmp_path, env)
     observation, _ = env.reset(seed=0)
@@ -105,7 +105,7 @@ def test_leaves_global_generators_and_threads_alone(lite: Scenario, tmp_path: Pa
     np.random.seed(4)
     torch.manual_seed(4)
     threads = torch.get_num_threads()
-    quick(lite, tmp_path, threads=threads + 1)
+    quick(lite, tmp_path, steps=UPDATE, threads=threads + 1)
     load_policy(tmp_path, make_env(lite))
     assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
     assert torch.get_num_threads() == threads
