@@ -62,7 +62,7 @@ def play(
             features.turn(pages[number])
             waiting = None
         features.show()
-    return person, seen, answers, features.placed(), pages
+    return person, seen, answers, features.placed_since(len(answers)), pages
 
 
 def compare(scenario: Scenario, seen: list[list[Observation]], tables: list[pa.Table]) -> Counter[str]:

@@ -282,7 +282,7 @@ class FleetPhone:
         """Put the phone away: end what is played, and bring the cloud whatever it lacks."""
         placed: list[Answer] = []
         if self._whole is not None and self._whole.link is not None:
-            placed = self._whole.features.placed()
+            placed = self._whole.features.placed_since(self._whole.link.answers)
         self._fold()
         for session in self.store.sessions():
             if session.ended:
