@@ -28,7 +28,7 @@ function played(told) {
   frames[slot + 1] = told.after;
   slots[slot] = { card, arrived: told.arrived, end: told.end };
   if (told.answered) answers[told.answered.slot] = told.answered.answer;
-  times.push(told.decision.ms);
+  times.push([told.decision.ms, told.decision.late]);
   if (times.length > BARS) times.shift();
   last = told;
 }

@@ -29,7 +29,7 @@ function reasons(told, card) {
 
 function nowPanel(slot, times, state) {
   const told = slot.decision;
-  const scale = told.budget ? 1.25 * told.budget : Math.max(...times, 1);
+  const scale = told.budget ? 1.25 * told.budget : Math.max(...times.map(([ms]) => ms), 1);
   const within = Math.min(100, (100 * told.ms) / scale);
   const rest = told.budget ? `of ${milliseconds(told.budget)} allowed` : "no budget";
   return [
@@ -57,9 +57,9 @@ function history(times, budget) {
   const most = Math.max(budget ? 1.1 * budget : 0, 1);
   const wide = width / BARS;
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", class: "history", role: "img", "aria-label": `milliseconds of the last ${times.length} decisions` });
-  times.forEach((ms, k) => {
+  times.forEach(([ms, late], k) => {
     const tall = Math.max(1, Math.min(1, ms / most) * height);
-    drawing.append(svg("rect", { x: width - (times.length - k) * wide, y: height - tall, width: wide - 1, height: tall, class: budget && ms > budget ? "late" : "in-time" }));
+    drawing.append(svg("rect", { x: width - (times.length - k) * wide, y: height - tall, width: wide - 1, height: tall, class: late ? "late" : "in-time" }));
   });
   if (budget) drawing.append(svg("path", { d: `M0,${height - (budget / most) * height}H${width}`, class: "budget", "vector-effect": "non-scaling-stroke" }));
   return drawing;
