@@ -296,7 +296,8 @@ class Session:
 
     async def _wait_page(self, link: Link, seconds: float) -> Page | None:
         try:
-            return await asyncio.wait_for(link.wait_page(), seconds)
+            async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancellation
+                return await link.wait_page()
         except TimeoutError:
             return None
 
@@ -349,7 +350,8 @@ class Session:
     async def _deliver(self, link: Link) -> None:
         """Wait until the cloud has the session; without a network the next session delivers it."""
         try:
-            await asyncio.wait_for(link.wait_done(), self.pace.patience_seconds if link.connected else 0.0)
+            async with asyncio.timeout(self.pace.patience_seconds if link.connected else 0.0):
+                await link.wait_done()
         except TimeoutError:
             return
 
