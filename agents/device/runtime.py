@@ -398,7 +398,8 @@ class Session:
 
     async def _wait_page(self, link: Link, seconds: float) -> Page | None:
         try:
-            return await asyncio.wait_for(link.wait_page(), seconds)
+            async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancellation
+                return await link.wait_page()
         except TimeoutError:
             return link.take_page()
 
@@ -500,8 +501,8 @@ class Session:
         """Wait until the cloud has the session; without a network the next session delivers it."""
         pace = self.pace
         with suppress(TimeoutError):
-            seconds = pace.patience_seconds if link.connected else pace.deliver_seconds
-            await asyncio.wait_for(link.wait_done(), seconds)
+            async with asyncio.timeout(pace.patience_seconds if link.connected else pace.deliver_seconds):
+                await link.wait_done()
 
 
 def look_seconds(looked: float, config: FeedConfig) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ KEPT = 10**6  # sessions in a store: none is removed, so that all can be compare
 SCRIPTS = 100  # sessions that light phones play
 SAMPLE_SECONDS = 0.25
 DELIVER_AT_ONCE = 64  # phones
+CANCEL_SECONDS = 5.0
 AGAIN_SECONDS = 1.0  # between a session that failed and the next one
 
 
@@ -387,10 +388,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """Let the phones be as they are, in the middle of their sessions."""
-        tasks = [*self._tasks, *([] if self._sampling is None else [self._sampling])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel([*self._tasks, *([] if self._sampling is None else [self._sampling])])
         self._tasks, self._sampling = [], None
 
     async def deliver(self, seconds: float) -> int:
@@ -403,8 +401,7 @@ class Fleet:
 
         tasks = [asyncio.create_task(one(phone)) for phone in self.phones]
         await asyncio.wait(tasks, timeout=seconds)
-        for task in tasks:
-            task.cancel()
+        await _cancel([task for task in tasks if not task.done()])
         done = await asyncio.gather(*tasks, return_exceptions=True)
         for outcome in done:
             if isinstance(outcome, Exception):
@@ -454,3 +451,12 @@ def _policies(settings: FleetSettings) -> list[Policy]:
             for _ in range(1, settings.phones)
         ),
     ]
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended: libraries may swallow a cancellation."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
