@@ -425,7 +425,7 @@ def test_a_full_disk_stops_no_session(cloud: Cloud, tmp_path: Path) -> None:
             pages = database.execute("PRAGMA page_count").fetchone()[0]
             database.execute(f"PRAGMA max_page_count = {pages}")
 
-    full = Played(cloud.phone(user_of(7)), 7, kept, FAST, watch=fill)
+    full = Played(cloud.phone(user_of(7)), 7, kept, FAST, watch=fill, kind=Immediate)
     report = asyncio.run(full.play())
     assert report.slots > 15 and report.pages > 1 and not report.starved
     assert len(said) == 1 and "read-only" in said[0] and "full" in said[0] and "\n" not in said[0]
@@ -519,9 +519,9 @@ def test_a_token_ends_by_day_and_play_does_not(
             played = Played(cloud.phone(user_of(7), network), 7, store, FAST, watch=jump)
             report = await played.play()
             assert report.slots > 6 and report.refused.startswith("token:")
-            ahead[0] = -1000 * DAY
-            later = Played(cloud.phone(user_of(7), network), later_seed(7), store, FAST)
             ahead[0] = 0.0
+            later = Played(cloud.phone(user_of(7), network), later_seed(7), store, FAST)
+            ahead[0] = -1000 * DAY
             assert (await later.play()).delivered
         return played, later
 
@@ -557,7 +557,7 @@ def test_phones_that_were_cut_off_together_return_one_by_one(
                 nonlocal slots
                 slots += 1
                 if slots == 3 * phones:
-                    network.refuse(0.3)
+                    network.refuse(0.6)
                     network.cut()
 
             everyone = [
@@ -571,7 +571,7 @@ def test_phones_that_were_cut_off_together_return_one_by_one(
             each.close()
 
     asyncio.run(work())
-    cut_off = [waited for waited in waits.values() if len(waited) > 1]
+    cut_off = [waited for waited in waits.values() if waited]
     assert len(cut_off) > phones // 2
     assert len({waited[0] for waited in cut_off}) == len(cut_off)
     for waited in cut_off:
