@@ -513,6 +513,48 @@ def test_a_phone_that_lost_its_last_answers_begins_anew(store: EventStore) -> No
     run(work())
 
 
+def test_answers_after_a_loss_of_power_never_follow_on_others(store: EventStore) -> None:
+    """Offline the user went on in the place of what was lost, beyond what the cloud has."""
+
+    async def work() -> None:
+        async with SmallCloud() as cloud:
+            cloud.answers[KEY] = numbered(5)
+            store.begin(SESSION)
+            for number in range(3):
+                store.append(KEY, answer(number))
+            link = make_link(cloud.url, store)
+            for number in range(40, 44):
+                assert link.tell(answer(number))
+            await link.run()
+            assert link.refused.startswith("session: the cloud has 5 answers of it, the phone had 3")
+            assert store.answers(KEY) == numbered(3) and not link.tell(answer(44))
+            following = make_link(cloud.url, store, session=msgspec.structs.replace(SESSION, session=KEY + 1))
+            async with running(following):
+                following.end()
+                assert await following.wait_done()
+            assert cloud.answers[KEY] == numbered(5)
+
+    run(work())
+
+
+def test_a_page_that_is_left_is_not_taken(store: EventStore) -> None:
+    async def work() -> None:
+        async with SmallCloud() as cloud:
+            cloud.deaf = 1
+            async with running(make_link(cloud.url, store)) as link:
+                link.want_page(request(0))
+                await until(lambda: not cloud.deaf)
+                link.leave_page()
+                await cloud.tell(encode(page_of(request(0), [])))
+                await until(lambda: link.counts.late_pages)
+                assert link.take_page() is None and store.page(KEY) is None
+                link.want_page(request(1))
+                page = await link.wait_page()
+                assert page is not None and page.page == 1
+
+    run(work())
+
+
 def test_a_session_that_ended_for_the_cloud_is_not_played_on(store: EventStore) -> None:
     async def work() -> None:
         async with SmallCloud() as cloud:

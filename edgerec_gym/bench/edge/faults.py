@@ -68,7 +68,7 @@ NAMES = {
 }
 ALL = "all"
 
-_answer, _placed = msgspec.msgpack.Decoder(Answer), msgspec.msgpack.Decoder(list[Answer])
+_answer = msgspec.msgpack.Decoder(Answer)
 Progress = Callable[[int, int], object]
 
 
@@ -197,26 +197,29 @@ class KilledService:
         file = self.state / "log"
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
-    def answers(self, session: int) -> list[Answer]:
-        """Return the answers that it holds, in order; it may run or not."""
-        with closing(self._open()) as database:
-            rows = database.execute(
-                "SELECT number, data FROM answers WHERE session = ? ORDER BY number", (session,)
-            ).fetchall()
-        if [number for number, _ in rows] != list(range(len(rows))):
-            raise InputError(f"{self.state}: the answers of the session {session} have gaps")
-        return [_answer.decode(data) for _, data in rows]
 
-    def placed(self, session: int) -> list[Answer] | None:
-        """Return the cards without answers; None if the session has not ended."""
-        with closing(self._open()) as database:
-            rows = database.execute("SELECT placed FROM sessions WHERE session = ?", (session,)).fetchall()
-        if not rows or rows[0][0] is None:
-            return None
-        return [_answer.decode(data) for data in msgspec.msgpack.decode(rows[0][0], type=list[bytes])]
+def answers_of(state: Path, session: int) -> list[Answer]:
+    """Return the answers that a service holds in its folder, in order; it may run or not."""
+    with closing(_database(state)) as database:
+        rows = database.execute(
+            "SELECT number, data FROM answers WHERE session = ? ORDER BY number", (session,)
+        ).fetchall()
+    if [number for number, _ in rows] != list(range(len(rows))):
+        raise InputError(f"{state}: the answers of the session {session} have gaps")
+    return [_answer.decode(data) for _, data in rows]
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(f"file:{self.state / 'worker-0.db'}?mode=ro", uri=True, timeout=10.0)
+
+def placed_of(state: Path, session: int) -> list[Answer] | None:
+    """Return the cards without answers that a service holds; None if the session has not ended."""
+    with closing(_database(state)) as database:
+        rows = database.execute("SELECT placed FROM sessions WHERE session = ?", (session,)).fetchall()
+    if not rows or rows[0][0] is None:
+        return None
+    return [_answer.decode(data) for data in msgspec.msgpack.decode(rows[0][0], type=list[bytes])]
+
+
+def _database(state: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{state / 'worker-0.db'}?mode=ro", uri=True, timeout=10.0)
 
 
 class PhoneProcesses:
@@ -298,8 +301,9 @@ class Study:
                         progress(len(found), len(plans))
 
                 await asyncio.gather(*(one(each, steady) for each in plans if not each.service_killed))
-                await killed.start()
                 doomed = [each for each in plans if each.service_killed]
+                if doomed:
+                    await killed.start()
                 for first in range(0, len(doomed), self.phones):
                     part = doomed[first : first + self.phones]
                     playing = asyncio.gather(*(one(each, killed) for each in part))
@@ -320,7 +324,7 @@ class Study:
         service.kill()
         for each in playing:
             told = acknowledged(self._folder(each))
-            held = len(service.answers(self._session(each)[0]))
+            held = len(answers_of(service.state, self._session(each)[0]))
             self._acknowledged[each.number] = max(0, told - held)
         await service.start()
 
@@ -356,7 +360,7 @@ class Study:
         outcome.happened["LongLag"] += each.number % LONG_LAGS == 0
         outcome.happened["ServiceKilled"] += each.number in self._acknowledged
         outcome.lost = self._acknowledged.get(each.number, 0)
-        compare(outcome, folder, session, service)
+        compare(outcome, folder, session, service.state)
         return outcome
 
     def _check_features(self, plans: Sequence[Plan], found: dict[int, Outcome]) -> None:
@@ -383,11 +387,11 @@ def acknowledged(folder: Path) -> int:
     return max((int(line.split()[2]) for line in lines_of(folder)), default=0)
 
 
-def compare(outcome: Outcome, folder: Path, session: int, service: KilledService) -> None:
+def compare(outcome: Outcome, folder: Path, session: int, state: Path) -> None:
     """Compare what a phone and the service have of a session, and what the phone has perceived."""
     with closing(EventStore(folder / DATABASE)) as store:
         known, answers = store.session(session), store.answers(session)
-    held, placed = service.answers(session), service.placed(session)
+    held, placed = answers_of(state, session), placed_of(state, session)
     told = acknowledged(folder)
     outcome.answers = len(answers)
     outcome.short = int((folder / SHORT).read_text(encoding="utf-8")) if (folder / SHORT).exists() else 0
