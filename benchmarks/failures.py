@@ -280,9 +280,9 @@ def _undisturbed(arguments: str, work: Path, out: Path) -> None:
         raise SystemExit(f"without a failure, edgerec {arguments} ended with {code}:\n{told}")
 
 
-def warm_up() -> None:
-    """Load libraries and kernels into this process, from which every command is forked."""
-    for name in LOADED:
+def warm_up(libraries: bool) -> None:
+    """Load kernels, and libraries, into this process, from which every command is forked."""
+    for name in LOADED if libraries else ():
         importlib.import_module(name)
     collect.SESSIONS_PER_PART = PART
     config, synthetic = preset("lite")
@@ -304,16 +304,17 @@ def main() -> None:
     given = parser.parse_args()
     kills = (2 if given.quick else 40) if given.kills is None else given.kills
     limits = (1 if given.quick else 20) if given.limits is None else given.limits
-    warm_up()
+    chosen = [(index, case) for index, case in enumerate(CASES) if not given.only or case.name in given.only]
+    prepared = any("{work}" in case.arguments for _, case in chosen)
+    warm_up(libraries=prepared)
     tallies: list[Tally] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_table(work, given.seed)
-        for arguments in BEFORE:
+        for arguments in BEFORE if prepared else ():
             _undisturbed(arguments, work, work)
-        for index, case in enumerate(CASES):
-            if given.only is None or case.name in given.only:
-                tallies += study(case, work, kills, limits, np.random.default_rng([given.seed, index]))
+        for index, case in chosen:
+            tallies += study(case, work, kills, limits, np.random.default_rng([given.seed, index]))
     header = ["command", "failure", "points", "struck", "losses", "tracebacks"]
     body = [[str(value) for value in vars(tally).values()] for tally in tallies]
     total = [sum(getattr(tally, name) for tally in tallies) for name in header[2:]]

@@ -13,10 +13,12 @@ from edgerec_gym.compiled import random_stream as draws
 from edgerec_gym.registration import SLATE, make_feeds
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
+KINDS = ("synthetic", "learned")
 SCRIPT = """
 import sys; sys.path[:0] = [{path!r}, {helpers!r}]
-from test_determinism import trace
-print(trace({env_id!r}, {users!r}))
+from test_determinism import KINDS, trace
+for users in KINDS:
+    print(trace({env_id!r}, users))
 """
 
 
@@ -34,10 +36,10 @@ def trace(env_id: str, users: str, threads: int = 1) -> str:
 
 
 @pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
-def test_same_seed_same_episodes_in_a_new_process(env_id, users, request):
-    script = SCRIPT.format(path=str(request.path.parent), helpers=str(TESTS), env_id=env_id, users=users)
+def test_same_seed_same_episodes_in_a_new_process(env_id, request):
+    script = SCRIPT.format(path=str(request.path.parent), helpers=str(TESTS), env_id=env_id)
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == trace(env_id, users)
+    assert other.stdout.split() == [trace(env_id, users) for users in KINDS]
 
 
 @pytest.mark.parametrize("env_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])

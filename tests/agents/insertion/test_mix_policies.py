@@ -67,7 +67,7 @@ def results(policy: Any, lite: Scenario, env_id: str = PLAYED[0], sessions: int 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_rule_is_broken(lite: Scenario, network: ESAN, env_id: str, solver: str) -> None:
     policy = policy_of(make_plan(network, solver=solver, price=-0.05), track_of(env_id))
-    found = results(policy, lite, env_id)
+    found = results(policy, lite, env_id, sessions=16)
     assert not found["violations"].any()
     assert share_of(found) > (0.0 if solver == "fixed" else 0.15)
 
@@ -183,11 +183,11 @@ def priced(place: Place, price: float) -> Any:
 
 
 def test_a_price_is_found_for_a_share(lite: Scenario) -> None:
-    place = Place("EdgeFeedMix-v0", "lite", sessions=60)
+    place = Place("EdgeFeedMix-v0", "lite", sessions=40)
     entry = Entry("oracle", priced, {"price": 0.0})
     for target in (0.1, 0.33):
         price = find_price(entry, place, target)
-        found = results(priced(place, price), lite, sessions=60, split="train")
+        found = results(priced(place, price), lite, sessions=40, split="train")
         assert share_of(found) == pytest.approx(target, abs=0.004)
     with pytest.raises(InputError, match="no price in .* gives a share of 60.00%"):
         find_price(entry, place, 0.6)

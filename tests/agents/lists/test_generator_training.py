@@ -50,15 +50,21 @@ def train(runs: Path, agent: str, out: Path, **hyper: Any) -> dict[str, Any]:
     )
 
 
+def whole(runs: Path, agent: str) -> tuple[Path, dict[str, Any]]:
+    """An undisturbed run; trained once, since a finished run is resumed as it stands."""
+    out = runs / "whole" / agent
+    return out, train(runs, agent, out)
+
+
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_run_is_loaded_back_and_played(runs: Path, lite: Scenario, tmp_path: Path, agent: str) -> None:
-    record = train(runs, agent, tmp_path)
+def test_a_run_is_loaded_back_and_played(runs: Path, lite: Scenario, agent: str) -> None:
+    out, record = whole(runs, agent)
     if agent in GENERATORS:
         assert record["steps"] == 4 and len(record["reward"]) == 4 and min(record["reward"]) > 0
-        assert not same(tmp_path, runs / "pointer"), "it has learned something"
+        assert not same(out, runs / "pointer"), "it has learned something"
         assert record["network"]["hidden"] == 8, "as large as the generator that it starts from"
     for env_id in ("EdgeFeedSlate-v0", "EdgeFeedRerank-v0"):
-        policy = find_policy(str(tmp_path), env_id, lite, "synthetic")
+        policy = find_policy(str(out), env_id, lite, "synthetic")
         assert policy.name == agent
         options: dict[str, Any] = {"env_id": env_id, "scenario": lite, "users": "synthetic", "seed": 0}
         found, again = (play(policy, sessions=4, **options) for _ in range(2))
@@ -77,7 +83,7 @@ def test_rewards_start_from_a_sharpened_generator(runs: Path, tmp_path: Path, ag
 def test_a_killed_run_ends_as_if_it_had_not_been(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
-    whole = train(runs, agent, tmp_path / "whole")
+    undisturbed, record = whole(runs, agent)
     original = training.GeneratorTrainer.update
 
     def dies(self: Any) -> None:
@@ -89,8 +95,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     with pytest.raises(KeyboardInterrupt):
         train(runs, agent, tmp_path / "killed")
     monkeypatch.setattr(training.GeneratorTrainer, "update", original)
-    assert train(runs, agent, tmp_path / "killed") == whole
-    assert same(tmp_path / "whole", tmp_path / "killed")
+    assert train(runs, agent, tmp_path / "killed") == record
+    assert same(undisturbed, tmp_path / "killed")
 
 
 def test_a_search_plans_lists_everywhere(runs: Path, lite: Scenario, tmp_path: Path) -> None:
