@@ -45,6 +45,7 @@ function stands(told) {
     if (before) travel(message);
   }
   messages = messages.slice(-LATEST);
+  if (before) tellChanges(before);
 }
 
 // Between two sessions the phone connects anew, which is no news.
@@ -108,6 +109,17 @@ function drawState() {
   drawButtons();
 }
 
+// What a screen reader is told: what buttons have changed, here or on another page, and nothing of every slot.
+function tellChanges(before) {
+  const { network, model, paused, speed } = state;
+  const said = [];
+  if (network.lag_ms !== before.network.lag_ms) said.push(network.lag_ms ? `Lag ${milliseconds(network.lag_ms)}.` : "No lag.");
+  if (model.digest !== before.model.digest || model.name !== before.model.name) said.push(`${model.name}, ${model.form}, plays.`);
+  if (paused !== before.paused) said.push(paused ? "Paused." : "Going on.");
+  if (speed !== before.speed) said.push(`Speed ${speed}.`);
+  if (said.length) say(said.join(" "));
+}
+
 function label(id, words, kind = "") {
   by(id).firstElementChild.textContent = words;
   by(id).className = kind;
@@ -157,7 +169,7 @@ async function ask(name) {
       headers: { "Content-Type": "application/json", "X-Edgerec-Token": session.token },
     });
     const told = await answer.json();
-    say(told.done ? `${by(name).firstElementChild.textContent}.` : told.why);
+    if (!told.done) say(told.why);
   } catch {
     lost();
   }

@@ -12,7 +12,7 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # while it runs, nothing else may run an event loop
 def browser() -> Iterator[Any]:
     """The Chromium that is installed; CHROMIUM names another one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -27,6 +27,12 @@ def demo(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 @pytest.fixture
 def visit(browser, demo: Demo) -> Iterator[Any]:
     """Open the page in a window; errors and requests to elsewhere fail the test at its end."""
+    for path, body in (
+        ("network", {"action": "restore"}),
+        ("network", {"action": "lag", "ms": 0}),
+        ("pause", {"paused": False}),
+    ):
+        demo.press(path, body)
     troubles: list[str] = []
     contexts = []
 
@@ -85,6 +91,7 @@ def test_buttons_show_what_they_did(visit):
     has(page, "#cloud .lead", "The cloud knows")
     page.get_by_role("button", name="Lag: none").click()
     has(page, "#way-says", "lag 200 ms")
+    has(page, "#said", "Lag 200 ms.")
     model = page.locator("#plays").inner_text()
     page.locator("#model").click()
     page.wait_for_function("(before) => document.querySelector('#plays').innerText !== before", arg=model)
