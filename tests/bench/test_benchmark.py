@@ -123,6 +123,7 @@ def test_rows_of_other_runs_stay(tmp_path):
         saved_rows(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_track_rerank_runs_through(tmp_path):
     hyper = {agent: {"epochs": 1} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
     hyper |= {name: {"updates": 1, "batch_size": 4} for name in ("pointer-evaluator", "pointer-users")}
