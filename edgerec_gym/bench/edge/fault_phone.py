@@ -33,6 +33,7 @@ from edgerec_gym.users.people import People
 TRACK, USERS = "joint", "synthetic"
 DATABASE, TOLD, FAULT, SHORT = "phone.db", "told", "fault", "short"  # files of a phone
 MOST_SESSIONS = 50  # tries to deliver
+SECONDS = 120.0  # for the network and the service to be there again
 SETTINGS = LinkSettings(
     most_answers=4, most_seconds=0.02, reply_seconds=0.5, first_wait=0.01, longest_wait=0.2
 )
@@ -101,7 +102,7 @@ async def play(order: Order, world: Scenario, people: People, row: int = 0) -> S
     written = os.open(folder / TOLD, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     store = EventStore(folder / DATABASE)
     settings = replace(SETTINGS, reply_seconds=SETTINGS.reply_seconds + 4 * order.lag)
-    pace = Pace(order.speed == 0, order.speed or 1.0, patience_seconds=20.0)
+    pace = Pace(order.speed == 0, order.speed or 1.0, 3.0, SECONDS, SECONDS)
     try:
         for attempt in range(MOST_SESSIONS):
             witness, person = Witness(), people.begin(row, order.seed)

@@ -54,7 +54,7 @@ KILLED_SERVICE = 5  # one schedule in so many sees the service killed
 MOST_DEATHS = 3  # of a phone in a session
 FIRST_DEATH, LAST_DEATH = 0.02, 1.5  # seconds after its start at which a phone is killed
 FIRST_END, LAST_END = 0.1, 1.5  # seconds after the phones' start at which the service is killed
-PATIENCE = 240.0  # seconds; a session that takes longer counts as a crash
+PATIENCE = 600.0  # seconds; a session that takes longer counts as a crash
 START_SECONDS = 120.0
 NAMES = {
     "CutAtByte": "connection cut at a byte",
