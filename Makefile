@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs scenario gif agents leaderboard fuzz clean help
+.PHONY: demo test test-slow lint docs scenario gif agents leaderboard fuzz clean help
 
 demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the ground truth
 	$(BIN)/edgerec demo
@@ -13,6 +13,9 @@ demo: $(STAMP)  ## collect logs, fit users, train a policy, score it on the grou
 # worksteal keeps the tests of a file together, so that what they share is made once.
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-slow: $(STAMP)  ## run the tests that train until something is learned, or run a whole study
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow
 
 lint: $(STAMP)  ## style, format, spelling, types
 	$(BIN)/ruff check .
@@ -53,4 +56,4 @@ clean:  ## remove .venv, builds and caches
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

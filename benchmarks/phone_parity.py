@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.device_actions import SCENARIOS, shipped
 from edgerec_gym.agents.export.export import export
-from edgerec_gym.bench.edge.parity import play_environment, play_phone
+from edgerec_gym.bench.edge.parity import play_environment, play_phones
 from edgerec_gym.bench.track import find_track
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.latency import measured_on
@@ -52,7 +52,7 @@ def compare(run: Path, scenario: str, track: str, sessions: int, users: str, see
         started = time.perf_counter()
         with local_service(scenario, folder / "service", users=users) as service:
             found = asyncio.run(
-                play_phone(make, track_of(env_id), scenario, users, seeds, service.phone, folder)
+                play_phones(make, track_of(env_id), scenario, users, seeds, service.phone, folder)
             )
         seconds = time.perf_counter() - started
     different = [a.differences(b) for a, b in zip(expected, found, strict=True)]

@@ -18,6 +18,9 @@ from edgerec_gym.commands import (
     console,
     distil,
     edge,
+    edge_studies,
+    faults,
+    load,
     logs,
     offline,
     pages,
@@ -119,6 +122,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 bench.bench.command("distil")(distil.bench_distil)
+bench.bench.command("sync")(edge_studies.bench_sync)
+bench.bench.command("edge")(edge_studies.bench_edge)
+bench.bench.command("load")(load.bench_load)
+bench.bench.command("faults")(faults.bench_faults)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(registry.registry, name="registry")
 

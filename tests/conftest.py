@@ -13,6 +13,21 @@ from edgerec_gym.registration import IDS, SLATE
 from edgerec_gym.scenario import Scenario
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let slow tests be asked for."""
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out slow tests, unless they are asked for or named one by one."""
+    named = any("::" in argument for argument in config.args)
+    if config.getoption("--slow") or config.option.markexpr or named:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow") is not None]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+
+
 @pytest.fixture(scope="session")
 def lite() -> Scenario:
     """The shipped lite scenario."""

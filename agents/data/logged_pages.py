@@ -46,9 +46,9 @@ class LoggedPages:
 
         A page without logged candidates (imported logs) consists of the goods that it showed: at the rows
         that the logged actions tell, else in the order in which they were shown. A candidate's
-        base ctr is the logged one where it was placed, else the cloud's score
-        (:class:`~edgerec_gym.config.CloudConfig`) for the user and the behaviour that had been synchronised
-        when the page was requested.
+        base ctr is the logged one where the log holds it (`candidate_ctr`) or where it was placed, else the
+        cloud's score (:class:`~edgerec_gym.config.CloudConfig`) for the user and the behaviour that had been
+        synchronised when the page was requested.
         """
         page = table["page"].to_numpy()
         start = np.zeros(len(page), np.bool_)
@@ -62,6 +62,7 @@ class LoggedPages:
         base_ctr = np.zeros(candidates.shape, np.float32)
         if logged.any():
             base_ctr[logged] = cloud_scores(sessions, candidates, first, of_slot, config)[logged]
+        _read_scores(table, first, base_ctr)
         placed = np.flatnonzero(pool_row >= 0)
         base_ctr[of_slot[placed], pool_row[placed]] = sessions.scalars[placed, BASE_CTR]
         shown_at = np.full(candidates.shape, NOT_SHOWN, np.int64)
@@ -106,6 +107,18 @@ def _candidates(
     fits = at < config.pool_size
     candidates[page[fits], at[fits]] = sessions.item[goods[fits]]
     return candidates, logged
+
+
+def _read_scores(table: pa.Table, first: np.ndarray, base_ctr: np.ndarray) -> None:
+    """Write the base ctr of candidates (G, N) where the log holds it."""
+    if "candidate_ctr" not in table.column_names:
+        return
+    column = table["candidate_ctr"].combine_chunks().take(pa.array(first))
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    page = np.repeat(np.arange(len(first)), lengths)
+    at = np.arange(len(page)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fits = at < base_ctr.shape[1]
+    base_ctr[page[fits], at[fits]] = column.flatten().to_numpy(zero_copy_only=False)[fits]
 
 
 def pool_rows(item: np.ndarray, goods: np.ndarray, candidates: np.ndarray) -> np.ndarray:

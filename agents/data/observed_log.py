@@ -18,7 +18,7 @@ from edgerec_gym.logs.sessions import COLUMNS, LoggedSessions
 from edgerec_gym.policy import NOT_SHOWN, Observation
 from edgerec_gym.spaces import CONTEXT, context_size
 
-OBSERVED_COLUMNS = [*COLUMNS, "user", "candidates", "request", "action"]
+OBSERVED_COLUMNS = [*COLUMNS, "user", "candidates", "candidate_ctr", "request", "action"]
 
 
 class ObservedLog:
@@ -106,7 +106,7 @@ class ObservedLog:
         used = pages.pool_row[rows]
         left = candidates >= 0
         left[request[used >= 0], used[used >= 0]] = False
-        return self._features(now) * left[:, :, None]
+        return np.where(left[:, :, None], self._features(now), np.float32(0))  # a product may be -0
 
     def _features(self, now: np.ndarray) -> np.ndarray:
         """Return features of all candidates of the pages of slots (R,), (R, N, F) float32."""
@@ -139,12 +139,13 @@ class ObservedLog:
         rows = np.where(present, rows, 0)
         when = ((rows - begin[:, None]) / self.config.max_slots).astype(np.float32)
         history = np.concatenate([self.sessions.cards(rows), actions[rows], when[..., None]], axis=2)
-        return history * present[..., None]
+        return np.where(present[..., None], history, np.float32(0))
 
     def _screen(self, begin: np.ndarray, now: np.ndarray) -> np.ndarray:
         rows = now[:, None] - self.config.lookahead + np.arange(self.config.lookahead)
         present = rows >= begin[:, None]
-        return self.sessions.cards(np.where(present, rows, 0)) * present[..., None]
+        cards = self.sessions.cards(np.where(present, rows, 0))
+        return np.where(present[..., None], cards, np.float32(0))
 
     def context(self, begin: np.ndarray, now: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Return the context (R, C) float32 before the placed slots `now` (R,) int64 are filled.

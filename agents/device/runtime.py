@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +31,11 @@ from edgerec_gym.device.features import ASKED, NOTHING, SessionFeatures
 from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.link import Link
 from edgerec_gym.device.link_settings import Heard, LinkSettings, Phone
-from edgerec_gym.errors import InputError
+from edgerec_gym.device.registry import ModelRegistry
+from edgerec_gym.errors import InputError, MissingExtraError
 from edgerec_gym.policy import Policy
 from edgerec_gym.protocol.answers import response_of
-from edgerec_gym.protocol.messages import Answer, Page, PageRequest
+from edgerec_gym.protocol.messages import Answer, ModelOffer, Page, PageRequest
 from edgerec_gym.users.people import Person
 
 ONE = np.ones(1, np.bool_)
@@ -56,12 +58,16 @@ class Pace:
         first_page_seconds: time to wait for the first page before the last one of an earlier session is
             played.
         patience_seconds: time to wait with an empty pool before the session is given up.
+        deliver_seconds: time to wait at the end of a session for a connection that is not there.
+        sleep: lets seconds of the phone pass, in real time.
     """
 
     virtual: bool = False
     speed: float = 1.0
     first_page_seconds: float = 3.0
     patience_seconds: float = 60.0
+    deliver_seconds: float = 1.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 @dataclass
@@ -74,9 +80,11 @@ class SessionReport:
         terms: the reward by term.
         requests: pages that the policy asked for.
         pages: pages that were played.
+        short_pages: pages that were built from fewer answers than the request named, which came later.
         offline_slots: slots that were decided without a connection.
         stale_slots: slots that were played from a page that is older than it should be.
-        starved: whether it was given up, since no candidate was left and no page came.
+        starved: whether it was given up, since no candidate was left and no page came, or since what the
+            phone keeps of it cannot be read.
         delivered: whether the cloud has all of it.
         decision_ms: milliseconds of each decision.
         missed: decisions that were late.
@@ -90,6 +98,7 @@ class SessionReport:
     terms: dict[str, float] = field(default_factory=dict)
     requests: int = 0
     pages: int = 0
+    short_pages: int = 0
     offline_slots: int = 0
     stale_slots: int = 0
     starved: bool = False
@@ -112,6 +121,7 @@ class Session:
         generator: draws the waits of the link.
         link_settings: of the link.
         pace: how time passes.
+        models: where models that the cloud offers are kept; None to take none.
         watch: called after every slot, for who looks on.
 
     Attributes:
@@ -120,6 +130,7 @@ class Session:
         report: what has happened so far.
         action: the last action.
         reason: what made the policy decide as it did at the last slot.
+        said: the last line about a model that was not taken; "" if there is none.
     """
 
     def __init__(
@@ -133,9 +144,11 @@ class Session:
         *,
         link_settings: LinkSettings | None = None,
         pace: Pace | None = None,
+        models: ModelRegistry | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.config, self.policy, self.phone, self.store = config, policy, phone, store
+        self.models = models
         self.features = SessionFeatures(config, track)
         self.pace, self.watch = pace or Pace(), watch
         cloud = config.cloud
@@ -148,6 +161,8 @@ class Session:
         self._asked_at = 0.0  # when it was sent; 0 if it has not been
         self._synced = 0  # answers that a request names, with sync="periodic"
         self._next_model: DeviceModel | None = None
+        self._receiving: set[asyncio.Task[None]] = set()
+        self.said = ""
         if isinstance(policy, DevicePolicy):
             policy.keep_time(self._clock())
 
@@ -167,22 +182,31 @@ class Session:
         session = PhoneSession(
             person.session, person.user, 0, person.hour, features=feature_digest(self.config)
         )
-        heard = Heard(check_page=self._check)
+        heard = Heard(
+            check_page=self._check,
+            page=self._came,
+            offer=self._offered,
+            model=lambda offer, _: self._receive(offer),
+            model_failed=lambda offer, reason: self._say(reason),
+        )
         self.link = link = Link(self.phone, session, store, self._generator, self._settings, heard)
         talking = asyncio.create_task(link.run())
         try:
+            was_over = link.is_ending
             if goes_on:
                 await self._go_on(person, link, ask, remind)
-            else:
+            elif not was_over:
                 await self._begin(person, link)
-            while not features.ended and not self.report.starved:
+            while not (features.ended or self.report.starved or was_over):
                 await self._slot(link, ask)
-            if not self.report.starved or features.slot:
-                link.end(features.placed())
+            if not was_over and (not self.report.starved or features.slot):
+                link.end(features.placed_since(link.answers))
+            if link.is_ending:
                 await self._deliver(link)
         finally:
             link.stop()
             (error,) = await asyncio.gather(talking, return_exceptions=True)
+            await asyncio.gather(*self._receiving)
             if isinstance(error, Exception):
                 raise error
         self.report.delivered, self.report.refused = link.done, link.refused
@@ -205,9 +229,10 @@ class Session:
         self.policy.reset(ONE)
         self._ask_page(link, PageRequest(0, 0, 0, [], "start"))
         page = await self._wait_page(link, self.pace.first_page_seconds)
-        if page is None:
-            kept = self.store.last_page(person.user)
-            page = None if kept is None else replace_page(kept, 0)
+        if page is None and (kept := self.store.last_page(person.user)) is not None:
+            page = replace_page(kept, 0)
+            link.leave_page()  # it comes too late
+            self.store.keep_page(person.session, page)
         if page is None:
             page = await self._wait_page(link, self.pace.patience_seconds)
         if page is None:
@@ -220,12 +245,13 @@ class Session:
         features, store, session = self.features, self.store, person.session
         features.begin(session, person.features, person.hour)
         self.policy.reset(ONE)
-        answers, cards = store.answers(session), [_card.decode(d.card) for d in store.decisions(session)]
+        answers, cards = store.answers(session), self._cards(session)
         for card in cards:
             while features.page < card.page:
                 page = store.page(session, features.page + 1)
                 if page is None:
-                    raise InputError(f"{store.path}: session {session} lacks its page {features.page + 1}")
+                    self.report.starved = True
+                    return
                 self._turn(page)
             self._decide()  # which lets the policy follow
             known = features.answers
@@ -236,12 +262,16 @@ class Session:
                     response = response_of(answers[known], self.config.n_responses)
                     if remind is not None:
                         remind(features.focus)
+                elif link.is_ending:
+                    break
                 else:  # killed between card and answer
                     response = ask(features.focus)
             self._take_in(response, link if known >= len(answers) else None)
             if self._asked is not None and not self.pace.virtual:
                 features.wait_for_page()
             features.show()
+        if features.ended or link.is_ending:
+            return
         page = store.page(session, features.page + 1)
         if page is not None and not (self.pace.virtual and features.page_due):
             self._turn(page)
@@ -251,6 +281,14 @@ class Session:
             await self._begin(person, link)
         else:
             await self._page_between_slots(link)
+
+    def _cards(self, session: int) -> list[Answer]:
+        """Return the cards that were placed, as far as they are kept: a full disk may have left a gap."""
+        cards: list[Answer] = []
+        for decision in self.store.decisions(session):
+            if decision.slot == len(cards):
+                cards.append(_card.decode(decision.card))
+        return cards
 
     def _sent(self, sent: int, known: int) -> None:
         """Note what a slot has sent, when so many answers were known."""
@@ -293,7 +331,7 @@ class Session:
         response = ask(features.focus) if features.focus.active[0] else None
         self._take_in(response, link)
         report.offline_slots += not link.connected
-        report.stale_slots += features.arrays.page_age[0] > self.config.page_size
+        report.stale_slots += int(features.arrays.page_age[0] > self.config.page_size)
         if self.watch is not None:
             self.watch(self)
         await self._pass_time(response, link)
@@ -353,28 +391,35 @@ class Session:
         features = self.features
         ahead = 0 if self.pace.virtual or request.page == 0 else self.config.request_latency
         slot = min(features.slot + ahead, self.config.max_slots)
-        self._asked = PageRequest(
-            request.page, slot, request.answers, features.items_since(request.answers), request.reason
-        )
+        answers = min(request.answers, link.answers)  # a full disk has kept no more
+        self._asked = PageRequest(request.page, slot, answers, features.items_since(answers), request.reason)
         self._asked_at = time.perf_counter()
         link.want_page(self._asked)
 
     async def _wait_page(self, link: Link, seconds: float) -> Page | None:
         try:
-            return await asyncio.wait_for(link.wait_page(), seconds)
+            async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancellation
+                return await link.wait_page()
         except TimeoutError:
-            return None
+            return link.take_page()
 
     def _turn(self, page: Page) -> None:
-        if self._asked_at:
-            self.report.page_seconds.append(time.perf_counter() - self._asked_at)
         self.report.pages += 1
+        self.report.short_pages += self._asked is not None and page.answers < self._asked.answers
         self._asked, self._asked_at = None, 0.0
         self.features.turn(page)
 
+    def _came(self, page: Page) -> None:
+        """Note how long a page took, which may be played later: between two slots."""
+        self.report.page_seconds.append(time.perf_counter() - self._asked_at)
+
     def _check(self, page: Page) -> None:
-        """Refuse a page that does not fit the feed, before it counts as come."""
-        self.features.check(page)
+        """Refuse a page that does not fit the feed, before it counts as come.
+
+        A session that began with a kept page goes on with it when the cloud's first page comes late.
+        """
+        if page.page > self.features.page:
+            self.features.check(page)
 
     def _swap(self) -> None:
         """Let the next model take over, between two slots."""
@@ -385,8 +430,44 @@ class Session:
             if not isinstance(self.policy, DevicePolicy):
                 raise InputError(f"policy {self.policy.name!r} is no exported agent")
             self.policy.swap(model)
+            if self.models is not None:
+                self.models.activate(model.digest)
         except InputError as error:
-            self.reason = f"the old model stays: {error}"
+            if self.models is not None:
+                self.models.reject(model.digest, str(error))
+            self._say(str(error))
+
+    def _offered(self, offer: ModelOffer) -> None:
+        """Fetch the model that the cloud offers, unless it runs, is here or was rejected."""
+        if self.models is None or self.link is None:
+            return
+        try:
+            room = self.models.room(offer)
+            if room is not None:
+                self.link.want_model(offer, room)
+            elif self.models.is_wanted(offer.digest):
+                self._receive(offer)
+        except (InputError, OSError) as error:
+            self._say(str(error))
+
+    def _receive(self, offer: ModelOffer) -> None:
+        """Verify a model that has come, beside play; it takes over at the next slot."""
+        task = asyncio.get_running_loop().create_task(self._verify(offer))
+        self._receiving.add(task)
+        task.add_done_callback(self._receiving.discard)
+
+    async def _verify(self, offer: ModelOffer) -> None:
+        models, link = self.models, self.link
+        assert models is not None and link is not None
+        version = None if link.welcome is None else link.welcome.version
+        try:
+            self._next_model = await asyncio.to_thread(models.receive, offer.digest, offer.files, version)
+        except (InputError, MissingExtraError) as error:
+            self._say(str(error))
+
+    def _say(self, line: str) -> None:
+        """Note why a model is not taken; the old one plays on."""
+        self.said = line
 
     def _record(self, ms: float) -> None:
         model = self.policy.model.digest if isinstance(self.policy, DevicePolicy) else ""
@@ -413,15 +494,20 @@ class Session:
         if self.pace.virtual or self.pace.speed == float("inf"):
             await asyncio.sleep(0)
             return
-        bucket = 0 if response is None else round(float(response[0]) * (len(SECONDS) - 1))
-        await asyncio.sleep(float(SECONDS[bucket]) * self.config.dwell_scale / self.pace.speed)
+        looked = 0.0 if response is None else float(response[0])
+        await self.pace.sleep(look_seconds(looked, self.config) / self.pace.speed)
 
     async def _deliver(self, link: Link) -> None:
         """Wait until the cloud has the session; without a network the next session delivers it."""
-        try:
-            await asyncio.wait_for(link.wait_done(), self.pace.patience_seconds if link.connected else 0.0)
-        except TimeoutError:
-            return
+        pace = self.pace
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pace.patience_seconds if link.connected else pace.deliver_seconds):
+                await link.wait_done()
+
+
+def look_seconds(looked: float, config: FeedConfig) -> float:
+    """Return the seconds that a look takes; `looked` is its bucket in 0..1 (e1)."""
+    return float(SECONDS[round(looked * (len(SECONDS) - 1))]) * config.dwell_scale
 
 
 def replace_page(page: Page, number: int) -> Page:

@@ -21,7 +21,6 @@ from edgerec_gym.device.description import (
     DESCRIPTION,
     GOLDEN,
     KIND,
-    PROTOCOL,
     SCHEMA_VERSION,
     Description,
     File,
@@ -36,6 +35,7 @@ from edgerec_gym.device.files import DeviceModel
 from edgerec_gym.device.session import load
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import atomic_folder, make_folder, write_json
+from edgerec_gym.protocol.messages import VERSIONS
 
 TOLERANCE = 1e-5  # of float32 graphs, relative to 1 + the size of an output
 
@@ -157,7 +157,7 @@ def _write(
         + sum(len(graph.content) for graph in packed.values())
         + sum(map(len, told.files.values())),
         features=feature_digest(told.config),
-        protocol=PROTOCOL,
+        protocol=VERSIONS,
         origin=told.origin,
         base=told.base,
         versions={

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from edgerec_gym.agents.device.policy import DevicePolicy
 from edgerec_gym.agents.device.runtime import Pace, Session, SessionReport, Watch
 from edgerec_gym.agents.find_policy import find_policy
 from edgerec_gym.answers import Focus
-from edgerec_gym.device.description import DESCRIPTION
+from edgerec_gym.device.description import DESCRIPTION, feature_digest
 from edgerec_gym.device.event_store import EventStore
 from edgerec_gym.device.link_settings import LinkSettings, Phone
+from edgerec_gym.device.registry import ModelRegistry
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder
 from edgerec_gym.policy import Policy
@@ -23,7 +25,7 @@ from edgerec_gym.registration import track_of
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users.people import People
 
-DATABASE = "phone.db"
+DATABASE, MODELS = "phone.db", "models"  # in the phone's folder
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,13 @@ async def play_sessions(
         What became of each session.
     """
     scenario = Scenario.load(settings.scenario)
+    folder = make_folder(settings.store)
+    models = ModelRegistry(folder / MODELS, feature_digest(scenario.config))
     policy = phone_policy(settings.policy, settings.env_id, settings.scenario, settings.users)
+    if isinstance(policy, DevicePolicy) and (model := models.load()) is not None:
+        policy.swap(model)  # one that the cloud has offered before
     people = People(scenario, settings.users, 1, settings.split)
-    store = EventStore(make_folder(settings.store) / DATABASE)
+    store = EventStore(folder / DATABASE)
     reports = []
     try:
         for seed in seeds:
@@ -101,12 +107,16 @@ async def play_sessions(
                 track_of(settings.env_id),
                 policy,
                 Phone(
-                    settings.url, settings.device, make_token(settings.secret, settings.device, person.user)
+                    settings.url,
+                    settings.device,
+                    make_token(settings.secret, settings.device, person.user),
+                    policy.model.digest if isinstance(policy, DevicePolicy) else "",
                 ),
                 store,
                 np.random.default_rng([seed, 1]),
                 link_settings=settings.link,
                 pace=Pace(speed=settings.speed),
+                models=models if isinstance(policy, DevicePolicy) else None,
                 watch=watch,
             )
 

@@ -35,7 +35,8 @@ def serve(
         str | None, typer.Option(help="redis://HOST:PORT/N that keeps the sessions; default: SQLite.")
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(help="Folder of a device model (edgerec export) to offer to phones.")
+        Path | None,
+        typer.Option(help="What phones are offered: a device model, or a model's folder in a registry."),
     ] = None,
     secret: SecretFile = None,
     logs: Annotated[

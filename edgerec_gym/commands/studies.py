@@ -9,6 +9,7 @@ import typer
 
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson, Seed
+from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder
 
 
@@ -16,10 +17,29 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder; finished stages in it are skipped.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Run every stage at a tiny size.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Instead: a phone and a cloud at work, to watch in the browser.")
+    ] = False,
+    speed: Annotated[
+        float | None, typer.Option(help="With --live: how much faster than people it plays; default 1.5.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="With --live: of the page; default: one that is free."),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option(" /--no-browser", help="With --live: print the address only.", show_default=False)
+    ] = True,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Collect logs, fit users, train a policy and score it on the ground truth, in a few minutes."""
+    if live:
+        if quick or fresh or as_json:
+            raise InputError("--live takes no --quick, --fresh or --json")
+        return _live(out / "live", 1.5 if speed is None else speed, port or 0, browser, seed)
+    if speed is not None or port is not None or not browser:
+        raise InputError("--speed, --port and --no-browser need --live")
     from edgerec_gym.commands.demo import PAGE, REPLAY, run_demo
 
     with console.interruptible(
@@ -32,6 +52,19 @@ def demo(
     console.print_results(results)
     print(f"one session of the shipped agent, slot by slot: {out / REPLAY}")
     print(f"report, to open in a browser: {out / PAGE}")
+
+
+def _live(folder: Path, speed: float, port: int, browser: bool, seed: int) -> None:
+    """Show phone and cloud until Ctrl-C."""
+    from edgerec_gym.commands.live import LiveSettings, open_page, run_live
+
+    def ready(url: str) -> None:
+        print(f"phone and cloud, live: {url} (Ctrl-C ends it)", flush=True)
+        if browser:
+            open_page(url)
+
+    with console.interruptible("phone and cloud have ended"):
+        run_live(LiveSettings(folder, port, speed, seed), ready)
 
 
 def bench_env(

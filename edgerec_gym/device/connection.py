@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -56,8 +55,17 @@ class Connection(ClientConnection):
         super().data_received(data)
 
 
-class _Opened(connect):
-    """Follows no redirection of HTTP: the protocol has its own."""
+class Opening(connect):
+    """A connection that is being opened. It follows no redirection of HTTP: the protocol has its own."""
+
+    made: list[Connection]
+
+    def abort(self) -> None:
+        """Close the socket, also if opening was given up half-way."""
+        for connection in self.made:
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -65,7 +73,7 @@ class _Opened(connect):
 
 def opened(
     url: str, traffic: Traffic, open_seconds: float, ping_seconds: float, silent_seconds: float
-) -> connect:
+) -> Opening:
     """Return a context manager that opens a connection.
 
     Args:
@@ -75,7 +83,13 @@ def opened(
         ping_seconds: time between signs of life.
         silent_seconds: a connection is given up if a sign of life is not answered for so long.
     """
-    return _Opened(
+    made: list[Connection] = []
+
+    def make(*args: Any, **kwargs: Any) -> Connection:
+        made.append(Connection(*args, traffic=traffic, **kwargs))
+        return made[-1]
+
+    opening = Opening(
         url,
         subprotocols=[Subprotocol(SUBPROTOCOL)],
         compression=None,  # so that the bytes of a frame are those of its message
@@ -87,5 +101,7 @@ def opened(
         close_timeout=CLOSE_SECONDS,
         max_size=MOST_BYTES,
         logger=_logger,
-        create_connection=cast(Any, partial(Connection, traffic=traffic)),
+        create_connection=cast(Any, make),
     )
+    opening.made = made
+    return opening

@@ -25,7 +25,7 @@ from edgerec_gym.spaces import CONTEXT, N_PAGE_VIEW_COLUMNS, exposure_columns, o
 DESCRIPTION, GOLDEN = "device.json", "golden.safetensors"
 FILES = (RULES,)  # further files that an agent may read
 KIND, SCHEMA_VERSION = "edgerec_gym device model", 2
-PROTOCOL = VERSIONS  # of the messages that a model written by this version can serve
+VERSIONS = VERSIONS  # of the messages that a model written by this version can serve
 MOST_PLACES = 1000  # cards in a list; a pool has no more
 MOST_BYTES = 2**26  # of a file
 EXPOSURES, PAGE_VIEWS = SEQUENCES = ("exposures", "page_views")
@@ -184,9 +184,9 @@ def read_description(folder: Path) -> Description:
         if name not in FILES:
             raise InputError(f"{file} names an unknown file {shown(name)}; allowed: {', '.join(FILES)}")
     oldest, newest = described.protocol
-    if oldest > PROTOCOL[1] or newest < PROTOCOL[0] or newest < oldest:
+    if oldest > VERSIONS[1] or newest < VERSIONS[0] or newest < oldest:
         raise InputError(
-            f"{file}: protocol is {oldest} to {newest}; this version speaks {PROTOCOL[0]} to {PROTOCOL[1]}"
+            f"{file}: protocol is {oldest} to {newest}; this version speaks {VERSIONS[0]} to {VERSIONS[1]}"
         )
     return described
 

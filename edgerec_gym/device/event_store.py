@@ -1,4 +1,4 @@
-"""What a phone keeps in phone.db: answers, pages, states of its model, models, arms and decisions.
+"""What a phone keeps in phone.db: answers, pages, arms and decisions. Its models are in a registry.
 
 SQLite with a write-ahead log. What a method has written is committed when it returns: it survives the end of
 the process, and only a loss of power can take the last commits. Answers are ordered by their numbers within a
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 
@@ -24,22 +24,18 @@ from edgerec_gym.device.phone_schema import (
     SCHEMA,
     VERSION,
     Decision,
-    ModelState,
     PhoneSession,
-    Snapshot,
-    StoredModel,
 )
 from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import MOST_SLOTS, Answer, Page, encode, from_cloud
 
 KEPT_SESSIONS = 20
-KEPT_REJECTED = 100  # models
 LOCK_SECONDS = 0.2  # for another process that reads the file
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _ANSWER = ", ".join(Answer.__struct_fields__)
 _PLACES = ", ".join("?" * len(Answer.__struct_fields__))
 _APPEND = f"INSERT INTO events (session, number, {_ANSWER}) VALUES (?, ?, {_PLACES})"
-_DELETED = ("events", "pages", "snapshots", "decisions", "sessions")
+_DELETED = ("events", "pages", "decisions", "sessions")
 _answers = msgspec.msgpack.Decoder(list[Answer])
 
 
@@ -132,6 +128,12 @@ class EventStore:
         self._counts[session] = number + 1
         return number
 
+    def cut(self, session: int, answers: int) -> bool:
+        """Forget a session's answers from a number on, and keep none after them."""
+        self._gaps.add(session)
+        self._counts.pop(session, None)
+        return self._write(("DELETE FROM events WHERE session = ? AND number >= ?", (session, answers)))
+
     def answers(self, session: int, first: int = 0, last: int = MOST_SLOTS) -> list[Answer]:
         """Return the answers with the numbers first..last-1, as far as they are kept."""
         rows = self._read(
@@ -191,14 +193,7 @@ class EventStore:
             "ORDER BY page DESC LIMIT 1",
             (session, number),
         )
-        if not rows:
-            return None
-        try:
-            page = from_cloud(rows[0][0])
-        except msgspec.MsgspecError as error:
-            self._turn_read_only(f"a page in it is damaged ({error})")
-            return None
-        return page if isinstance(page, Page) else None
+        return self._read_page(rows)
 
     def last_page(self, user: int) -> Page | None:
         """Return the newest page of any session of a user, to play when the cloud cannot be reached."""
@@ -207,56 +202,7 @@ class EventStore:
             "ORDER BY place DESC, page DESC LIMIT 1",
             (user,),
         )
-        page = from_cloud(rows[0][0]) if rows else None
-        return page if isinstance(page, Page) else None
-
-    def keep_snapshot(self, session: int, snapshot: Snapshot) -> bool:
-        """Keep the state of a model in place of its earlier ones."""
-        return self._write(
-            (
-                "DELETE FROM snapshots WHERE session = ? AND model = ? AND number < ?",
-                (session, snapshot.model, snapshot.number),
-            ),
-            (
-                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)",
-                (session, snapshot.number, snapshot.model, snapshot.tensors),
-            ),
-        )
-
-    def snapshot(self, session: int, model: str) -> Snapshot | None:
-        """Return the last state of a model in a session, None if there is none."""
-        rows = self._read(
-            "SELECT number, model, tensors FROM snapshots WHERE session = ? AND model = ? "
-            "ORDER BY number DESC LIMIT 1",
-            (session, model),
-        )
-        return Snapshot(*rows[0]) if rows else None
-
-    def keep_model(self, model: StoredModel) -> bool:
-        """Keep a model's state. A new active model makes the one before it `previous`, the only one."""
-        if model.state not in get_args(ModelState):
-            raise InputError(f"model state {model.state!r}; allowed: {', '.join(get_args(ModelState))}")
-        demote = (
-            ("DELETE FROM models WHERE state = 'previous' AND digest != ?", (model.digest,)),
-            ("UPDATE models SET state = 'previous' WHERE state = 'active' AND digest != ?", (model.digest,)),
-        )
-        return self._write(
-            *(demote if model.state == "active" else ()),
-            (
-                "INSERT OR REPLACE INTO models (digest, folder, state, reason) VALUES (?, ?, ?, ?)",
-                (model.digest, model.folder, model.state, model.reason),
-            ),
-            (
-                "DELETE FROM models WHERE state = 'rejected' AND added <= "
-                "(SELECT added FROM models WHERE state = 'rejected' ORDER BY added DESC LIMIT 1 OFFSET ?)",
-                (KEPT_REJECTED,),
-            ),
-        )
-
-    def models(self) -> list[StoredModel]:
-        """Return the models in the order in which they were last kept."""
-        rows = self._read("SELECT digest, folder, state, reason FROM models ORDER BY added", ())
-        return [StoredModel(*row) for row in rows]
+        return self._read_page(rows)
 
     def keep_arms(self, arms: dict[str, str]) -> bool:
         """Keep the user's arms in place of all earlier ones."""
@@ -295,6 +241,17 @@ class EventStore:
         return self._write(
             *((f"DELETE FROM {table} WHERE session = ?", row) for row in rows for table in _DELETED)
         )
+
+    def _read_page(self, rows: list[Any]) -> Page | None:
+        """Return the page of a row; None, and a store that is read-only, if it is damaged."""
+        if not rows:
+            return None
+        try:
+            page = from_cloud(rows[0][0])
+        except msgspec.MsgspecError as error:
+            self._turn_read_only(f"a page in it is damaged ({error})")
+            return None
+        return page if isinstance(page, Page) else None
 
     def _sessions(self, where: str, values: tuple[Any, ...]) -> list[PhoneSession]:
         rows = self._read(

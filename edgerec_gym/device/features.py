@@ -292,9 +292,9 @@ class SessionFeatures:
         """The card that was placed last, as an answer without actions."""
         return self._cards_placed[-1]
 
-    def placed(self) -> list[Answer]:
-        """Return the cards that were placed and have no answer, oldest first, as answers without actions."""
-        return self._cards_placed[self.answers :]
+    def placed_since(self, answers: int) -> list[Answer]:
+        """Return the cards after the first so many, oldest first, as answers without actions."""
+        return self._cards_placed[answers:]
 
     def _take(self, response: np.ndarray) -> Answer:
         """Write the rounded response into the feed and return it as a message."""

@@ -22,9 +22,9 @@ import numpy as np
 
 from edgerec_gym.device.backoff import Backoff
 from edgerec_gym.device.event_store import EventStore
-from edgerec_gym.device.link_settings import Heard, LinkCounts, LinkSettings, Phone
+from edgerec_gym.device.link_settings import Heard, LinkCounts, LinkSettings, Phone, is_address
 from edgerec_gym.device.model_download import Download
-from edgerec_gym.device.outbox import Outbox
+from edgerec_gym.device.outbox import Outbox, StuckError
 from edgerec_gym.device.phone_schema import PhoneSession
 from edgerec_gym.device.traffic import Traffic
 from edgerec_gym.errors import InputError, MissingExtraError
@@ -124,6 +124,11 @@ class Link:
         return self._outbox.kept
 
     @property
+    def is_ending(self) -> bool:
+        """Whether the session is over for the phone."""
+        return self._outbox.is_ending
+
+    @property
     def acknowledged(self) -> int:
         """Number of answers that the cloud has committed."""
         return self._outbox.acknowledged
@@ -156,6 +161,11 @@ class Link:
         """Return the page that was asked for last, once; None if it has not come."""
         page, self._page = self._page, None
         return page
+
+    def leave_page(self) -> None:
+        """Wait for the page that was asked for no longer."""
+        self._page = None
+        self._outbox.came()
 
     async def wait_page(self) -> Page | None:
         """Wait for the page that was asked for last, and take it; None if the link ends before."""
@@ -247,10 +257,11 @@ class Link:
         """Speak over one connection until it ends."""
         settings = self._settings
         url, self._url = self._url, self._phone.url  # if it does not serve, back to the known address
+        opening = self._network.opened(
+            url, self.traffic, settings.open_seconds, settings.ping_seconds, settings.silent_seconds
+        )
         try:
-            async with self._network.opened(
-                url, self.traffic, settings.open_seconds, settings.ping_seconds, settings.silent_seconds
-            ) as connection:
+            async with opening as connection:
                 if connection.subprotocol != SUBPROTOCOL:
                     raise _ViolationError(f"it does not speak {SUBPROTOCOL}")
                 await self._converse(connection)
@@ -259,6 +270,7 @@ class Link:
         except self._network.FAILURES:
             self.counts.failures += 1
         finally:
+            opening.abort()
             self.connected = False
             self._note()
 
@@ -306,6 +318,9 @@ class Link:
             except OSError as error:
                 self._drop_model(f"it cannot be written: {error.strerror}")
                 continue
+            except StuckError:
+                await connection.close()
+                return
             except BaseException:
                 await connection.close()  # ends the other task, which then raises this
                 raise
@@ -319,13 +334,13 @@ class Link:
     async def _send(self, connection: ClientConnection, message: FromPhone) -> None:
         data = encode(message)
         await connection.send(data)
-        self.traffic.count("up", _kind(message), len(data))
+        self.traffic.count("up", message.kind, len(data))
 
     def _decode(self, data: str | bytes) -> FromCloud:
         if isinstance(data, bytes):
             with suppress(msgspec.MsgspecError):
                 message = from_cloud(data)
-                self.traffic.count("down", _kind(message), len(data))
+                self.traffic.count("down", message.kind, len(data))
                 return message
         self.traffic.count("down", "malformed", len(data.encode() if isinstance(data, str) else data))
         raise _ViolationError("a message cannot be decoded")
@@ -360,9 +375,13 @@ class Link:
             low, high = self._settings.versions
             self.refused = f"version: the cloud speaks {welcome.version}, this phone {low} to {high}"
             return False
-        if welcome.acknowledged > self.answers and not self._is_earlier:  # a loss of power took the last ones
+        could_have = max(self._session.answers, self._outbox.most_sent)
+        if welcome.acknowledged > could_have and not self._is_earlier:  # a loss of power took the last ones
+            # What the user has answered since stands in their place: the cloud must not take it for what
+            # follows on them.
+            self._outbox.cut(self._session.answers)
             self.refused = (
-                f"session: the cloud has {welcome.acknowledged} answers of it, the phone {self.answers}; "
+                f"session: the cloud has {welcome.acknowledged} answers of it, the phone had {could_have}; "
                 "begin a new session"
             )
             return False
@@ -444,7 +463,7 @@ class Link:
             self.refused = f"{refusal.code}: {refusal.text}"
         elif refusal.code == "elsewhere":
             secure = self._phone.url.startswith("wss://")
-            if not refusal.allowed.startswith("wss://" if secure else ("ws://", "wss://")):
+            if not is_address(refusal.allowed) or (secure and not refusal.allowed.startswith("wss://")):
                 raise _ViolationError("it names no address")
             self._url = refusal.allowed
             self._hops += 1
@@ -473,7 +492,3 @@ class Link:
 
 class _ViolationError(Exception):
     """The cloud sent something that the protocol does not allow."""
-
-
-def _kind(message: FromPhone | FromCloud) -> str:
-    return str(message.__struct_config__.tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,18 @@ from edgerec_gym.config import SYNC_MODES
 from edgerec_gym.device.model_download import MOST_BYTES
 from edgerec_gym.errors import InputError, shown
 from edgerec_gym.protocol.messages import MOST_ANSWERS, VERSIONS, ModelOffer, Page, Welcome
+
+_ADDRESS = re.compile(
+    r"wss?://(?P<host>[\w-]{1,63}(\.[\w-]{1,63})*|\[::1\])(:(?P<port>\d{1,5}))?(/[!-~]*)?", re.ASCII
+)
+
+
+def is_address(url: str) -> bool:
+    """Whether a text is the address of a service: ws:// or wss:// with a host."""
+    found = _ADDRESS.fullmatch(url)
+    if found is None or "#" in url:
+        return False
+    return len(found["host"]) < 254 and int(found["port"] or 1) < 2**16
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,8 @@ class LinkSettings:
         period: answers between two messages, for "periodic"; a slot has one answer.
         most_answers: number of answers that gather, for "incremental".
         most_seconds: time for which an answer waits for others, for "incremental".
-        reply_seconds: a message without a reply is sent again after this time, then after twice it, ...
+        reply_seconds: a message without a reply is sent again after this time, then after twice it, ...;
+            after some tries on a new connection.
         longest_reply_seconds: upper end of these times.
         open_seconds: time for a connection to open, and then for Welcome.
         ping_seconds: time between signs of life.
@@ -86,8 +100,8 @@ class Phone:
     model: str = ""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("ws://", "wss://")):
-            raise InputError(f"the address of the service is {shown(self.url)}; allowed: ws:// or wss://")
+        if not is_address(self.url):
+            raise InputError(f"the address of the service is {shown(self.url)}; allowed: ws://HOST:PORT/PATH")
 
 
 @dataclass(frozen=True)

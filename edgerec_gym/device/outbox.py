@@ -15,7 +15,12 @@ from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import MOST_ANSWERS, Answer, Delta, End, FromPhone, PageRequest
 
 WINDOW = 2 * MOST_ANSWERS  # answers on their way without an acknowledgement
+MOST_TRIES = 4  # of a message on one connection
 CODINGS_SINCE = 2  # version in which a phone may choose the coding of pages
+
+
+class StuckError(Exception):
+    """The cloud does not reply on this connection, or the two sides disagree: a new one makes it clear."""
 
 
 class _Repeat:
@@ -32,10 +37,14 @@ class _Repeat:
     def reset(self) -> None:
         """Send at once, and wait the shortest time for the reply."""
         self.at = 0.0
+        self._tries = 0
         self._seconds = self._settings.reply_seconds
 
     def sent(self, now: float) -> None:
-        """Wait for a reply."""
+        """Wait for a reply; StuckError if there was none too often."""
+        self._tries += 1
+        if self._tries > MOST_TRIES:
+            raise StuckError
         self.at = now + self._seconds
         self._seconds = min(2 * self._seconds, self._settings.longest_reply_seconds)
 
@@ -54,6 +63,7 @@ class Outbox:
         acknowledged: number of answers that the cloud has committed.
         is_ending: whether the session is over for the phone.
         last_page: number of the last page that was asked for; -1 before.
+        most_sent: number of answers that have been sent or acknowledged.
         download: the model that is being fetched.
     """
 
@@ -66,7 +76,7 @@ class Outbox:
         self.last_page = -1
         self.download: Download | None = None
         self._placed = session.placed or []
-        self._sent = self._most_sent = self.acknowledged
+        self._sent = self.most_sent = self.acknowledged
         everything = self.is_ending or settings.sync == "incremental"
         self._due = self.kept if everything else self.acknowledged  # answers that are to be sent by now
         self._gathered_at = math.inf  # when the answers that wait have waited long enough
@@ -93,6 +103,12 @@ class Outbox:
             elif self._gathered_at == math.inf:
                 self._gathered_at = now + settings.most_seconds
         return True
+
+    def cut(self, answers: int) -> None:
+        """Forget the answers from a number on, and keep no more."""
+        self._store.cut(self._session, answers)
+        self.kept = min(self.kept, answers)
+        self._due = min(self._due, self.kept)
 
     def send_all(self) -> None:
         """Let all answers be sent now."""
@@ -137,7 +153,7 @@ class Outbox:
         self._version = version
         self._counts.resent += max(0, self._sent - acknowledged)
         self.acknowledged = self._sent = acknowledged
-        self._due = max(self._due, min(self._most_sent, self.kept))
+        self._due = max(self._due, min(self.most_sent, self.kept))
         for repeat in (self._answers, self._pages, self._models, self._end):
             repeat.reset()
 
@@ -157,6 +173,7 @@ class Outbox:
 
         Raises:
             OSError: the folder of a model that is being fetched cannot be read.
+            StuckError: a message has been sent too often without a reply.
         """
         if now >= self._gathered_at:
             self.send_all()
@@ -198,7 +215,7 @@ class Outbox:
             self._answers.sent(now)
         delta = Delta(self._sent, answers)
         self._sent += len(answers)
-        self._most_sent = max(self._most_sent, self._sent)
+        self.most_sent = max(self.most_sent, self._sent)
         return delta
 
     def _in_version(self, request: PageRequest) -> PageRequest:

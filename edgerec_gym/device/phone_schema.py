@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from edgerec_gym.protocol.messages import Answer
@@ -40,19 +38,6 @@ COLUMNS = {
         "page": "INTEGER NOT NULL",
         "data": "BLOB NOT NULL",  # the message
     },
-    "snapshots": {
-        "session": "INTEGER NOT NULL",
-        "number": "INTEGER NOT NULL",
-        "model": "TEXT NOT NULL",
-        "tensors": "BLOB NOT NULL",
-    },
-    "models": {
-        "added": "INTEGER PRIMARY KEY AUTOINCREMENT",
-        "digest": "TEXT NOT NULL UNIQUE",
-        "folder": "TEXT NOT NULL",
-        "state": "TEXT NOT NULL",
-        "reason": "TEXT NOT NULL",
-    },
     "arms": {
         "experiment": "TEXT NOT NULL PRIMARY KEY",
         "arm": "TEXT NOT NULL",
@@ -72,7 +57,6 @@ COLUMNS = {
 _KEYS = {
     "events": ("session", "number"),
     "pages": ("session", "page"),
-    "snapshots": ("session", "number", "model"),
 }
 
 
@@ -84,8 +68,6 @@ def _table(name: str) -> str:
 
 
 SCHEMA = "".join(map(_table, COLUMNS)) + "CREATE INDEX of_session ON decisions (session);"
-
-ModelState = Literal["active", "previous", "rejected"]
 
 
 class PhoneSession(msgspec.Struct, frozen=True):
@@ -113,23 +95,6 @@ class PhoneSession(msgspec.Struct, frozen=True):
     acknowledged: int = 0
     placed: list[Answer] | None = None
     ended: bool = False
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The state of a model after the first `number` answers, as safetensors bytes."""
-
-    number: int
-    model: str
-    tensors: bytes
-
-
-class StoredModel(msgspec.Struct, frozen=True):
-    """A model on the phone: its digest, its folder, its state, and why it was rejected."""
-
-    digest: str
-    folder: str
-    state: ModelState
-    reason: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ Everything here is read from the arrays of the batch, so a screen shows what the
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,9 +27,9 @@ from edgerec_gym.answers import (
 )
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.feed.batch import BEGIN, PLAY, FeedBatch
+from edgerec_gym.feed.batch import BEGIN, PLAY
 from edgerec_gym.spaces import N_SCALARS
-from edgerec_gym.state import NO_ITEM
+from edgerec_gym.state import NO_ITEM, FeedArrays
 from edgerec_gym.users.synthetic import SyntheticUsers
 
 GOODS = "goods"
@@ -168,6 +169,24 @@ class Screen:
         return sum(card.answer is not None and card.answer.bought for card in self.cards)
 
 
+class Feeds(Protocol):
+    """Feeds that can be followed: a batch, or the one on a phone.
+
+    Attributes:
+        num_envs: number of feeds.
+        config: of the feeds.
+        arrays: what is on their screens.
+        users: who answers.
+        watcher: called after every slot with what each feed did, (B,).
+    """
+
+    num_envs: int
+    config: FeedConfig
+    arrays: FeedArrays
+    users: Any
+    watcher: Any
+
+
 @dataclass
 class _Session:
     """What the batch does not keep: cards that have left the window, sums, earlier pool rows and intents."""
@@ -191,7 +210,7 @@ class ScreenRecorder:
         catalog: what the cloud retrieves from, for the categories.
     """
 
-    def __init__(self, batch: FeedBatch, catalog: Catalog) -> None:
+    def __init__(self, batch: Feeds, catalog: Catalog) -> None:
         self.batch, self.catalog = batch, catalog
         self._sessions: list[_Session | None] = [None] * batch.num_envs
         self._names = (GOODS, *batch.config.card_types)
@@ -265,7 +284,9 @@ class ScreenRecorder:
         where, item = int(a.placed_action[row]), int(a.placed_item[row])
         newest, arrived = a.window_cards[row, a.newest], bool(a.arrived[row])
         inserted = where >= config.pool_size
-        passed = 0 if inserted else int(session.unused[:where].sum())
+        # A page that has come since has filled the pool again; on a phone it comes later.
+        unused = session.unused if arrived else self._unused(row)
+        passed = 0 if inserted else int(unused[:where].sum())
         scalars = newest[config.embedding_size : config.embedding_size + N_SCALARS].tolist()
         return Card(
             slot=int(a.slot[row]) - 1,

@@ -158,10 +158,16 @@ class LagProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection until it ends."""
+        """Carry one connection until it ends, or `close` cancels it."""
         task = asyncio.current_task()
         if task is not None:
             self._keep(task)
+        try:
+            await self._carry(reader, writer)
+        except asyncio.CancelledError:  # asyncio's streams would report it as an error
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if asyncio.get_running_loop().time() < self._refuses_until:
             writer.transport.abort()
             return

@@ -107,6 +107,7 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     lists = {
         "candidates": (None, 0, len(catalog) - 1),
         "cards": (None, 0, len(catalog) - 1),
+        "candidate_ctr": (None, 0, 1),
         "user_features": (config.n_user_features, -1, 1),
         "exposure_actions": (N_EXPOSURE_ACTIONS, 0, 1),
         "page_view_actions": (N_PAGE_VIEW_ACTIONS, 0, 1),
@@ -116,6 +117,8 @@ def check_rows(table: pa.Table, where: Path, first_row: int, config: FeedConfig,
     for name, (size, low, high) in lists.items():
         if name in table.column_names:
             _check_lists(name, table[name], size, low, high, place)
+    if {"candidates", "candidate_ctr"} <= set(table.column_names):
+        _check_lengths(table, "candidate_ctr", "candidates", place)
     if {"item", "card_type"} <= set(table.column_names):
         expected = catalog.card_type[table["item"].to_numpy()]
         found = table["card_type"].to_numpy()
@@ -183,6 +186,14 @@ def _check_range(
     for k in np.flatnonzero(~((values >= low - margin) & (values <= high + margin)))[:1]:
         row = k if rows is None else rows[k]
         place.fail(row, f"{name} {values[k]} is out of range; allowed: {low} to {high}")
+
+
+def _check_lengths(table: pa.Table, name: str, of: str, place: _Place) -> None:
+    """Refuse lists that are there and have another length than those of another column."""
+    own, others = (table[column].combine_chunks().value_lengths().fill_null(-1) for column in (name, of))
+    found, needed = own.to_numpy(zero_copy_only=False), others.to_numpy(zero_copy_only=False)
+    for row in np.flatnonzero((found >= 0) & (found != needed))[:1]:
+        place.fail(row, f"{name} has {found[row]} numbers; {of} has {max(needed[row], 0)}")
 
 
 def _check_lists(

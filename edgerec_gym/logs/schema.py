@@ -57,6 +57,9 @@ SCHEMA = pa.schema(
 
 # Columns that a log has only if its feed declares what they hold; null or absent elsewhere.
 OPTIONAL = {
+    "candidate_ctr": pa.field(
+        "candidate_ctr", pa.list_(pa.float32())
+    ),  # of `candidates`, as shipped; likewise
     "embedding_known": pa.field("embedding_known", pa.bool_()),  # the embedding was known at that time
     "item_columns": pa.field("item_columns", pa.list_(pa.float32())),  # config.item_columns, as shipped
     # config.responses, each in 0..1; null where not answered

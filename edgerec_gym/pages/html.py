@@ -22,7 +22,9 @@ def asset(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str] = ()) -> str:
+def page(
+    title: str, body: str, styles: Sequence[str], scripts: Sequence[str] = (), *, policy: str = POLICY
+) -> str:
     """Return a whole page.
 
     Args:
@@ -30,6 +32,7 @@ def page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str] = 
         body: HTML of the body.
         styles: names of style sheets of this package.
         scripts: names of scripts of this package, run at the end of the body.
+        policy: what the page may load (Content-Security-Policy).
     """
     style = "\n".join(asset(name) for name in styles)
     script = "\n".join(f"<script>\n{asset(name)}</script>" for name in scripts)
@@ -40,7 +43,7 @@ def page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str] = 
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="generator" content="edgerec_gym {__version__}">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>

@@ -10,7 +10,7 @@ from edgerec_gym import __version__
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.drawing.colours import category_colours
-from edgerec_gym.drawing.screen import Answer, ScreenRecorder
+from edgerec_gym.drawing.screen import Answer, Feeds, ScreenRecorder
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import BEGIN, FeedBatch
 from edgerec_gym.policy import Policy
@@ -122,10 +122,11 @@ class SessionRecorder(ScreenRecorder):
 
     def answers(self) -> list[Frame | None]:
         """Return the user's answer to each card, None if the session ended first."""
-        return [None if card.answer is None else _listed(card.answer) for card in self.screen(ROW).cards]
+        return [None if card.answer is None else listed(card.answer) for card in self.screen(ROW).cards]
 
 
-def _listed(answer: Answer) -> Frame:
+def listed(answer: Answer) -> Frame:
+    """Return an answer as a page shows it."""
     return vars(answer) | {"actions": list(answer.actions), "responses": list(answer.responses)}
 
 
@@ -201,7 +202,7 @@ def record_session(
     return rounded(told)
 
 
-def explained(policy: Policy, batch: FeedBatch) -> Frame | None:
+def explained(policy: Policy, batch: Feeds) -> Frame | None:
     """Return a policy's explanation of its last decision; raise InputError if it has the wrong shape."""
     said = policy.explain(ROW) if hasattr(policy, "explain") else None
     if said is None:

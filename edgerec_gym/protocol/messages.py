@@ -51,11 +51,33 @@ REFUSALS = {
 }
 
 
+# Kinds of messages by the number that stands first in them: a byte instead of a name in every message.
+KINDS = (
+    "hello",
+    "welcome",
+    "delta",
+    "ack",
+    "request",
+    "page",
+    "end",
+    "ended",
+    "offer",
+    "want",
+    "chunk",
+    "refuse",
+)
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=False):
-    """Base of all messages: an array whose first entry is the name of the message."""
+    """Base of all messages: an array whose first entry is the number of its kind (:data:`KINDS`)."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind."""
+        return KINDS[self.__struct_config__.tag]  # type: ignore[index]
 
 
-class Hello(Message, frozen=True, tag="hello"):
+class Hello(Message, frozen=True, tag=0):
     """The phone begins or continues a session; the first message of a connection.
 
     Attributes:
@@ -82,7 +104,7 @@ class Hello(Message, frozen=True, tag="hello"):
     model: Digest = ""
 
 
-class Welcome(Message, frozen=True, tag="welcome"):
+class Welcome(Message, frozen=True, tag=1):
     """The cloud answers a Hello.
 
     Attributes:
@@ -128,20 +150,20 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     requested: bool = False
 
 
-class Delta(Message, frozen=True, tag="delta"):
+class Delta(Message, frozen=True, tag=2):
     """Answers of the session, in order and without gaps."""
 
     first: Number
     answers: Annotated[list[Answer], Meta(min_length=1, max_length=MOST_ANSWERS)]
 
 
-class Ack(Message, frozen=True, tag="ack"):
+class Ack(Message, frozen=True, tag=3):
     """The number of answers that the cloud has applied and committed."""
 
     answers: Number
 
 
-class PageRequest(Message, frozen=True, tag="request"):
+class PageRequest(Message, frozen=True, tag=4):
     """The phone asks for a page. The page is a function of this message and of the answers that it names.
 
     Attributes:
@@ -161,7 +183,7 @@ class PageRequest(Message, frozen=True, tag="request"):
     coding: Coding = "float32"
 
 
-class Page(Message, frozen=True, tag="page"):
+class Page(Message, frozen=True, tag=5):
     """A page, N pool rows in the cloud's order and M cards; empty places hold the item -1.
 
     Attributes:
@@ -185,14 +207,14 @@ class Page(Message, frozen=True, tag="page"):
     coding: Coding = "float32"
 
 
-class End(Message, frozen=True, tag="end"):
+class End(Message, frozen=True, tag=6):
     """The session is over: the cards that were placed but never answered, as answers without actions."""
 
     answers: Number
     placed: Annotated[list[Answer], Meta(max_length=MOST_ITEMS)]
 
 
-class Ended(Message, frozen=True, tag="ended"):
+class Ended(Message, frozen=True, tag=7):
     """The cloud has committed the end of the session."""
 
     answers: Number
@@ -205,14 +227,14 @@ class ModelFile(msgspec.Struct, frozen=True, array_like=True):
     bytes: Annotated[int, Meta(ge=0, le=2**26)]
 
 
-class ModelOffer(Message, frozen=True, tag="offer"):
+class ModelOffer(Message, frozen=True, tag=8):
     """The cloud offers a model; sent whenever the channel of the phone has changed."""
 
     digest: Digest
     files: Annotated[list[ModelFile], Meta(max_length=64)]
 
 
-class ModelWant(Message, frozen=True, tag="want"):
+class ModelWant(Message, frozen=True, tag=9):
     """The phone asks for a part of a file of a model."""
 
     digest: Digest
@@ -220,7 +242,7 @@ class ModelWant(Message, frozen=True, tag="want"):
     offset: Annotated[int, Meta(ge=0, le=2**26)]
 
 
-class ModelChunk(Message, frozen=True, tag="chunk"):
+class ModelChunk(Message, frozen=True, tag=10):
     """A part of a file of a model."""
 
     digest: Digest
@@ -229,7 +251,7 @@ class ModelChunk(Message, frozen=True, tag="chunk"):
     data: Annotated[bytes, Meta(max_length=CHUNK)]
 
 
-class Refuse(Message, frozen=True, tag="refuse"):
+class Refuse(Message, frozen=True, tag=11):
     """A message was not accepted.
 
     Attributes:

@@ -90,7 +90,7 @@ def make_app(
 
 
 async def _watch_models(service: FeedService, phones: Phones, seconds: float) -> None:
-    """Offer another model to all phones when the folder of the model changes."""
+    """Offer other models to the phones when the folder of the models changes."""
     models = service.models
     while models is not None:
         await asyncio.sleep(seconds)
@@ -99,5 +99,5 @@ async def _watch_models(service: FeedService, phones: Phones, seconds: float) ->
         except InputError as error:
             _log.warning("the model before stays: %s", error)
             continue
-        if changed and models.current is not None:
-            await phones.offer(models.current.offer)
+        if changed:
+            await phones.offer(models)

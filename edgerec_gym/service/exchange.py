@@ -171,7 +171,7 @@ def decode(data: bytes) -> FromPhone:
 
 def reply(message: Message) -> Reply:
     """Return a message as it is sent."""
-    return Reply(str(message.__struct_config__.tag), encode(message))
+    return Reply(message.kind, encode(message))
 
 
 class Exchange:
@@ -263,7 +263,7 @@ class Exchange:
         if (session.begun.user, session.begun.device) != (hello.user, hello.device):
             raise Refused("session", "the session belongs to another user or device")
         self._session, self.hello, self.version = session, hello, version
-        model = None if service.models is None else service.models.current
+        model = None if service.models is None else service.models.for_user(hello.user)
         replies = [
             reply(
                 Welcome(

@@ -28,6 +28,7 @@ class LocalService:
     """Where a service is, and the secret of its tokens."""
 
     url: str
+    port: int
     secret: bytes
 
     def phone(self, user: int, device: str = "phone-1") -> Phone:
@@ -71,7 +72,7 @@ def local_service(
         raise errors[0] if errors else InputError(f"the service of {scenario!r} did not start in time")
     server: FeedServer = servers[0]
     try:
-        yield LocalService(address(chosen.host, port), secret_of(state, chosen.secret))
+        yield LocalService(address(chosen.host, port), port, secret_of(state, chosen.secret))
     finally:
         server.should_exit = True
         thread.join(START_SECONDS)

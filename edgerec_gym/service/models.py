@@ -1,8 +1,8 @@
-"""The device model that the service offers to phones: a folder of `edgerec export`, held in memory.
+"""The device models that the service offers to phones: folders of `edgerec export`, held in memory.
 
 A folder is read whole and checked against its device.json before it is offered, and phones get parts of what
-was read then: they never name a path, and a folder that is being replaced cannot be sent in halves. The model
-before stays until the next change, so that a download that has begun can finish.
+was read then: they never name a path, and a folder that is being replaced cannot be sent in halves. Models
+that were offered before stay for a while, so that a download that has begun can finish.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from edgerec_gym.documents import SMALL
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import read_bytes
 from edgerec_gym.protocol.messages import CHUNK, ModelChunk, ModelFile, ModelOffer, ModelWant
+from edgerec_gym.service.channels import FILE as CHANNELS
+from edgerec_gym.service.channels import ModelChannels, place_of
+
+MOST_KNOWN = 4  # models in memory
 
 
 class OfferedModel:
@@ -66,56 +70,74 @@ class OfferedModel:
 
 
 class Models:
-    """The model that is offered now, and the one before.
+    """The models that users are offered: one for all, or what the channels of a registry say.
 
     Args:
-        folder: the folder of the model; None to offer none.
+        folder: a device model, or a model's folder in a registry (:mod:`edgerec_gym.service.channels`).
         config: the feed that is served.
-
-    Attributes:
-        current: what is offered; None for nothing.
 
     Raises:
         InputError: the folder holds no model that can be offered.
     """
 
-    def __init__(self, folder: str | Path | None, config: FeedConfig) -> None:
-        self._folder = None if folder is None else Path(folder)
-        self._config = config
-        self._previous: OfferedModel | None = None
+    def __init__(self, folder: str | Path, config: FeedConfig) -> None:
+        self._folder, self._config = Path(folder), config
+        published = (self._folder / CHANNELS).is_file()
+        self._channels = ModelChannels(self._folder.parent, self._folder.name) if published else None
+        self._known: dict[str, OfferedModel] = {}  # by digest, those offered last at the end
         self._stamp = self._look()
-        self.current = None if self._folder is None else OfferedModel(self._folder, config)
+        self._offered = self._read()
+
+    def for_user(self, user: int) -> OfferedModel | None:
+        """Return the model that a user is offered, None for none."""
+        stable, canary, share, version = self._offered
+        if canary is not None and place_of(self._folder.name, version, user) < share:
+            return canary
+        return stable
 
     def renew(self) -> bool:
-        """Read the folder again if its device.json has changed; returns whether another model is offered.
+        """Read the folder again if it has changed; returns whether other models are offered.
 
         Raises:
-            InputError: it has changed, but to nothing that can be offered. The old model stays until the
-                folder changes again.
+            InputError: it has changed, but to nothing that can be offered. The old models stay until it
+                changes again.
         """
         stamp = self._look()
-        if self._folder is None or stamp is None or stamp == self._stamp:
+        if stamp is None or stamp == self._stamp:
             return False
         self._stamp = stamp
-        found = OfferedModel(self._folder, self._config)
-        if self.current is not None and found.digest == self.current.digest:
-            return False
-        self._previous, self.current = self.current, found
-        return True
+        before, self._offered = self._offered, self._read()
+        return before != self._offered
 
     def chunk(self, wanted: ModelWant) -> ModelChunk | None:
-        """Return a part of a file of the current model or the one before; None if there is no such file."""
-        for model in (self.current, self._previous):
-            if model is not None and model.digest == wanted.digest:
-                return model.chunk(wanted)
-        return None
+        """Return a part of a file of a model that is or was offered; None if there is no such file."""
+        model = self._known.get(wanted.digest)
+        return None if model is None else model.chunk(wanted)
+
+    def _read(self) -> tuple[OfferedModel | None, OfferedModel | None, float, int]:
+        """Return the stable model, the canary, its share of the users, and its version."""
+        if self._channels is None:
+            return self._model(self._folder), None, 0.0, 0
+        now = self._channels.read()
+        stable, canary = (
+            None if published is None else self._model(self._channels.place(published.version))
+            for published in (now.stable, now.canary)
+        )
+        return stable, canary, now.share, 0 if now.canary is None else now.canary.version
+
+    def _model(self, folder: Path) -> OfferedModel:
+        """Return a model, read if it is another one; models that were offered long ago are dropped."""
+        known = self._known.pop(digest_of(folder), None)
+        model = OfferedModel(folder, self._config) if known is None else known
+        self._known[model.digest] = model
+        for digest in list(self._known)[:-MOST_KNOWN]:
+            del self._known[digest]
+        return model
 
     def _look(self) -> tuple[int, int, int] | None:
-        """Return what tells that device.json is another one; None while it is missing."""
-        if self._folder is None:
-            return None
+        """Return what tells that something else is offered; None while it is missing."""
         try:
-            found = os.stat(self._folder / DESCRIPTION)
+            found = os.stat(self._folder / (DESCRIPTION if self._channels is None else CHANNELS))
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino

@@ -10,22 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgerec_gym.answers import (
-    response_size,
-)
+from edgerec_gym.answers import response_size
 from edgerec_gym.cloud.interest import evidence_of, moved_interest
 from edgerec_gym.cloud.retrieval import build_page, mark_shown
 from edgerec_gym.cloud.wire import CloudArrays, cloud_ranking, make_cloud
-from edgerec_gym.compiled.arrays import (
-    AddressTable,
-    Float32Matrix,
-    Int32Vector,
-    reader,
-)
+from edgerec_gym.compiled.arrays import AddressTable, Float32Matrix, Int32Vector, reader
 from edgerec_gym.compiled.jit import SOURCE_DIGEST, entry_point
 from edgerec_gym.compiled.random_stream import SPLITS
 from edgerec_gym.errors import InputError
-from edgerec_gym.protocol.answers import response_of
+from edgerec_gym.protocol.answers import responses_of
 from edgerec_gym.protocol.coding import write_features
 from edgerec_gym.protocol.messages import Answer, Page, PageRequest
 from edgerec_gym.scenario import Scenario
@@ -147,8 +140,7 @@ class PageBuilder:
         if items and max(items) >= self.n_items:
             raise InputError(f"item {max(items)} is not in the catalogue; allowed: 0 to {self.n_items - 1}")
         answered.items[: len(items)] = items
-        for row, answer in zip(answered.responses, answers, strict=False):
-            row[:] = response_of(answer, self.config.n_responses)
+        answered.responses[:known] = responses_of(answers, self.config.n_responses)
         a.key[0], a.slot[0], a.page[0] = session % KEY, request.slot, request.page
         a.observation[0, a.user_at : a.user_at + a.n_user] = self.features(user)
         _build(self._feed.address, self._cloud.address, self._answers_table.address, known, len(items))

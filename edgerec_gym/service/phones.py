@@ -17,12 +17,12 @@ from edgerec_gym.protocol.messages import (
     SUBPROTOCOL,
     End,
     FromPhone,
-    ModelOffer,
     PageRequest,
     Refuse,
 )
 from edgerec_gym.service.exchange import BUSY_SECONDS, Exchange, FeedService, Refused, Reply, decode, reply
 from edgerec_gym.service.metrics import Metrics
+from edgerec_gym.service.models import Models
 
 try:
     from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -115,11 +115,14 @@ class Phones:
         except WebSocketDisconnect:
             pass  # the phone has gone
 
-    async def offer(self, offer: ModelOffer) -> None:
-        """Tell all phones of another model."""
-        told = reply(offer)
+    async def offer(self, models: Models) -> None:
+        """Tell each phone of the model that its user is offered now."""
 
         async def tell(phone: Phone) -> None:
+            model = models.for_user(phone.user)
+            if model is None:
+                return
+            told = reply(model.offer)
             with suppress(TimeoutError):  # it does not read: it will hear of the model in its next Welcome
                 async with asyncio.timeout(OFFER_SECONDS):
                     await phone.tell(told)
@@ -153,6 +156,11 @@ class Phone:
     def greeted(self) -> bool:
         """Whether a Hello was accepted."""
         return self._exchange.hello is not None
+
+    @property
+    def user(self) -> int:
+        """Number of the user; -1 before a Hello was accepted."""
+        return -1 if self._exchange.hello is None else self._exchange.hello.user
 
     async def run(self) -> None:
         """Answer messages until the connection ends."""
@@ -195,7 +203,7 @@ class Phone:
             self._phones.metrics.count("in", "refused", len(data))
             await self.refuse(refused.message)
             return
-        self._phones.metrics.count("in", str(message.__struct_config__.tag), len(data))
+        self._phones.metrics.count("in", message.kind, len(data))
         if isinstance(message, PageRequest | End) and self.greeted:
             while len(self._waiting) >= self._phones.limits.pending:
                 await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)

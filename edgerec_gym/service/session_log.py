@@ -161,7 +161,9 @@ def session_table(
         raise InputError("it has no cards")
     size, answered = len(cards), np.arange(len(cards)) < len(answers)
     read = {page: _Served(served, config.n_item_features) for page, served in pages.items()}
-    rows, candidates, mixed, ranks = [], [], [], []  # candidates and mixed at first slots of pages only
+    ctr = config.embedding_size + 1  # column of the base ctr
+    rows, ranks = [], []
+    candidates, scores, mixed = [], [], []  # at first slots of pages only
     requested, seen, rank, last = np.zeros(size, np.bool_), set[int](), -1, None
     asked = False  # whether the policy asked for a page since the current one came
     for slot, card in enumerate(cards):
@@ -173,7 +175,9 @@ def session_table(
             rank, last = rank + 1, card.page
             came_by_request, asked = asked, False
         requested[slot] = came_by_request
-        candidates.append([item for item in served.pool if item not in seen] if fresh else None)
+        offered = [item for item in served.pool if item not in seen] if fresh else None
+        candidates.append(offered)
+        scores.append(None if offered is None else [served.rows[item][ctr] for item in offered])
         mixed.append([item for item in served.cards if item not in seen] if fresh else None)
         ranks.append(rank)
         rows.append(served.rows[card.item])
@@ -222,6 +226,9 @@ def session_table(
         "page_view_actions": list_column(view, click),
         "leave": pa.array([card.leave for card in cards], mask=~answered),
     }
+    columns["candidate_ctr"] = pa.array(
+        [None if found is None else np.clip(found, 0, 1) for found in scores], pa.list_(pa.float32())
+    )
     if config.responses:
         columns["responses"] = list_column(exposure[:, N_EXPOSURE_ACTIONS:], answered)
     schema = log_schema(columns)

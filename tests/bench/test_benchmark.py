@@ -123,6 +123,7 @@ def test_rows_of_other_runs_stay(tmp_path):
         saved_rows(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_track_rerank_runs_through(tmp_path):
     hyper = {agent: {"epochs": 1, "hidden": 8} for agent in (*rerank.RERANKERS, "pointer", "evaluator")}
     hyper |= {"pointer-ppo": {"n_steps": 4, "n_epochs": 1, "hidden": 8}}

@@ -89,6 +89,7 @@ def test_pages_are_found_by_session_and_slot() -> None:
     assert found[:, 0].tolist() == [2.0, 0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_tiny_study_ends_with_rows_and_a_verdict(tmp_path: Path) -> None:
     tiny = {"dim": 4, "hidden": 4, "layers": 1, "epochs": 1, "earlier": 2}
     sizes = study.Sizes(

@@ -91,6 +91,7 @@ def test_one_bootstrap_for_all_is_that_of_seeds() -> None:
     assert curves.mean("keep", "benefit") == pytest.approx(benefit.mean())
 
 
+@pytest.mark.slow
 def test_every_row_of_a_tiny_run(tmp_path: Path, lite: Scenario) -> None:
     own = "edgerec_gym.agents.requests.planner:OneExtra"
     options = {"sizes": TINY, "seeds": 1, "workers": 1, "policies": [own]}

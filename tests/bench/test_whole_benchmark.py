@@ -188,6 +188,7 @@ def test_all_that_quick_plays_is_shipped(track: str, tmp_path: Path) -> None:
     assert len({entry.policy for entry in comparison.entries}) == len(known)
 
 
+@pytest.mark.slow
 def test_one_cell_again_from_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = mix.Sizes(
         log_sessions=150,

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import exact_k
 
 
+@pytest.mark.slow
 def test_generator_and_search_reach_the_best_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = exact_k.study(tmp_path, sessions=200, seeds=1, epochs=2, updates=20, requests=40)
     rows = found["rows"]

@@ -11,6 +11,7 @@ from places import ROOT
 pytest.importorskip("resource")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_is_lost() -> None:
     given = ["--only", "collect", "evaluate", "--kills", "1", "--limits", "1"]

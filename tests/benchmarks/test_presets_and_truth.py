@@ -33,6 +33,7 @@ def test_a_variant_differs_from_its_preset_as_asked(tmp_path: Path) -> None:
     assert found["oracle"]["relative_gain"] == pytest.approx(gain, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("track", ["rerank", "joint"])
 def test_the_ground_truth_tells_what_it_answers(lite: Scenario, track: str) -> None:
     """The card that is placed gets the probabilities that are told for it; the others get other ones."""

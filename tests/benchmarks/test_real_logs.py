@@ -174,6 +174,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_logs, "SOURCES", {"made-up": made})
 
 
+@pytest.mark.slow
 def test_command_fits_judges_and_resumes(
     tmp_path: Path, source: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,6 +194,7 @@ def taste_log(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_row_computes_and_finished_fits_are_kept(tmp_path, monkeypatch, capsys):
     log, out = taste_log(tmp_path / "tastes"), tmp_path / "results.json"
     command = [str(log), "--quick", "--work", str(tmp_path / "work"), "--out", str(out)]

@@ -11,6 +11,7 @@ import pytest
 from places import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # compiles every kernel the first time
 def test_random_play_with_checked_indices():
     done = subprocess.run(

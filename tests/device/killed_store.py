@@ -11,9 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from edgerec_gym.device.event_store import EventStore, PhoneSession, Snapshot
+from edgerec_gym.device.event_store import EventStore, PhoneSession
 from edgerec_gym.protocol.messages import Answer, Page
 
 ANSWERS = 6
@@ -51,8 +49,6 @@ def play(path: Path, dies_at: int, dies_after: int = 0) -> None:
         os.write(told, b"x")
         step()
         store.keep_page(1, Page(number, number, b"", b"", b"", b"", bytes(20)))
-        step()
-        store.keep_snapshot(1, Snapshot(number, "m", np.float32(number).tobytes()))
         step()
         store.acknowledge(1, number)
     step()

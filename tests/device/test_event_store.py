@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from edgerec_gym.device import event_store
-from edgerec_gym.device.event_store import EventStore, PhoneSession, Snapshot
-from edgerec_gym.device.phone_schema import Decision, StoredModel
+from edgerec_gym.device.event_store import EventStore, PhoneSession
+from edgerec_gym.device.phone_schema import Decision
 from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import Answer, Page
 
@@ -118,12 +117,10 @@ def test_a_session_goes_on(store: EventStore, said: list[str]) -> None:
     assert not said
 
 
-def test_pages_snapshots_arms_and_decisions(store: EventStore, said: list[str]) -> None:
-    assert store.page(1) is None and store.snapshot(1, "m") is None
+def test_pages_arms_and_decisions(store: EventStore, said: list[str]) -> None:
+    assert store.page(1) is None
     for number in (0, 2, 1):
         store.keep_page(1, page(number))
-        store.keep_snapshot(1, Snapshot(number, "m", bytes([number])))
-    store.keep_snapshot(1, Snapshot(0, "other", b"o"))
     store.keep_page(1, msgspec.structs.replace(page(2), pool=b"another"))
     store.keep_arms({"a": "1", "b": "2"})
     store.keep_arms({"a": "3"})
@@ -135,32 +132,9 @@ def test_pages_snapshots_arms_and_decisions(store: EventStore, said: list[str]) 
         store.record(1, decision)
     again = reopened(store, said)
     assert again.page(1) == page(2) and again.page(1, 1) == page(1) and again.page(1, 3) is None
-    assert again.snapshot(1, "m") == Snapshot(2, "m", b"\x02")
-    assert again.snapshot(1, "other") == Snapshot(0, "other", b"o")
     assert again.arms() == {"a": "3"}
     assert again.decisions(1) == decisions and again.decisions(2) == []
     again.close()
-
-
-def test_one_model_is_active_and_one_previous(store: EventStore) -> None:
-    for name in "abc":
-        store.keep_model(StoredModel(name, f"models/{name}", "active"))
-    store.keep_model(StoredModel("d", "models/d", "rejected", "wrong golden output"))
-    found = {model.digest: model.state for model in store.models()}
-    assert found == {"b": "previous", "c": "active", "d": "rejected"}
-    store.keep_model(StoredModel("b", "models/b", "active"))  # back again
-    found = {model.digest: model.state for model in store.models()}
-    assert found == {"c": "previous", "b": "active", "d": "rejected"}
-    with pytest.raises(InputError, match="allowed: active, previous, rejected"):
-        store.keep_model(StoredModel("e", "", "good"))  # type: ignore[arg-type]
-
-
-def test_rejected_models_are_bounded(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_store, "KEPT_REJECTED", 3)
-    store.keep_model(StoredModel("a", "", "active"))
-    for number in range(5):
-        store.keep_model(StoredModel(str(number), "", "rejected", "why"))
-    assert [model.digest for model in store.models()] == ["a", "2", "3", "4"]
 
 
 def test_sessions_that_the_cloud_has_are_removed(store: EventStore) -> None:
@@ -326,7 +300,7 @@ def test_a_damaged_file_never_stops_play(flips: list[tuple[float, int]], length:
         path.write_bytes(data[: int(length * len(data))])
         with closing(EventStore(path, say=said.append)) as store:
             store.begin(session())
-            store.sessions(), store.page(1), store.models(), store.arms(), store.decisions(1)
+            store.sessions(), store.page(1), store.arms(), store.decisions(1)
             found = store.answers(1)
             number = store.append(1, answer())
             assert number == len(found) or (number is None and store.read_only and said)

@@ -5,18 +5,28 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from broken_devices import change, cut, flip, of_graph, seal, shift_golden, spoil
+from small_agents import MAKERS
 from small_devices import crban, exported, one, pointer
 
+from edgerec_gym.agents.device.policy import DevicePolicy, load_policy
+from edgerec_gym.agents.edgerec.rules import rules_from
+from edgerec_gym.agents.export.export import export_network
+from edgerec_gym.agents.export.whole import WholeAgent
+from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.device.description import digest_of
 from edgerec_gym.device.engines import engine as engines
 from edgerec_gym.device.session import DeviceSession, load
 from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.policy import Observation
+from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
-from tests.small_pools import moments
+from edgerec_gym.spaces import CONTEXT
+from tests.small_pools import moments, stir
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +77,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "not finite": (lambda f: spoil(f, "crban.scores.onnx"), "scores.onnx gives values that are not finite"),
     "other sizes": (other_graph, "crban.exposures.onnx: input 'hidden' is"),
     "other schema": (lambda f: change(f, schema_version=1), "has schema version 1; this version reads 2"),
+    "wrong protocol": (
+        lambda f: change(f, protocol=[7, 9]),
+        "protocol is 7 to 9; this version speaks 1 to 2",
+    ),
     "unknown engine": (lambda f: of_graph(f, "crban.scores", engine="abacus"), "engine is 'abacus'; allowed"),
     "engine missing": (forget_mnn, "engine 'mnn' needs an extra"),
     "other answers": (
@@ -156,3 +170,137 @@ def test_a_state_of_another_model_is_refused(folders: Path, tmp_path: Path) -> N
     other = load_session(tmp_path)
     with pytest.raises(InputError, match="tensor 'model' does not fit; another model saved it"):
         other.restore(tmp_path / "state")
+
+
+# --- in the middle of a session -----------------------------------------------------------------------
+
+SESSIONS = 3
+EVERY_SLOT = {"triggers": {"every_slot": True}, "request": {"cool_down": 0}}
+AGENTS = [  # and their tracks; those that plan several slots at once come last
+    ("dnn", "rerank"),
+    ("crban", "rerank"),
+    ("pointer", "rerank"),
+    ("values-pg", "joint"),
+    ("uplift-x", "request"),
+    ("pointer-ppo", "joint"),
+    ("edgerec", "joint"),
+    ("esan", "joint"),
+]
+FOLLOW_ALL = ("dnn", "values-pg", "uplift-x", "esan")  # their events are all in the histories, or unread
+PLAN_AHEAD = ("esan",)
+
+
+def two_models(agent: str, env: Any, folder: Path) -> tuple[Path, Path]:
+    """An agent, and the same with other parameters."""
+    source, _ = MAKERS[agent](agent, env)
+    if isinstance(source, WholeAgent):
+        source = WholeAgent(source.network, rules_from(EVERY_SLOT))
+    networks = [part for part in (source, *vars(source).values()) if hasattr(part, "parameters")]
+    for seed, name in ((4, "old"), (5, "new")):
+        for network in networks[:1] if networks[:1] == [source] else networks:
+            stir(network, seed, 0.2)
+        export_network(source, folder / name, find_agent(agent), "lite", env.config)
+    return folder / "old", folder / "new"
+
+
+def both(policies: list[DevicePolicy], observation: Observation, live: np.ndarray) -> bool:
+    """Whether two policies act the same and give the same reasons, bit for bit, where sessions go on."""
+    one, other = (policy.act(observation)[live].tolist() for policy in policies)
+    same = one == other
+    for row in np.flatnonzero(live).tolist():
+        told = [policy.explain(row) for policy in policies]
+        for name in ("scores", "matrix", "uplift") if None not in told else ():
+            a, b = (getattr(said, name) for said in told)
+            same &= (a is None) == (b is None) and (a is None or bool(np.array_equal(a, b)))
+    return same
+
+
+@pytest.mark.parametrize(
+    ("agent", "track", "slot"),
+    [(*case, slot) for case in AGENTS for slot in (1, 12, 30) if slot < 20 or case[0] in FOLLOW_ALL],
+)
+def test_a_swap_between_two_slots_acts_as_if_the_new_model_had_played_from_the_start(
+    agent: str, track: str, slot: int, tmp_path: Path, lite: Scenario
+) -> None:
+    """Bit for bit, if the histories hold what the model has read; plans ahead, from the next plan on."""
+    env = make_feeds(track, SESSIONS, scenario=lite, users="synthetic", split="eval")
+    old, new = two_models(agent, env, tmp_path)
+    swapped, fresh = load_policy(old, env), load_policy(new, env)
+    assert isinstance(swapped, DevicePolicy) and isinstance(fresh, DevicePolicy)
+    live = np.ones(SESSIONS, np.bool_)
+    observation, _ = env.reset(seed=[3, 4, 6])
+    for policy in (swapped, fresh):
+        policy.reset(live)
+    differed, compared, since = False, 0, -1
+    for now in range(slot + 16):
+        if now == slot:
+            swapped.swap(load(new, digest_of(new)))
+        same = both([swapped, fresh], observation, live)
+        if now < slot:
+            differed |= not same
+        else:
+            page = observation["context"][live, CONTEXT.index("page_age")] == 0
+            if since < 0 and (agent not in PLAN_AHEAD or (now > slot and page.all())):
+                since = now
+            if since >= 0:
+                assert same, f"slot {now}"
+                compared += 1
+        observation, _, terminated, truncated, _ = env.step(fresh.act(observation))
+        live &= ~(terminated | truncated)
+        if not live.any():
+            break
+    assert differed or slot == 1, "the models are not the same"
+    assert compared > (0 if slot == 30 else 5)
+    assert swapped.model.digest == fresh.model.digest
+
+
+def test_an_agent_goes_on_with_its_counts_after_a_swap(tmp_path: Path, lite: Scenario) -> None:
+    """Its requests so far count against the rules of the new model, and old answers are not new."""
+    env = make_feeds("joint", SESSIONS, scenario=lite, users="synthetic", split="eval")
+    eager = {"request": {"price": -1e3, "cool_down": 0, "per_session": 2}}
+    source, _ = MAKERS["edgerec"]("edgerec", env)
+    for name in ("old", "new"):
+        stir(source.network, len(name), 0.1)
+        agent = WholeAgent(source.network, rules_from(eager))
+        export_network(agent, tmp_path / name, find_agent("edgerec"), "lite", lite.config)
+    (tmp_path / "new/device.json").write_text((tmp_path / "new/device.json").read_text() + " ")
+    policy = load_policy(tmp_path / "old", env)
+    assert isinstance(policy, DevicePolicy)
+    policy.reset(np.ones(SESSIONS, np.bool_))
+    observation, _ = env.reset(seed=list(range(SESSIONS)))
+    asked, live, told = np.zeros(SESSIONS, np.int64), np.ones(SESSIONS, np.bool_), list[set[Any]]()
+    for now in range(30):
+        if now in (6, 20):
+            policy.swap(load(tmp_path / "new"))
+        action = policy.act(observation)
+        told.append({getattr(policy.explain(row), "trigger", "") for row in np.flatnonzero(live).tolist()})
+        asked += live & (action == observation["action_mask"].shape[1] - 1)
+        observation, _, terminated, truncated, _ = env.step(action)
+        live &= ~(terminated | truncated)
+    assert asked.max() == 2, "two in a session, whichever model asks"
+    assert told[0] == {"start"} and told[6] == {"new model"}
+
+
+def test_a_model_that_cannot_take_over_leaves_the_agent_playing(tmp_path: Path, lite: Scenario) -> None:
+    """One for another track, and one whose rules cannot be kept, in the middle of a session."""
+    env = make_feeds("joint", SESSIONS, scenario=lite, users="synthetic", split="eval")
+    old, new = two_models("edgerec", env, tmp_path)
+    source, _ = MAKERS["esan"]("esan", make_feeds("mix", 1, scenario=lite, users="synthetic"))
+    network = WholeAgent(
+        MAKERS["edgerec"]("edgerec", env)[0].network, rules_from({"insert": {"gaps": [1] * 5}})
+    )
+    export_network(network, tmp_path / "gaps", find_agent("edgerec"), "lite", lite.config)
+    ppo, _ = MAKERS["pointer-ppo"]("pointer-ppo", make_feeds("rerank", 1, scenario=lite, users="synthetic"))
+    export_network(ppo, tmp_path / "ppo", find_agent("pointer-ppo"), "lite", lite.config)
+    policies = [load_policy(old, env) for _ in range(2)]
+    observation, _ = env.reset(seed=list(range(SESSIONS)))
+    for now in range(20):
+        if now == 9:
+            for name, message in (
+                ("ppo", "was trained for the track 'rerank'"),
+                ("gaps", "gaps has 5 entries"),
+            ):
+                with pytest.raises(InputError, match=message):
+                    policies[0].swap(load(tmp_path / name))  # type: ignore[attr-defined]
+        assert both(policies, observation, np.ones(SESSIONS, np.bool_))  # type: ignore[arg-type]
+        observation, *_ = env.step(policies[1].act(observation))

@@ -203,6 +203,7 @@ def test_a_ranking_needs_policies(folder, scenario):
         fidelity_report(scenario, folder / "logs", policies=zoo[1:])
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report(folder, tmp_path):
     arguments = "fidelity", folder / "scenario", folder / "logs", "--quick", "--policy-sessions", 10
     report = json.loads(run_well(*arguments, "--out", tmp_path / "out", "--json"))

@@ -65,7 +65,7 @@ async def ask(exchange: Exchange, message: Any) -> Any:
     """The only reply to a message, over its bytes in both directions."""
     (reply,) = await exchange.answer(decode(encode(message)))
     decoded = from_cloud(reply.data)
-    assert reply.kind == decoded.__struct_config__.tag
+    assert reply.kind == decoded.kind
     return decoded
 
 

@@ -30,6 +30,7 @@ def taste_log(folder: Path, parts: int = 3) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_fit_learns_whom_what_pleases(tmp_path):
     log, out = taste_log(tmp_path / "log", parts=8), tmp_path / "scenario"
     figures = fit(log, out, ensemble=2, epochs=12, hidden=12)

@@ -6,6 +6,7 @@ each of its terms.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def play_environment(
     return found
 
 
-async def play_phone(
+async def play_phones(
     make: Make,
     track: str,
     scenario: str,
@@ -116,22 +117,44 @@ async def play_phone(
     seeds: Sequence[int],
     phone_of: Callable[[int], Phone],
     folder: Path,
+    phones: int = 4,
 ) -> list[Trajectory]:
-    """Play the same sessions on a phone that speaks to a service.
+    """Play the same sessions on phones that speak to a service, several phones at once.
 
     Args:
-        make: makes the policy.
+        make: makes the policy of a phone.
         track: what it decides.
         scenario: that the service serves.
         users: "synthetic" or "learned", as the service's.
         seeds: of the sessions.
         phone_of: returns who speaks for a user, and where the service is.
-        folder: of the phone's store.
+        folder: of the phones' stores.
+        phones: number of phones.
     """
     world = Scenario.load(scenario)
+    shares = [
+        _play_phone(make, track, world, users, seeds[k::phones], phone_of, folder / f"phone-{k}.db")
+        for k in range(phones)
+    ]
+    found: list[Trajectory] = [Trajectory()] * len(seeds)
+    for k, share in enumerate(await asyncio.gather(*shares)):
+        found[k::phones] = share
+    return found
+
+
+async def _play_phone(
+    make: Make,
+    track: str,
+    world: Scenario,
+    users: str,
+    seeds: Sequence[int],
+    phone_of: Callable[[int], Phone],
+    file: Path,
+) -> list[Trajectory]:
+    """Play sessions one after the other on a phone of their own."""
     people, found = People(world, users), []
     policy = make(Feed(track, world.config, world))
-    store = EventStore(folder / "phone.db")
+    store = EventStore(file)
     for seed in seeds:
         trajectory = Trajectory()
         person = people.begin(0, int(seed))

@@ -53,6 +53,7 @@ def train(out: Path, parts: list[Path], updates: int, **options: Any) -> dict[st
     return training.train(out, based_on=parts, scenario=short, resume=True, **options, **hyper)
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_same_parameters(
     parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def priced(place: Place, price: float) -> Any:
     return policy_of(plan, track_of(place.env_id))
 
 
+@pytest.mark.slow
 def test_a_price_is_found_for_a_share(lite: Scenario) -> None:
     place = Place("EdgeFeedMix-v0", "lite", sessions=40)
     entry = Entry("oracle", priced, {"price": 0.0})
@@ -336,6 +337,7 @@ def test_figures_of_predictions() -> None:
     assert log_loss(p, click, ones) < log_loss(np.full(4000, click.mean()), click, ones)
 
 
+@pytest.mark.slow
 def test_the_track_scores_all_at_equal_share(tmp_path: Path) -> None:
     sizes = track.Sizes(
         log_sessions=200,

@@ -135,6 +135,7 @@ def test_first_dpo_step_pulls_winner_and_loser_apart() -> None:
     torch.testing.assert_close(found, gradient(network, 0.2 * (log_p[0, 1] - log_p[0, 0])))
 
 
+@pytest.mark.slow
 def test_goalrank_ends_at_the_reference_policy() -> None:
     """The group holds every list, so the generator can reach the reference policy, and then stays."""
     network, observation = make(), moments(1, ROWS, slots=0)
@@ -253,6 +254,7 @@ def test_pairs_keep_their_values_and_start() -> None:
     torch.testing.assert_close(group.start, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", NEW)
 def test_learns_the_best_order(update: Any) -> None:
     """Row numbers are not seen: cards are told apart by their features, in sessions that stay the same."""
@@ -305,6 +307,7 @@ def train(runs: Path, out: Path, agent: str = "pointer-evaluator", **hyper: Any)
     return train_agent(agent, out, logs=runs / "logs", based_on=based_on, hyper=hyper, **COMMON, **place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", UPDATES)
 def test_the_evaluator_values_the_lists_more(runs: Path, tmp_path: Path, update: str) -> None:
     record = train(

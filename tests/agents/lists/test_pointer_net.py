@@ -262,6 +262,7 @@ class Preference:
         return (self.worth[rows] * self.weight).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("self_critical", "ppo_epochs"), [(False, 0), (True, 0), (False, 2)])
 def test_learns_the_best_order(self_critical: bool, ppo_epochs: int) -> None:
     """Row numbers are not seen: cards are told apart by their features, in sessions that stay the same."""

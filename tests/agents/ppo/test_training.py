@@ -68,6 +68,7 @@ def test_trains_and_loads(lite: Scenario, tmp_path: Path, slot_id: str, agent: s
     assert np.array_equal(loaded.act(observation), load_policy(tmp_path, env).act(observation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "recurrent"), [("EdgeFeed-v0", 1), ("EdgeFeedRequest-v0", 0)])
 def test_learns_what_pays(lite: Scenario, tmp_path: Path, env_id: str, recurrent: int) -> None:
     """Where only requests pay, the trained policy asks whenever it may."""

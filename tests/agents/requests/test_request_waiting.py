@@ -60,6 +60,7 @@ def test_waiting_requests_at_the_rate(rate: float, seed: int) -> None:
     assert len(patient(pages, rate)) / np.isfinite(pages).sum() == pytest.approx(rate, abs=0.004)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.02, 0.08, 0.2])
 def test_waiting_finds_better_moments_than_a_price_alone(rate: float) -> None:
     gains = []  # a regression may miss on some pages, so many count

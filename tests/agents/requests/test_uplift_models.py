@@ -24,6 +24,7 @@ def experiment(share: float = 0.5, rows: int = 4000) -> tuple[np.ndarray, ...]:
     return x, treated, outcome, np.full(rows, share), tau
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ESTIMATORS)
 @pytest.mark.parametrize("share", [0.5, 0.25])
 def test_recovers_the_effect_and_both_outcomes(agent: str, share: float) -> None:

@@ -42,6 +42,7 @@ def same(a: Path, b: Path) -> bool:
     return all(np.array_equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", RERANKERS)
 def test_learns_a_few_requests_by_heart(logs: Path, agent: str) -> None:
     settings = RerankerConfig(learning_rate=0.01, hidden=16)

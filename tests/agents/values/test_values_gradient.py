@@ -105,6 +105,7 @@ def test_the_probability_of_a_draw_is_that_of_play(lite: Scenario, track: str) -
     assert found.hidden.shape[2] == users.n_hidden and (found.hidden[found.acted].abs().sum(-1) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_gradient_raises_what_is_rewarded(lite: Scenario) -> None:
     """With an advantage of 1 for drawing the card of the highest price, that card becomes more probable."""
     network, users = small_network(lite), AskedUsers(lite, 4)
@@ -161,6 +162,7 @@ def test_the_network_changes_after_that(tmp_path: Path, warm: Path) -> None:
     assert any(not np.array_equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(
     tmp_path: Path, warm: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

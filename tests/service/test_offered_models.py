@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("fastapi")
@@ -20,12 +21,13 @@ from test_server import ask, hear, phone
 from edgerec_gym.device.description import digest_of, feature_digest
 from edgerec_gym.errors import InputError
 from edgerec_gym.protocol.messages import CHUNK, ModelChunk, ModelOffer, ModelWant, Refuse, Welcome
+from edgerec_gym.service.channels import Channels, Published
 from edgerec_gym.service.models import Models
 
 
 def write_model(folder: Path, content: bytes, **changes: Any) -> str:
     """Write a folder whose device.json is right, as far as the service looks; returns its digest."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     files = {"crban.scores.onnx": content, "golden.safetensors": b"golden", "rules.toml": b"rules"}
     recorded = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
@@ -123,12 +125,12 @@ def test_what_cannot_be_offered_leaves_the_old_model(tmp_path: Path) -> None:
     file.write_bytes(b"cut")
     with pytest.raises(InputError, match="is corrupted"):
         models.renew()
-    assert models.current is not None and models.current.digest == first
+    assert models.for_user(0) is not None and models.for_user(0).digest == first
     assert not models.renew()  # said once
     (tmp_path / "model" / "device.json").unlink()
     assert not models.renew()
     third = write_model(tmp_path / "model", b"the third one")
-    assert models.renew() and models.current.digest == third
+    assert models.renew() and models.for_user(0).digest == third
     shutil.copytree(tmp_path / "model", tmp_path / "copy")
     shutil.rmtree(tmp_path / "model")
     time.sleep(0.01)
@@ -153,3 +155,28 @@ def test_a_folder_without_a_model_for_this_feed_is_refused(
         Models(tmp_path / "model", CONFIG)
     with pytest.raises(InputError, match="does not exist"):
         Models(tmp_path / "nothing", CONFIG)
+
+
+def test_a_canary_is_offered_to_its_share_of_the_users(tmp_path: Path) -> None:
+    """The channels are written here as edgerec registry does, around models that are not run."""
+    place = tmp_path / "registry" / "feed"
+    digests = [write_model(place / str(version), b"graph" * version) for version in (1, 2)]
+
+    def offer(share: float, **more: Any) -> None:
+        told = [Published(version + 1, digest) for version, digest in enumerate(digests)]
+        channels = Channels(stable=told[0], canary=told[1] if share else None, share=share)
+        (place / "channels.tmp").write_bytes(msgspec.json.encode(channels))
+        (place / "channels.tmp").rename(place / "channels.json")
+
+    offer(0.3)
+    models = Models(place, CONFIG)
+    offered = [models.for_user(user).digest for user in range(400)]  # type: ignore[union-attr]
+    assert set(offered) == set(digests) and 80 < offered.count(digests[1]) < 160
+    assert not models.renew()
+    offer(1.0)
+    assert models.renew() and {models.for_user(user).digest for user in range(50)} == {digests[1]}  # type: ignore[union-attr]
+    offer(0.0)
+    assert models.renew() and models.for_user(3).digest == digests[0]  # type: ignore[union-attr]
+    assert isinstance(models.chunk(ModelWant(digests[1], "device.json", 0)), ModelChunk), (
+        "a download may finish"
+    )
