@@ -117,7 +117,21 @@ def _int8(model: onnx.ModelProto) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_small(model),
         )
-        return onnx.load(out)
+        return _unsigned(onnx.load(out))
+
+
+def _unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Shift weights from -127..127 to 1..255, and their zero points with them: the same numbers.
+
+    Without VNNI, x86 processors add products of unsigned and signed bytes in 16 bits, which overflow. ONNX
+    Runtime multiplies two unsigned matrices without that.
+    """
+    for weights in model.graph.initializer:
+        name = weights.name
+        if name.endswith(("_quantized", "_zero_point")) and weights.data_type == onnx.TensorProto.INT8:
+            shifted = (numpy_helper.to_array(weights).astype(np.int16) + 128).astype(np.uint8)
+            weights.CopyFrom(numpy_helper.from_array(shifted, name))
+    return model
 
 
 def _int4(model: onnx.ModelProto) -> onnx.ModelProto:

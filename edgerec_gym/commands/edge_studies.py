@@ -88,8 +88,8 @@ def bench_edge(
         compress(runs[scenario], rounded, Compression(8, 0.0, qat=False), scenario=scenario)
     with console.interruptible(f"sessions played in {study.folder} are kept; the same command resumes"):
         rows = study.ablation(scenario, runs[scenario], models / scenario, rounded)
+        _save(results, "ablation", rows, quick)
         found = [study.scene(name, runs[name], models / name) for name in runs if name != scenario]
-    _save(results, "ablation", rows, quick)
     _save(results, "scenes", found, quick)
     if as_json:
         console.print_json({"ablation": rows, "scenes": found})

@@ -287,7 +287,6 @@ class Study:
         steady, killed = KilledService(self.folder / "steady"), KilledService(self.folder / "killed")
         async with PhoneProcesses() as processes:
             try:
-                await steady.start()
                 rows = asyncio.Queue[int]()
                 for row in range(self.phones):
                     rows.put_nowait(row)
@@ -300,7 +299,10 @@ class Study:
                         rows.put_nowait(row)
                         progress(len(found), len(plans))
 
-                await asyncio.gather(*(one(each, steady) for each in plans if not each.service_killed))
+                others = [each for each in plans if not each.service_killed]
+                if others:
+                    await steady.start()
+                    await asyncio.gather(*(one(each, steady) for each in others))
                 doomed = [each for each in plans if each.service_killed]
                 if doomed:
                     await killed.start()

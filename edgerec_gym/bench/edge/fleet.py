@@ -358,6 +358,7 @@ class Fleet:
         Raises:
             Exception: of a phone that has failed by a fault of this package.
         """
+        self._look(0.0)  # so that pages that came before do not count
         began, before, decided = self._clock(), self.counts(), len(self.tally.decision_ms)
         ends = began + seconds
         while (now := self._clock()) < ends and not (until is not None and until()):
@@ -365,8 +366,8 @@ class Fleet:
             await asyncio.sleep(min(SAMPLE_SECONDS, ends - now))
         self._look(0.0)
         took = self._clock() - began
-        pages = np.array([seconds for at, seconds in self._pages if at >= began] or [np.nan])
-        samples = [sample for sample in self._samples if sample[0] >= began]
+        pages = np.array([seconds for at, seconds in self._pages if at > began] or [np.nan])
+        samples = [sample for sample in self._samples if sample[0] > began]
         counts = self.counts().since(before)
         decisions = np.array(self.tally.decision_ms[decided:] or [np.nan])
         served = int(np.isfinite(pages).sum())

@@ -219,7 +219,8 @@ class _Place:
         took = row["seconds"]
         row["fleet_cpu"] = (time.process_time() - own) / took
         row["service_cpu"] = (self.processor_seconds() - cpu) / took
-        row["service_ms_per_page"] = 1000 * row["service_cpu"] / max(row["pages_per_second"], 1e-9)
+        rate = row["pages_per_second"] or float("nan")
+        row["service_ms_per_page"] = 1000 * row["service_cpu"] / rate
         row["served_p50_ms"] = 1000 * quantile(before, after, "edgerec_page_seconds", 0.5)
         row["served_p99_ms"] = 1000 * quantile(before, after, "edgerec_page_seconds", 0.99)
         commits = after.get("edgerec_commit_writes_count", 0) - before.get("edgerec_commit_writes_count", 0)

@@ -234,11 +234,12 @@ class Study:
         self, scenario: str, policy: str, system: System, lag_ms: float, env_id: str = "EdgeFeed-v0"
     ) -> dict[str, Any]:
         """Return what a phone measures."""
+        speed = PACE * Scenario.load(scenario).config.dwell_scale
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             with local_service(scenario, folder / "service") as service:
                 settings = PhoneSettings(
-                    policy, service.url, service.secret, scenario, env_id=env_id, speed=PACE,
+                    policy, service.url, service.secret, scenario, env_id=env_id, speed=speed,
                     store=folder / "phone", link=each_answer_alone(system.sync, system.period),
                 )  # fmt: skip
                 found = measure(settings, service, range(self.sizes.phone_sessions), lag_ms)

@@ -43,7 +43,8 @@ def stored(content: bytes, bits: int) -> list[np.ndarray]:
     found = []
     for name, values in weights.items():
         if bits == 8 and name.endswith("_quantized"):
-            found.append(values * weights[name.replace("_quantized", "_scale")])
+            zero = weights[name.replace("_quantized", "_zero_point")].astype(np.float32)
+            found.append((values - zero) * weights[name.replace("_quantized", "_scale")])
         if bits == 4 and name.endswith("_DQ_Q4"):
             scales = np.repeat(weights[name.replace("_Q4", "_scales")], 32, axis=0)[: len(values)]
             found.append(values.astype(np.float32) * scales)
