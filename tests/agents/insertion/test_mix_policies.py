@@ -184,11 +184,11 @@ def priced(place: Place, price: float) -> Any:
 
 @pytest.mark.slow
 def test_a_price_is_found_for_a_share(lite: Scenario) -> None:
-    place = Place("EdgeFeedMix-v0", "lite", sessions=40)
+    place = Place("EdgeFeedMix-v0", "lite", sessions=60)
     entry = Entry("oracle", priced, {"price": 0.0})
     for target in (0.1, 0.33):
         price = find_price(entry, place, target)
-        found = results(priced(place, price), lite, sessions=40, split="train")
+        found = results(priced(place, price), lite, sessions=60, split="train")
         assert share_of(found) == pytest.approx(target, abs=0.004)
     with pytest.raises(InputError, match="no price in .* gives a share of 60.00%"):
         find_price(entry, place, 0.6)
