@@ -171,6 +171,22 @@ def test_the_file_stays_small(tmp_path: Path) -> None:
     assert max(sizes[10:]) <= max(sizes[:10])
 
 
+def test_a_damaged_page_is_none(store: EventStore, said: list[str]) -> None:
+    store.begin(session(5))
+    store.keep_page(5, page())
+    store._database.execute("UPDATE pages SET data = x'93a4'")
+    user = session(5).user
+    assert store.last_page(user) is None and store.page(5) is None
+    assert len(said) == 1 and "a page in it is damaged" in said[0]
+
+
+def test_answers_that_are_cut_do_not_come_back(store: EventStore) -> None:
+    for number in range(5):
+        store.append(1, answer(number))
+    assert store.cut(1, 3) and store.answers(1) == [answer(number) for number in range(3)]
+    assert store.append(1, answer(9)) is None and len(store.answers(1)) == 3
+
+
 def test_no_clock_orders_anything(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([1e9, 0.0, 2e9, 5.0] * 10)
     monkeypatch.setattr(time, "time", lambda: next(now))

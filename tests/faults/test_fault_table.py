@@ -220,6 +220,44 @@ def test_killed_phones_and_a_killed_service(tmp_path: Path) -> None:
     assert len(body) == 9 and len(header) == len(body[0])
 
 
+def test_a_session_that_was_given_up_is_delivered_and_not_played_on(cloud: Cloud, store: EventStore) -> None:
+    """Its last page was used up while there was no network; then the phone was killed."""
+
+    async def work() -> tuple[Played, Played]:
+        async with LagProxy(cloud.port) as network:
+
+            def lose(session: Session) -> None:
+                if session.features.slot == 4:
+                    network.refuse(1000)
+                    network.cut()
+
+            phone, pace = cloud.phone(user_of(2), network), replace(OFFLINE, first_page_seconds=30.0)
+            given_up = Played(phone, 2, store, pace, watch=lose)
+            report = await given_up.play()
+            assert report.starved and not report.delivered and 4 < report.slots < 36
+            network.refuse(0)
+            again = Played(phone, 2, store, FAST)
+            report = await again.play()
+            assert report.delivered and report.slots == given_up.session.report.slots
+        return given_up, again
+
+    given_up, again = asyncio.run(work())
+    assert again.is_in(cloud) and again.trajectory.actions == given_up.trajectory.actions
+
+
+def test_a_page_that_is_damaged_on_disk_ends_its_session_only(cloud: Cloud, store: EventStore) -> None:
+    lost = Played(cloud.phone(user_of(7)), 7, store, FAST, kind=Immediate, watch=kill_after(16))
+    with pytest.raises(Killed):
+        asyncio.run(lost.play())
+    assert store.page(lost.key, 1) is not None
+    store._database.execute("UPDATE pages SET data = x'93a4' WHERE page = 1")
+    again = Played(cloud.phone(user_of(7)), 7, store, FAST)
+    assert asyncio.run(again.play()).starved
+    assert answers_of(cloud.state, again.key) == store.answers(again.key)
+    later = Played(cloud.phone(user_of(7)), later_seed(7), store, FAST)
+    assert asyncio.run(later.play()).delivered and later.is_in(cloud)
+
+
 # Power loss: the phone may lose its last commits, the cloud none.
 
 
