@@ -38,7 +38,7 @@ ALL: dict[str, Any] = {
     "long_dwell": 8,
     "fast_scroll": 0.75,
     "category_repeat": 2,
-    "after_seconds": 20,
+    "after_seconds": 12,
     "request_uplift": 0.0,
     "cool_downs": {"long_dwell": 4, "request_uplift": 6, "fast_scroll": 2},
 }
@@ -375,7 +375,7 @@ def test_the_gain_alone_is_that_of_a_judgement(network: EdgeRecNetwork, lite: Sc
 
 def test_the_agent_acts_the_same_on_a_phone(network: EdgeRecNetwork, tmp_path: Path, lite: Scenario) -> None:
     """With every trigger on: the same actions and reasons in torch and exported."""
-    n, env = 5, make_feeds("joint", 5, scenario=lite, users="synthetic", split="eval")
+    n, env = 12, make_feeds("joint", 12, scenario=lite, users="synthetic", split="eval")
     mine = rules_from({"triggers": OFF | {"quiet_exposures": False} | ALL})
     export_network(WholeAgent(network, mine), tmp_path / "device", find_agent("edgerec"), "lite", lite.config)
     policies: list[Any] = [
