@@ -149,6 +149,7 @@ class Phone:
         self._exchange = Exchange(phones.service, server[0])
         self._bucket = TokenBucket(phones.limits.rate, phones.limits.burst, time.monotonic())
         self._waiting: set[asyncio.Task[None]] = set()
+        self._asked: set[int] = set()  # numbers of the pages among them
         self._working = asyncio.Lock()  # held while a message is answered in its turn
         self._closed = False
 
@@ -204,9 +205,13 @@ class Phone:
             await self.refuse(refused.message)
             return
         self._phones.metrics.count("in", message.kind, len(data))
+        if isinstance(message, PageRequest) and message.page in self._asked:
+            return  # it was sent again before its answer was ready: one answer serves both
         if isinstance(message, PageRequest | End) and self.greeted:
             while len(self._waiting) >= self._phones.limits.pending:
                 await asyncio.wait(self._waiting, return_when=asyncio.FIRST_COMPLETED)
+            if isinstance(message, PageRequest):
+                self._asked.add(message.page)
             task = asyncio.create_task(self._answer(message))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
@@ -227,6 +232,9 @@ class Phone:
             self._phones.metrics.errors.inc()
             await self._close(FAULT)
             return
+        finally:
+            if isinstance(message, PageRequest):
+                self._asked.discard(message.page)
         for told in replies:
             await self.tell(told)
         if isinstance(message, PageRequest):

@@ -201,6 +201,16 @@ def test_replayed_messages_change_nothing(server: Running) -> None:
         assert all(page == pages[0] for page in pages)
 
 
+def test_a_page_that_is_asked_for_again_while_it_is_made_is_made_once(server: Running) -> None:
+    """Phones that grow impatient would otherwise double the work of a service that is slow already."""
+    with phone(server) as connection:
+        say(connection, hello(17), request(1, 3), request(1, 3), request(1, 3), delta(0, 3), end(3))
+        heard = [hear(connection) for _ in range(4)]
+        assert sorted(message.kind for message in heard) == ["ack", "ended", "page", "welcome"]
+        assert isinstance(ask(connection, hello(17)), Welcome)  # nothing more had come
+        assert isinstance(ask(connection, request(1, 3)), Page)  # afterwards it is answered again
+
+
 def test_cut_connections_leave_the_service_alive(server: Running) -> None:
     for data in (b"", b"GET /v1/feed HTTP/1.1\r\n", bytes(range(256)) * 10):
         with socket.create_connection(("127.0.0.1", server.port), 10) as raw:

@@ -173,7 +173,7 @@ class Study:
                 "model_bytes": folder_bytes(Path(exported)) if Path(exported).is_dir() else 0,
                 **found,
             }
-            if system.decided == "cloud":  # a decision is a page
+            if system.decided == "cloud":  # a decision is a page over an open connection
                 row |= {f"decision_{q}_ms": found[f"page_{q}_ms"] for q in ("p50", "p99")}
             rows.append(row)
         return rows + self._rounded(scenario, model, rounded)
