@@ -52,7 +52,7 @@ from edgerec_gym.agents.distillation.losses import (
 )
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record
-from edgerec_gym.agents.learning.tensors import to_tensors, torch_threads
+from edgerec_gym.agents.learning.tensors import to_tensors, torch_seed, torch_threads
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.agents.rerank.reranker import ListScorer, RerankerConfig, pool_present
 from edgerec_gym.agents.rerank.train import build
@@ -296,8 +296,7 @@ class DistillationTrainer(EpochTrainer[Taught]):
         teacher: PageTeacher,
     ) -> None:
         student = build_student(record["agent"], reader.config, settings, record["seed"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(record["seed"] + 1)
+        with torch_seed(record["seed"] + 1):
             network = Taught(student, teacher.code_size)
         history = UserHistory.read(reader)
         train_stream, stop, _ = split_sequences(reader, history, teacher.settings.earlier)

@@ -37,7 +37,7 @@ from edgerec_gym.agents.edgerec.values import FEATURES, N_CANDIDATES, Branch, Pl
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
 from edgerec_gym.agents.learning.rollouts import advantages, discounted
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.rerank.reranker import ABSENT
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
 from edgerec_gym.errors import InputError
@@ -248,8 +248,7 @@ class EdgeRecTrainer:
     ) -> None:
         self.parts, self.record, self.settings, self.rules = parts, record, settings, rules
         self.scenario, self.seed = scenario, record["seed"]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with torch_seed(self.seed):
             self.network = make_network(copy.deepcopy(parts.esan), settings)
         self.network.esan.perception.requires_grad_(False)
         self.best, self.taught = (copy.deepcopy(self.network) for _ in range(2))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgerec_gym.agents.insertion.esan import ESAN, ESANConfig
 from edgerec_gym.agents.insertion.network_values import NetworkValues
 from edgerec_gym.agents.insertion.policies import TRACKS, InsertionPlan, policy_of
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
+from edgerec_gym.agents.learning.tensors import torch_seed
 from edgerec_gym.agents.lists.evaluator_training import JudgeTrainer, train_judge
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.errors import InputError
@@ -60,8 +59,7 @@ class ESANTrainer(JudgeTrainer[ESAN]):
 
 def build(config: FeedConfig, settings: ESANConfig, identified: tuple[bool, ...], seed: int = 0) -> ESAN:
     """Make ESAN with initial parameters drawn from `seed`; the global generator is left untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         return ESAN(config, settings, identified)
 
 

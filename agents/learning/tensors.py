@@ -48,6 +48,14 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 @contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """Seed torch's global generator inside the block: layers draw their first weights from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def private_randomness() -> Iterator[None]:
     """Restore the global random generators, which stable-baselines3 seeds and uses."""
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -23,7 +23,7 @@ from edgerec_gym.agents.data.exposed_lists import (
 from edgerec_gym.agents.data.moments import RerankMoments, RerankStream, split_moments
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record, moment_settings
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.lists.evaluator import (
     CLICK,
     EvaluatorConfig,
@@ -279,8 +279,7 @@ def build(
     config: FeedConfig, settings: EvaluatorConfig, identified: tuple[bool, ...], seed: int = 0
 ) -> ListEvaluator:
     """Build an evaluator with parameters initialised from `seed`, leaving the global generator unchanged."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         return ListEvaluator(config, settings, identified)
 
 

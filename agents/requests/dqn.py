@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgerec_gym.adapters.sb3 import FeedVecEnv, make_vec_env
 from edgerec_gym.agents.learning import parameters
-from edgerec_gym.agents.learning.tensors import private_randomness, torch_threads
+from edgerec_gym.agents.learning.tensors import private_randomness, torch_seed, torch_threads
 from edgerec_gym.agents.perception.intent_change import SIGNALS, state_vector
 from edgerec_gym.agents.registry import Progress
 from edgerec_gym.compiled.random_stream import CLI_SEED_STRIDE
@@ -181,8 +181,7 @@ def _model(env: StateVectors, settings: DQNConfig, seed: int) -> DQN:
 def make_network(config: FeedConfig, hidden: int, seed: int = 0) -> torch.nn.Module:
     """Make a network whose `q_net` gives the values of keeping and of a request, (B, 2)."""
     network = torch.nn.Module()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         network.q_net = torch.nn.Sequential(  # names and order as in stable-baselines3
             torch.nn.Linear(state_size(config), hidden),
             torch.nn.ReLU(),

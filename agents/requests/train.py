@@ -19,7 +19,7 @@ from torch import Tensor
 from edgerec_gym.agents.data.decisions import DecisionBatch, DecisionStream, split_decisions
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, Stream, log_record
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.requests.feed_encoder import FeedEncoder
 from edgerec_gym.agents.requests.uplift_models import (
     ESTIMATORS,
@@ -237,8 +237,7 @@ def held_decisions(stream: DecisionStream, most: int = MOST_HELD) -> list[Decisi
 def make_model(agent: str, encoder: Encoder, settings: UpliftConfig, share: float, seed: int) -> UpliftModel:
     """Make an estimator with initial parameters drawn from `seed`; the global generator is left untouched."""
     kind = ESTIMATORS[agent]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         if kind is DragonNet:
             return DragonNet(encoder, settings.hidden, share, settings.alpha, settings.beta)
         return kind(encoder, settings.hidden, share)

@@ -47,7 +47,7 @@ from edgerec_gym.agents.data.moments import RerankBatch, RerankMoments, RerankSt
 from edgerec_gym.agents.data.observed_log import NOT_SHOWN
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record, moment_settings
-from edgerec_gym.agents.learning.tensors import to_tensors, torch_threads
+from edgerec_gym.agents.learning.tensors import to_tensors, torch_seed, torch_threads
 from edgerec_gym.agents.list_policy import EmittedList, ScoredList, SlateBySlate, SlotBySlot
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.agents.rerank.reranker import ListEmitter, Reranker, RerankerConfig, RerankPolicy
@@ -213,8 +213,7 @@ class Held:
 
 def build(network: type[Network], config: FeedConfig, settings: RerankerConfig, seed: int = 0) -> Network:
     """Build a re-ranker with parameters initialised from `seed`, leaving the global generator unchanged."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         return network(config, settings)
 
 

@@ -37,7 +37,7 @@ from edgerec_gym.agents.data.event_sequences import SessionSequences, UserHistor
 from edgerec_gym.agents.data.judged_pages import JudgedPages, click_ndcg, read_pages
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import EpochTrainer, Report, log_record
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.registry import find_agent
 from edgerec_gym.agents.teachers.light_gcn import EdgeSampler, LightGCN, normalised_adjacency, train_epoch
 from edgerec_gym.agents.teachers.networks import (
@@ -136,8 +136,7 @@ class TeacherTrainer(EpochTrainer[Any]):
 
     def loss(self, chunk: SessionSequences, index: np.ndarray, generator: torch.Generator) -> Tensor:
         """Return the mean loss of the sessions `index` (B,) of a chunk."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
+        with torch_seed(int(torch.randint(2**31 - 1, (), generator=generator))):
             return self.network.loss(sequences_of(chunk.batch(index)))
 
     def stopping_figure(self) -> float:
@@ -183,8 +182,7 @@ class GraphTrainer(TeacherTrainer):
         if not len(item):
             raise InputError(f"{reader.folder} has no click in its training sessions")
         n_users, n_items = int(user.max()) + 1, len(reader.catalog)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(record["seed"])
+        with torch_seed(record["seed"]):
             adjacency = normalised_adjacency(user, item, n_users, n_items)
             graph = LightGCN(adjacency, n_users, settings.dim, settings.layers)
         self.sampler = EdgeSampler(user, item, n_items)
@@ -263,8 +261,7 @@ def build(
     kind: type[PageTeacher], config: FeedConfig, settings: TeacherConfig, n_items: int, seed: int = 0
 ) -> PageTeacher:
     """Build a teacher with parameters from `seed`, leaving the global generator unchanged."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         return kind(config, settings, n_items)
 
 

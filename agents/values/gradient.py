@@ -33,7 +33,7 @@ except ImportError:
 
 from edgerec_gym.agents.learning.epochs import Report
 from edgerec_gym.agents.learning.rollouts import discounted, leave_one_out
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.perception.perception import occupied
 from edgerec_gym.agents.values.network import ValueNetwork
 from edgerec_gym.agents.values.play import LEAST_VALUE, LabelledSessions, play_labelled, session_states
@@ -204,8 +204,7 @@ class GradientTrainer(ValueTrainer):
             self.track, settings.sessions, scenario=scenario, users=self.users, split="train", copy=False
         )
         self.network, self.best = network, copy.deepcopy(network)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with torch_seed(self.seed):
             n_hidden = self.users.n_hidden if settings.critic == "privileged" else 0
             self.critic = Critic(network.settings.hidden, n_hidden)
         self.training: nn.Module = nn.ModuleDict({"network": network, "critic": self.critic})

@@ -37,7 +37,7 @@ except ImportError:
 
 from edgerec_gym.agents.learning import parameters
 from edgerec_gym.agents.learning.epochs import Report
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.registry import ESTIMATOR, find_agent
 from edgerec_gym.agents.requests.scores import UpliftScore
 from edgerec_gym.agents.requests.train import load_model
@@ -211,8 +211,7 @@ def _described(run: Run) -> dict[str, Any]:
 
 def make_network(config: FeedConfig, settings: ValueConfig, seed: int = 0) -> ValueNetwork:
     """Return an untrained network; the global generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         return ValueNetwork(config, settings)
 
 
