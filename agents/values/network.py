@@ -69,7 +69,7 @@ class ValueConfig(Config):
     hidden: int = bounded(64, 4, 4096)  # width of the layers; codes of cards have half of it
     keys: int = bounded(16, 1, 1024)  # learned columns by which cards are compared, besides the embedding
     heads: int = bounded(6, 1, 64)  # decayed sums per history
-    queries: int = bounded(6, 0, 64)  # vectors made from the whole state that candidates are compared with
+    queries: int = bounded(6, 1, 64)  # vectors made from the whole state that candidates are compared with
 
 
 class Cards(NamedTuple):
