@@ -1,6 +1,6 @@
 """Do the teachers reproduce published figures on MovieLens 100k?
 
-    python -m benchmarks.teachers_ml100k FOLDER [--seeds 3] [--quick]
+    python -m benchmarks.teachers_ml100k FOLDER [--seeds 3] [--work FOLDER] [--quick]
 
 FOLDER holds RecBole's atomic files ml-100k.inter, .user and .item. Three published protocols, one a teacher:
 
@@ -14,7 +14,8 @@ FOLDER holds RecBole's atomic files ml-100k.inter, .user and .item. Three publis
   random, AUC over all test rows. Published: DCN, a close relative, in RUCAIBox/RecBole#2117.
 
 Popularity and ItemKNN stand beside them. Epochs are chosen on validation rows, except LightGCN's 15.
-Intervals are over seeds (twice the standard error). Writes benchmarks/results/teachers_ml100k.json.
+Intervals are over seeds (twice the standard error). Writes benchmarks/results/teachers_ml100k.json. What is
+finished is kept in --work; the same command resumes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from rich.console import Console
 from rich.table import Table
 
 import edgerec_gym
-from edgerec_gym.agents.learning.tensors import torch_threads
+from edgerec_gym.agents.learning.tensors import torch_seed, torch_threads
 from edgerec_gym.agents.teachers.deepfm import DeepFM
 from edgerec_gym.agents.teachers.light_gcn import EdgeSampler, LightGCN, normalised_adjacency, train_epoch
 from edgerec_gym.agents.teachers.sasrec import SASRec
+from edgerec_gym.documents import read_object
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation.ranking import auc
-from edgerec_gym.files import write_json
+from edgerec_gym.files import make_folder, write_json
 
 RESULTS = Path(__file__).parent / "results" / "teachers_ml100k.json"
 CUT = 10
@@ -128,8 +130,7 @@ def light_gcn(rows: Any, seed: int, quick: bool) -> dict[str, Figures]:
     part = per_user_split(user, (0.75, 0.25), rng)
     train, test = (matrix(user[part == p], item[part == p], shape) for p in (0, 1))
     users_of, items_of = np.nonzero(train)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         model = LightGCN(normalised_adjacency(users_of, items_of, shape[0], shape[1]), shape[0])
     sampler = EdgeSampler(users_of, items_of, shape[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
@@ -186,8 +187,7 @@ def sasrec(rows: Any, seed: int, quick: bool, length: int = 50) -> dict[str, Fig
         s[max(0, end - length - 1) : end] for s in sequences for end in range(len(s) - 2, 1, -length)
     ]  # of the training rows, which end before the last two
     inputs, targets = padded([w[:-1] for w in windows]), padded([w[1:] for w in windows])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         model = SASRec(shape[1], length, dropout=0.3)
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         rng = np.random.default_rng(seed)
@@ -253,8 +253,7 @@ def deepfm(rows: Any, seed: int, quick: bool, folder: Path) -> dict[str, Figures
     rng = np.random.default_rng(seed)
     part = per_user_split(user, (0.8, 0.1, 0.1), rng)
     train, valid, test = (torch.from_numpy(np.flatnonzero(part == p)) for p in range(3))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seed(seed):
         model = DeepFM(sizes, dropout=0.4)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5)
 
@@ -295,19 +294,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("runs/teachers-ml100k"), help="what is finished")
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs; nothing is written")
     arguments = parser.parse_args()
-    rows, quick = ratings(arguments.folder), arguments.quick
+    rows, quick, work = ratings(arguments.folder), arguments.quick, arguments.work
+    parts: dict[str, Callable[[int], dict[str, Figures]]] = {
+        "light_gcn": lambda seed: light_gcn(rows, seed, quick),
+        "sasrec": lambda seed: sasrec(rows, seed, quick),
+        "deepfm": lambda seed: deepfm(rows, seed, quick, arguments.folder),
+    }
     found: dict[str, list[Figures]] = {}
     with torch_threads(1):
         for seed in range(1 if quick else arguments.seeds):
-            parts = (
-                light_gcn(rows, seed, quick),
-                sasrec(rows, seed, quick),
-                deepfm(rows, seed, quick, arguments.folder),
-            )
-            for part in parts:
-                for name, figures in part.items():
+            for part, run in parts.items():
+                kept = work / f"{part}-{seed}.json"
+                if quick or not kept.is_file():
+                    models = run(seed)
+                    if not quick:
+                        write_json(make_folder(work) / kept.name, models)
+                else:
+                    models = read_object(kept, dict[str, Figures])
+                for name, figures in models.items():
                     found.setdefault(name, []).append(figures)
                     print(name, seed, {key: round(value, 4) for key, value in figures.items()}, flush=True)
     results = {name: summary(figures) for name, figures in found.items()}
