@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from edgerec_gym.errors import InputError, shown
+from edgerec_gym.errors import InputError, UnknownOptionError, shown
 
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
@@ -105,9 +107,32 @@ class Config:
 
 
 def _unknown(owner: str, name: str, names: set[str]) -> str:
+    return f"{owner} has no field {shown(name)}{_hint(name, names, 'fields')}"
+
+
+def _hint(name: str, names: set[str], what: str) -> str:
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; fields are {', '.join(sorted(names))}"
-    return f"{owner} has no field {shown(name)}{hint}"
+    return f"; did you mean {close[0]!r}?" if close else f"; {what} are {', '.join(sorted(names))}"
+
+
+def check_options(owner: str, given: Iterable[str], made: type) -> None:
+    """Check names that a constructor takes in addition to its own arguments: the fields of FeedConfig.
+
+    Args:
+        owner: name of what is made, for the message.
+        given: names of the options.
+        made: the class whose own arguments are suggested, too.
+
+    Raises:
+        UnknownOptionError: an option that does not exist, with the closest one.
+    """
+    fields = {f.name for f in dataclasses.fields(FeedConfig)}
+    for name in given:
+        if name not in fields:
+            parameters = inspect.signature(made).parameters.values()
+            own = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
+            hint = _hint(name, fields | own, "options")
+            raise UnknownOptionError(f"{owner} got an unexpected keyword argument {name!r}{hint}")
 
 
 def _checked(owner: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -165,6 +190,18 @@ def _scalar(where: str, f: dataclasses.Field[Any], hint: Any, value: Any) -> Any
     if not low <= number <= high:  # also catches NaN
         raise InputError(f"{where} = {shown(value)} is out of range; allowed: {low} to {high}")
     return kind(value)
+
+
+def differences(config: Config, other: Config) -> dict[str, Any]:
+    """Return the fields in which a config differs from another one, nested ones by their dotted names."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        own, theirs = getattr(config, f.name), getattr(other, f.name)
+        if isinstance(own, Config):
+            found |= {f"{f.name}.{name}": value for name, value in differences(own, theirs).items()}
+        elif own != theirs:
+            found[f.name] = own
+    return found
 
 
 @dataclass(frozen=True)
@@ -322,6 +359,13 @@ class FeedConfig(Config):
                 raise InputError(
                     f"RewardConfig.responses weights {shown(name)}; the feed's responses are {told}"
                 )
+
+    def __repr__(self) -> str:
+        """Return the closest preset, and the fields that differ from it."""
+        changed = {name: differences(self, config) for name, (config, _) in _PRESET_CONFIGS.items()}
+        name = min(changed, key=lambda preset: len(changed[preset]))
+        told = "".join(f", {field}={value!r}" for field, value in changed[name].items())
+        return f"FeedConfig({name!r}{told})"
 
     @property
     def n_types(self) -> int:

@@ -8,18 +8,26 @@ from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.answers import CLICK_PROBABILITY, PURCHASE_PROBABILITY, RESPONSE_SIZE, UserModel
 from edgerec_gym.compiled.workers import refuse_turn
+from edgerec_gym.config import check_options
 from edgerec_gym.drawing.render import FPS, RENDER_MODES
 from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
 from edgerec_gym.feed.batch import refuse_shallow_copy
 from edgerec_gym.scenario import Scenario
-from edgerec_gym.vector_env import EdgeFeedVectorEnv
+from edgerec_gym.vector_env import EdgeFeedVectorEnv, with_max_slots
 
+_PASSED_ON = {"copy", "threads"}  # options of EdgeFeedVectorEnv that change nothing for one feed
 _ROW = np.zeros(1, np.int64)  # the only row of the batch
+
+
+def check_single_options(made: type[EdgeFeedEnv], options: dict[str, Any]) -> None:
+    """Raise UnknownOptionError for an option that a single environment does not have."""
+    check_options(made.__name__, options.keys() - _PASSED_ON, EdgeFeedEnv)
 
 
 class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
@@ -88,6 +96,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
     v0: first version; may change until release 0.1.0.
     """
 
+    _spec: EnvSpec | None = None
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": FPS}
 
     def __init__(
@@ -100,8 +109,10 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
         render_mode: str | None = None,
         uncertainty: bool = False,
         members: Sequence[int] | None = None,
+        shift: str | None = None,
         **config: Any,
     ) -> None:
+        check_single_options(type(self), config)
         self._bind(
             EdgeFeedVectorEnv(
                 1,
@@ -112,6 +123,7 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
                 render_mode=render_mode,
                 uncertainty=uncertainty,
                 members=members,
+                shift=shift,
                 autoreset_mode=AutoresetMode.DISABLED,
                 **config,
             )
@@ -163,6 +175,26 @@ class EdgeFeedEnv(gym.Env[dict[str, np.ndarray], Any]):
 
     def __copy__(self) -> NoReturn:
         refuse_shallow_copy(self)
+
+    def __repr__(self) -> str:
+        """Return what tells this environment from others."""
+        return f"{type(self).__name__}({self._vector.about})"
+
+    def __str__(self) -> str:
+        """Return the same, in brackets, as wrappers put their names before it."""
+        return f"<{self!r}>"
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What gym.make made this from; `max_episode_steps` is the feed's max_slots.
+
+        The spec of an id alone (`gym.spec`) has None, as the scenario and its options decide.
+        """
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = with_max_slots(spec, self.config)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

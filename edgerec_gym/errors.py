@@ -7,6 +7,13 @@ class InputError(ValueError):
     """Bad input: the message says in one line what is wrong, where, and what is allowed."""
 
 
+class UnknownOptionError(InputError, TypeError):
+    """An argument that does not exist; also a TypeError, as Python raises for such arguments.
+
+    Libraries that try arguments (TorchRL's GymEnv: `frameskip`) catch the TypeError and go on without.
+    """
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is not installed; the message names the pip line that installs it."""
 

@@ -85,6 +85,17 @@ class Scenario:
     fidelity: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        """Return name, sizes and kinds of users."""
+        kinds = {"learned": self.path is not None, "synthetic": self.synthetic is not None}
+        users = " and ".join(kind for kind, there in kinds.items() if there) or "none"
+        c = self.config
+        return (
+            f"Scenario({self.name!r}: {len(self.catalog):,} items; pages of {c.page_size} slots, pool of "
+            f"{c.pool_size}, {c.n_cards} cards of {len(c.card_types)} types; up to {c.max_slots} slots a "
+            f"session; users: {users})"
+        )
+
     def __deepcopy__(self, memo: object) -> Scenario:
         """Share the scenario, which never changes, with the copies of an environment."""
         return self

@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.answers import UserModel
-from edgerec_gym.env import EdgeFeedEnv
+from edgerec_gym.env import EdgeFeedEnv, check_single_options
+from edgerec_gym.errors import UnknownOptionError
 from edgerec_gym.feed.slate import Plan
 from edgerec_gym.feed.slate_batch import SlateBatch
 from edgerec_gym.scenario import Scenario
@@ -30,6 +31,8 @@ class EdgeFeedSlateVectorEnv(EdgeFeedVectorEnv):
     batch: SlateBatch
 
     def __init__(self, num_envs: int = 1, **options: Any) -> None:
+        if "track" in options:
+            raise UnknownOptionError("EdgeFeedSlateVectorEnv got an unexpected keyword argument 'track'")
         super().__init__(num_envs, track="joint", **options)  # the observation is that of EdgeFeed-v0
         self.track = "slate"
         self.single_action_space = slate_action_space(self.config)
@@ -112,8 +115,10 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
         render_mode: str | None = None,
         uncertainty: bool = False,
         members: Sequence[int] | None = None,
+        shift: str | None = None,
         **config: Any,
     ) -> None:
+        check_single_options(type(self), config)
         vector = EdgeFeedSlateVectorEnv(
             1,
             scenario=scenario,
@@ -122,6 +127,7 @@ class EdgeFeedSlateEnv(EdgeFeedEnv):
             render_mode=render_mode,
             uncertainty=uncertainty,
             members=members,
+            shift=shift,
             autoreset_mode=AutoresetMode.DISABLED,
             **config,
         )

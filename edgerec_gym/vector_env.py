@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy as copies
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from edgerec_gym.answers import UserModel
 from edgerec_gym.compiled.arrays import read_only
+from edgerec_gym.compiled.random_stream import SPLITS
+from edgerec_gym.config import FeedConfig, check_options, differences
 from edgerec_gym.drawing.render import FPS, RENDER_MODES, Renderer
 from edgerec_gym.drawing.screen import Screen
 from edgerec_gym.errors import InputError
@@ -20,6 +24,14 @@ from edgerec_gym.feed.batch import FeedBatch, refuse_shallow_copy
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.spaces import action_space, observation_space
 from edgerec_gym.users import make_users
+
+
+def with_max_slots(spec: EnvSpec | None, config: FeedConfig) -> EnvSpec | None:
+    """Return a copy of an environment's spec that tells how many steps an episode has at most."""
+    if spec is not None:
+        spec = copies.copy(spec)
+        spec.max_episode_steps = config.max_slots
+    return spec
 
 
 class EdgeFeedVectorEnv(VectorEnv):
@@ -53,6 +65,7 @@ class EdgeFeedVectorEnv(VectorEnv):
     the feed has any (FeedConfig.responses), and `uncertainty` if enabled.
     """
 
+    _spec: EnvSpec | None = None
     metadata = {
         "render_modes": list(RENDER_MODES),
         "render_fps": FPS,
@@ -76,6 +89,8 @@ class EdgeFeedVectorEnv(VectorEnv):
         shift: str | None = None,
         **config: Any,
     ) -> None:
+        limit = config.pop("max_episode_steps", None)  # gym.make_vec(env.spec) passes it on
+        check_options(type(self).__name__, config, EdgeFeedVectorEnv)
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise InputError(
                 f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {render_mode!r}"
@@ -91,6 +106,11 @@ class EdgeFeedVectorEnv(VectorEnv):
                 raise InputError("shift applies to synthetic users only")
             self.scenario = self.scenario.shifted(shift)
         self.config = self.scenario.config.replace(**config)
+        if limit is not None and limit != self.config.max_slots:
+            raise InputError(
+                f"max_episode_steps = {limit} must be max_slots = {self.config.max_slots}: shorten a session "
+                "with max_slots"
+            )
         self.users = make_users(users, self.scenario, self.config, uncertainty, members)
         self.batch = self._make_batch(num_envs, track, split, threads)
         self.num_envs, self.track, self.copy, self.render_mode = num_envs, track, copy, render_mode
@@ -129,6 +149,27 @@ class EdgeFeedVectorEnv(VectorEnv):
 
     def __copy__(self) -> NoReturn:
         refuse_shallow_copy(self)
+
+    def __repr__(self) -> str:
+        """Return what tells this batch from others."""
+        return f"{type(self).__name__}({self.num_envs} feeds, {self.about})"
+
+    @property
+    def about(self) -> str:
+        """Track, scenario, users, split, and the fields of the config that differ from the scenario's."""
+        changed = differences(self.config, self.scenario.config).items()
+        told = [f"track={self.track!r}", f"scenario={self.scenario.name!r}", f"users={self.users.name!r}"]
+        told += [f"split={SPLITS[self.batch.split]!r}", *(f"{name}={value!r}" for name, value in changed)]
+        return ", ".join(told)
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """What gym.make_vec made this from; `max_episode_steps` is the feed's max_slots."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = with_max_slots(spec, self.config)
 
     def _make_batch(self, num_envs: int, track: str, split: str, threads: int) -> FeedBatch:
         return FeedBatch(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.registration import SLATE, track_of
+from edgerec_gym.registration import IDS, SLATE, track_of
 from edgerec_gym.vector_env import EdgeFeedVectorEnv
 
 try:
@@ -60,6 +62,9 @@ def make_vec_env(
         autoreset_mode=AutoresetMode.SAME_STEP,
         **kwargs,
     )
+    spec = deepcopy(gym.spec(next(env_id for env_id, known in IDS.items() if known == track)))
+    spec.kwargs |= {"scenario": scenario, "users": users, **kwargs}
+    venv.spec = spec
     env = FeedVecEnv(venv)
     if seed is not None:
         env.seed(seed)
@@ -78,8 +83,9 @@ class FeedVecEnv(VecEnv):
     """A batch of feeds as a stable-baselines3 VecEnv, action masks included.
 
     Each `info` is empty except in rows that just ended. Those have "terminal_observation",
-    "TimeLimit.truncated" and, as with VecMonitor, "episode" with return r, length l and seconds t. The
-    observation returned for such a row is the first of its next episode.
+    "TimeLimit.truncated", "reward_terms" of the last step, "session_terms" (the terms summed over the
+    session) and, as with VecMonitor, "episode" with return r, length l and seconds t. The observation
+    returned for such a row is the first of its next episode.
 
     Args:
         venv: a vector environment with SAME_STEP autoreset and copy=True, since algorithms keep observations
@@ -95,7 +101,17 @@ class FeedVecEnv(VecEnv):
         self._actions = np.zeros(self.num_envs, np.int64)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
+        self._terms = np.zeros((self.num_envs, len(venv.config.reward_terms)))
         self._started = time.monotonic()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in ("_actions", "_returns", "_lengths", "_terms"):  # those of a pickle may be read-only
+            setattr(self, name, getattr(self, name).copy())
+
+    def __repr__(self) -> str:
+        """Return what tells this batch from others."""
+        return f"{type(self).__name__}({self.num_envs} feeds, {self.venv.about})"
 
     def seed(self, seed: int | None = None) -> list[int | None]:
         """Seed row i with `seed + i` at the next reset; None draws a seed."""
@@ -112,6 +128,7 @@ class FeedVecEnv(VecEnv):
         self._reset_options()
         self._returns[:] = 0
         self._lengths[:] = 0
+        self._terms[:] = 0
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -123,12 +140,17 @@ class FeedVecEnv(VecEnv):
         observation, rewards, terminated, truncated, step_infos = self.venv.step(self._actions)
         self._returns += rewards
         self._lengths += 1
+        names = self.venv.config.reward_terms
+        terms = np.column_stack([step_infos["reward_terms"][name] for name in names])  # (B, terms)
+        self._terms += terms
         dones = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]  # fresh: callers may write to them
         for row in np.flatnonzero(dones):
             infos[row] = {
                 "terminal_observation": step_infos["final_obs"][row],
                 "TimeLimit.truncated": bool(truncated[row]),
+                "reward_terms": dict(zip(names, terms[row].tolist(), strict=True)),
+                "session_terms": dict(zip(names, self._terms[row].tolist(), strict=True)),
                 "episode": {
                     "r": round(float(self._returns[row]), 6),
                     "l": int(self._lengths[row]),
@@ -137,6 +159,7 @@ class FeedVecEnv(VecEnv):
             }
         self._returns[dones] = 0
         self._lengths[dones] = 0
+        self._terms[dones] = 0
         return observation, rewards.astype(np.float32), dones, infos
 
     def get_images(self) -> list[np.ndarray | None]:

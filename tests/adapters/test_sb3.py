@@ -29,6 +29,7 @@ def test_steps_like_the_vector_env(lite: Scenario) -> None:
     observation: Any = env.reset()
     expected, _ = feed.reset(seed=5)
     returns, lengths, ended = np.zeros(8), np.zeros(8, int), 0
+    sums = {name: np.zeros(8) for name in feed.config.reward_terms}
     for _ in range(80):
         for key in expected:
             assert np.array_equal(observation[key], expected[key])
@@ -39,6 +40,8 @@ def test_steps_like_the_vector_env(lite: Scenario) -> None:
         assert np.array_equal(dones, terminated | truncated)
         returns += expected_rewards
         lengths += 1
+        for name, values in step_infos["reward_terms"].items():
+            sums[name] += values
         for row, info in enumerate(infos):
             if not dones[row]:
                 assert info == {}
@@ -49,7 +52,13 @@ def test_steps_like_the_vector_env(lite: Scenario) -> None:
             assert info["episode"]["l"] == lengths[row]
             for key, value in step_infos["final_obs"][row].items():
                 assert np.array_equal(info["terminal_observation"][key], value)
+            terms = {name: values[row] for name, values in step_infos["reward_terms"].items()}
+            assert info["reward_terms"] == terms
+            assert info["session_terms"] == {name: pytest.approx(sums[name][row]) for name in sums}
+            assert sum(info["session_terms"].values()) == pytest.approx(returns[row])
             returns[row] = lengths[row] = 0
+            for values in sums.values():
+                values[row] = 0
     assert ended > 8
 
 

@@ -73,6 +73,19 @@ def test_a_copy_goes_on_as_the_original_and_alone(env_id, users):
     assert not np.shares_memory(env.unwrapped.batch.arrays.slot, twin.unwrapped.batch.arrays.slot)
 
 
+def test_a_copied_batch_branches_at_every_id(env_id, duplicate):
+    """A tree search tries several futures from one state, and the original then plays as if alone."""
+    env, alone = (gym.make_vec(env_id, num_envs=3, scenario="lite", users="synthetic") for _ in range(2))
+    first, _ = env.reset(seed=4)
+    alone.reset(seed=4)
+    first, other = play(env, first, 4, 0)[-1][0], play(alone, first, 4, 0)[-1][0]
+    futures = [play(duplicate(env), first, 12, seed) for seed in (1, 1, 2)]
+    assert data_equivalence(futures[0], futures[1])
+    assert not data_equivalence(futures[0], futures[2])
+    assert data_equivalence(play(env, first, 12, 2), futures[2])
+    assert data_equivalence(play(alone, other, 12, 2), futures[2])
+
+
 @pytest.mark.parametrize("batch_id", ["EdgeFeed-v0", "EdgeFeedSlate-v0"])
 def test_a_copied_batch_goes_on_as_the_original_and_alone(batch_id, users, duplicate):
     watched = users == "learned"  # by the whole ensemble
@@ -110,17 +123,23 @@ def test_a_copy_goes_on_in_another_process(kind):
     assert data_equivalence(pickle.loads(told), env.step(action))
 
 
-def test_the_view_of_stable_baselines3_copies_too():
-    env = make_vec_env("EdgeFeed-v0", 3, scenario="lite", users="synthetic")
+def test_the_view_of_stable_baselines3_branches_too(slot_id, users, duplicate):
+    env = make_vec_env(slot_id, 3, scenario="lite", users=users)
     env.reset()
-    twin = copy.deepcopy(env)
-    actions = env.venv.action_masks().argmax(axis=1)
-    twin.step(actions)
-    assert env.venv.batch.arrays.slot.tolist() == [0, 0, 0] and twin.venv.batch.arrays.slot.tolist() == [
-        1,
-        1,
-        1,
-    ]
+    rewards = []
+    for _ in range(5):
+        env.step(env.venv.action_masks().argmax(axis=1))
+    twin, third = duplicate(env), duplicate(env)
+    for _ in range(5):
+        third.step(third.venv.action_masks()[:, ::-1].argmax(axis=1))  # another future
+    for _ in range(60):  # beyond the end of sessions, whose returns and lengths are copied, too
+        told = [e.step(e.venv.action_masks().argmax(axis=1)) for e in (env, twin)]
+        for *_, infos in told:
+            for info in infos:
+                info.get("episode", {}).pop("t", None)
+        assert data_equivalence(*told)
+        rewards.append(told[0][1])
+    assert np.any(rewards)
 
 
 def test_a_copy_does_not_render():
