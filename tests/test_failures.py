@@ -28,7 +28,7 @@ from edgerec_gym import errors, files
 from edgerec_gym.agents.lists.evaluator_training import train_judge
 from edgerec_gym.agents.registry import AGENTS
 from edgerec_gym.compiled import jit
-from edgerec_gym.errors import InputError, MissingExtraError
+from edgerec_gym.errors import InputError, MissingExtraError, UnknownOptionError
 from edgerec_gym.files import atomic_folder, atomic_path, make_folder, only_writer, remove_folder
 from edgerec_gym.logs.collect import collect
 from edgerec_gym.logs.ebnerd import convert_ebnerd
@@ -195,7 +195,11 @@ def test_users_of_another_log_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_errors_survive_pickling() -> None:
-    made = {InputError: InputError("a line"), MissingExtraError: MissingExtraError("a policy", "train")}
+    made = {
+        InputError: InputError("a line"),
+        UnknownOptionError: UnknownOptionError("a line"),
+        MissingExtraError: MissingExtraError("a policy", "train"),
+    }
     own = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
     assert own == made.keys()
     for kind, error in made.items():

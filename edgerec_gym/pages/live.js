@@ -146,8 +146,10 @@ function travel({ way, bytes: size }) {
   lane.append(dot);
 }
 
+// Two messages may follow each other at once: both stay, so that neither goes unheard.
 function say(words) {
-  by("said").textContent = words;
+  by("said").append(element("p", {}, words));
+  while (by("said").childElementCount > 4) by("said").firstElementChild.remove();
 }
 
 // --- what is asked for ----------------------------------------------------------------------------------
