@@ -89,7 +89,7 @@ setup(
         "onnxruntime>=1.20",
         "polars>=1.20",
         "pyarrow>=18",
-        "typer>=0.15",
+        "typer>=0.19",
         "rich>=13.9",
         "safetensors>=0.4.5",
     ],

@@ -14,7 +14,7 @@ from edgerec_gym.agents.device.policy import load_policy as load_device_policy
 from edgerec_gym.agents.oracle import OraclePolicy
 from edgerec_gym.agents.registry import load_policy
 from edgerec_gym.device.description import DESCRIPTION
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.policy import Policy
 from edgerec_gym.registration import make_feeds
 from edgerec_gym.scenario import Scenario
@@ -45,14 +45,24 @@ def find_policy(name: str, env_id: str, scenario: str | Scenario, users: str, se
         if (Path(name) / DESCRIPTION).is_file():
             return load_device_policy(name, env)
         return load_policy(name, env)
+    if Path(name).suffix == ".zip":
+        raise InputError(
+            f"{name} is a stable-baselines3 model, which holds pickles and so is not opened here; play it as "
+            "module:Class, a Policy that calls MaskablePPO.load (docs/how-to/train_with_sb3.md), or train "
+            "with edgerec train --agent pointer-ppo"
+        )
     if ":" in name:
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # a console script does not put it on the path
     elif name not in BASELINES:
-        known = ", ".join((*BASELINES, *ATTAINABLE, OraclePolicy.name))
-        raise InputError(
-            f"unknown policy {name!r}; allowed: {known}, a trained run's folder, or module:Class"
-        )
+        if Path(name).exists():
+            raise InputError(
+                f"{name} is a file; allowed: the folder of a trained run or of an exported model"
+            )
+        if os.sep in name or "/" in name:
+            raise InputError(f"no such folder: {name}; it would hold a trained run or an exported model")
+        known = (*BASELINES, *ATTAINABLE, OraclePolicy.name, "a trained run's folder", "or module:Class")
+        raise InputError(f"unknown policy {name!r}{closest(name, known)}")
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario)
     config = loaded.config
     return make_policy(name, env_id, seed, config.slate_size, config.item_columns)

@@ -16,9 +16,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.policy import Policy
-from edgerec_gym.runs import Run, read_run
+from edgerec_gym.runs import Run, read_run, write_record
+from edgerec_gym.scenario import SHIPPED, SHIPPED_FOLDER
 
 GROUP = "edgerec_gym.agents"  # entry point group
 LOGS, PLAY = "logs", "play"
@@ -351,7 +352,7 @@ def find_agent(name: str) -> Agent:
     if name in AGENTS:
         return AGENTS[name]
     if name not in _installed() and ":" not in name:
-        raise InputError(f"unknown agent {name!r}; allowed: {', '.join(agent_names())}, or module:AGENT")
+        raise InputError(f"unknown agent {name!r}{closest(name, [*agent_names(), 'or module:AGENT'])}")
     try:
         found = _installed()[name].load() if name in _installed() else resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -427,7 +428,21 @@ def train_agent(
         **arguments,
         **(hyper or {}),
     )
+    place_folder = _scenario_folder(arguments.get("scenario"))
+    if place_folder and record.get("scenario_folder") != place_folder:
+        record["scenario_folder"] = place_folder
+        write_record(Path(out), record)
     return record
+
+
+def _scenario_folder(scenario: Any) -> str:
+    """Return the absolute folder of a scenario of the user's own; "" for a shipped one, or none."""
+    if scenario is None or str(scenario) in SHIPPED:
+        return ""
+    path = getattr(scenario, "path", scenario)
+    if path is None or Path(path).parent == SHIPPED_FOLDER:
+        return ""
+    return str(Path(path).resolve())
 
 
 def _check_sources(agent: Agent, logs: Any, based_on: Sequence[Any], rules: Any) -> None:

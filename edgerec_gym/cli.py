@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from edgerec_gym import __version__, interrupts
 from edgerec_gym.commands import (
     bench,
+    catalogue,
     compress,
     console,
     distil,
@@ -32,12 +33,29 @@ from edgerec_gym.commands import (
 )
 from edgerec_gym.errors import InputError, MissingExtraError
 
+ABOUT = "Train and judge policies for a recommender feed on the phone."
+
 # Recent versions of typer bundle their own click; this is the UsageError of whichever it uses.
 UsageError: Any = typer.BadParameter.__base__
 
 
 class OneLineErrors(TyperGroup):
     """Commands that end in one line on stderr and exit code 2 on bad input; bugs still show a traceback."""
+
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        """Write the commands of `edgerec` in groups; a group without groups lists its own."""
+        own = {"Commands": dict.fromkeys(self.list_commands(context))}
+        groups: dict[str, Any] = GROUPS if context.parent is None else own
+        longest = max(len(name) for group in groups.values() for name in group)
+        for title, group in groups.items():
+            with formatter.section(title):
+                limit = formatter.width - 6 - longest
+                rows = [(name, self._about(context, name, limit)) for name in group]
+                formatter.write_dl([(name.ljust(longest), about) for name, about in rows])
+
+    def _about(self, context: Any, name: str, limit: int) -> str:
+        command = self.get_command(context, name)
+        return "" if command is None else str(command.get_short_help_str(limit))
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run the command and exit."""
@@ -76,8 +94,8 @@ class OneLineErrors(TyperGroup):
 app = typer.Typer(
     cls=OneLineErrors,
     name="edgerec",
-    help="On-device feed recommendation: collect logs, fit users, train and evaluate policies.",
-    add_completion=False,
+    help=ABOUT,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -88,7 +106,7 @@ def start(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """On-device feed recommendation: collect logs, fit users, train and evaluate policies."""
+    """Train and judge policies for a recommender feed on the phone."""
     if version:
         print(f"edgerec_gym {__version__}")
         raise typer.Exit
@@ -96,38 +114,69 @@ def start(
         print(context.get_help())
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "collect": logs.collect,
-    "import": logs.import_logs,
-    "items": logs.items,
-    "fit": users.fit,
-    "train": policies.train,
-    "evaluate": policies.evaluate,
-    "distil": distil.distil,
-    "export": policies.export,
-    "compress": compress.compress,
-    "export-logs": offline.export_logs,
-    "off-policy": offline.off_policy,
-    "replay": pages.replay,
-    "report": pages.report,
-    "info": users.info,
-    "fidelity": users.fidelity,
-    "scenario": users.refit,
-    "phone": phone.phone,
-    "serve": edge.serve,
-    "token": edge.token,
-    "demo": studies.demo,
-    "bench-env": studies.bench_env,
+class Command(NamedTuple):
+    """A command: what runs, and a line to copy."""
+
+    run: Callable[..., None] | typer.Typer
+    example: str
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "Start": {
+        "demo": Command(studies.demo, "edgerec demo --quick"),
+        "agents": Command(catalogue.agents, "edgerec agents"),
+        "tracks": Command(catalogue.tracks, "edgerec tracks"),
+        "scenarios": Command(catalogue.scenarios, "edgerec scenarios"),
+    },
+    "Policies": {
+        "train": Command(
+            policies.train, "edgerec train --agent pointer-ppo --scenario lite --out runs/pointer"
+        ),
+        "evaluate": Command(policies.evaluate, "edgerec evaluate runs/pointer device-greedy"),
+        "replay": Command(pages.replay, "edgerec replay runs/pointer --out runs/replay.html"),
+        "report": Command(pages.report, "edgerec report runs/pointer"),
+    },
+    "Logs and users": {
+        "collect": Command(logs.collect, "edgerec collect --preset lite --sessions 1000 --out runs/logs"),
+        "import": Command(logs.import_logs, "edgerec import my.csv --guess"),
+        "items": Command(logs.items, "edgerec items runs/logs"),
+        "fit": Command(users.fit, "edgerec fit runs/logs --out runs/users"),
+        "fidelity": Command(users.fidelity, "edgerec fidelity runs/users runs/logs"),
+        "info": Command(users.info, "edgerec info lite"),
+        "scenario": Command(users.refit, "edgerec scenario --name lite --out runs/scenarios"),
+        "export-logs": Command(
+            offline.export_logs, "edgerec export-logs runs/logs --out runs/minari/edgefeed-v0"
+        ),
+        "off-policy": Command(offline.off_policy, "edgerec off-policy runs/logs --policy request-half"),
+    },
+    "Phone and cloud": {
+        "distil": Command(
+            distil.distil, "edgerec distil --teacher runs/sasrec --logs runs/logs --out runs/student"
+        ),
+        "export": Command(policies.export, "edgerec export runs/pointer --out runs/phone-model"),
+        "compress": Command(compress.compress, "edgerec compress runs/student --bits 8 --out runs/small"),
+        "registry": Command(registry.registry, "edgerec registry publish feed runs/phone-model"),
+        "serve": Command(edge.serve, "edgerec serve lite-v2 --state runs/service"),
+        "token": Command(edge.token, "edgerec token --state runs/service --device phone-1 --user 7"),
+        "phone": Command(phone.phone, "edgerec phone runs/phone-model --secret runs/service/secret"),
+    },
+    "Benchmarks": {
+        "bench": Command(bench.bench, "edgerec bench --quick"),
+        "bench-env": Command(studies.bench_env, "edgerec bench-env --quick"),
+    },
 }
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+for _group in GROUPS.values():
+    for _name, (_run, _example) in _group.items():
+        _epilog = f"Example:\n\n\b\n  {_example}"
+        if isinstance(_run, typer.Typer):
+            app.add_typer(_run, name=_name, epilog=_epilog)
+        else:
+            app.command(_name, epilog=_epilog)(_run)
 bench.bench.command("distil")(distil.bench_distil)
 bench.bench.command("sync")(edge_studies.bench_sync)
 bench.bench.command("edge")(edge_studies.bench_edge)
 bench.bench.command("load")(load.bench_load)
 bench.bench.command("faults")(faults.bench_faults)
-app.add_typer(bench.bench, name="bench")
-app.add_typer(registry.registry, name="registry")
 
 
 def main() -> None:

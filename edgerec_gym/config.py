@@ -7,7 +7,6 @@ Every class raises :class:`~edgerec_gym.errors.InputError` naming the field and 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import json
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from edgerec_gym.errors import InputError, UnknownOptionError, shown
+from edgerec_gym.errors import InputError, UnknownOptionError, closest, shown
 
 SCHEMA_VERSION = 1
 SYNC_MODES = ("page", "periodic", "incremental")
@@ -107,12 +106,7 @@ class Config:
 
 
 def _unknown(owner: str, name: str, names: set[str]) -> str:
-    return f"{owner} has no field {shown(name)}{_hint(name, names, 'fields')}"
-
-
-def _hint(name: str, names: set[str], what: str) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; {what} are {', '.join(sorted(names))}"
+    return f"{owner} has no field {shown(name)}{closest(name, sorted(names), 'fields are')}"
 
 
 def check_options(owner: str, given: Iterable[str], made: type) -> None:
@@ -131,7 +125,7 @@ def check_options(owner: str, given: Iterable[str], made: type) -> None:
         if name not in fields:
             parameters = inspect.signature(made).parameters.values()
             own = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
-            hint = _hint(name, fields | own, "options")
+            hint = closest(name, sorted(fields | own), "options are")
             raise UnknownOptionError(f"{owner} got an unexpected keyword argument {name!r}{hint}")
 
 
@@ -442,7 +436,7 @@ class SyntheticUserConfig(Config):
     def shifted(self, shift: str) -> SyntheticUserConfig:
         """Return other users of the same world; InputError if `shift` is not in :data:`SHIFTS`."""
         if shift not in SHIFTS:
-            raise InputError(f"unknown shift {shift!r}; allowed: {', '.join(SHIFTS)}")
+            raise InputError(f"unknown shift {shift!r}{closest(shift, SHIFTS)}")
         return self.replace(**{name: factor * getattr(self, name) for name, factor in SHIFTS[shift].items()})
 
 
@@ -455,7 +449,7 @@ def preset(name: str) -> tuple[FeedConfig, SyntheticUserConfig]:
     has its reason in docs/results/scenes.md. Figures of different presets do not compare.
     """
     if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset {name!r}{closest(name, PRESETS, 'presets are')}")
     return _PRESET_CONFIGS[name]
 
 

@@ -7,7 +7,6 @@ Then its types are checked. Whatever is wrong is one line that names the file, t
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edgerec_gym.config import Config
-from edgerec_gym.errors import InputError, shown
+from edgerec_gym.errors import InputError, closest, shown
 from edgerec_gym.files import read_bytes
 
 MOST_BYTES = 64 * 2**20  # of a document of results
@@ -262,8 +261,7 @@ def _wrong_type(where: str | Path, content: Any, kind: Any, text: str, steps: tu
         return f"{where}: {_named((*steps, missing[1]))} is missing"
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
         names = list(getattr(kind, "__struct_fields__", ())) if not steps else []
-        close = difflib.get_close_matches(unknown[1], names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; fields are {', '.join(names)}"
+        hint = closest(unknown[1], names, "fields are")
         return f"{where}: unknown field {shown(_named((*steps, unknown[1])))}{hint}"
     name = _named(steps) or "the document"
     if wanted := re.match(r"Expected `([^`]*)`(.*)", text):

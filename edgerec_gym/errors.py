@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input: the message says in one line what is wrong, where, and what is allowed."""
@@ -32,3 +35,20 @@ def shown(value: object, most: int = 80) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, or endless nesting
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def closest(name: object, names: Iterable[str], what: str = "allowed:", most: int = 2000) -> str:
+    """Return the end of a message about an unknown name: the closest known one, or else all of them.
+
+    Args:
+        name: what was given.
+        names: what would have been right.
+        what: words before the list of all names.
+        most: characters after which the list is cut off.
+    """
+    known = list(names)
+    folded = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    text = ", ".join(known)
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    return f"; did you mean {folded[close[0]]!r}?" if close else f"; {what} {text}"

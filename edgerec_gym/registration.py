@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 
 if TYPE_CHECKING:
     from edgerec_gym.vector_env import EdgeFeedVectorEnv
@@ -47,7 +47,7 @@ def track_of(id_or_track: str) -> str:
     if name in IDS.values():
         return name
     if name not in IDS:
-        raise InputError(f"unknown id {id_or_track!r}; ids are {', '.join(IDS)}")
+        raise InputError(f"unknown id {id_or_track!r}{closest(name, IDS, 'ids are')}")
     return IDS[name]
 
 

@@ -45,6 +45,7 @@ class Record(OpenDocument):
     num_envs: Annotated[int, Meta(ge=1)] = 1
     id: str = ""
     scenario: str | dict[str, Any] | None = None
+    scenario_folder: str | None = None  # of a scenario that is not shipped
     users: str | None = None
     members: list[Count] | None = None
     logs: dict[str, Any] | None = None

@@ -23,7 +23,7 @@ from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.cloud.supply import SUPPLY_FILE, Supply
 from edgerec_gym.config import PRESETS, SCHEMA_VERSION, FeedConfig, SyntheticUserConfig
 from edgerec_gym.documents import MOST_BYTES, Document, check_version, config_from, read_document, read_object
-from edgerec_gym.errors import InputError, shown
+from edgerec_gym.errors import InputError, closest, shown
 from edgerec_gym.files import check_file, make_folder, write_json
 
 SHIPPED_FOLDER = Path(__file__).parent / "scenarios"
@@ -120,7 +120,8 @@ class Scenario:
             folder = SHIPPED_FOLDER / str(name_or_path)
         elif not folder.is_dir():
             raise InputError(
-                f"no scenario {str(name_or_path)!r}: neither a folder nor shipped ({', '.join(SHIPPED)})"
+                f"no scenario {str(name_or_path)!r}: neither a folder nor shipped"
+                f"{closest(name_or_path, SHIPPED, 'shipped are')}"
             )
         file = folder / "scenario.json"
         stamp = file.stat().st_mtime_ns if file.exists() else 0

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 
 TRACKS = ("joint", "rerank", "mix", "request")
 JOINT, RERANK, MIX, REQUEST = range(4)
@@ -52,7 +52,7 @@ def n_actions(config: FeedConfig, track: str) -> int:
 
 def _known(track: str) -> str:
     if track not in TRACKS:
-        raise InputError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
+        raise InputError(f"unknown track {track!r}{closest(track, TRACKS, 'tracks are')}")
     return track
 
 

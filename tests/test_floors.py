@@ -74,6 +74,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.compression",
     "agents.oracle",
     "agents.attainable",
+    "agents.run_place",
     "agents.find_policy",
     "agents.phones",
     "bench",
@@ -91,6 +92,7 @@ WITHOUT_TORCH = (
     "feed",
     "agents.registry",
     "agents.device",
+    "agents.run_place",
     "agents.find_policy",
 )
 

@@ -46,7 +46,7 @@ from edgerec_gym.bench.training import (
     run_folder,
     train_missing,
 )
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval
 from edgerec_gym.policy import Policy
@@ -367,7 +367,7 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
     """Return the entries of the named policies, one per training seed for policies that are trained."""
     for name in names:
         if name not in POLICIES and not is_own(name):
-            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
+            raise InputError(f"unknown policy {name!r}{closest(name, [*POLICIES, 'or module:Class'])}")
     return [
         own_entry(name) if is_own(name) else entry(setting.runs, name, seed, setting.scenario)
         for name in setting.playable(names)

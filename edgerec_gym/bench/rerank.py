@@ -39,7 +39,7 @@ from edgerec_gym.bench.training import (
     run_folder,
     train_missing,
 )
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
 from edgerec_gym.policy import Policy
@@ -232,7 +232,7 @@ def entries(setting: Setting, names: Sequence[str]) -> list[Entry]:
         elif name in BASELINES:
             found.append(Entry(name, make_policy, {"name": name}))
         elif name not in POLICIES:
-            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(POLICIES)}, or module:Class")
+            raise InputError(f"unknown policy {name!r}{closest(name, [*POLICIES, 'or module:Class'])}")
         else:
             found += [_trained(setting.runs, name, seed) for seed in range(setting.seeds)]
     return found

@@ -21,7 +21,7 @@ from edgerec_gym.bench.setting import Setting, check_policies
 from edgerec_gym.bench.shipped import SHIPPED_SCENARIO, shipped_folder
 from edgerec_gym.bench.track import Track, find_track, is_own, track_names
 from edgerec_gym.config import SHIFTS
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, play_times, played, save_rows
 from edgerec_gym.runs import is_finished
 
@@ -70,7 +70,7 @@ def settings_of(order: Order, base: Path) -> list[Setting]:
     check_policies(tracks, order.policies)
     for shift in order.shifts or ():
         if shift not in SHIFTS:
-            raise InputError(f"unknown shift {shift!r}; allowed: {', '.join(SHIFTS)}")
+            raise InputError(f"unknown shift {shift!r}{closest(shift, SHIFTS)}")
     scenarios = (SHIPPED_SCENARIO,) if order.quick else order.scenarios
     known = {track.name: track.code("sizes") for track in tracks}
     for scenario in scenarios:

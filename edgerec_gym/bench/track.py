@@ -16,7 +16,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 
 GROUP = "edgerec_gym.tracks"  # group of entry points
 Code = Any  # the object itself, or "module:attribute"
@@ -120,7 +120,7 @@ _ALL = (
         "rerank",
         env_id="EdgeFeedRerank-v0",
         title="Re-ranking",
-        summary="Re-rankers, generators, sequence search and policy gradients on EdgeFeedRerank-v0.",
+        summary="Compare what ranks next items on EdgeFeedRerank-v0.",
         by_position=True,
     ),
     _built_in(
@@ -128,7 +128,7 @@ _ALL = (
         "mix.track",
         env_id="EdgeFeedMix-v0",
         title="Mixed insertion",
-        summary="Insertion policies at equal share of cards on EdgeFeedMix-v0, and what ESAN predicts.",
+        summary="Compare card insertion at equal shares on EdgeFeedMix-v0.",
         prepare="edgerec_gym.bench.mix.track:at_equal_share",
         ship="edgerec_gym.bench.mix.track:ship_prices",
     ),
@@ -137,7 +137,7 @@ _ALL = (
         "request.track",
         env_id="EdgeFeedRequest-v0",
         title="Requests",
-        summary="Uplift planners, rules, DQN and PPO on EdgeFeedRequest-v0 at many budgets.",
+        summary="Compare requests at many budgets on EdgeFeedRequest-v0.",
         tables="edgerec_gym.bench.request.rows:tables",
         seed=1,  # seed 0 was used during development
         budgets=True,
@@ -148,7 +148,7 @@ _ALL = (
         pictured=False,
         env_id="EdgeFeed-v0",
         title="All three decisions",
-        summary="The whole EdgeRec agent, its ablations and single decisions on EdgeFeed-v0.",
+        summary="Compare the whole agent and its parts on EdgeFeed-v0.",
         ablations="edgerec_gym.bench.joint:ONLY_TRUE",
     ),
 )
@@ -170,7 +170,7 @@ def find_track(name: str) -> Track:
     if name in TRACKS:
         return TRACKS[name]
     if name not in _installed() and ":" not in name:
-        raise InputError(f"unknown track {name!r}; allowed: {', '.join(track_names())}, or module:TRACK")
+        raise InputError(f"unknown track {name!r}{closest(name, [*track_names(), 'or module:TRACK'])}")
     try:
         found = _installed()[name].load() if name in _installed() else resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

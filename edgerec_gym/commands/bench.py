@@ -61,7 +61,7 @@ Policies = Annotated[
 WorkerCount = Annotated[int, typer.Option("--workers", min=1, max=64, help="Number of processes.")]
 Tracks = Annotated[
     list[str] | None,
-    typer.Option("--track", help=f"{', '.join(track_names())}; repeatable. Default: all."),
+    typer.Option("--track", metavar="NAME", help=f"{', '.join(track_names())}; repeatable. Default: all."),
 ]
 Shifts = Annotated[
     list[str] | None,
@@ -86,8 +86,9 @@ def whole(
     workers: WorkerCount = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Train the policies of all tracks, score them on unshifted and shifted ground truth, and compare them.
+    """Run the benchmark: train, score and compare policies.
 
+    The policies of all tracks are scored on the ground truth, unshifted and shifted.
     For EB-NeRD, which has no ground truth, use python -m benchmarks.cross_simulator BUNDLE.
     """
     if context.invoked_subcommand is not None:

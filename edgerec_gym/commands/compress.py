@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from edgerec_gym.commands import console
-from edgerec_gym.commands.options import AsJson, ScenarioName, Seed
-from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
-from edgerec_gym.errors import InputError
+from edgerec_gym.commands.options import AsJson, Engine, RunScenarioName, Seed
+from edgerec_gym.device.engines.engine import ENGINES
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.files import folder_bytes
 
 
@@ -28,9 +28,7 @@ def compress(
             help="Fine-tune while weights and kept state are rounded; --no-qat rounds at export only."
         ),
     ] = True,
-    engine: Annotated[
-        str, typer.Option(help=f"Engine that runs it on the phone: {', '.join(ENGINES)}.")
-    ] = REFERENCE.name,
+    engine: Annotated[Engine, typer.Option(help="Engine that runs it on the phone.")] = "onnxruntime",
     logs: Annotated[
         Path | None,
         typer.Option(
@@ -38,7 +36,7 @@ def compress(
             "network before compression is the target."
         ),
     ] = None,
-    scenario: ScenarioName = "default",
+    scenario: RunScenarioName = None,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -54,19 +52,27 @@ def compress(
             "--set", metavar="NAME=VALUE", help="A hyper-parameter of the fine-tuning, e.g. epochs=5."
         ),
     ] = None,
-    importance: Annotated[str, typer.Option(help="What tells a unit's worth: taylor or norm.")] = "taylor",
+    importance: Annotated[
+        Literal["taylor", "norm"], typer.Option(help="What tells a unit's worth.")
+    ] = "taylor",
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compress a trained agent for a phone: prune, fine-tune under rounding, export with few bits."""
+    """Compress a trained agent for a phone.
+
+    Hidden units are pruned, the rest is fine-tuned under rounding and exported with few bits.
+    """
     from edgerec_gym.agents.compression.compress import Compression
     from edgerec_gym.agents.compression.compress import compress as compress_run
     from edgerec_gym.agents.compression.fine_tuning import TuningConfig
+    from edgerec_gym.agents.run_place import run_place
     from edgerec_gym.commands.policies import assignments
 
+    scenario = scenario or run_place(run).scenario or "default"
+
     tuning = TuningConfig.from_dict(assignments(set_ or []))
-    how = Compression(bits, prune, qat, importance, tuning)  # type: ignore[arg-type]
+    how = Compression(bits, prune, qat, importance, tuning)
     with (
         console.interruptible("finished epochs are kept; the same command resumes"),
         console.progress_bar("compress") as progress,
@@ -106,14 +112,18 @@ def bench_compress(
         ),
     ] = None,
     engines: Annotated[
-        list[str] | None, typer.Option("--engine", help=f"{', '.join(ENGINES)}; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help=f"{', '.join(ENGINES)}; repeatable. Default: all."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One student and seed, in a few minutes.")] = False,
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Seeds of the fine-tuning.")] = None,
     sessions: Annotated[int | None, typer.Option(min=2, help="Sessions that each model plays.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare engines, bits, pruning and quantisation-aware training: bytes, time, ranking, value."""
+    """Compare engines, bits, pruning and fine-tuning.
+
+    Each combination is a row: bytes, time, ranking, and value on the ground truth.
+    """
     from edgerec_gym.bench import compress as benchmark
     from edgerec_gym.evaluation.cache import save_rows, saved_rows
 
@@ -121,7 +131,7 @@ def bench_compress(
     names = list(students or (["dnn"] if quick else known))
     for name in names:
         if name not in known:
-            raise InputError(f"unknown student {name!r}; allowed: {', '.join(known)}")
+            raise InputError(f"unknown student {name!r}{closest(name, known)}")
     saved_rows(results)  # fail before the work starts
     sizes = benchmark.QUICK if quick else benchmark.Sizes()
     sizes = replace(sizes, seeds=seeds or sizes.seeds, sessions=sessions or sizes.sessions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from edgerec_gym.scenario import Scenario
 
 WIDE = 160  # characters
+BREAKS = 28  # characters of a text column that may break its lines
+EVERY = 10.0  # seconds between the lines of progress, where there is no terminal
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 
 
@@ -26,20 +29,51 @@ def print_json(value: Any) -> None:
     print(json.dumps(json_ready(value), indent=1, allow_nan=False))
 
 
-def print_table(title: str, header: list[str], body: list[list[str]]) -> None:
-    """Print a table on stdout, its first column left-aligned and the others right-aligned."""
+def print_table(title: str, header: list[str], body: list[list[str]], left: int = 1) -> None:
+    """Print a table on stdout.
+
+    In a terminal that is too narrow, the last columns are left out and named below the table; the first
+    column, which holds names, is always whole.
+
+    Args:
+        title: line above the table.
+        header: names of the columns.
+        body: cells by row.
+        left: columns that are left-aligned, from the first; of these, the last may break its lines if it is
+            not the first.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    # A file needs no truncation.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    shown, dropped = _fitting(header, body, left, console.width)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for k, name in enumerate(header):
-        table.add_column(name, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
+    for k in shown:
+        wraps = 0 < k == left - 1
+        table.add_column(
+            header[k], justify="left" if k < left else "right", no_wrap=not wraps, overflow="fold"
+        )
     for cells in body:
-        table.add_row(*cells)
-    width = None if sys.stdout.isatty() else WIDE  # a file needs no truncation
-    Console(highlight=False, width=width).print(Text(title, style="bold"), table, "")
+        table.add_row(*(Text(cells[k]) for k in shown))
+    console.print(Text(title, style="bold"), table)
+    if dropped:
+        names = ", ".join(header[k] for k in dropped)
+        console.print(Text(f"left out in {console.width} columns: {names}; --json has all"))
+    console.print("")
+
+
+def _fitting(header: list[str], body: list[list[str]], left: int, width: int) -> tuple[list[int], list[int]]:
+    """Return the columns that fit a width, and those that do not; columns with long texts may break lines."""
+    widths = [max(len(row[k]) for row in [header, *body]) for k in range(len(header))]
+    if left > 1:
+        widths[left - 1] = min(widths[left - 1], BREAKS)
+    shown = list(range(len(header)))
+    while len(shown) > 1 and sum(widths[k] + 1 for k in shown) > width:
+        shown.pop()
+    return shown, [k for k in range(len(header)) if k not in shown]
 
 
 def print_results(results: list[dict[str, Any]]) -> None:
@@ -65,6 +99,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def tell_terminal(text: str) -> None:
+    """Print one line on stderr if someone watches; elsewhere an error is to be the only line."""
+    if sys.stderr.isatty():
+        note(text)
+
+
 def note_weakness(scenario: Scenario) -> None:
     """Print one line on stderr if the scenario's learned users are known to be weak."""
     if text := scenario.weakness():
@@ -73,7 +113,13 @@ def note_weakness(scenario: Scenario) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr from the first update on; yields update(done, total, text="")."""
+    """Show progress on stderr from the first update on; yields update(done, total, text="").
+
+    A terminal gets a bar, anything else a line every ten seconds.
+    """
+    if not sys.stderr.isatty():
+        yield _progress_lines(label)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -90,6 +136,20 @@ def progress_bar(label: str) -> Iterator[Callable[..., None]]:
     finally:
         if progress.live.is_started:
             progress.stop()
+
+
+def _progress_lines(label: str) -> Callable[..., None]:
+    """Return an update(done, total, text) that prints a line at most every ten seconds."""
+    start = last = time.monotonic()
+
+    def update(done: int, total: int, text: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY:
+            last = now
+            note(f"{label}: {done:,} of {total:,} after {now - start:.0f} s{f', {text}' if text else ''}")
+
+    return update
 
 
 def over_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ def distil(
     logs: Annotated[Path, typer.Option(help="Log folder that the teacher was trained on.")],
     out: Annotated[Path, typer.Option(help="Folder of the student's run.")],
     scenario: ScenarioName = "default",
-    student: Annotated[str, typer.Option(help="crban or dnn.")] = "crban",
+    student: Annotated[Literal["crban", "dnn"], typer.Option(help="Network of the student.")] = "crban",
     resume: Annotated[bool, typer.Option(help="Resume from the last checkpoint in the folder.")] = True,
     set_: Annotated[
         list[str] | None,
@@ -34,7 +34,10 @@ def distil(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Distil a teacher into a small re-ranker, which plays and is exported like any other."""
+    """Distil a teacher into a small re-ranker.
+
+    The student plays and is exported like any other agent.
+    """
     from edgerec_gym.agents.distillation.train import DistillationConfig
     from edgerec_gym.agents.distillation.train import distil as train
 
@@ -66,7 +69,7 @@ def distil(
 
 def bench_distil(
     scenario: Annotated[
-        str, typer.Option("--scenario", help="A shipped scenario with synthetic users.")
+        str, typer.Option("--scenario", metavar="NAME", help="A shipped scenario with synthetic users.")
     ] = "lite-v2",
     logs: Annotated[
         Path | None, typer.Option(help="Log of that scenario's users to learn from; default: collect one.")
@@ -82,14 +85,21 @@ def bench_distil(
     ] = None,
     students: Annotated[
         list[str] | None,
-        typer.Option("--student", help="Only this student besides the plain one; repeatable. Default: all."),
+        typer.Option(
+            "--student",
+            metavar="NAME",
+            help="Only this student besides the plain one; repeatable. Default: all.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of training seeds.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny networks, one seed, a few minutes.")] = False,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that play.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Teachers, students and what each term of the distillation is worth, judged by the ground truth."""
+    """Compare teachers, students and terms of distillation.
+
+    The ground truth judges what each term is worth.
+    """
     from edgerec_gym.bench.distil import study
     from edgerec_gym.evaluation.cache import save_rows, saved_rows
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgerec_gym.commands import console
+from edgerec_gym.commands.options import ScenarioPlace, Users
 from edgerec_gym.errors import InputError
 
 State = Annotated[Path, typer.Option(help="Folder of what must survive: sessions and the secret.")]
@@ -17,7 +18,7 @@ SecretFile = Annotated[
 
 
 def serve(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
+    scenario: ScenarioPlace,
     state: State,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = (
         "127.0.0.1"
@@ -25,9 +26,7 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Port of the first worker; 0: any that is free.")
     ] = 8765,
-    users: Annotated[str, typer.Option(help="Whose users the service knows: synthetic or learned.")] = (
-        "synthetic"
-    ),
+    users: Annotated[Users, typer.Option(help="Whose users the service knows.")] = "synthetic",
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes, on ports one after the other.")
     ] = 1,
@@ -47,9 +46,7 @@ def serve(
         float, typer.Option(min=0.1, help="Messages a second of one phone in the long run.")
     ] = 100.0,
 ) -> None:
-    """Serve pages to phones over WebSockets, until Ctrl-C or SIGTERM."""
-    if users not in ("synthetic", "learned"):
-        raise InputError(f"--users is {users!r}; allowed: synthetic, learned")
+    """Serve pages to phones, until Ctrl-C or SIGTERM."""
     if port and port + workers - 1 > 65_535:
         raise InputError(f"--port {port} leaves no ports for {workers} workers")
     if logs is not None and redis is not None:
@@ -88,7 +85,7 @@ def token(
     days: Annotated[int, typer.Option(min=0, max=3650, help="Days from today that it is valid.")] = 30,
     secret: SecretFile = None,
 ) -> None:
-    """Print a token, with which a device may speak for a user."""
+    """Print a token that lets a device speak for a user."""
     from edgerec_gym.protocol.tokens import make_token, read_secret
 
     print(make_token(read_secret(secret or state / "secret"), device, user, days))

@@ -21,14 +21,14 @@ Results = Annotated[Path, typer.Option(help="JSON file for the rows.")]
 
 def bench_sync(
     scenario: Annotated[
-        list[str] | None, typer.Option("--scenario", help="Shipped scenario; repeatable.")
+        list[str] | None, typer.Option("--scenario", metavar="NAME", help="Shipped scenario; repeatable.")
     ] = None,
     quick: Quick = False,
     out: Out = None,
     results: Results = RESULTS,
     as_json: AsJson = False,
 ) -> None:
-    """Interest sync: how many mood switches the cloud notices, and the bytes that it costs."""
+    """Measure interest sync: mood switches noticed, bytes."""
     study = _study(quick, out)
     names = scenario or ["lite", "lite-v2", "default-v2"]
     with console.interruptible("nothing is kept"):
@@ -57,7 +57,7 @@ def bench_sync(
 
 def bench_edge(
     scenario: Annotated[
-        str, typer.Option("--scenario", help="Shipped scenario with a joint agent.")
+        str, typer.Option("--scenario", metavar="NAME", help="Shipped scenario with a joint agent.")
     ] = "lite-v2",
     scenes: Annotated[
         bool, typer.Option("--scenes/--no-scenes", help="Also short-video, live and food.")
@@ -67,7 +67,10 @@ def bench_edge(
     results: Results = RESULTS,
     as_json: AsJson = False,
 ) -> None:
-    """What phone, sync and small models are worth: latency, value, bytes and requests without each."""
+    """Measure what phone, sync and small models are worth.
+
+    Each is left out in turn: latency, value, bytes and requests.
+    """
     from edgerec_gym.agents.compression.compress import Compression, compress
     from edgerec_gym.agents.export.export import export
     from edgerec_gym.bench.shipped import shipped_folder

@@ -29,7 +29,10 @@ def bench_faults(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cut connections, kill phones and the service: is an acknowledged answer lost, does play go on?"""
+    """Cut connections, kill phones and the service.
+
+    No acknowledged answer may be lost, and play goes on.
+    """
     from edgerec_gym.bench.edge import faults
     from edgerec_gym.evaluation.cache import save_rows, saved_rows
 

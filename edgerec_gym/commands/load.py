@@ -9,8 +9,7 @@ import typer
 
 from edgerec_gym.commands import console
 from edgerec_gym.commands.bench import RESULTS
-from edgerec_gym.commands.options import AsJson, Seed
-from edgerec_gym.config import SYNC_MODES
+from edgerec_gym.commands.options import AsJson, Seed, Sync, Users
 from edgerec_gym.errors import InputError
 
 
@@ -37,16 +36,16 @@ def bench_load(
         typer.Option(min=1, help="Phones from which a fleet has no features and policy; default 1000."),
     ] = None,
     scenario: Annotated[str, typer.Option("--scenario", help="The scenario that is served.")] = "lite-v2",
-    users: Annotated[str, typer.Option(help="synthetic or learned.")] = "synthetic",
+    users: Annotated[Users, typer.Option(help="Users who hold the phones.")] = "synthetic",
     policy: Annotated[
         str, typer.Option(help="Of the phones: a baseline such as keep, or an exported agent's folder.")
     ] = "keep",
-    sync: Annotated[str, typer.Option(help="When phones tell the cloud: page, periodic, incremental.")] = (
-        "incremental"
-    ),
+    sync: Annotated[Sync, typer.Option(help="When phones tell the cloud.")] = "incremental",
     stages: Annotated[
         list[str] | None,
-        typer.Option("--stage", help="pace, capacity, overload, stampede; repeatable. Default: all."),
+        typer.Option(
+            "--stage", metavar="NAME", help="pace, capacity, overload, stampede; repeatable. Default: all."
+        ),
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="A service that runs already; pace and capacity only.")
@@ -64,11 +63,10 @@ def bench_load(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Phones against the service: pages a second, latency, twice the load, and 1,000 reconnects at once."""
-    if users not in ("synthetic", "learned"):
-        raise InputError(f"--users is {users!r}; allowed: synthetic, learned")
-    if sync not in SYNC_MODES:
-        raise InputError(f"--sync is {sync!r}; allowed: {', '.join(SYNC_MODES)}")
+    """Measure the service under load.
+
+    Pages a second and latency, twice the load that it carries, and 1,000 reconnects at once.
+    """
     if url is not None and secret is None:
         raise InputError("--url needs --secret, the file with the secret of that service")
     if url is None and (secret is not None or state is not None):

@@ -8,15 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from edgerec_gym.commands import console
-from edgerec_gym.commands.options import AsJson, Seed
+from edgerec_gym.commands.options import AsJson, Seed, Users, scenarios
+from edgerec_gym.config import PRESETS
 from edgerec_gym.errors import InputError
 
 
 def collect(
     out: Annotated[Path, typer.Option(help="Log folder; an interrupted run is resumed.")],
-    preset: Annotated[str | None, typer.Option(help="Synthetic users of a preset: default or lite.")] = None,
-    scenario: Annotated[str | None, typer.Option(help="Use the users of a scenario instead.")] = None,
-    users: Annotated[str, typer.Option(help="Users of the scenario: synthetic or learned.")] = "synthetic",
+    preset: Annotated[
+        str | None, typer.Option(help=f"Synthetic users of a preset: {', '.join(PRESETS)}. Default: default.")
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="Use the users of a scenario instead (edgerec scenarios).", autocompletion=scenarios
+        ),
+    ] = None,
+    users: Annotated[Users, typer.Option(help="Users of the scenario.")] = "synthetic",
     sessions: Annotated[int, typer.Option(min=1, help="Number of sessions to log.")] = 5000,
     policy: Annotated[
         str | None,
@@ -32,7 +40,10 @@ def collect(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Log sessions, by default of a policy that randomises with known propensities."""
+    """Log sessions of simulated users.
+
+    By default, the logging policy randomises its decisions with known propensities.
+    """
     from edgerec_gym.logs.collect import collect
 
     preset = "default" if preset is None and scenario is None else preset
@@ -84,7 +95,10 @@ def items(
     ] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Learn from a log how items do, for `edgerec fit` and agents: the item table."""
+    """Learn from a log how items do: the item table.
+
+    `edgerec fit` and agents read it from the log folder.
+    """
     from edgerec_gym.cloud.item_table import ITEM_TABLE
     from edgerec_gym.logs.item_statistics import learn_items
     from edgerec_gym.logs.item_text import with_item_texts
@@ -131,7 +145,10 @@ def import_logs(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a table of shown items, or an EB-NeRD bundle, to a log folder for `edgerec fit`."""
+    """Convert a table of shown items to a log folder.
+
+    An EB-NeRD bundle is understood as it is. `edgerec fit` learns users from the log folder.
+    """
     from edgerec_gym.logs.ebnerd import is_ebnerd
 
     if guess:

@@ -57,7 +57,7 @@ def off_policy(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the value of policies from a log alone.
+    """Estimate policies' values from a log alone.
 
     From a log of random requests, policies of EdgeFeedRequest-v0; from an imported log with propensities, of
     EdgeFeedRerank-v0.

@@ -9,7 +9,7 @@ import typer
 
 from edgerec_gym.bench.track import all_tracks
 from edgerec_gym.commands import console
-from edgerec_gym.commands.options import AsJson, EnvId, ScenarioName, Seed
+from edgerec_gym.commands.options import AsJson, RunEnvId, RunScenarioName, Seed, Users
 from edgerec_gym.errors import InputError
 from edgerec_gym.runs import read_record
 
@@ -34,8 +34,9 @@ def report(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML file with all results of a run: tables, intervals, curves, fidelity.
+    """Write one HTML page with all results of a run.
 
+    It holds tables, intervals, curves and fidelity, whatever the folder has.
     The checkpoints of a training run are played once, on learned users and on the ground truth.
     """
     from edgerec_gym.pages.report import write_report_page
@@ -87,21 +88,23 @@ def replay(
     session: Annotated[
         int, typer.Option(min=0, max=2**20 - 1, help="Index of the session in the evaluation, from 0.")
     ] = 0,
-    env_id: EnvId = "EdgeFeed-v0",
-    scenario: ScenarioName = "default",
+    env_id: RunEnvId = None,
+    scenario: RunScenarioName = None,
     users: Annotated[
-        str | None, typer.Option(help="learned or synthetic; default: synthetic if available.")
+        Users | None, typer.Option(help="Users to play; default: synthetic if available.")
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Replay one session of an evaluation and write an HTML page that steps through it."""
+    """Write a page that steps through one session of a policy."""
     from edgerec_gym.agents.find_policy import find_policy
+    from edgerec_gym.agents.run_place import common_place
     from edgerec_gym.pages.html import check_file
     from edgerec_gym.pages.replay import write_replay
     from edgerec_gym.pages.session import record_session
     from edgerec_gym.scenario import Scenario
 
+    env_id, scenario = common_place([run], env_id, scenario)
     loaded = Scenario.load(scenario)
     users = users or ("learned" if loaded.synthetic is None else "synthetic")
     check_file(out)  # fail before the work starts

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgerec_gym.commands import console
-from edgerec_gym.commands.options import AsJson, EnvId, Seed
+from edgerec_gym.commands.options import AsJson, EnvId, Seed, Users
 from edgerec_gym.errors import InputError
 
 
@@ -24,9 +24,7 @@ def phone(
     scenario: Annotated[
         str, typer.Option("--scenario", help="The scenario that the service serves: a name or a folder.")
     ] = "lite-v2",
-    users: Annotated[
-        str, typer.Option(help="Who holds the phone: synthetic or learned, as the service's.")
-    ] = "synthetic",
+    users: Annotated[Users, typer.Option(help="Who holds the phone, as the service's.")] = "synthetic",
     env_id: EnvId = "EdgeFeed-v0",
     sessions: Annotated[int, typer.Option(min=1, help="Sessions, one after the other.")] = 1,
     speed: Annotated[
@@ -39,7 +37,10 @@ def phone(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Play sessions on a phone that speaks to edgerec serve; works offline, and delivers later."""
+    """Play sessions on a phone that speaks to edgerec serve.
+
+    Without a connection it plays on, and delivers the answers later.
+    """
     from edgerec_gym.agents.phones.simulated import PhoneSettings, play_sessions
     from edgerec_gym.protocol.tokens import read_secret
 

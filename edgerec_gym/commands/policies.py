@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym.agents.registry import AGENTS, LOGS, PLAY, agent_names, find_agent, train_agent
+from edgerec_gym.agents.registry import AGENTS, LOGS, Agent, agent_names, find_agent, train_agent
 from edgerec_gym.commands import console
-from edgerec_gym.commands.options import AsJson, EnvId, NumEnvs, ScenarioName, Seed
-from edgerec_gym.device.engines.engine import ENGINES, REFERENCE
+from edgerec_gym.commands.options import (
+    AsJson,
+    Engine,
+    EnvId,
+    NumEnvs,
+    RunEnvId,
+    RunScenarioName,
+    ScenarioName,
+    Seed,
+    Users,
+)
 from edgerec_gym.errors import InputError
 from edgerec_gym.files import make_folder
 
 
-def _sources_help() -> str:
-    """Tell from the table what each agent learns from."""
-    ways = {
-        "From --logs": [n for n, a in AGENTS.items() if a.learns_from == (LOGS,) and not a.starts_from],
-        "By playing": [n for n, a in AGENTS.items() if PLAY in a.learns_from and not a.starts_from],
-        "From runs (--based-on)": [n for n, a in AGENTS.items() if a.starts_from],
-    }
-    installed = agent_names()[len(AGENTS) :]
-    ways |= {"Installed": list(installed)} if installed else {}
-    return " ".join(f"{way}: {', '.join(names)}." for way, names in ways.items())
-
-
-def _starts_help() -> str:
-    """Tell from the table what agents may be based on."""
-    starts: dict[tuple[str, ...], list[str]] = {}
-    for name, agent in AGENTS.items():
-        if agent.starts_from:
-            starts.setdefault(agent.starts_from, []).append(name)
-    return " ".join(f"{', '.join(names)}: {', '.join(sources)}." for sources, names in starts.items())
+def agents(incomplete: str) -> list[str]:
+    """Complete the name of an agent."""
+    return [name for name in agent_names() if name.startswith(incomplete)]
 
 
 def _taken_by(argument: str) -> str:
@@ -42,15 +36,15 @@ def _taken_by(argument: str) -> str:
 
 
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     agent: Annotated[
-        str,
-        typer.Option(help=_sources_help()),
+        str, typer.Option(help="Name of an agent (edgerec agents), or module:AGENT.", autocompletion=agents)
     ] = "pointer-ppo",
     logs: Annotated[Path | None, typer.Option(help="Log folder that the agent learns from.")] = None,
     based_on: Annotated[
         list[Path] | None,
-        typer.Option(help=f"Run to start from; repeatable. {_starts_help()}"),
+        typer.Option(help="Run to start from, repeatable; edgerec agents says which an agent takes."),
     ] = None,
     rules: Annotated[
         Path | None,
@@ -58,7 +52,7 @@ def train(
     ] = None,
     env_id: EnvId = "EdgeFeed-v0",
     scenario: ScenarioName = "default",
-    users: Annotated[str, typer.Option(help=f"learned or synthetic. {_taken_by('users')}")] = "learned",
+    users: Annotated[Users, typer.Option(help=f"Users to play. {_taken_by('users')}")] = "learned",
     steps: Annotated[
         int, typer.Option(min=1, help=f"Total number of slots to play. {_taken_by('steps')}")
     ] = 50_000,
@@ -72,15 +66,15 @@ def train(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train an agent: from logs, by playing the users of a scenario, or from other runs.
-
-    An agent ignores options that it does not take.
-    """
-    if users == "learned":
+    """Train an agent from logs, by playing, or from other runs."""
+    found = find_agent(agent)
+    _refuse_unread(context, found)
+    console.tell_terminal(f"loading {agent}")
+    if users == "learned" and "scenario" in found.takes:
         from edgerec_gym.scenario import Scenario
 
         console.note_weakness(Scenario.load(scenario))
-    _note_responses(agent, logs, scenario)
+    _note_responses(found, logs, scenario)
     with (
         console.interruptible(f"checkpoints in {out} are kept; the same command resumes"),
         console.progress_bar("train") as progress,
@@ -106,14 +100,29 @@ def train(
         console.print_json(record | {"out": str(out)})
         return
     print(f"{out}: {_progress_made(record)}")
+    if found.load is not None:
+        console.note(f"next: edgerec evaluate {shlex.quote(str(out))}")
 
 
-def _note_responses(name: str, logs: Path | None, scenario: str) -> None:
+def _refuse_unread(context: typer.Context, agent: Agent) -> None:
+    """Raise InputError for an option that was given but that the agent does not read."""
+    reads = {
+        name: name in agent.takes for name in ("rules", "env_id", "scenario", "users", "steps", "num_envs")
+    }
+    reads |= {"logs": LOGS in agent.learns_from, "based_on": bool(agent.starts_from)}
+    options = {name: "--id" if name == "env_id" else f"--{name.replace('_', '-')}" for name in reads}
+    for name, read in reads.items():
+        source = context.get_parameter_source(name)
+        if not read and source is not None and source.name == "COMMANDLINE":
+            others = ", ".join(options[one] for one, does in reads.items() if does) or "none of its kind"
+            raise InputError(f"agent {agent.name!r} does not read {options[name]}; it reads {others}")
+
+
+def _note_responses(agent: Agent, logs: Path | None, scenario: str) -> None:
     """Print one line on stderr if named responses count in the reward, but the agent does not learn them."""
     from edgerec_gym.logs.store import LogReader
     from edgerec_gym.scenario import Scenario
 
-    agent = find_agent(name)
     if not agent.clicks_alone:
         return
     agent.code("train")  # first: it says which extra is missing
@@ -122,8 +131,8 @@ def _note_responses(name: str, logs: Path | None, scenario: str) -> None:
     if counted:
         others = ", ".join(other for other, known in AGENTS.items() if not known.clicks_alone)
         console.note(
-            f"note: {', '.join(counted)} count in the reward, but {name} learns clicks and purchases alone; "
-            f"agents that learn the whole reward: {others}"
+            f"note: {', '.join(counted)} count in the reward, but {agent.name} learns clicks and purchases "
+            f"alone; agents that learn the whole reward: {others}"
         )
 
 
@@ -156,10 +165,10 @@ def evaluate(
             help="Baselines, oracle, attainable, runs' folders or module:Class; default: all baselines."
         ),
     ] = None,
-    env_id: EnvId = "EdgeFeed-v0",
-    scenario: ScenarioName = "default",
+    env_id: RunEnvId = None,
+    scenario: RunScenarioName = None,
     users: Annotated[
-        list[str] | None, typer.Option(help="learned or synthetic; repeatable; default: all available.")
+        list[str] | None, typer.Option(help="learned or synthetic, repeatable; default: all available.")
     ] = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions that each policy plays.")] = 2000,
     num_envs: NumEnvs = 512,
@@ -167,26 +176,31 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score policies, paired by common random numbers; keep and the oracle are always included."""
+    """Score policies side by side, on the same users and luck.
+
+    Sessions are paired by common random numbers. The policy keep and the oracle are always included.
+    """
     from edgerec_gym.agents.baselines import baselines_of
     from edgerec_gym.agents.find_policy import find_policies
+    from edgerec_gym.agents.run_place import common_place
     from edgerec_gym.evaluation.play import KEEP, REFERENCE, evaluate
     from edgerec_gym.evaluation.report import require_matplotlib, write_report
     from edgerec_gym.registration import track_of
     from edgerec_gym.scenario import Scenario
 
-    names, track = list(policies or ()), track_of(env_id)
-    loaded = Scenario.load(scenario)
+    names = list(policies or ())
+    env_id, scenario = common_place(names, env_id, scenario)
+    track, loaded = track_of(env_id), Scenario.load(scenario)
     if not users:
         users = ["learned"] if loaded.synthetic is None else ["learned", "synthetic"]
     names = names or list(baselines_of(track, loaded.config.item_columns))
     names = [KEEP, *names, *([REFERENCE] if "synthetic" in users else [])]
+    found = find_policies(names, env_id, loaded, users[0], seed)
     if out is not None:  # fail before the work starts
         require_matplotlib()
         make_folder(out)
     if "learned" in users:
         console.note_weakness(loaded)
-    found = find_policies(names, env_id, loaded, users[0], seed)
     with console.interruptible("nothing is kept"), console.progress_bar("evaluate") as progress:
         results = evaluate(
             found,
@@ -211,17 +225,21 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="Run of any agent that plays.")],
     out: Annotated[Path, typer.Option(help="Folder of the device model; an existing one is replaced.")],
-    scenario: ScenarioName = "default",
+    scenario: RunScenarioName = None,
     places: Annotated[
         int | None, typer.Option(min=1, help="Maximum cards in a list; default: the scenario's slate_size.")
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help=f"Engine that runs it on the phone: {', '.join(ENGINES)}.")
-    ] = REFERENCE.name,
+    engine: Annotated[Engine, typer.Option(help="Engine that runs it on the phone.")] = "onnxruntime",
     as_json: AsJson = False,
 ) -> None:
-    """Export a trained agent as graphs for a phone; edgerec evaluate can play the folder."""
+    """Export a trained agent as graphs for a phone.
+
+    edgerec evaluate and edgerec phone play the folder.
+    """
     from edgerec_gym.agents.export.export import export
+    from edgerec_gym.agents.run_place import run_place
+
+    scenario = scenario or run_place(run).scenario or "default"
 
     with console.interruptible("nothing is written"):
         described = export(run, out, scenario=scenario, places=places, engine=engine)

@@ -11,7 +11,7 @@ from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson
 
 registry = typer.Typer(
-    help="Publish device models to phones: versions, a canary for some users, promotion and rollback.",
+    help="Publish models to phones: canary, promotion, rollback.",
     rich_markup_mode=None,
 )
 
@@ -30,7 +30,10 @@ def publish(
     folder: Folder = REGISTRY,
     as_json: AsJson = False,
 ) -> None:
-    """Test a model and offer it to a share of the users; the first one of a name goes to everyone."""
+    """Test a model and offer it to a share of the users.
+
+    The first one of a name goes to everyone.
+    """
     from edgerec_gym.service.channels import ModelChannels
 
     channels = ModelChannels(folder, name)
@@ -57,7 +60,7 @@ def promote(
 
 @registry.command("rollback")
 def rollback(name: Name, folder: Folder = REGISTRY, as_json: AsJson = False) -> None:
-    """Withdraw the canary; without one, return to the version before."""
+    """Withdraw the canary, or else the last version."""
     from edgerec_gym.service.channels import ModelChannels
 
     channels = ModelChannels(folder, name)

@@ -33,7 +33,10 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Collect logs, fit users, train a policy and score it on the ground truth, in a few minutes."""
+    """Go from log to trained policy in a few minutes.
+
+    The demo collects logs, fits users, trains a policy and scores it on the ground truth.
+    """
     if live:
         if quick or fresh or as_json:
             raise InputError("--live takes no --quick, --fresh or --json")
@@ -76,7 +79,10 @@ def bench_env(
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds per configuration.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure steps per second relative to plain copies, memory, and import and first-make times."""
+    """Measure speed and memory of the environment.
+
+    Steps per second stand beside those of plain copies; imports and the first make are timed, too.
+    """
     from edgerec_gym.evaluation.throughput import bench, throughput_tables
 
     make_folder(out.parent)

@@ -9,7 +9,7 @@ import typer
 
 from edgerec_gym.commands import console
 from edgerec_gym.commands.logs import import_ebnerd, print_reference
-from edgerec_gym.commands.options import AsJson, Seed
+from edgerec_gym.commands.options import AsJson, ScenarioPlace, Seed
 from edgerec_gym.files import make_folder
 
 
@@ -57,10 +57,14 @@ def fit(
 
 
 def info(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
+    scenario: ScenarioPlace,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a scenario: its differences from the default, its provenance, and how well its users fit."""
+    """Describe a scenario.
+
+    It tells how the feed differs from the preset default, where the logs come from, and how well the users
+    fit.
+    """
     from edgerec_gym.config import FeedConfig
     from edgerec_gym.scenario import Scenario
 
@@ -82,7 +86,7 @@ def info(
 
 
 def fidelity(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario (default, lite) or a folder.")],
+    scenario: ScenarioPlace,
     logs: Annotated[Path, typer.Argument(help="The log folder that its users were fitted on, or another.")],
     out: Annotated[Path | None, typer.Option(help="Also write fidelity.json and plots.")] = None,
     whole_log: Annotated[
@@ -98,7 +102,11 @@ def fidelity(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how true learned users are: held-out sessions, rollouts, effects, and ranking of policies."""
+    """Measure how true learned users are.
+
+    They are compared with held-out sessions, in rollouts, by the effects of single actions, and by how they
+    rank policies.
+    """
     from edgerec_gym.bench.weak_to_strong import weak_to_strong
     from edgerec_gym.evaluation.report import require_matplotlib
     from edgerec_gym.fidelity.plots import write_fidelity

@@ -30,7 +30,7 @@ from edgerec_gym.compiled.random_stream import SPLITS
 from edgerec_gym.compiled.selection import make_ranking
 from edgerec_gym.compiled.workers import Turn, Workers
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.feed.kernels import absorb, begin, next_episode, place
 from edgerec_gym.feed.observe import copy_observation
 from edgerec_gym.policy import check_finite
@@ -185,7 +185,7 @@ class FeedBatch:
         if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
             raise InputError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
         if split not in SPLITS:
-            raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+            raise InputError(f"unknown split {split!r}{closest(split, SPLITS, 'splits are')}")
         if not isinstance(threads, int) or threads < 1:
             raise InputError(f"threads must be a whole number of at least 1, got {threads!r}")
         check_memory(num_envs, track, config)

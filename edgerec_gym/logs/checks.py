@@ -11,7 +11,7 @@ import pyarrow as pa
 from edgerec_gym.answers import N_EXPOSURE_ACTIONS, N_PAGE_VIEW_ACTIONS
 from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.logs.schema import OPTIONAL, SCHEMA, VERSION_KEY, log_schema
 
 TOLERANCE = 1e-6  # allows for float32 rounding at the ends of a range
@@ -48,7 +48,7 @@ def as_log_table(table: pa.Table | dict[str, Any], where: Path, config: FeedConf
     schema = log_schema(names)
     for name in names:
         if name not in schema.names:
-            raise InputError(f"{where}: unknown column {name!r}; columns are {', '.join(SCHEMA.names)}")
+            raise InputError(f"{where}: unknown column {name!r}{closest(name, SCHEMA.names, 'columns are')}")
     columns = []
     for field in schema:
         try:

@@ -22,7 +22,7 @@ from edgerec_gym.cloud.catalog import Catalog
 from edgerec_gym.cloud.item_table import ITEM_TABLE, ItemTable
 from edgerec_gym.config import SCHEMA_VERSION, FeedConfig
 from edgerec_gym.documents import MOST_BYTES, OpenDocument, config_from, read_object
-from edgerec_gym.errors import InputError, shown
+from edgerec_gym.errors import InputError, closest, shown
 from edgerec_gym.files import atomic_path, json_ready, make_folder, write_json
 from edgerec_gym.logs.checks import as_log_table, check_rows, check_schema, session_bounds
 from edgerec_gym.logs.schema import OPTIONAL, SCHEMA
@@ -307,7 +307,7 @@ class LogReader:
         wanted = [*SCHEMA.names, *self._optional] if columns is None else list(columns)
         for name in wanted:
             if name not in SCHEMA.names and name not in OPTIONAL:
-                raise InputError(f"logs have no column {name!r}; columns are {', '.join(SCHEMA.names)}")
+                raise InputError(f"logs have no column {name!r}{closest(name, SCHEMA.names, 'columns are')}")
         extra = ["session", "slot"] if days is None else ["session", "slot", "day"]
         needed = list(dict.fromkeys(wanted + extra))
         last: int | None = None

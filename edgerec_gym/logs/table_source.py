@@ -6,7 +6,6 @@ every value, one writes the rows in parts by user, and :meth:`SourceTable.read` 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 
 import polars as pl
 
-from edgerec_gym.errors import InputError, shown
+from edgerec_gym.errors import InputError, closest, shown
 from edgerec_gym.logs.table_files import TableFiles, collect_schema, kind_of, open_table, unreadable
 from edgerec_gym.logs.table_flags import FALSE, TRUE, Condition
 from edgerec_gym.logs.table_lists import explode, tokens
@@ -253,11 +252,8 @@ class SourceTable:
     def _check_names(self, wanted: list[tuple[str, str]], names: list[str]) -> None:
         for meaning, name in wanted:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = (
-                    f"did you mean {close[0]!r}?" if close else f"columns are {shown(', '.join(names), 200)}"
-                )
-                raise InputError(f"{self.path}: no column {shown(name)} for {meaning!r}; {hint}")
+                hint = closest(name, names, "columns are", most=200)
+                raise InputError(f"{self.path}: no column {shown(name)} for {meaning!r}{hint}")
 
     def _embedding(self, names: list[str]) -> list[str]:
         prefix = self.mapping.columns.embedding_prefix

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerec_gym.answers import UserModel
 from edgerec_gym.config import FeedConfig, preset
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 
 if TYPE_CHECKING:
     from edgerec_gym.scenario import Scenario
@@ -60,4 +60,4 @@ def make_users(
         if scenario.synthetic is None:
             raise InputError(f"scenario {scenario.name!r} was fitted on real logs and has no synthetic users")
         return SyntheticUsers(scenario.synthetic, config)
-    raise InputError(f"unknown users {kind!r}; allowed: {', '.join(USERS)}")
+    raise InputError(f"unknown users {kind!r}{closest(kind, USERS)}")

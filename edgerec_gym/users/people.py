@@ -15,7 +15,7 @@ from edgerec_gym.compiled.arrays import read_only
 from edgerec_gym.compiled.random_stream import SPLITS, episode_key
 from edgerec_gym.compiled.workers import Workers
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.users import make_users
 
@@ -61,7 +61,7 @@ class People:
 
     def __init__(self, scenario: Scenario, kind: str, count: int = 1, split: str = "eval") -> None:
         if split not in SPLITS:
-            raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+            raise InputError(f"unknown split {split!r}{closest(split, SPLITS, 'splits are')}")
         self.config: FeedConfig = scenario.config
         self.users = make_users(kind, scenario, scenario.config)
         self.split, self.count = SPLITS.index(split), count

@@ -31,7 +31,7 @@ from edgerec_gym.bench.edge.compared import compare
 from edgerec_gym.bench.edge.fleet import Fleet, FleetSettings
 from edgerec_gym.bench.edge.served import Served, memory, quantile, raise_open_files
 from edgerec_gym.device.link_settings import LinkSettings, Phone
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.protocol.tokens import read_secret
 from edgerec_gym.scenario import Scenario
 from edgerec_gym.service.server import SECRET
@@ -96,7 +96,7 @@ class LoadSettings:
     def __post_init__(self) -> None:
         for stage in self.stages:
             if stage not in STAGES:
-                raise InputError(f"unknown stage {stage!r}; allowed: {', '.join(STAGES)}")
+                raise InputError(f"unknown stage {stage!r}{closest(stage, STAGES)}")
         if not self.phones or min(self.phones) < 1 or not self.workers or min(self.workers) < 1:
             raise InputError("phones and workers must be 1 or more")
         if not 1 <= self.seconds <= 3600:

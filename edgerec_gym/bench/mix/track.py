@@ -38,7 +38,7 @@ from edgerec_gym.bench.setting import Setting
 from edgerec_gym.bench.training import collect_logs, every_version, run_folder, train_missing
 from edgerec_gym.config import FeedConfig
 from edgerec_gym.documents import read_document
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.evaluation.cache import Entry, Place, Progress, Rows, played, row, table
 from edgerec_gym.evaluation.intervals import Interval, seeds_interval
 from edgerec_gym.files import write_json
@@ -337,7 +337,7 @@ def rows(setting: Setting, workers: int, progress: Progress | None) -> Rows:
     known = [name for name in setting.track.names() if name not in (KEEP, FIXED)]
     for name in policies:
         if name not in known:
-            raise InputError(f"unknown policy {name!r}; allowed: {', '.join(known)}")
+            raise InputError(f"unknown policy {name!r}{closest(name, known)}")
     out, sizes = setting.runs, setting.sizes
     train(setting, policies, workers, progress)
     free = planner_entries(out, seeds, tuple(dict.fromkeys((*(policies or known), _oracle()))))
