@@ -68,8 +68,12 @@ def test_the_ground_truth_of_a_preset_needs_no_folder():
 
 
 def test_an_unknown_name_lists_the_shipped_ones(tmp_path):
-    with pytest.raises(InputError, match="no scenario 'liet': neither a folder nor shipped .default, lite"):
-        Scenario.load("liet")
+    with pytest.raises(
+        InputError, match="no scenario 'xy': neither .* nor shipped; shipped are default, lite"
+    ):
+        Scenario.load("xy")
+    with pytest.raises(InputError, match="did you mean 'lite-v2'?"):
+        Scenario.load("lite-v3")
     with pytest.raises(InputError, match=r"scenario.json does not exist"):
         Scenario.load(tmp_path)
 
