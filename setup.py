@@ -32,7 +32,8 @@ TRAIN = [
     "matplotlib>=3.9",
 ]
 RENDER = ["matplotlib>=3.9", "pillow>=11.2", "pygame-ce>=2.5"]  # pygame-ce: as Gymnasium does
-OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11"]
+VIDEO = ["moviepy>=2.1"]  # Gymnasium's RecordVideo; it asks for Pillow below 12, so [all] leaves it out
+OFFLINE = ["minari>=0.5.3", "h5py>=3.12", "torchrl>=0.11", "onnx>=1.17", "pillow>=11.2"]
 MNN = ["MNN>=3.6.1"]  # the phone's engine beside ONNX Runtime
 EDGE = [  # the service; a phone needs websockets only
     "fastapi>=0.115",
@@ -96,6 +97,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "render": RENDER,
+        "video": RENDER + VIDEO,
         "offline": OFFLINE,
         "mnn": MNN,
         "edge": EDGE,

@@ -28,7 +28,7 @@ from edgerec_gym.agents.list_policy import RandomList, ScoredList, SlateBySlate,
 from edgerec_gym.agents.perception.live_interest import LiveInterest, embedding_size
 from edgerec_gym.cloud.item_table import LIFT_SCALE
 from edgerec_gym.config import FeedConfig
-from edgerec_gym.errors import InputError
+from edgerec_gym.errors import InputError, closest
 from edgerec_gym.policy import Observation, Policy, best_legal, draw_legal
 from edgerec_gym.registration import SLATE, track_of
 from edgerec_gym.spaces import CONTEXT, N_SCALARS, TRACKS
@@ -282,9 +282,8 @@ def make_policy(
         if track == SLATE and factory is Random:
             factory = RandomList
     else:
-        raise InputError(
-            f"unknown policy {name!r}; policies: {', '.join(BASELINES)}, or 'package.module:Class'"
-        )
+        known = [*BASELINES, "or 'package.module:Class'"]
+        raise InputError(f"unknown policy {name!r}{closest(name, names, "policies:")}")
     parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:

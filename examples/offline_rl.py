@@ -3,7 +3,7 @@
 Logs with few random requests are exported. From them alone, discrete CQL (Kumar et al., NeurIPS 2020) learns
 when to request a page. Its value is estimated off-policy from a second log, and measured by playing.
 
-    pip install 'edgerec_gym[train,offline]'
+    pip install '.[train,offline]'
 """
 
 import argparse

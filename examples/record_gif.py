@@ -1,6 +1,6 @@
 """A session as a GIF: a twenty-line policy re-ranks, inserts cards and requests pages; users answer.
 
-`make gif` writes docs/feed.gif. Needs `pip install 'edgerec_gym[render]'`.
+`make gif` writes docs/feed.gif. Needs `pip install '.[render]'`.
 """
 
 import argparse
