@@ -282,8 +282,8 @@ def make_policy(
         if track == SLATE and factory is Random:
             factory = RandomList
     else:
-        known = [*BASELINES, "or 'package.module:Class'"]
-        raise InputError(f"unknown policy {name!r}{closest(name, names, "policies:")}")
+        names = [*BASELINES, "or 'package.module:Class'"]
+        raise InputError(f"unknown policy {name!r}{closest(name, names, 'policies:')}")
     parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:
