@@ -77,6 +77,7 @@ setup(
     package_data={
         "edgerec_gym": [
             "py.typed",
+            "*.pyi",
             "pages/*.css",
             "pages/*.js",
             *(f"scenarios/**/*.{kind}" for kind in ("json", "parquet", "onnx", "safetensors", "toml")),

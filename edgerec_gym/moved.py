@@ -14,7 +14,6 @@ MOVED = {
     "edgerec_gym.agents.base": "edgerec_gym.policy",
     "edgerec_gym.agents.pointer_policy": "edgerec_gym.agents.ppo.pointer_policy",
     "edgerec_gym.batch": "edgerec_gym.feed.batch",
-    "edgerec_gym.evaluate": "edgerec_gym.evaluation.play",
     "edgerec_gym.sb3": "edgerec_gym.adapters.sb3",
 }
 

@@ -76,6 +76,7 @@ FLOORS = (  # from bottom to top; a room is a folder, or a module that stands lo
     "agents.attainable",
     "agents.run_place",
     "agents.find_policy",
+    "agents.shortcuts",
     "agents.phones",
     "bench",
     "commands",

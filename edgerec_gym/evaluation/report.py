@@ -156,7 +156,7 @@ def write_report(
         raise InputError("no results to report")
     require_matplotlib()
     folder = make_folder(out)
-    plots = {"reward": _reward_figure(results), "behaviour": _behaviour_figure(results)}
+    plots = {"reward": value_figure(results), "behaviour": _behaviour_figure(results)}
     if any(estimate(row, "bias") for row in results):
         plots["bias"] = _bias_figure(results)
     if training_curve is not None and training_curve["slots"]:
@@ -284,7 +284,8 @@ def _legend(figure: Any, axes: Any) -> None:
     )  # fmt: skip
 
 
-def _reward_figure(results: list[Result]) -> Any:
+def value_figure(results: list[Result]) -> Any:
+    """Draw the value of each policy by kind of users, with 95 % intervals; return the matplotlib figure."""
     figure = _figure(1, len(_order(results)))
     axes = figure.add_subplot()
     _dots(axes, results, "value", "Expected reward per session, with 95 % interval", numbers=True)
