@@ -87,7 +87,8 @@ class OneLineErrors(TyperGroup):
 
     @staticmethod
     def _fail(message: str) -> NoReturn:
-        console.note("error: " + " ".join(message.split()))
+        # pydantic, which typer's errors quote, says "Value error, " before what is wrong
+        console.note("error: " + " ".join(message.replace(": Value error, ", ": ").split()))
         sys.exit(2)
 
 

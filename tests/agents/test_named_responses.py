@@ -111,12 +111,12 @@ def test_whoever_learns_clicks_alone_says_so_where_responses_count(tmp_path, cap
     whole = {name for name, agent in AGENTS.items() if not agent.clicks_alone}
     assert whole == {"pointer-ppo", "flat-ppo", "values-pg", "request-dqn"}
     for name in AGENTS:
-        _note_responses(name, place.out, "lite")
+        _note_responses(AGENTS[name], place.out, "lite")
         said = capsys.readouterr().err
         assert ("hate (-2) count in the reward" in said and f"but {name} learns" in said) == (
             name not in whole
         )
         assert said.count("\n") <= 1 and "like" not in said
     place.run(frame, out="plain", responses={"like": "like", "hate": "hate"})  # nothing weighs
-    _note_responses("dnn", place.out, "lite")
+    _note_responses(AGENTS["dnn"], place.out, "lite")
     assert not capsys.readouterr().err

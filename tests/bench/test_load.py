@@ -217,8 +217,8 @@ def test_more_files_than_the_system_allows_are_refused() -> None:
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("--users is 'nobody'", ("--users", "nobody")),
-        ("--sync is 'never'", ("--sync", "never")),
+        ("'nobody' is not one of 'learned', 'synthetic'", ("--users", "nobody")),
+        ("'never' is not one of 'page', 'periodic', 'incremental'", ("--sync", "never")),
         ("--url needs --secret", ("--url", "ws://127.0.0.1:1/v1/feed")),
         ("unknown stage 'sleep'", ("--stage", "sleep")),
         ("they need --url", ("--secret", "secret")),

@@ -52,9 +52,10 @@ def test_train_resumes_and_its_run_is_evaluated(tmp_path):
     fails_with("already holds a training run", *arguments, *small, "--steps", 64, "--no-resume")
     fails_with("cannot resume", *arguments, *small, "--steps", 64, "--seed", 1)
     evaluation = ("evaluate", out, "--scenario", "lite", "--users", "synthetic", "--sessions", 5, "--json")
-    rows = json.loads(run_well(*evaluation, "--id", "EdgeFeedRequest-v0"))
+    rows = json.loads(run_well(*evaluation))
     assert [row["policy"] for row in rows] == ["keep", "pointer-ppo", "oracle"]
-    fails_with("was trained for the track 'request'", *evaluation)
+    assert {row["env_id"] for row in rows} == {"EdgeFeedRequest-v0"}
+    fails_with("was trained for the track 'request'", *evaluation, "--id", "EdgeFeed-v0")
 
 
 def test_a_reranker_is_trained_on_logs_and_evaluated(tmp_path):

@@ -151,7 +151,7 @@ def test_a_device_needs_no_torch(device: Path) -> None:
         (
             "crban",
             ["--scenario", "lite", "--engine", "abacus"],
-            "unknown engine 'abacus'; allowed: onnxruntime",
+            "'abacus' is not one of 'onnxruntime', 'mnn'",
         ),
         ("nothing", [], "holds no trained policy"),
     ],

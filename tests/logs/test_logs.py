@@ -47,7 +47,7 @@ def test_selected_columns_and_days(log: Path) -> None:
     assert table.column_names == ["click", "session"]
     assert sorted(set(table["session"].to_pylist())) == [1, 3, 5]
     assert list(LogReader(log).batches(["session"], days=[9])) == []
-    with pytest.raises(InputError, match="no column 'clicks'; columns are session"):
+    with pytest.raises(InputError, match="no column 'clicks'; did you mean 'click'"):
         read(log, columns=["clicks"])
 
 

@@ -220,7 +220,7 @@ def listening(pid: int) -> set[int]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--users", "all"], "--users is 'all'; allowed: synthetic, learned"),
+        (["--users", "all"], "'all' is not one of 'learned', 'synthetic'"),
         (["--port", "65535", "--workers", "2"], "--port 65535 leaves no ports for 2 workers"),
         (["--redis", "redis://127.0.0.1:1", "--port", "0"], "redis://127.0.0.1:1 cannot be used"),
         (["--models", "/nothing/here", "--port", "0"], "/nothing/here/device.json does not exist"),
