@@ -79,6 +79,38 @@ def estimate(result: Result, key: str) -> tuple[float, float, float] | None:
     return value["mean"], low, high
 
 
+def verdict(results: list[Result]) -> str:
+    """Return in a sentence which policy earns the most and how sure that is.
+
+    References (keep, the oracle, the attainable ceiling) are compared with, and never named as the best.
+    """
+    kinds = {row["users"] for row in results}
+    users = "synthetic" if "synthetic" in kinds else "learned"
+    rows = [row for row in results if row["users"] == users and not _is_reference(row["policy"])]
+    if not rows:
+        return ""
+    ranked = sorted(rows, key=lambda row: -row["value"]["mean"])
+    best, where = ranked[0], "the ground truth" if users == "synthetic" else "learned users"
+    text = f"On {where}, {best['policy']} earns {best['value']['mean']:.2f} a session"
+    text += f", the most of {len(rows)} policies" if len(rows) > 1 else ""
+    gain = estimate(best, "gain_over_keep")
+    if gain is None:
+        return f"{text}."
+    interval = f"{gain[0]:+.2f} [{gain[1]:+.2f}, {gain[2]:+.2f}]"
+    if gain[1] <= 0.0:
+        return f"{text}, which cannot be told from keep: {interval}."
+    closed = estimate(best, "gap_closed")
+    share = "" if closed is None else f", {closed[0]:.0%} of the way to the oracle"
+    following = (
+        "" if len(rows) == 1 else f" Next is {ranked[1]['policy']} with {ranked[1]['value']['mean']:.2f}."
+    )
+    return f"{text}: {interval} over keep{share}.{following}"
+
+
+def _is_reference(policy: str) -> bool:
+    return policy in ("keep", "oracle") or policy.startswith("attainable")
+
+
 def tables(results: list[Result], brief: bool = False) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Format the results, one table for each kind of users, and one of named responses if there are any.
 
@@ -164,7 +196,15 @@ def write_report(
     for name, figure in plots.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
-    lines = [f"# {title}", "", NOTES]
+    told = verdict(results)
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in results if "seed" in row}))
+    lines = [
+        f"# {title}",
+        "",
+        *([told, ""] if told else []),
+        *([f"Seed {seeds}.", ""] if seeds else []),
+        NOTES,
+    ]
     for heading, (header, body) in tables(results).items():
         lines += [f"## {heading[0].upper()}{heading[1:]}", "", *markdown_table(header, body), ""]
     lines += [f"![{name}]({name}.png)\n" for name in plots]

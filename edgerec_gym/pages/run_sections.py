@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgerec_gym.evaluation.report import NOTES, USERS_TITLES, response_columns, tables
+from edgerec_gym.evaluation.report import NOTES, USERS_TITLES, response_columns, tables, verdict
 from edgerec_gym.pages.charts import ChartEntry, Estimate, Line, interval_chart, legend, line_chart
 from edgerec_gym.pages.html import escape, figure, table
 from edgerec_gym.pages.track_sections import chart_of, line_of
@@ -34,8 +34,11 @@ def evaluation_section(rows: Rows) -> str:
     """Return the section of an evaluation on ground truth and learned users: value, gain, bias, behaviour."""
     told = escape(" ".join(NOTES.replace("*", "").split()))
     sessions = max(row["sessions"] for row in rows)
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows if "seed" in row}))
+    sown = f", seed {seeds}" if seeds else ""
     parts = [
-        f'<p class="note">{sessions:,} sessions, the same for every policy; bars are 95 % intervals.</p>',
+        *([f'<p class="verdict">{escape(said)}</p>'] if (said := verdict(list(rows))) else []),
+        f'<p class="note">{sessions:,} sessions{sown}, the same for every policy; bars are 95 % intervals.</p>',
         f'<details class="note"><summary>How to read this</summary><p>{told}</p></details>',
         '<div class="figures">',
         _evaluated(rows, "value", "Value of a session", ".2f"),

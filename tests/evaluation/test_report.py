@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from edgerec_gym.errors import InputError, MissingExtraError
-from edgerec_gym.evaluation.report import read_training_curve, tables, unit_of, write_report
+from edgerec_gym.evaluation.report import read_training_curve, tables, unit_of, verdict, write_report
 from edgerec_gym.runs import write_record
 
 
@@ -119,3 +119,24 @@ def test_the_training_curve_is_read_from_every_tensorboard_file(tmp_path):
     assert read_training_curve(tmp_path / "run") == {"slots": [1.0, 3.0], "reward": [1.0, 3.0]}
     assert unit_of(tmp_path / "run") == "updates"
     assert read_training_curve(tmp_path / "nothing") == {"slots": [], "reward": []}
+
+
+def test_the_verdict_names_the_best_on_the_ground_truth_and_says_how_sure_it_is():
+    rows = [
+        result("keep", "synthetic", 2.0, gain_over_keep=interval(0.0)),
+        result("mine", "synthetic", 2.7, gain_over_keep=interval(0.7), gap_closed=interval(0.35)),
+        result("greedy", "synthetic", 2.5, gain_over_keep=interval(0.5), gap_closed=interval(0.25)),
+        result("greedy", "learned", 9.0, gain_over_keep=interval(7.0)),
+        result("oracle", "synthetic", 4.0, gain_over_keep=interval(2.0), gap_closed=interval(1.0)),
+        result("attainable", "synthetic", 3.0, gain_over_keep=interval(1.0), gap_closed=interval(0.5)),
+    ]
+    assert verdict(rows) == (
+        "On the ground truth, mine earns 2.70 a session, the most of 2 policies: +0.70 [+0.60, +0.80] over "
+        "keep, 35% of the way to the oracle. Next is greedy with 2.50."
+    )
+    assert verdict(rows[3:4]) == (
+        "On learned users, greedy earns 9.00 a session: +7.00 [+6.90, +7.10] over keep."
+    )
+    unsure = verdict([rows[0], result("mine", "synthetic", 2.05, gain_over_keep=interval(0.05))])
+    assert unsure.endswith("a session, which cannot be told from keep: +0.05 [-0.05, +0.15].")
+    assert verdict([rows[0], rows[4]]) == ""
