@@ -82,7 +82,8 @@ def estimate(result: Result, key: str) -> tuple[float, float, float] | None:
 def verdict(results: list[Result]) -> str:
     """Return in a sentence which policy earns the most and how sure that is.
 
-    References (keep, the oracle, the attainable ceiling) are compared with, and never named as the best.
+    It is judged on the ground truth if there is one. References (keep, the oracle, the attainable ceiling)
+    are compared with, and never named as the best.
     """
     kinds = {row["users"] for row in results}
     users = "synthetic" if "synthetic" in kinds else "learned"

@@ -38,7 +38,8 @@ def evaluation_section(rows: Rows) -> str:
     sown = f", seed {seeds}" if seeds else ""
     parts = [
         *([f'<p class="verdict">{escape(said)}</p>'] if (said := verdict(list(rows))) else []),
-        f'<p class="note">{sessions:,} sessions{sown}, the same for every policy; bars are 95 % intervals.</p>',
+        f'<p class="note">{sessions:,} sessions{sown}, the same for every policy; '
+        "bars are 95 % intervals.</p>",
         f'<details class="note"><summary>How to read this</summary><p>{told}</p></details>',
         '<div class="figures">',
         _evaluated(rows, "value", "Value of a session", ".2f"),
