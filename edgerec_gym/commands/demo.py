@@ -32,7 +32,8 @@ PAGE, REPLAY = "report.html", "replay.html"  # to open in a browser
 CHECKPOINTS = 10  # in the learning curve
 REPLAYED = 7  # session of the evaluation
 AGENT = "runs/values-pg-0"  # shipped with the package; takes all three decisions
-SHIPPED_NAME = "values-pg, shipped"
+OWN = "distilled-values"  # the agent that the demo trains
+SHIPPED_NAME = "values-pg, pretrained"
 
 
 class Results(OpenDocument):
@@ -158,6 +159,27 @@ def run_demo(
     write_replay(recorded, out / REPLAY)
     write_report_page(out, out / PAGE)
     return results, report
+
+
+def learned(results: list[dict[str, Any]]) -> str:
+    """Return a sentence: what the demo's own policy closes of the gap, and what the best heuristic does."""
+    closed = {
+        row["policy"]: row["gap_closed"]
+        for row in results
+        if row["users"] == "synthetic" and "gap_closed" in row
+    }
+    own, best = closed[OWN], max(POLICIES[1:], key=lambda name: closed[name]["mean"])
+    says = "more than" if own["low"] > closed[best]["high"] else "which cannot be told from"
+    if own["high"] < closed[best]["low"]:
+        says = "less than"
+    return (
+        f"The policy that you have just trained closes {_share(own)} of the gap from the cloud's order to a "
+        f"mind reader, {says} the best heuristic, {best}, with {_share(closed[best])}."
+    )
+
+
+def _share(interval: dict[str, float]) -> str:
+    return f"{interval['mean']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
 
 
 def _same_arguments(out: Path, arguments: dict[str, Any]) -> None:

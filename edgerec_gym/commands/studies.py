@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def demo(
         return _live(out / "live", 1.5 if speed is None else speed, port or 0, browser, seed)
     if speed is not None or port is not None or not browser:
         raise InputError("--speed, --port and --no-browser need --live")
-    from edgerec_gym.commands.demo import PAGE, REPLAY, run_demo
+    from edgerec_gym.commands.demo import PAGE, REPLAY, learned, run_demo
 
     with console.interruptible(
         f"finished stages and checkpoints in {out} are kept; the same command resumes"
@@ -53,8 +54,14 @@ def demo(
         console.print_json({"results": results, "report": str(report), "page": str(out / PAGE)})
         return
     console.print_results(results)
-    print(f"one session of the shipped agent, slot by slot: {out / REPLAY}")
+    print(learned(results))
+    print(f"one session of the pretrained agent, slot by slot: {out / REPLAY}")
     print(f"report, to open in a browser: {out / PAGE}")
+    policy, scenario = (shlex.quote(str(out / name)) for name in ("policy", "scenario"))
+    print("next:")
+    print(f"  edgerec replay {policy} --scenario {scenario} --out {shlex.quote(str(out / 'mine.html'))}")
+    print(f"  edgerec export {policy} --scenario {scenario} --out {shlex.quote(str(out / 'phone'))}")
+    print("  edgerec demo --live")
 
 
 def _live(folder: Path, speed: float, port: int, browser: bool, seed: int) -> None:

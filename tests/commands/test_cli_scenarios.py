@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import small_ebnerd
 from command_line import fails_with, run, run_well, tiny_logs
 
 from edgerec_gym.commands import demo
+from edgerec_gym.files import remove_folder
 from edgerec_gym.logs.store import LogReader
 from edgerec_gym.scenario import Scenario
 
@@ -118,7 +120,19 @@ def test_the_demo_goes_from_logs_to_a_report(tiny_demo, tmp_path, monkeypatch):
     assert curve["training"]["slots"] == [1, 2, 3]
     assert f"Session {demo.REPLAYED}: {demo.SHIPPED_NAME}" in (tmp_path / "replay.html").read_text()
     monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)  # a finished demo does nothing
-    assert run_well(*arguments[:-1]).rstrip().endswith(f"open in a browser: {tmp_path / 'report.html'}")
+    text = run_well(*arguments[:-1])
+    assert f"open in a browser: {tmp_path / 'report.html'}" in text
+    assert "The policy that you have just trained closes " in text and "pretrained" in text
+    monkeypatch.undo()  # what is printed as next can be copied
+    following = [shlex.split(line) for line in text.split("next:\n")[1].splitlines()]
+    assert [words[:2] for words in following] == [["edgerec", name] for name in ("replay", "export", "demo")]
+    run_well(*following[0][1:])
+    run_well(*following[1][1:])
+    (tmp_path / "mine.html").unlink()
+    assert (tmp_path / "phone" / "device.json").is_file()
+    remove_folder(tmp_path / "phone")
+    monkeypatch.setattr(demo, "QUICK", TINY)
+    monkeypatch.setattr("edgerec_gym.logs.collect.collect", interrupt)
     fails_with("holds a demo with other arguments", *arguments, "--seed", 1)
     stopped = run(*arguments, "--seed", 1, "--fresh")
     assert stopped.exit_code == 130
@@ -152,3 +166,24 @@ def test_the_shipped_scenarios_record_their_command(fitted, tmp_path, monkeypatc
         "simulator.safetensors",
     }
     assert Scenario.load(shipped).simulator_files()[0] == shipped / "simulator.onnx"
+
+
+def test_the_demo_says_honestly_what_was_learned():
+    def rows(own):
+        shares = {"keep": 0.0, "random": -0.2, "greedy": 0.1, "device-greedy": 0.2, "item-greedy": 0.15} | {
+            demo.OWN: own
+        }
+        return [
+            {
+                "policy": name,
+                "users": "synthetic",
+                "gap_closed": {"mean": mean, "low": mean - 0.03, "high": mean + 0.03},
+            }
+            for name, mean in shares.items()
+        ]
+
+    said = "more than the best heuristic, device-greedy, with 20% [17%, 23%]."
+    assert demo.learned(rows(0.4)).endswith(f"mind reader, {said}")
+    assert "[37%, 43%]" in demo.learned(rows(0.4))
+    assert "which cannot be told from the best heuristic" in demo.learned(rows(0.21))
+    assert "less than the best heuristic" in demo.learned(rows(0.0))
