@@ -148,7 +148,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "export-logs": Command(
             offline.export_logs, "edgerec export-logs runs/logs --out runs/minari/edgefeed-v0"
         ),
-        "off-policy": Command(offline.off_policy, "edgerec off-policy runs/logs --policy request-half"),
+        "off-policy": Command(offline.off_policy, "edgerec off-policy runs/logs --policy fixed-interval"),
     },
     "Phone and cloud": {
         "distil": Command(
