@@ -24,6 +24,8 @@ from edgerec_gym.scenario import SHIPPED, SHIPPED_FOLDER
 GROUP = "edgerec_gym.agents"  # entry point group
 LOGS, PLAY = "logs", "play"
 SCENARIO = ("scenario", "users")  # arguments of agents that learn by playing
+# Where agents that learn by playing play, unless told otherwise.
+PLACE = {"env_id": "EdgeFeed-v0", "scenario": "default", "users": "learned", "steps": 50_000, "num_envs": 128}
 Progress = Callable[[int, int, str], None]
 Code = str | Callable[..., Any]  # "module:attribute", or the object itself
 
@@ -74,6 +76,12 @@ class Agent:
     load_whole: Code | None = None
     not_exported: str = ""
     clicks_alone: bool = False
+
+    def reads(self, option: str) -> bool:
+        """Whether training reads "logs", "based_on", or one of the arguments of :attr:`takes`."""
+        if option == "logs":
+            return LOGS in self.learns_from
+        return bool(self.starts_from) if option == "based_on" else option in self.takes
 
     def code(self, name: str) -> Any:
         """Return the object that an attribute such as "train" refers to, importing its module if needed."""
@@ -448,12 +456,12 @@ def _scenario_folder(scenario: Any) -> str:
 def _check_sources(agent: Agent, logs: Any, based_on: Sequence[Any], rules: Any) -> None:
     """Raise InputError if an input is missing, or given but not used by the agent."""
     told = f"agent {agent.name!r}"
-    if rules is not None and "rules" not in agent.takes:
+    if rules is not None and not agent.reads("rules"):
         raise InputError(f"{told} has no rules; leave --rules out")
-    if logs is not None and LOGS not in agent.learns_from:
+    if logs is not None and not agent.reads("logs"):
         how = "learns by playing and reads no logs" if PLAY in agent.learns_from else "reads no logs"
         raise InputError(f"{told} {how}; leave --logs out")
-    if based_on and not agent.starts_from:
+    if based_on and not agent.reads("based_on"):
         raise InputError(f"{told} cannot be based on other runs; leave --based-on out")
     if logs is None and agent.learns_from == (LOGS,):
         raise InputError(f"{told} learns from logs: give a log folder with --logs")

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgerec_gym.agents.find_policy import find_policies
-from edgerec_gym.agents.oracle import OraclePolicy
-from edgerec_gym.agents.registry import LOGS, PLAY, Progress, find_agent, train_agent
+from edgerec_gym.agents.registry import PLACE, Progress, find_agent, train_agent
 from edgerec_gym.agents.run_place import common_place
 from edgerec_gym.errors import InputError
 from edgerec_gym.evaluation import play
-from edgerec_gym.evaluation.report import require_matplotlib, tables, value_figure
-from edgerec_gym.files import atomic_path
+from edgerec_gym.evaluation.report import require_matplotlib, save_figure, tables, value_figure
 from edgerec_gym.policy import Policy
 from edgerec_gym.scenario import Scenario
-
-PLACE = {"env_id": "EdgeFeed-v0", "scenario": "default", "users": "learned", "steps": 50_000, "num_envs": 128}
 
 
 class Results(list[dict[str, Any]]):
@@ -73,12 +69,10 @@ def train(
     """
     found = find_agent(agent)
     for name in (*PLACE, "rules"):
-        if name in options and name not in found.takes:
+        if name in options and not found.reads(name):
             raise InputError(f"agent {agent!r} does not read {name!r}; leave it out")
     place = {name: options.pop(name, usual) for name, usual in PLACE.items()}
     sources = [based_on] if isinstance(based_on, str | Path) else list(based_on)
-    if logs is None and PLAY not in found.learns_from and LOGS in found.learns_from:
-        raise InputError(f"agent {agent!r} learns from logs: give a log folder as logs=")
     return train_agent(
         agent,
         out,
@@ -125,12 +119,11 @@ def evaluate(
         InputError: a policy, id or scenario is unknown, or does not fit.
     """
     given = [policies] if isinstance(policies, str) or not isinstance(policies, Sequence) else list(policies)
-    names = [one for one in given if isinstance(one, str | Path)]
-    place = common_place([str(name) for name in names], env_id, "" if scenario is not None else None)
+    names = [str(one) for one in given if isinstance(one, str | Path)]
+    place = common_place(names, env_id, "" if scenario is not None else None)
     loaded = scenario if isinstance(scenario, Scenario) else Scenario.load(scenario or place[1])
-    kinds = list(users or (["learned"] if loaded.synthetic is None else ["learned", "synthetic"]))
-    wanted = [play.KEEP, *map(str, names), *([OraclePolicy.name] if "synthetic" in kinds else [])]
-    found = find_policies(wanted, place[0], loaded, kinds[0], seed)
+    kinds = list(users or play.kinds_of_users(loaded))
+    found = find_policies(play.with_references(names, kinds), place[0], loaded, kinds[0], seed)
     found += [one for one in given if not isinstance(one, str | Path)]
     rows = play.evaluate(
         found,
@@ -164,6 +157,5 @@ def plot(results: Sequence[dict[str, Any]], out: str | Path | None = None) -> An
     require_matplotlib()
     figure = value_figure(list(results))
     if out is not None:
-        with atomic_path(Path(out)) as temporary:
-            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+        save_figure(figure, Path(out))
     return figure

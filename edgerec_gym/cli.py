@@ -33,8 +33,6 @@ from edgerec_gym.commands import (
 )
 from edgerec_gym.errors import InputError, MissingExtraError
 
-ABOUT = "Train and judge policies for a recommender feed on the phone."
-
 # Recent versions of typer bundle their own click; this is the UsageError of whichever it uses.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -95,7 +93,6 @@ class OneLineErrors(TyperGroup):
 app = typer.Typer(
     cls=OneLineErrors,
     name="edgerec",
-    help=ABOUT,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

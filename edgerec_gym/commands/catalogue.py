@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerec_gym.agents.registry import AGENTS, LOGS, PLAY, Agent, agent_names, find_agent
+from edgerec_gym.agents.registry import LOGS, agent_names, find_agent
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import AsJson
 
@@ -39,8 +39,8 @@ def agents(as_json: AsJson = False) -> None:
 
 
 def _agent(name: str) -> dict[str, Any]:
-    agent: Agent = AGENTS.get(name) or find_agent(name)
-    ways = [f"--{LOGS}" if way == LOGS else "play" if way == PLAY else way for way in agent.learns_from]
+    agent = find_agent(name)
+    ways = [f"--{way}" if way == LOGS else way for way in agent.learns_from]
     return {
         "agent": name,
         "family": agent.family,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgerec_gym.agents.registry import AGENTS, LOGS, Agent, agent_names, find_agent, train_agent
+from edgerec_gym.agents.registry import AGENTS, PLACE, Agent, agent_names, find_agent, train_agent
 from edgerec_gym.commands import console
 from edgerec_gym.commands.options import (
     AsJson,
@@ -106,10 +106,7 @@ def train(
 
 def _refuse_unread(context: typer.Context, agent: Agent) -> None:
     """Raise InputError for an option that was given but that the agent does not read."""
-    reads = {
-        name: name in agent.takes for name in ("rules", "env_id", "scenario", "users", "steps", "num_envs")
-    }
-    reads |= {"logs": LOGS in agent.learns_from, "based_on": bool(agent.starts_from)}
+    reads = {name: agent.reads(name) for name in ("rules", *PLACE, "logs", "based_on")}
     options = {name: "--id" if name == "env_id" else f"--{name.replace('_', '-')}" for name in reads}
     for name, read in reads.items():
         source = context.get_parameter_source(name)
@@ -183,7 +180,7 @@ def evaluate(
     from edgerec_gym.agents.baselines import baselines_of
     from edgerec_gym.agents.find_policy import find_policies
     from edgerec_gym.agents.run_place import common_place
-    from edgerec_gym.evaluation.play import KEEP, REFERENCE, evaluate
+    from edgerec_gym.evaluation.play import evaluate, kinds_of_users, with_references
     from edgerec_gym.evaluation.report import require_matplotlib, write_report
     from edgerec_gym.registration import track_of
     from edgerec_gym.scenario import Scenario
@@ -191,11 +188,9 @@ def evaluate(
     names = list(policies or ())
     env_id, scenario = common_place(names, env_id, scenario)
     track, loaded = track_of(env_id), Scenario.load(scenario)
-    if not users:
-        users = ["learned"] if loaded.synthetic is None else ["learned", "synthetic"]
+    users = users or kinds_of_users(loaded)
     names = names or list(baselines_of(track, loaded.config.item_columns))
-    names = [KEEP, *names, *([REFERENCE] if "synthetic" in users else [])]
-    found = find_policies(names, env_id, loaded, users[0], seed)
+    found = find_policies(with_references(names, users), env_id, loaded, users[0], seed)
     if out is not None:  # fail before the work starts
         require_matplotlib()
         make_folder(out)

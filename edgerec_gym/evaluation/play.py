@@ -258,6 +258,16 @@ def _last_step(batch: FeedBatch) -> _LastStep:
     )  # fmt: skip
 
 
+def kinds_of_users(scenario: Scenario) -> list[str]:
+    """Return the kinds of users that a scenario has."""
+    return ["learned"] if scenario.synthetic is None else ["learned", "synthetic"]
+
+
+def with_references(names: Sequence[str], users: Sequence[str]) -> list[str]:
+    """Return names of policies between keep and, where synthetic users play, the oracle."""
+    return [KEEP, *names, *([REFERENCE] if "synthetic" in users else [])]
+
+
 def evaluate(
     policies: Sequence[Policy],
     *,

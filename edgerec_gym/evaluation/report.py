@@ -160,6 +160,12 @@ def require_matplotlib() -> None:
         raise MissingExtraError("a report with plots", "render") from None
 
 
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as a PNG file, cut to what it shows; replace the file as a whole."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+
+
 def write_report(
     results: list[Result],
     out: str | Path,
@@ -195,8 +201,7 @@ def write_report(
     if training_curve is not None and training_curve["slots"]:
         plots["training"] = _training_figure(training_curve, unit)
     for name, figure in plots.items():
-        with atomic_path(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+        save_figure(figure, folder / f"{name}.png")
     told = verdict(results)
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in results if "seed" in row}))
     lines = [

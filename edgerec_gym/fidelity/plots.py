@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerec_gym.evaluation.report import FAINT, INK, USERS_STYLE, require_matplotlib
-from edgerec_gym.files import atomic_path, make_folder, write_json
+from edgerec_gym.evaluation.report import FAINT, INK, USERS_STYLE, require_matplotlib, save_figure
+from edgerec_gym.files import make_folder, write_json
 
 FILE = "fidelity.json"
 LOG_COLOUR, SIMULATED_COLOUR = USERS_STYLE["synthetic"][0], USERS_STYLE["learned"][0]
@@ -36,8 +36,7 @@ def write_fidelity(report: dict[str, Any], out: str | Path) -> Path:
     if report["ranking"]:
         plots["policies"] = _policies(report)
     for name, figure in plots.items():
-        with atomic_path(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+        save_figure(figure, folder / f"{name}.png")
     write_json(folder / FILE, report)  # written last: it marks the folder as complete
     return folder
 
